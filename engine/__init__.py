@@ -1,0 +1,1 @@
+"""The SCAIL engine: a reference picture and a dance in, an animated clip out."""

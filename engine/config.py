@@ -1,0 +1,66 @@
+"""The model as trained, the limits of the service, and the settings read from the environment."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+HEAD_SIZE = 128  # K, in every SCAIL model
+LATENT_CHANNELS = 16
+MASK_CHANNELS = 4
+VAE_STRIDE = (4, 8, 8)  # pixel frames, rows, columns per latent cell
+SIZE_MULTIPLE = 32  # the pose clip is encoded at half size: 2 * VAE stride * patch
+TEXT_TOKENS = 512  # L: the network always sees this many, padding included
+TRAINED_FRAMES = 81  # the longest clip the model was trained on: 21 latent frames
+TRAINED_SIZE = (512, 896)  # short and long side in training
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """SCAIL-Preview 14B as trained. Facts, not settings: another value means another checkpoint."""
+
+    layers: int = 40
+    dim: int = 5120  # D
+    ffn: int = 13824
+    text_dim: int = 4096  # width of the text encoder
+    clip_dim: int = 1280  # width of the image encoder
+
+    @property
+    def heads(self) -> int:  # N
+        return self.dim // HEAD_SIZE
+
+
+SCAIL_14B = ModelConfig()
+SCAIL_1_3B = ModelConfig(layers=30, dim=1536, ffn=8960)
+TINY = ModelConfig(layers=2, dim=256, ffn=512, text_dim=64, clip_dim=160)  # same code, fits a CPU
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one job may ask for. Beyond these a request is a mistake, not a clip."""
+
+    min_side: int = 64
+    max_side: int = 1280
+    max_frames: int = 2000
+    max_steps: int = 100
+    max_cfg: float = 20.0
+    max_shift: float = 100.0
+    max_fps: float = 120.0
+    max_prompt_chars: int = 4096
+    max_image_bytes: int = 50 * 2**20
+    max_image_pixels: int = 40_000_000
+    max_video_bytes: int = 500 * 2**20
+    max_video_side: int = 4096
+
+
+LIMITS = Limits()
+
+
+def state_dir() -> Path:
+    """Where the engine may keep what it can recompute (`SCAIL_STATE`)."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("SCAIL_STATE") or cache / "scail-engine")
+
+
+def models_dir() -> Path:
+    """Where the models beside the transformer lie (`SCAIL_MODELS`)."""
+    return Path(os.environ.get("SCAIL_MODELS") or "/runpod-volume/models")

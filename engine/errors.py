@@ -1,0 +1,52 @@
+"""Every exception raised on purpose: what was found, what was expected, what to do.
+
+User input and the world raise an `EngineError`. Its `code` is stable and machine-readable: clients
+may switch on it. `fatal` says that this process can no longer be trusted and must be replaced.
+"""
+
+
+class EngineError(Exception):
+    code = "internal"
+    fatal = False
+
+
+class BadRequest(EngineError):
+    """An option or a field that no clip can be made from."""
+
+    code = "bad_request"
+
+
+class BadMedia(EngineError):
+    """A picture, video or joint file that is not what it should be."""
+
+    code = "bad_media"
+
+
+class BadCheckpoint(EngineError):
+    """Model weights that are damaged, incomplete or of another model."""
+
+    code = "bad_checkpoint"
+
+
+class MissingModel(EngineError):
+    """A model file that is needed and not there."""
+
+    code = "missing_model"
+
+
+class NobodyFound(EngineError):
+    """A video or picture in which no person was found."""
+
+    code = "nobody_found"
+
+
+class Unavailable(EngineError):
+    """Something was asked for by name that this build or machine does not have."""
+
+    code = "unavailable"
+
+
+class OutputError(EngineError):
+    """The result could not be written."""
+
+    code = "output_failed"

@@ -1,0 +1,1 @@
+"""The SCAIL models: transformer, VAE, text and image encoders, and their checkpoints."""

@@ -1,0 +1,29 @@
+"""Fixtures for every test: golden data, NaN in fresh memory, a small and quiet torch."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
+
+
+@pytest.fixture
+def golden() -> Path:
+    """The golden folder beside the project. In CI its absence is an error, elsewhere a skip."""
+    if not GOLDEN.is_dir():
+        message = "golden data is not beside this checkout (../shared/golden)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    return GOLDEN
+
+
+@pytest.fixture(autouse=True)
+def _unwritten_memory_is_nan():
+    """`torch.empty` is filled with NaN, so an output that nobody wrote shows."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)

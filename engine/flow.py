@@ -1,0 +1,75 @@
+"""The values that pass between the stages of one job, with their shapes and units."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+Motion = Literal["video", "pose", "joints"]  # a dance, a rendered skeleton video, SMPL joints
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How the clip is denoised."""
+
+    sampler: str
+    steps: int
+    cfg: float
+    shift: float
+    pose_until: float = 1.0  # share of the steps that see the skeleton
+    window_frames: int = 81  # pixel frames denoised at once; longer clips run in windows
+    overlap_frames: int = 20  # pixel frames that neighbouring windows share
+    half_render: bool = False  # skeletons are drawn at half size, not drawn in full and averaged
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One job, checked."""
+
+    image: Path
+    motion: Path
+    kind: Motion
+    recipe: Recipe
+    prompt: str = ""
+    negative_prompt: str = ""
+    seed: int = 0
+    width: int | None = None  # None: the trained size, turned as the picture is
+    height: int | None = None
+    fps: float | None = None  # None: that of the motion
+    frames: int | None = None  # None: all of the motion
+    audio: bool = True  # carry the sound of the motion into the clip
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The media of a job at the size of the result."""
+
+    image: Tensor  # [3, H, W] fp32, about -1..1
+    skeleton: Tensor  # [T, H, W, 3] u8, or drawn at half that size; T = 4k + 1
+    fps: float
+    audio: Path | None  # a file whose sound, if it has any, belongs to the clip
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """All that the transformer is told about the clip, the same at every step."""
+
+    text: Tensor  # [L, text_dim]
+    negative: Tensor | None  # [L, text_dim]; None: no guidance
+    vision: Tensor  # [257, clip_dim]
+    reference: Tensor  # [16, 1, h, w] latent of the picture
+    pose: Tensor  # [16, t, h/2, w/2] latent of the half-size skeleton
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """The finished video and what it took."""
+
+    path: Path
+    width: int
+    height: int
+    frames: int
+    fps: float
+    seed: int
+    timings_ms: dict[str, float]

@@ -1,0 +1,1 @@
+"""Golden data of the reference programs, recomputed with the engine."""

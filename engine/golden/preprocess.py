@@ -1,0 +1,60 @@
+"""Size, resize, crop and value mapping of picture and skeleton, against the official script."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine.golden.check import Check, compare
+from engine.media.framing import (
+    Size,
+    crop_frames,
+    crop_image,
+    image_to_network,
+    skeleton_to_network,
+    target_size,
+)
+from engine.models.tensorfile import TensorFile
+
+_TENSORS = ("ref_in_u8", "pose_in_u8", "target_hw", "ref_cropped", "pose_cropped_u8", "pose_half")
+
+
+def recognises(names: frozenset[str], metadata: Mapping[str, str]) -> bool:
+    return "base_size" in metadata and bool(_cases(names))
+
+
+def checks(path: Path) -> Iterator[Check]:
+    """All exact: there is one right answer, to the bit."""
+    file = TensorFile(path)
+    base, _ = json.JSONDecoder().raw_decode(file.metadata["base_size"])  # "[64,112] stands for …"
+    for case in sorted(_cases(frozenset(file))):
+        held = {name: _read(file, f"{case}.{name}") for name in _TENSORS}
+        got = _recompute(held["ref_in_u8"], held["pose_in_u8"], (base[0], base[1]))
+        for name, tensor in got.items():
+            yield compare(f"{path.name}: {case}.{name}", tensor, held[name], 0.0)
+
+
+def _recompute(pictures: Tensor, frames: Tensor, base: Size) -> dict[str, Tensor]:
+    """pictures [n, 3, h, w] u8, frames [F, 3, h, w] u8."""
+    size = target_size(pictures.shape[2], pictures.shape[3], base)
+    cropped = [crop_image(image_to_network(one.permute(1, 2, 0)), size) for one in pictures]
+    skeleton = crop_frames(frames.permute(0, 2, 3, 1), size)
+    return {
+        "target_hw": torch.tensor(size),
+        "ref_cropped": torch.stack(cropped),
+        "pose_cropped_u8": skeleton.permute(0, 3, 1, 2),
+        "pose_half": skeleton_to_network(skeleton).transpose(0, 1),
+    }
+
+
+def _cases(names: frozenset[str]) -> set[str]:
+    """The names before the dot under which every tensor of a case is there."""
+    cases = {name.rpartition(".")[0] for name in names}
+    return {case for case in cases if all(f"{case}.{name}" in names for name in _TENSORS)}
+
+
+def _read(file: TensorFile, name: str) -> Tensor:
+    with file.open(name) as tensor:
+        return tensor.clone()

@@ -1,0 +1,108 @@
+"""What can be recomputed, kept on disk: a checksummed file a key, the longest unused dropped first.
+
+A cache saves time and nothing else: an entry that is damaged, or a folder that cannot be written,
+is logged, and the value is computed again.
+"""
+
+import hashlib
+import logging
+import os
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+log = logging.getLogger(__name__)
+
+_DIGEST_BYTES = hashlib.sha256().digest_size
+_HEX_DIGITS = frozenset("0123456789abcdef")
+_ENTRY, _MEMO, _PART = ".entry", ".sha256", ".part"
+
+
+@dataclass(frozen=True, slots=True)
+class DiskCache:
+    """Bytes under text keys of any length. Several processes may use one folder.
+
+    An entry is the sha256 of what follows, then the value.
+    """
+
+    folder: Path
+    limit_bytes: int
+
+    def read(self, key: str) -> bytes | None:
+        path = self._path(key)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            log.warning("%s cannot be read, it is computed again: %s", path, error)
+            return None
+        digest, value = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
+        if hashlib.sha256(value).digest() != digest:
+            log.warning("%s is damaged, it is computed again", path)
+            return None
+        with suppress(OSError):  # another worker may have dropped it, or the folder is read-only
+            os.utime(path)
+        return value
+
+    def write(self, key: str, value: bytes) -> None:
+        """Keep a value and drop the oldest entries beyond the limit."""
+        _keep(self._path(key), hashlib.sha256(value).digest() + value)
+        self._trim()
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}{_ENTRY}"
+
+    def _trim(self) -> None:
+        """Parts that a killed worker left count too; one being written is too young to go."""
+        entries: list[tuple[int, int, Path]] = []
+        with suppress(OSError):  # dropped by another worker meanwhile
+            for path in self.folder.iterdir():
+                if path.suffix in (_ENTRY, _PART):
+                    stat = path.stat()
+                    entries.append((stat.st_mtime_ns, stat.st_size, path))
+        total = sum(size for _, size, _ in entries)
+        for _, size, path in sorted(entries):
+            if total <= self.limit_bytes:
+                return
+            with suppress(OSError):
+                path.unlink()
+            total -= size
+
+
+def remembered_sha256(path: Path, folder: Path) -> str:
+    """Hash of a file, kept in `folder` under its path, size and time of change.
+
+    The text encoder has 11 GB: it is read for this once, not once a process.
+    """
+    stat = path.stat()
+    identity = f"{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}"
+    memo = folder / f"{hashlib.sha256(identity.encode()).hexdigest()}{_MEMO}"
+    with suppress(OSError, UnicodeDecodeError):
+        known = memo.read_text(encoding="ascii")
+        if len(known) == 2 * _DIGEST_BYTES and _HEX_DIGITS.issuperset(known):
+            return known
+        log.warning("%s is damaged, %s is hashed again", memo, path)
+    start = time.perf_counter()
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    log.info("hashed %s in %.0f ms", path.name, 1e3 * (time.perf_counter() - start))
+    _keep(memo, digest.encode())
+    return digest
+
+
+def _keep(path: Path, data: bytes) -> None:
+    """Whole or not at all, whatever other workers write at the same moment."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=path.parent, suffix=_PART, delete=False) as part:
+            try:
+                part.write(data)
+                part.flush()
+                Path(part.name).replace(path)
+            finally:
+                Path(part.name).unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s could not be kept: %s", path, error)

@@ -1,0 +1,1 @@
+"""What a newcomer runs first: a drawn dancer, a dance, and weights small enough for any machine."""

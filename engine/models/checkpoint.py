@@ -8,7 +8,6 @@ then read one at a time, LoRAs merged into them in FP32.
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from engine.config import HEAD_SIZE, SCAIL_1_3B, SCAIL_14B, ModelConfig
 from engine.errors import BadCheckpoint
 from engine.models.attention import Attention, sdpa
 from engine.models.dit import Linear, Scail
+from engine.models.fill import Stored
 from engine.models.lora import Lora
 from engine.models.tensorfile import TensorFile
 
@@ -71,16 +71,6 @@ SAT_NAMES = {
     "transformer.layers.{n}.mlp.dense_4h_to_h": ("blocks.{n}.ffn.2",),
 }
 ALIASES = {"pose_patch_embedding.": "patch_embedding_pose."}  # WanGP
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """Where a weight lies: rows `part` of `parts` of a stored tensor."""
-
-    name: str
-    part: int
-    parts: int
-    scale: str | None  # the tensor that an FP8 weight is multiplied with
 
 
 class Checkpoint:

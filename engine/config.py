@@ -45,6 +45,7 @@ class Limits:
     max_cfg: float = 20.0
     max_shift: float = 100.0
     max_fps: float = 120.0
+    max_persons: int = 8
     max_prompt_chars: int = 4096
     max_image_bytes: int = 50 * 2**20
     max_image_pixels: int = 40_000_000

@@ -58,9 +58,9 @@ class DiskCache:
     def _trim(self) -> None:
         """Parts that a killed worker left count too; one being written is too young to go."""
         entries: list[tuple[int, int, Path]] = []
-        with suppress(OSError):  # dropped by another worker meanwhile
-            for path in self.folder.iterdir():
-                if path.suffix in (_ENTRY, _PART):
+        for suffix in (_ENTRY, _PART):
+            for path in self.folder.glob(f"*{suffix}"):
+                with suppress(OSError):  # dropped by another worker meanwhile
                     stat = path.stat()
                     entries.append((stat.st_mtime_ns, stat.st_size, path))
         total = sum(size for _, size, _ in entries)
@@ -80,8 +80,8 @@ def remembered_sha256(path: Path, folder: Path) -> str:
     stat = path.stat()
     identity = f"{path.resolve()}\n{stat.st_size}\n{stat.st_mtime_ns}"
     memo = folder / f"{hashlib.sha256(identity.encode()).hexdigest()}{_MEMO}"
-    with suppress(OSError, UnicodeDecodeError):
-        known = memo.read_text(encoding="ascii")
+    with suppress(OSError):
+        known = memo.read_text(encoding="ascii", errors="replace")
         if len(known) == 2 * _DIGEST_BYTES and _HEX_DIGITS.issuperset(known):
             return known
         log.warning("%s is damaged, %s is hashed again", memo, path)

@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor
 
 Motion = Literal["video", "pose", "joints"]  # a dance, a rendered skeleton video, SMPL joints
+Align = Literal["exact", "official"]  # the best fit, or what the official program's solver finds
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,8 @@ class Request:
     fps: float | None = None  # None: that of the motion
     frames: int | None = None  # None: all of the motion
     audio: bool = True  # carry the sound of the motion into the clip
+    persons: int = 1  # how many dancers of a video are followed
+    align: Align = "exact"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,18 @@ def golden() -> Path:
     return GOLDEN
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _state(tmp_path_factory):
+    """Nothing of a test is left in, or taken from, the user's cache."""
+    before = os.environ.get("SCAIL_STATE")
+    os.environ["SCAIL_STATE"] = str(tmp_path_factory.mktemp("state"))
+    yield
+    if before is None:
+        del os.environ["SCAIL_STATE"]
+    else:
+        os.environ["SCAIL_STATE"] = before
+
+
 @pytest.fixture(autouse=True)
 def _unwritten_memory_is_nan():
     """`torch.empty` is filled with NaN, so an output that nobody wrote shows."""

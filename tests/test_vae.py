@@ -336,7 +336,7 @@ def without(weights, name):
         (lambda w: without(w, FIRST), f"is not a Wan 2.1 VAE.* {FIRST}"),
         (lambda w: w | {"decoder.extra": torch.zeros(1)}, "holds decoder.extra"),
         (lambda w: w | {"conv2.bias": torch.zeros(48)}, r"conv2.bias is \(48,\), expected \(16,\)"),
-        (lambda w: w | {FIRST: torch.zeros(8, 3, 3, 3, 3)}, r"is \(\d+, .*expected \(\d+"),
+        (lambda w: w | {FIRST: torch.zeros(8, 3, 3, 3, 3)}, r"is \(\d+,.*expected \(\d+,"),
         (lambda w: w | {FIRST: torch.zeros(8, 12, 3, 3, 3)}, "is not a Wan 2.1 VAE"),
         (lambda w: w | {FIRST: torch.zeros(0, 3, 3, 3, 3)}, "is not a Wan 2.1 VAE"),
         (lambda w: w | {FIRST: torch.tensor(1.0)}, "is not a Wan 2.1 VAE"),

@@ -1,0 +1,39 @@
+# Everything runs in .venv, made on first use. Only Python 3.11, make and the package index are needed.
+# On a machine without a GPU, PIP_EXTRA_INDEX_URL may name PyTorch's CPU wheel channel (README.md).
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+TORCH := torch==2.13.0
+TRITON := triton==3.6.0
+
+.PHONY: setup demo test test-slow lint clean
+
+setup: .venv/ready
+
+# torch first, so that nothing else chooses its build; triton alone, as only its compiler is used
+.venv/ready: pyproject.toml Makefile
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade pip==25.3
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --no-deps $(TRITON)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: setup
+	mkdir -p out
+	$(BIN)/python -m engine generate --image engine/demo/dancer.png --joints engine/demo/dance.npz \
+	  --width 128 --height 192 --out out/demo.mp4
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: setup
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+clean:
+	rm -rf out .venv

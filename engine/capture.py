@@ -1,0 +1,67 @@
+"""From a dance video to the skeleton that fits a picture: the two files meet here."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.errors import BadMedia
+from engine.flow import Request
+from engine.media.framing import Size, crop_clip, crop_frames
+from engine.media.video import frame_count, probe_video, read_video
+from engine.pose.extract import Dance, Motion, PoseExtractor
+
+
+def capture_skeleton(
+    extractor: PoseExtractor, request: Request, picture: Tensor, canvas: Size
+) -> tuple[Tensor, float]:
+    """The skeleton [T, *canvas, 3] u8 and its rate. Raises an `EngineError`.
+
+    Dance and picture are cropped to the shape of the canvas before anybody is looked for, so that
+    joints, keypoints and skeleton share one camera.
+    """
+    scale = 2 if request.recipe.half_render else 1
+    size = canvas[0] * scale, canvas[1] * scale
+    motion, fps = capture_motion(
+        extractor, request.motion, size, request.fps, request.frames, request.persons
+    )
+    shown = crop_frames(picture[None], size)[0].numpy()
+    skeleton = torch.empty(len(motion.joints), *canvas, 3, dtype=torch.uint8)
+    frames = extractor.skeleton(motion, shown, *canvas, request.align)
+    for place, frame in zip(skeleton, frames, strict=True):
+        place.copy_(torch.from_numpy(frame))
+    return skeleton, fps
+
+
+def capture_motion(
+    extractor: PoseExtractor,
+    video: Path,
+    size: Size,
+    fps: float | None,
+    frames: int | None,
+    persons: int,
+) -> tuple[Motion, float]:
+    """Joints and keypoints of a video cropped to `size`, and their rate. Raises an `EngineError`.
+
+    The video is decoded only if this dance is not known yet.
+    """
+    info = probe_video(video)
+    count = frame_count(info, fps, frames)
+    rate = fps or info.fps
+    dance = Dance(_content(video), size, count, rate, persons)
+
+    def read() -> NDArray[np.uint8]:
+        return crop_clip(read_video(info, fps, count), count, size).numpy()
+
+    return extractor.motion(dance, read), rate
+
+
+def _content(video: Path) -> str:
+    try:
+        with video.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BadMedia(f"{video.name} cannot be read: {error.strerror}.") from error

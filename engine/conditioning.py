@@ -1,0 +1,51 @@
+"""What the transformer is told about a clip: prompt, picture and skeleton as the encoders see them.
+
+The picture is encoded as one frame, the skeleton at half size (spec/denoiser.md 5, encoders.md 4).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from engine.flow import Conditions, Request, Source
+from engine.media.framing import skeleton_to_network
+from engine.models.vae import Vae
+
+PIECE = 16  # skeleton frames encoded at once
+
+
+@dataclass(frozen=True, slots=True)
+class Encoders:
+    text: Callable[[Sequence[str]], list[Tensor]]  # prompts -> [512, text_dim] each
+    vision: Callable[[Tensor], Tensor]  # picture [3, H, W] -> [257, clip_dim]
+    vae: Vae
+
+
+@torch.inference_mode()
+def condition(encoders: Encoders, request: Request, source: Source) -> Conditions:
+    """Runs the encoders; the negative prompt only if the recipe looks at it."""
+    prompts = [request.prompt]
+    if request.recipe.cfg != 1:
+        prompts.append(request.negative_prompt)
+    text, *negative = encoders.text(prompts)
+    return Conditions(
+        text=text,
+        negative=negative[0] if negative else None,
+        vision=encoders.vision(source.image),
+        reference=encoders.vae.encode([source.image[:, None]]),
+        pose=encoders.vae.encode(_half_size(source)),
+    )
+
+
+def _half_size(source: Source) -> Iterator[Tensor]:
+    """The skeleton as [3, n, H/2, W/2] in -1..1, a few frames at a time."""
+    is_half = source.skeleton.shape[1:3] != source.image.shape[1:]
+    pieces = source.skeleton.split(PIECE)
+    for frames in tqdm(pieces, "encode skeleton", disable=None):
+        if is_half:
+            yield (frames.permute(3, 0, 1, 2).float() - 127.5) / 127.5
+        else:
+            yield skeleton_to_network(frames)

@@ -1,0 +1,71 @@
+"""From a request to its media at the size of the result: picture, skeleton, rate and sound."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.flow import Request, Source
+from engine.media.framing import (
+    Size,
+    crop_clip,
+    crop_image,
+    image_to_network,
+    target_size,
+    trim_to_whole_latents,
+)
+from engine.media.picture import load_image
+from engine.media.video import frame_count, probe_video, read_video
+from engine.pose.joints import load_joints
+from engine.pose.skeleton import draw_skeleton
+
+# request, picture [h, w, 3] u8, size of the skeleton -> skeleton [T, *size, 3] u8 and its rate
+Capture = Callable[[Request, Tensor, Size], tuple[Tensor, float]]
+
+
+def load_source(request: Request, capture: Capture) -> Source:
+    """Raises `BadMedia` and what `capture` raises, which turns a dance into a skeleton."""
+    picture = load_image(request.image)
+    if request.height is not None and request.width is not None:
+        size = request.height, request.width
+    else:
+        size = target_size(picture.shape[0], picture.shape[1])
+    image = crop_image(image_to_network(picture), size)
+    canvas = (size[0] // 2, size[1] // 2) if request.recipe.half_render else size
+    if request.kind == "pose":
+        skeleton, fps = _read_skeleton(request, size)
+    elif request.kind == "joints":
+        skeleton, fps = _draw_joints(request, canvas)
+    else:
+        skeleton, fps = capture(request, picture, canvas)
+    whole = trim_to_whole_latents(len(skeleton))
+    has_sound = request.audio and request.kind != "joints"
+    return Source(image, skeleton[:whole], fps, request.motion if has_sound else None)
+
+
+def check_source(request: Request) -> None:
+    """Raises `BadMedia` for files that no clip can be made of, before anything is loaded."""
+    load_image(request.image)
+    if request.kind == "joints":
+        load_joints(request.motion)
+    else:
+        frame_count(probe_video(request.motion), request.fps, request.frames)
+
+
+def _read_skeleton(request: Request, size: Size) -> tuple[Tensor, float]:
+    info = probe_video(request.motion)
+    count = frame_count(info, request.fps, request.frames)
+    frames = read_video(info, request.fps, count)
+    return crop_clip(frames, count, size), request.fps or info.fps
+
+
+def _draw_joints(request: Request, canvas: Size) -> tuple[Tensor, float]:
+    clip = load_joints(request.motion)
+    fps = request.fps or clip.fps
+    count = max(1, int(len(clip.joints) / clip.fps * fps + 1e-9))
+    if request.frames is not None:
+        count = min(count, request.frames)
+    shown = np.minimum((np.arange(count) / fps * clip.fps + 1e-9).astype(int), len(clip.joints) - 1)
+    frames = draw_skeleton(clip.joints[shown], *canvas)
+    return torch.from_numpy(np.stack(list(frames))), fps

@@ -1,0 +1,90 @@
+"""What `--stages DIR` keeps of a job: skeleton, latents, activations of the linears, timings."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from engine.errors import OutputError
+from engine.flow import Conditions, Source
+from engine.media.mp4 import encode_mp4
+
+
+class Stages:
+    """Writes into a folder, or nothing if there is none. Raises `OutputError`."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        if folder is not None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OutputError(f"{folder} cannot be made: {error.strerror}.") from error
+
+    def keep_skeleton(self, source: Source) -> None:
+        if self.folder is not None:
+            encode_mp4([source.skeleton], source.fps, self.folder / "skeleton.mp4")
+
+    def keep_latents(self, conditions: Conditions, latents: Tensor) -> None:
+        """`latents.safetensors`: the finished latents and all that the transformer was told."""
+        if self.folder is None:
+            return
+        held = {
+            "latents": latents,
+            "text": conditions.text,
+            "vision": conditions.vision,
+            "reference": conditions.reference,
+            "pose": conditions.pose,
+        }
+        if conditions.negative is not None:
+            held["negative"] = conditions.negative
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in held.items()}
+        save_file(tensors, self.folder / "latents.safetensors")
+
+    @contextmanager
+    def watch(self, model: nn.Module) -> Iterator[None]:
+        """`activations.safetensors`: of what enters each linear, over the whole job and per
+        channel, the largest magnitude and the mean square.
+        """
+        if self.folder is None:
+            yield
+            return
+        seen: dict[str, tuple[Tensor, Tensor, int]] = {}
+        hooks = [
+            module.register_forward_pre_hook(_recorder(name, seen))
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear)
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        tensors = {}
+        for name, (largest, squares, rows) in seen.items():
+            tensors[f"{name}.absmax"] = largest.cpu()
+            tensors[f"{name}.mean_square"] = (squares / rows).float().cpu()
+        save_file(tensors, self.folder / "activations.safetensors")
+
+    def keep_timings(self, laps_ms: Mapping[str, float]) -> None:
+        if self.folder is not None:
+            text = json.dumps({stage: round(ms, 1) for stage, ms in laps_ms.items()}, indent=1)
+            (self.folder / "timings_ms.json").write_text(text + "\n")
+
+
+def _recorder(name: str, seen: dict[str, tuple[Tensor, Tensor, int]]):  # noqa: ANN202 - a hook
+    def record(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).float()
+        largest = x.abs().amax(dim=0)
+        squares, rows = x.square().sum(dim=0, dtype=torch.float64), len(x)
+        if name in seen:
+            past_largest, past_squares, past_rows = seen[name]
+            largest = torch.maximum(largest, past_largest)
+            squares, rows = squares + past_squares, rows + past_rows
+        seen[name] = largest, squares, rows
+
+    return record

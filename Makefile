@@ -6,7 +6,7 @@ BIN := .venv/bin
 TORCH := torch==2.13.0
 TRITON := triton==3.6.0
 
-.PHONY: setup demo test test-slow lint clean
+.PHONY: setup demo test test-slow lint bench clean
 
 setup: .venv/ready
 
@@ -22,7 +22,7 @@ setup: .venv/ready
 demo: setup
 	mkdir -p out
 	$(BIN)/python -m engine generate --image engine/demo/dancer.png --joints engine/demo/dance.npz \
-	  --width 128 --height 192 --out out/demo.mp4
+	  --width 256 --height 448 --out out/demo.mp4
 
 lint: setup
 	$(BIN)/ruff check .
@@ -34,6 +34,10 @@ test: lint
 
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+# one thread, so that the times of two machines can be compared
+bench: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/run.py media
 
 clean:
 	rm -rf out .venv

@@ -22,6 +22,7 @@ from engine.errors import BadRequest, EngineError, OutputError
 from engine.flow import Align, Motion, Request
 from engine.golden.verify import recompute
 from engine.gpu import find_gpu
+from engine.heap import keep_freed_memory
 from engine.load import PRECISIONS, Settings, load_exact
 from engine.media.framing import crop_frames, target_size
 from engine.media.mp4 import encode_mp4
@@ -69,6 +70,8 @@ def generate(args: argparse.Namespace) -> None:
     stages = Stages(args.stages)
 
     device = _device()
+    if device.type == "cpu":
+        keep_freed_memory()
     networks = Networks(args.models or models_dir(), device, state_dir())
     if request.kind == "video":
         networks.require()

@@ -48,7 +48,10 @@ class DiskCache:
         return value
 
     def write(self, key: str, value: bytes) -> None:
-        """Keep a value and drop the oldest entries beyond the limit."""
+        """Keep a value and drop the oldest entries beyond the limit; never all for one."""
+        if _DIGEST_BYTES + len(value) > self.limit_bytes:
+            log.warning("%d bytes are too many for the cache %s", len(value), self.folder)
+            return
         _keep(self._path(key), hashlib.sha256(value).digest() + value)
         self._trim()
 

@@ -68,6 +68,29 @@ def test_the_entries_longest_unused_are_dropped_beyond_the_limit(tmp_path):
     assert kept == [b"a" * 4000, b"c" * 4000, b"d" * 4000]
 
 
+def test_a_value_beyond_the_limit_is_not_kept_and_drops_nothing(tmp_path, caplog):
+    cache = DiskCache(tmp_path, limit_bytes=1000)
+    cache.write("small", bytes(500))
+    cache.write("large", bytes(1000))
+    assert cache.read("large") is None
+    assert cache.read("small") == bytes(500)
+    assert "1000 bytes are too many" in caplog.text
+    cache.write("just", bytes(968))
+    assert cache.read("just") == bytes(968)
+
+
+def test_a_folder_that_cannot_be_made_or_read_is_logged_and_no_error(tmp_path, caplog):
+    (tmp_path / "file").write_text("no folder")
+    cache = DiskCache(tmp_path / "file", 1000)
+    cache.write("dance", b"some rows")
+    assert "could not be kept" in caplog.text
+    assert cache.read("dance") is None
+    assert "cannot be read" in caplog.text
+    path = tmp_path / "weights"
+    path.write_bytes(b"hello")
+    assert remembered_sha256(path, tmp_path / "file") == HELLO
+
+
 def test_what_a_killed_worker_left_is_dropped_too(tmp_path):
     left = tmp_path / "half-written.part"
     left.write_bytes(bytes(5000))
@@ -91,7 +114,7 @@ def test_a_hash_is_remembered_until_size_or_time_change(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"", HELLO[:-1].encode(), b"\xff" * 64, b"z" * 64])
-def test_a_damaged_memo_is_not_believed(tmp_path, damage):
+def test_a_damaged_memo_is_not_believed(tmp_path, caplog, damage):
     path, memos = tmp_path / "weights", tmp_path / "cache"
     path.write_bytes(b"hello")
     remembered_sha256(path, memos)
@@ -99,3 +122,4 @@ def test_a_damaged_memo_is_not_believed(tmp_path, damage):
     memo.write_bytes(damage)
     assert remembered_sha256(path, memos) == HELLO
     assert memo.read_text() == HELLO
+    assert f"{memo} is damaged" in caplog.text

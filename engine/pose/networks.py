@@ -1,4 +1,4 @@
-"""The motion capture networks of a models folder: found, hashed for the cache, loaded when needed."""
+"""The motion capture networks of a models folder: found, hashed for the cache, loaded once."""
 
 import mmap
 from collections.abc import Iterator

@@ -1,0 +1,185 @@
+"""Suite `media`: what happens to pictures, videos and skeletons beside the networks, on a CPU.
+
+Rendering, resizing and base64 run on one thread; ffmpeg decodes and encodes with its own.
+"""
+
+import base64
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from timing import Row, measure, require
+from torch import Tensor
+
+from engine.golden import render as golden_render
+from engine.media.framing import crop_frames
+from engine.media.mp4 import encode_mp4
+from engine.media.picture import load_image
+from engine.media.video import probe_video, read_video
+from engine.pose.bones import Floats
+from engine.pose.camera import base_camera
+from engine.pose.joints import load_joints
+from engine.pose.keypoints import Keypoints
+from engine.pose.skeleton import draw_skeleton
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT.parent / "shared" / "golden" / "pose"
+DEMO = ROOT / "engine" / "demo"
+
+FRAMES = 16
+HEIGHT, WIDTH = 896, 512  # of the clip that is decoded and encoded
+LEAST_PSNR = 30.0  # dB, of a decoded clip
+RESIZE_LEVELS = 2  # Pillow rounds between its two passes
+BODY_BYTES = 10_000_000
+HEAD, WRISTS = 15, (20, 21)  # SMPL joints
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    height: int
+    width: int
+    persons: int
+    official_ms: float  # a frame, taichi 1.7.4 on one core, its compile not counted: pose.md 8
+
+
+SCENES = (
+    Scene(512, 896, 1, 320.0),
+    Scene(896, 512, 1, 340.0),
+    Scene(672, 416, 1, 200.0),
+    Scene(336, 208, 1, 77.0),
+    Scene(512, 896, 2, 760.0),
+)
+
+
+def measure_media() -> tuple[str, list[Row]]:
+    """How the renderer was checked, and the times. Raises `WrongResult`."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    checked = check_renderer(GOLDEN)
+    rows = [row for scene in SCENES for row in measure_scene(scene)]
+    with tempfile.TemporaryDirectory() as folder:
+        rows += measure_video(Path(folder) / "clip.mp4")
+    return checked, [*rows, measure_resize(), *measure_base64()]
+
+
+def check_renderer(golden: Path) -> str:
+    """Against what the official program drew, where that is at hand."""
+    checks = [
+        check
+        for path in sorted(golden.glob("*.npz"))
+        if golden_render.recognises(_names(path), {})
+        for check in golden_render.checks(path)
+    ]
+    failed = [check.check for check in checks if not check.ok]
+    require(not failed, f"The renderer fails {len(failed)} golden checks, first {failed[:1]}")
+    if checks:
+        return f"{len(checks)} golden checks"
+    return "two equal runs of each scene; the golden frames are not beside this checkout"
+
+
+def measure_scene(scene: Scene) -> Iterator[Row]:
+    """A frame of the demo's dance without and with the overlay."""
+    dance = load_joints(DEMO / "dance.npz").joints[::4][:FRAMES]
+    apart = 450 * (2 * np.arange(scene.persons) - scene.persons + 1)  # mm between two dancers
+    joints = np.repeat(dance, scene.persons, axis=1)
+    joints[..., 0] += apart.astype(np.float32)[:, None]
+    points = [_keypoints(frame, scene.height, scene.width) for frame in joints]
+    name = f"skeleton {scene.height}x{scene.width}, {scene.persons} in view"
+    for suffix, drawn, official in (("", None, scene.official_ms), (" + overlay", points, None)):
+
+        def draw(drawn: list[Keypoints] | None = drawn) -> list[NDArray[np.uint8]]:
+            return list(draw_skeleton(joints, scene.height, scene.width, keypoints=drawn))
+
+        frames = draw()
+        require(np.array_equal(frames, draw()), f"{name}{suffix}: two runs differ")
+        require(all(frame.any() for frame in frames), f"{name}{suffix}: a frame is black")
+        yield measure(name + suffix, draw, len(frames), official)
+
+
+def measure_video(path: Path) -> Iterator[Row]:
+    """Encode and decode a moving picture with a skeleton before it."""
+    clip = _clip(3 * FRAMES)
+
+    def encode() -> None:
+        encode_mp4([clip], 16.0, path)
+
+    def decode() -> Tensor:
+        return torch.cat(list(read_video(probe_video(path))))
+
+    encode()
+    found = decode()
+    require(found.shape == clip.shape, f"Decoded {list(found.shape)}, encoded {list(clip.shape)}")
+    error = float((found.float() - clip.float()).square().mean())
+    psnr = 10 * np.log10(255**2 / max(error, 1e-9))
+    require(psnr >= LEAST_PSNR, f"The decoded clip is {psnr:.1f} dB from the encoded one")
+    size = f"{HEIGHT}x{WIDTH}"
+    yield measure(f"encode {size}", encode, len(clip))
+    yield measure(f"decode {size}", decode, len(clip))
+
+
+def measure_resize() -> Row:
+    """Cover and crop frames of 1080p, as they come from a camera."""
+    shown = Image.open(DEMO / "dancer.png").convert("RGB").resize((1920, 1080))
+    frames = torch.from_numpy(np.array(shown)).expand(4, -1, -1, -1).contiguous()
+    size = HEIGHT, WIDTH
+
+    def resize() -> Tensor:
+        return crop_frames(frames, size)
+
+    wide = int(1920 * HEIGHT / 1080)
+    left = (wide - WIDTH) // 2
+    covered = np.array(shown.resize((wide, HEIGHT), Image.Resampling.BICUBIC))
+    want = torch.from_numpy(covered[:, left : left + WIDTH])
+    error = int((resize().int() - want.int()).abs().max())
+    require(error <= RESIZE_LEVELS, f"The resized frame is {error} levels from Pillow's")
+    return measure(f"cover and crop 1080x1920 to {HEIGHT}x{WIDTH}", resize, len(frames))
+
+
+def measure_base64() -> Iterator[Row]:
+    """The video of a request, and of an answer."""
+    body = np.random.default_rng(0).bytes(BODY_BYTES)
+    text = base64.b64encode(body)
+    require(base64.b64decode(text, validate=True) == body, "base64 does not give the body back")
+    size = f"{BODY_BYTES // 10**6} MB"
+    yield measure(f"base64 encode {size}", lambda: base64.b64encode(body))
+    yield measure(f"base64 decode {size}", lambda: base64.b64decode(text, validate=True))
+
+
+def _names(path: Path) -> frozenset[str]:
+    with np.load(path, allow_pickle=False) as file:
+        return frozenset(file.files)
+
+
+def _keypoints(joints: Floats, height: int, width: int) -> Keypoints:
+    """Faces and hands where heads and wrists [P, 24, 3] are seen, about as large as people's."""
+    camera = base_camera(height, width)
+    x, y, z = np.moveaxis(joints[:, [HEAD, *WRISTS]], -1, 0)
+    seen = np.stack([camera.fx * x / z + camera.cx, camera.fy * y / z + camera.cy], axis=-1)
+    angles = np.linspace(0, 2 * np.pi, 68, endpoint=False)
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=-1) * 90 * camera.fx / z[:, :1, None]
+    fingers = np.linspace(0, 1, 21)[:, None] * 120 * camera.fx / z[:, 1:, None, None]
+    size = np.array([width, height], np.float32)
+    body = np.repeat(seen[:, :1], 18, axis=1)
+    body[:, 14:18, 0] += np.array([-15, 15, -40, 40]) * camera.fx / z[:, :1]
+    return Keypoints(
+        (body / size).astype(np.float32),
+        np.ones(body.shape[:2], np.bool_),
+        ((seen[:, :1] + circle) / size).astype(np.float32),
+        ((seen[:, 1:, None] + fingers) / size).astype(np.float32),
+    )
+
+
+def _clip(count: int) -> Tensor:
+    """[count, HEIGHT, WIDTH, 3] u8: the demo's picture moving past, the dance before it."""
+    dance = load_joints(DEMO / "dance.npz").joints[:count]
+    ground = crop_frames(load_image(DEMO / "dancer.png")[None], (HEIGHT, WIDTH))[0]
+    frames = [torch.from_numpy(frame) for frame in draw_skeleton(dance, HEIGHT, WIDTH)]
+    return torch.stack([
+        torch.where(frame > 0, frame, ground.roll(8 * t, dims=1)) for t, frame in enumerate(frames)
+    ])  # fmt: skip

@@ -10,17 +10,20 @@ ROOT = Path(__file__).resolve().parents[1]
 # Low to high, one layer a line. A module imports from lower lines only; two modules of one line
 # are strangers, and a package named here is one module to the others.
 LAYERS = """
-kernels.arch kernels.fp8 kernels.device
-kernels.spec
-kernels.toolkit kernels.sass kernels.cubin kernels.launch
-kernels.compile kernels.capsules
-engine.errors engine.clock engine.diskcache
+kernels.arch kernels.device
+kernels.spec kernels.fp8
+kernels.signature kernels.toolkit kernels.elf kernels.cubin kernels.layout
+kernels.sass kernels.launch
+kernels.attention kernels.cross_attention kernels.rope kernels.modulate kernels.capsules
+kernels.gemm kernels.proofs
+kernels.compile
+engine.errors engine.clock engine.diskcache engine.heap
 engine.config engine.flow
 engine.sampler engine.windows engine.gpu engine.media engine.models engine.pose
 engine.exact engine.request engine.stages engine.source engine.capture engine.conditioning
 engine.pipeline
 engine.load engine.golden engine.demo
-engine.__main__
+engine.__main__ benchmarks
 """.strip().splitlines()
 LEAVES = {"engine", "kernels"}  # imports nothing of ours
 
@@ -28,7 +31,10 @@ RANK = {name: rank for rank, line in enumerate(LAYERS) for name in line.split()}
 
 
 def modules():
-    for path in sorted((ROOT / "engine").rglob("*.py")) + sorted((ROOT / "kernels").rglob("*.py")):
+    paths = (
+        path for top in ("engine", "kernels", "benchmarks") for path in (ROOT / top).rglob("*.py")
+    )
+    for path in sorted(paths):
         parts = path.relative_to(ROOT).with_suffix("").parts
         yield path, ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 

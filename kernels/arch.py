@@ -1,0 +1,19 @@
+"""The GPU architectures that packages are built for. What differs between them is a row here."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Arch:
+    name: str  # also the package folder and the Dockerfile suffix
+    capability: tuple[int, int]  # CUDA compute capability
+    target: str  # what ptxas is told; cubins run on exactly this
+    shared_bytes: int  # shared memory one block may use
+    driver: tuple[int, int]  # the oldest CUDA version a driver may report
+    toolkits: tuple[str, ...]  # ptxas releases whose cubins such a driver takes, baseline first
+
+
+SM89 = Arch("sm89", (8, 9), "sm_89", 101_376, driver=(12, 7), toolkits=("12.6", "12.8"))
+SM90 = Arch("sm90", (9, 0), "sm_90a", 232_448, driver=(12, 7), toolkits=("12.6", "12.8"))
+SM120 = Arch("sm120", (12, 0), "sm_120a", 101_376, driver=(12, 8), toolkits=("12.8",))
+ARCHS = (SM89, SM90, SM120)

@@ -1,0 +1,68 @@
+"""Device functions -> machine code, in a process of its own: one toolkit, no interpreter, no GPU.
+
+    python -m kernels.device FOLDER < jobs.json
+
+Writes NAME.cubin and NAME.json into FOLDER for each named job. The parent is `kernels.compile`.
+"""
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+WARP = 32  # threads
+
+
+def source(job: dict) -> ASTSource:
+    function = getattr(import_module(job["module"]), job["function"])
+    is_constant = {parameter.name: parameter.is_constexpr for parameter in function.params}
+    arguments = [name for name, constant in is_constant.items() if not constant]
+    constants = {name for name, constant in is_constant.items() if constant}
+    if len(arguments) != len(job["types"]) or constants != set(job["constants"]):
+        raise TypeError(
+            f"{job['function']} takes the arguments {arguments} and the constants "
+            f"{sorted(constants)}, the spec gives {job['types']} and {sorted(job['constants'])}"
+        )
+    signature = {name: "constexpr" if constant else "" for name, constant in is_constant.items()}
+    signature |= dict(zip(arguments, job["types"]))
+    aligned = [arguments[index] for index in job["multiples_of_16"]]
+    attributes = {
+        (at,): [["tt.divisibility", 16]] for at, name in enumerate(signature) if name in aligned
+    }
+    return ASTSource(function, signature, job["constants"], attributes)
+
+
+def compile_job(job: dict) -> tuple[bytes, dict]:
+    """Machine code, and what a launch must know of it."""
+    options = {
+        "num_warps": job["warps"],
+        "num_stages": job["stages"],
+        "num_ctas": 1,
+        "maxnreg": job["max_registers"],
+        "enable_fp_fusion": job["fuse_multiply_add"],  # Triton's default is about to change
+    }
+    target = GPUTarget("cuda", job["capability"], WARP)
+    compiled = triton.compile(source(job), target=target, options=options)
+    metadata = compiled.metadata
+    facts = {
+        "entry": metadata.name,
+        "warps": metadata.num_warps,  # more than asked for where warps are specialised
+        "shared_bytes": metadata.shared,
+        "scratch_bytes": metadata.global_scratch_size + metadata.profile_scratch_size,
+    }
+    return compiled.asm["cubin"], facts
+
+
+def main(folder: Path) -> None:
+    for name, job in json.load(sys.stdin).items():
+        data, facts = compile_job(job)
+        (folder / f"{name}.cubin").write_bytes(data)
+        (folder / f"{name}.json").write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

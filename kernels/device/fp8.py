@@ -1,0 +1,30 @@
+"""8-bit codes inside a kernel, as kernels/fp8.py defines them."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def to_8bit(x, dtype: tl.constexpr):
+    """Rounds half to even. |x| is at most the limit of `dtype`, but for rounding."""
+    if dtype == tl.int8:
+        # 1.5 * 2^23 leaves the sum no room for a fraction: its low bits are the rounded integer.
+        return (x + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
+    return x.to(dtype)
+
+
+@triton.jit
+def store_row(
+    y, live, row, q_ptr, s_ptr,
+    D: tl.constexpr, LIMIT: tl.constexpr, TINY: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Quantises one row of D values: y [BLOCK], 0 where not `live`.
+
+    VECTOR: how many values are 16 bytes where y comes from. All accesses of a kernel get one
+    layout, and that of 16 codes a thread would tear the loads of y apart.
+    """
+    peak = tl.maximum(tl.max(tl.abs(y)), TINY)
+    codes = to_8bit(y * (LIMIT / peak), q_ptr.dtype.element_ty)
+    q_ptrs = tl.max_contiguous(q_ptr + row * D + tl.arange(0, y.shape[0]), [VECTOR])
+    tl.store(q_ptrs, codes, mask=live)
+    tl.store(s_ptr + row, peak / LIMIT)

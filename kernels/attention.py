@@ -1,0 +1,234 @@
+"""Self attention of 8-bit queries, keys and values in one pass over the keys.
+
+    x = (q8 . k8) * qs * ks               logits in units of log2; of padding exactly 0
+    w = limit * exp2(x - top)             top: each query's largest x so far, or of this turn
+    o = sum(round8(w) * vt) * vs / sum(w)       both sums carried on from turn to turn
+
+Shapes    `kernels.layout.Qkv8` of N heads over S tokens -> o [S, N * K] bf16
+Numerics  logits INT32 or FP32, softmax FP32, weights 8 bits, o FP32. What padded keys add to the
+          sum of weights is known, limit * exp2(-top) each, and taken out at the end: no tile is
+          masked.
+
+Three forms, by the formats of q and k, and of w and v:
+
+`int8fp8`  The default. E4M3 has the same relative error at every size, so `top` is the maximum so
+           far and turns add up as they are. Its three bits, in w and v, are what limits it.
+`int8`     Even steps of 1/127 of the largest weight, so `top` is that of the turn: scaled to the
+           largest of all keys, small weights would vanish. Half the error on normal values (more
+           on such with rare outliers), exact sums at full rate on every GPU, and more work on each
+           turn's sum.
+`fp8`      Logits are three times less exact than with INT8, and need no conversion.
+
+What is summed in a tensor core (`SUM`):
+
+`fp32`     Ada and Hopper keep about 14 bits of a sum of FP8 products, too few for 50 000 keys. So
+           each turn's sum starts at zero and meets o outside, in the multiply-add that moves o to
+           its new `top` and has to be done anyway.
+`fp16`     The same with sums in FP16, which a GeForce of Ada forms at twice the rate. v is scaled
+           so that 128 keys cannot overflow (`kernels.layout.V_LIMIT_FP16`).
+`scaled`   Block-scaled products with scales of one sum in true FP32 at full rate: o is their
+           accumulator.
+`int32`    Exact.
+
+Sources: spec/kernels.md 2, spec/performance.md 0 and D.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from kernels.arch import SM89, SM90, SM120, Arch
+from kernels.fp8 import LIMITS, to_8bit
+from kernels.layout import HEAD, K_BLOCK, KEY_GROUP, Q_BLOCK, V_LIMIT_FP16, Qkv8, padded_keys
+from kernels.spec import Bank, KernelError, KernelSpec, Loop, Tuning
+
+CODES = {torch.float8_e4m3fn: "fp8e4nv", torch.int8: "i8"}
+FORMS = {  # formats of q and k, of v
+    "int8fp8": (torch.int8, torch.float8_e4m3fn),
+    "int8": (torch.int8, torch.int8),
+    "fp8": (torch.float8_e4m3fn, torch.float8_e4m3fn),
+}
+
+
+def attention_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """What all forms approximate: q, k, v [S, N, K], any float -> [S, N * K] fp32."""
+    q, k, v = (side.double().transpose(0, 1) for side in (q, k, v))  # [N, S, K]
+    p = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(dim=-1)
+    return (p @ v).transpose(0, 1).flatten(1).float()
+
+
+def attention8_reference(qkv: Qkv8, keys: int = K_BLOCK) -> Tensor:
+    """The definition, in plain PyTorch: [S, N * K] fp32. `keys` are taken in one turn: they decide
+    against which maximum a weight is rounded, and nothing else.
+    """
+    q, k, v = qkv.dequantize()
+    limit = LIMITS[qkv.vt.dtype]
+    top = q.new_full((*q.shape[:2], 1), -math.inf)  # [N, S, 1]
+    total, out = torch.zeros_like(top), torch.zeros_like(q)
+    for k_tile, v_tile in zip(k.split(keys, dim=1), v.split(keys, dim=1)):
+        x = q @ k_tile.mT  # [N, S, keys]
+        here = x.amax(dim=-1, keepdim=True)
+        if k_tile.shape[1] < keys:  # the padding that fills the turn
+            here = here.clamp_min(0)
+        new_top = torch.maximum(top, here)
+        base = here if qkv.vt.dtype == torch.int8 else new_top
+        p = limit * torch.exp2(x - base)
+        shrink, grow = torch.exp2(top - new_top), torch.exp2(base - new_top)
+        total = total * shrink + grow * p.sum(dim=-1, keepdim=True)
+        out = out * shrink + grow * (to_8bit(p, qkv.vt.dtype).float() @ v_tile)
+        top = new_top
+    return (out / total).transpose(0, 1).flatten(1)
+
+
+def attention(bank: Bank, spec: KernelSpec, qkv: Qkv8) -> Tensor:
+    """`spec` is one of `ATTENTION`, and `qkv` quantised for it (`formats`). [S, N * K] bf16.
+
+    Raises `KernelError` for tensors that are not laid out as `Qkv8` says.
+    """
+    _check(spec, qkv)
+    heads, _, keys = qkv.vt.shape
+    blocks = bank.tuning(spec).blocks
+    out = qkv.vs.new_empty(qkv.tokens, heads * HEAD, dtype=torch.bfloat16)
+    grid = (-(-qkv.tokens // blocks["BLOCK_Q"]), heads)
+    operands = (qkv.q, qkv.qs, qkv.k, qkv.ks, qkv.vt, qkv.vs, out)
+    bank.launch(spec, grid, *operands, qkv.tokens, keys, heads * HEAD)
+    return out
+
+
+def formats(spec: KernelSpec) -> tuple[torch.dtype, torch.dtype, float]:
+    """What a variant takes: the format of q and k, that of v, and the largest |vt|."""
+    types = spec.signature.split()
+    qk, v = (
+        next(dtype for dtype, code in CODES.items() if types[place] == f"*{code}")
+        for place in (0, 4)
+    )
+    return qk, v, V_LIMIT_FP16 if spec.constants["SUM"] == "fp16" else LIMITS[v]
+
+
+def variants(form: str, arch: Arch) -> list[KernelSpec]:
+    """The kernels of one of `FORMS` for a GPU; the first is the default where none was timed.
+
+    Raises `KernelError` for a form that is none of them.
+    """
+    if form not in FORMS:
+        raise KernelError(f"attention has the forms {', '.join(FORMS)}, not {form}")
+    return [
+        spec
+        for spec in ATTENTION.values()
+        if arch in spec.tuning and formats(spec)[:2] == FORMS[form]
+    ]
+
+
+def _check(spec: KernelSpec, qkv: Qkv8) -> None:
+    heads, keys = len(qkv.q), padded_keys(qkv.tokens)
+    qk, v, _ = formats(spec)
+    wanted = {
+        "q": (qk, (heads, qkv.tokens, HEAD)),
+        "qs": (torch.float32, (heads, -(-qkv.tokens // Q_BLOCK))),
+        "k": (qk, (heads, keys, HEAD)),
+        "ks": (torch.float32, (heads, keys // K_BLOCK)),
+        "vt": (v, (heads, HEAD, keys)),
+        "vs": (torch.float32, (heads, HEAD)),
+    }
+    if qkv.tokens < 1 or heads < 1:
+        raise KernelError(f"{spec.name} wants tokens and heads, got {qkv.tokens} and {heads}")
+    for name, (dtype, shape) in wanted.items():
+        value: Tensor = getattr(qkv, name)
+        if value.dtype != dtype or value.shape != shape:
+            found = f"{value.dtype} {list(value.shape)}"
+            raise KernelError(f"{spec.name} wants {name} as {dtype} {list(shape)}, got {found}")
+
+
+def _spec(
+    name: str,
+    form: str,
+    sums: str,
+    tuning: Mapping[Arch, Tuning],
+    instructions: Mapping[Arch, tuple[str, ...]],
+) -> KernelSpec:
+    """`sums`: `SUM` above; `instructions`: those of q @ k and of p @ v."""
+    qk, v = FORMS[form]
+    return KernelSpec(
+        name=f"attention.{name}",
+        device="attention:attention_kernel",
+        signature=f"*{CODES[qk]} *fp32 *{CODES[qk]} *fp32 *{CODES[v]} *fp32 *bf16 i32 i32 i32",
+        constants={
+            "HEAD": HEAD,
+            "Q_BLOCK": Q_BLOCK,
+            "K_BLOCK": K_BLOCK,
+            "KEY_GROUP": KEY_GROUP,
+            "LOG2_P": math.log2(LIMITS[v]),
+            "SUM": sums,
+        },
+        tuning=tuning,
+        multiples_of_16=(8, 9),  # padded keys and the row of the output
+        loop=Loop(instructions),
+    )
+
+
+def _tile(
+    keys: int, tiles: int, stages: int, toolkit: str, max_registers: int | None = None
+) -> Tuning:
+    """128 queries, 16 for each warp; `tiles` times `keys` in one turn of the loop."""
+    blocks = {"BLOCK_Q": 128, "BLOCK_KEYS": keys, "TILES": tiles}
+    return Tuning(8, stages, blocks, toolkit, max_registers)
+
+
+_IMMA = "IMMA.16832.S8.S8"
+_QMMA = "QMMA.16832.F32.E4M3.E4M3"
+_HALF = "QMMA.16832.F16.E4M3.E4M3"
+_SCALED = "QMMA.SF.16832.F32.E4M3.E4M3"
+_WIDE_LOGITS, _WIDE_VALUES = "GMMA.64x64x32", "GMMA.64x128x32"  # of a warpgroup
+_HOPPER_INT8 = (f"I{_WIDE_LOGITS}.S8.S8", f"I{_WIDE_VALUES}.S8.S8")
+_HOPPER_FP8 = (f"Q{_WIDE_LOGITS}.F32.E4M3.E4M3", f"Q{_WIDE_VALUES}.F32.E4M3.E4M3")
+
+# In the order of preference within a form and architecture, by instructions and rates: no GPU was
+# at hand. `_wide` and `_narrow` differ in the tile alone.
+ATTENTION: Mapping[str, KernelSpec] = {
+    "i8_fp8_f16": _spec(
+        "i8_fp8_f16", "int8fp8", "fp16", {SM89: _tile(64, 1, 2, "12.8")}, {SM89: (_IMMA, _HALF)}
+    ),
+    "i8_fp8_f16_wide": _spec(
+        "i8_fp8_f16_wide", "int8fp8", "fp16", {SM89: _tile(64, 2, 2, "12.8")},
+        {SM89: (_IMMA, _HALF)},
+    ),
+    "i8_fp8_f16_narrow": _spec(
+        "i8_fp8_f16_narrow", "int8fp8", "fp16", {SM89: _tile(32, 1, 3, "12.8", 128)},
+        {SM89: (_IMMA, _HALF)},
+    ),
+    "i8_fp8_f32": _spec(
+        "i8_fp8_f32", "int8fp8", "fp32",
+        {SM89: _tile(64, 1, 2, "12.6"), SM90: _tile(64, 2, 2, "12.6")},
+        {SM89: (_IMMA, _QMMA), SM90: (_HOPPER_INT8[0], _HOPPER_FP8[1])},
+    ),
+    "i8_mx": _spec(
+        "i8_mx", "int8fp8", "scaled", {SM120: _tile(64, 1, 2, "12.8")}, {SM120: (_IMMA, _SCALED)}
+    ),
+    "i8_mx_wide": _spec(
+        "i8_mx_wide", "int8fp8", "scaled", {SM120: _tile(64, 2, 2, "12.8")},
+        {SM120: (_IMMA, _SCALED)},
+    ),
+    "i8_mx_narrow": _spec(
+        "i8_mx_narrow", "int8fp8", "scaled", {SM120: _tile(32, 1, 3, "12.8", 128)},
+        {SM120: (_IMMA, _SCALED)},
+    ),
+    "i8_i8": _spec(
+        "i8_i8", "int8", "int32",
+        {
+            SM89: _tile(64, 1, 2, "12.6"),
+            SM90: _tile(64, 2, 2, "12.6"),
+            SM120: _tile(64, 1, 2, "12.8"),
+        },
+        {SM89: (_IMMA,), SM90: _HOPPER_INT8, SM120: (_IMMA,)},
+    ),
+    "fp8_f32": _spec(
+        "fp8_f32", "fp8", "fp32",
+        {SM89: _tile(64, 1, 2, "12.6"), SM90: _tile(64, 2, 2, "12.6")},
+        {SM89: (_QMMA,), SM90: _HOPPER_FP8},
+    ),
+    "fp8_mx": _spec(
+        "fp8_mx", "fp8", "scaled", {SM120: _tile(64, 2, 2, "12.8")}, {SM120: (_SCALED,)}
+    ),
+}  # fmt: skip

@@ -1,0 +1,227 @@
+"""8-bit matrix product with FP32 row scales, and three things to do with it.
+
+    y = (A @ B^T) * a.s[:, None] * b.s[None, :] + bias
+    gemm             y                                   -> bf16
+    gemm_gelu        gelu_tanh(y)                        -> bf16
+    gemm_residual    x += gate * y                       x fp32, in place
+
+Shapes    A: Rows [M, K], any M > 0;  B: Rows [N, K], a weight with a scale for each output;
+          bias, gate [N] fp32;  x [M, N] fp32.  N and K are multiples of the tile's.
+Numerics  codes are summed in INT32 (exact) or FP32, everything after that is FP32.  What Ada and
+          Hopper call FP32 here is an accumulator of about 14 bits in the tensor core.  `fp8` lets
+          it run over all of K; `fp8_promoted` moves its sum to registers every 128.  In a
+          simulation of it (tests/test_gemm.py) the short one adds less than 1 % to the error that
+          E4M3 has anyway.  `mx` sums in true FP32.
+
+The feed forward needs GELU's result as 8-bit rows, whose scale is known when a whole row is: 13824
+columns, 54 tiles.  It is written as BF16, and `kernels.modulate` quantises it, one row a program.
+That costs 4 bytes a value more than codes written directly would (BF16 out and in): 108 GB in a
+forward of 48832 tokens, 0.11 s of an RTX 4090's bandwidth, 2 % of its goal for the forward.  Scales
+for each row and tile would save half of it, but round INT8 twice, or need a second set of
+accumulators in the next product, whose tiles fill the registers.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.arch import SM89, SM90, SM120, Arch
+from kernels.fp8 import INT8_MAX, Rows
+from kernels.spec import Bank, Constant, KernelError, KernelSpec, Loop, Tuning
+
+MAX_INT8_DEPTH = 2**31 // int(INT8_MAX) ** 2  # K up to which no sum leaves INT32
+
+# gelu_tanh(y) = y / (1 + 2^(y * (LINEAR + CUBIC * y^2)))
+GELU_LINEAR = -2 * math.sqrt(2 / math.pi) / math.log(2)
+GELU_CUBIC = 0.044715 * GELU_LINEAR
+
+
+@dataclass(frozen=True, slots=True)
+class Gemm:
+    """One way to multiply, in its three endings. Their tiles are the same."""
+
+    dtype: torch.dtype  # of both operands
+    bias: KernelSpec
+    gelu: KernelSpec
+    residual: KernelSpec
+
+    @property
+    def specs(self) -> tuple[KernelSpec, ...]:
+        return self.bias, self.gelu, self.residual
+
+
+def product_reference(a: Rows, b: Rows) -> Tensor:
+    """[M, N] fp32. Sums of INT8 codes are exact: FP64 holds every one of them."""
+    wide = torch.float64 if a.q.dtype == torch.int8 else torch.float32
+    total = (a.q.to(wide) @ b.q.to(wide).T).float()
+    return total * a.s[:, None] * b.s
+
+
+def gemm_reference(a: Rows, b: Rows, bias: Tensor) -> Tensor:
+    """The definition, in plain PyTorch."""
+    return (product_reference(a, b) + bias).bfloat16()
+
+
+def gemm_gelu_reference(a: Rows, b: Rows, bias: Tensor) -> Tensor:
+    return F.gelu(product_reference(a, b) + bias, approximate="tanh").bfloat16()
+
+
+def gemm_residual_reference(a: Rows, b: Rows, bias: Tensor, gate: Tensor, x: Tensor) -> None:
+    x += gate * (product_reference(a, b) + bias)
+
+
+def gemm(bank: Bank, form: Gemm, a: Rows, b: Rows, bias: Tensor) -> Tensor:
+    """a [M, K], b [N, K], bias [N] fp32 -> [M, N] bf16."""
+    return _gemm_to_bf16(bank, form.bias, form.dtype, a, b, bias)
+
+
+def gemm_gelu(bank: Bank, form: Gemm, a: Rows, b: Rows, bias: Tensor) -> Tensor:
+    """a [M, K], b [N, K], bias [N] fp32 -> gelu_tanh [M, N] bf16."""
+    return _gemm_to_bf16(bank, form.gelu, form.dtype, a, b, bias)
+
+
+def gemm_residual(
+    bank: Bank, form: Gemm, a: Rows, b: Rows, bias: Tensor, gate: Tensor, x: Tensor
+) -> None:
+    """Adds gate * (a @ b^T + bias) to x [M, N] fp32; bias and gate are [N] fp32."""
+    grid = _grid(bank, form.residual, form.dtype, a, b)
+    _check(form.residual, "bias", bias, (len(b.q),))
+    _check(form.residual, "gate", gate, (len(b.q),))
+    _check(form.residual, "x", x, (len(a.q), len(b.q)))
+    shape = len(a.q), *b.q.shape  # M, N, K
+    bank.launch(form.residual, grid, a.q, a.s, b.q, b.s, bias, gate, x, *shape)
+
+
+def _gemm_to_bf16(
+    bank: Bank, spec: KernelSpec, dtype: torch.dtype, a: Rows, b: Rows, bias: Tensor
+) -> Tensor:
+    grid = _grid(bank, spec, dtype, a, b)
+    _check(spec, "bias", bias, (len(b.q),))
+    out = a.s.new_empty(len(a.q), len(b.q), dtype=torch.bfloat16)
+    bank.launch(spec, grid, a.q, a.s, b.q, b.s, bias, out, len(a.q), *b.q.shape)
+    return out
+
+
+def _grid(bank: Bank, spec: KernelSpec, dtype: torch.dtype, a: Rows, b: Rows) -> tuple[int]:
+    """One program a tile; raises `KernelError` for operands that the tiles cannot cover."""
+    blocks = bank.tuning(spec).blocks
+    for name, rows in (("A", a), ("B", b)):
+        if rows.q.dtype != dtype or rows.q.ndim != 2 or not len(rows.q):
+            found = f"{rows.q.dtype} {list(rows.q.shape)}"
+            raise KernelError(f"{spec.name} wants {name} as rows of {dtype}, got {found}")
+        _check(spec, f"the scales of {name}", rows.s, (len(rows.q),))
+    (m, depth), (n, k) = a.q.shape, b.q.shape
+    if depth != k or k == 0 or k % blocks["BLOCK_K"] or n % blocks["BLOCK_N"]:
+        raise KernelError(
+            f"{spec.name} wants A [M, K] and B [N, K] with K a multiple of {blocks['BLOCK_K']} "
+            f"and N of {blocks['BLOCK_N']}, got {list(a.q.shape)} and {list(b.q.shape)}"
+        )
+    if dtype == torch.int8 and k > MAX_INT8_DEPTH:
+        raise KernelError(f"{spec.name} sums at most {MAX_INT8_DEPTH} products, not {k}")
+    return (-(-m // blocks["BLOCK_M"]) * (n // blocks["BLOCK_N"]),)
+
+
+def _check(spec: KernelSpec, name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    if value.dtype != torch.float32 or value.shape != shape:
+        found = f"{value.dtype} {list(value.shape)}"
+        raise KernelError(f"{spec.name} wants {name} as fp32 {list(shape)}, got {found}")
+
+
+def _form(
+    name: str, mma: str, instructions: Mapping[Arch, str], tuning: Mapping[Arch, Tuning]
+) -> Gemm:
+    """The specs of one way to multiply. `mma`: how the device code does it."""
+    dtype, codes = (torch.int8, "*i8") if mma == "int8" else (torch.float8_e4m3fn, "*fp8e4nv")
+    operands = f"{codes} *fp32 {codes} *fp32 *fp32"  # A, its scales, B, its scales, bias
+    loop = Loop({arch: (instruction,) for arch, instruction in instructions.items()})
+
+    def spec(
+        ending: str, function: str, rest: str, constants: Mapping[str, Constant]
+    ) -> KernelSpec:
+        types = f"{operands} {rest} i32 i32 i32"  # M, N, K
+        count = len(types.split())
+        return KernelSpec(
+            name=f"gemm.{name}.{ending}",
+            device=f"gemm:{function}",
+            signature=types,
+            constants={"MMA": mma, **constants},
+            tuning=tuning,
+            multiples_of_16=(count - 2, count - 1),
+            loop=loop,
+        )
+
+    gelu = {"GELU_LINEAR": GELU_LINEAR, "GELU_CUBIC": GELU_CUBIC}
+    return Gemm(
+        dtype,
+        bias=spec("bias", "gemm_kernel", "*bf16", {"GELU": False, **gelu}),
+        gelu=spec("gelu", "gemm_kernel", "*bf16", {"GELU": True, **gelu}),
+        residual=spec("residual", "gemm_residual_kernel", "*fp32 *fp32", {}),
+    )
+
+
+def _tile(
+    m: int, n: int, k: int, stages: int, toolkit: str, max_registers: int | None = None
+) -> Tuning:
+    blocks = {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k, "GROUP_M": 8}
+    return Tuning(8, stages, blocks, toolkit, max_registers)
+
+
+# The first of an architecture is its default; the others are for measuring against it.
+GEMM: Mapping[str, Gemm] = {
+    "i8": _form(
+        "i8",
+        "int8",
+        {
+            SM89: "IMMA.16832.S8.S8",
+            SM120: "IMMA.16832.S8.S8",
+            SM90: "IGMMA.64x128x32.S8.S8",
+        },
+        {
+            SM89: _tile(128, 256, 64, 3, "12.6"),
+            SM120: _tile(128, 256, 64, 3, "12.8"),
+            SM90: _tile(128, 256, 128, 4, "12.6"),
+        },
+    ),
+    "i8_tall": _form(
+        "i8_tall",
+        "int8",
+        {SM89: "IMMA.16832.S8.S8", SM120: "IMMA.16832.S8.S8"},
+        {SM89: _tile(256, 128, 64, 3, "12.6"), SM120: _tile(256, 128, 64, 3, "12.8")},
+    ),
+    "fp8": _form(
+        "fp8",
+        "fp8",
+        {SM89: "QMMA.16832.F32.E4M3.E4M3", SM90: "QGMMA.64x256x32.F32.E4M3.E4M3"},
+        {SM89: _tile(128, 256, 64, 3, "12.6"), SM90: _tile(128, 256, 128, 4, "12.6")},
+    ),
+    # two blocks on a multiprocessor: one multiplies while the other stores
+    "fp8_pair": _form(
+        "fp8_pair",
+        "fp8",
+        {SM90: "QGMMA.64x128x32.F32.E4M3.E4M3"},
+        {SM90: _tile(128, 128, 128, 3, "12.6", max_registers=128)},
+    ),
+    "fp8_promoted": _form(
+        "fp8_promoted",
+        "fp8_promoted",
+        {SM90: "QGMMA.64x128x32.F32.E4M3.E4M3"},
+        {SM90: _tile(128, 128, 128, 4, "12.6")},
+    ),
+    # block-scaled with all scales 1: the only FP8 product of full rate that sums in FP32
+    "mx": _form(
+        "mx",
+        "scaled",
+        {SM120: "QMMA.SF.16832.F32.E4M3.E4M3"},
+        {SM120: _tile(128, 256, 64, 3, "12.8")},
+    ),
+    "mx_tall": _form(
+        "mx_tall",
+        "scaled",
+        {SM120: "QMMA.SF.16832.F32.E4M3.E4M3"},
+        {SM120: _tile(256, 128, 64, 3, "12.8")},
+    ),
+}

@@ -1,0 +1,250 @@
+"""From the fused QKV product to what self attention takes: norm, turn, split, quantise.
+
+    q = turn(rmsnorm(q) * norm_q), k likewise       a norm over all D; a turn of the pairs
+                                                    (2j, 2j + 1) of every head by cos, sin
+    Qkv8 = quantize_qkv(q, k, v)                    blocks, smooth K, V transposed (kernels.layout)
+
+Six small kernels, because each needs a number from all that the one before it saw:
+    rms_inverse             1 / rms of q and of k, per token
+    statistics, combine     the mean of k and the largest |v| over all tokens, per channel
+    queries, keys, values   codes and scales
+
+Shapes    qkv [S, 3 D] bf16, q | k | v;  norm_q, norm_k [D] fp32;  cos, sin [S, K / 2] fp32
+Numerics  fp32 from the load to the code; the mean is that of all tokens, though any would be exact
+Traffic   17 D bytes a token: 4 D for 1 / rms, 4 D for the statistics, 9 D for the codes. A product
+          that gave the sums of squares and the peaks of its tiles as well would save 6 D.
+"""
+
+import math
+from collections.abc import Mapping
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.arch import ARCHS, SM90, Arch
+from kernels.fp8 import LIMITS, TINY
+from kernels.layout import (
+    HEAD,
+    K_BLOCK,
+    KEY_PADDING,
+    LOGIT_SCALE,
+    Q_BLOCK,
+    V_LIMIT,
+    Qkv8,
+    padded_keys,
+    quantize_qkv,
+)
+from kernels.spec import Bank, Constant, KernelError, KernelSpec, Tuning
+
+EPS = 1e-6  # of every RMSNorm
+
+
+class RopeSpecs(NamedTuple):
+    """The kernels for one width of tokens and one dtype of q and k."""
+
+    rms_inverse: KernelSpec
+    statistics: KernelSpec
+    combine: KernelSpec
+    queries: KernelSpec
+    keys: KernelSpec
+    values: KernelSpec
+
+
+def rms_inverse_reference(x: Tensor, dim: int, count: int) -> Tensor:
+    """x [S, several * dim] -> [count, S] fp32, of the first `count` slices."""
+    slices = x.float().unflatten(1, (-1, dim)).transpose(0, 1)[:count]
+    return (slices.square().mean(dim=-1) + EPS).rsqrt()
+
+
+def turned_heads(
+    qkv: Tensor, norm_q: Tensor, norm_k: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k after norm and RoPE, and v: [S, N, K] fp32 each."""
+    q, k, v = qkv.float().chunk(3, dim=1)
+    q, k = (F.rms_norm(x, x.shape[1:], w, EPS) for x, w in ((q, norm_q), (k, norm_k)))
+    q, k, v = (x.unflatten(1, (-1, HEAD)) for x in (q, k, v))
+    return _turn(q, cos, sin), _turn(k, cos, sin), v
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    even, odd = x[..., 0::2], x[..., 1::2]
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
+
+
+def rope_reference(
+    qkv: Tensor,
+    norm_q: Tensor,
+    norm_k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    dtype: torch.dtype = torch.int8,
+    v_limit: float = V_LIMIT,
+) -> Qkv8:
+    """The definition, in plain PyTorch."""
+    return quantize_qkv(*turned_heads(qkv, norm_q, norm_k, cos, sin), dtype, v_limit)
+
+
+def rms_inverse(bank: Bank, x: Tensor, dim: int, count: int) -> Tensor:
+    """1 / rms of the first slices of each row: x [S, several * dim] bf16 -> [count, S] fp32.
+
+    Cross attention wants it of its q alone: dim = D, count = 1.
+    """
+    if x.ndim != 2 or not x.numel() or x.shape[1] % dim or not 1 <= count <= x.shape[1] // dim:
+        raise KernelError(f"rms_inverse wants {count} slices of {dim} a row, got {list(x.shape)}")
+    inverse = x.new_empty(count, len(x), dtype=torch.float32)
+    bank.launch(rms_inverse_spec(dim, x.shape[1] // dim), (len(x), count), x, inverse)
+    return inverse
+
+
+def rope(
+    bank: Bank,
+    qkv: Tensor,
+    norm_q: Tensor,
+    norm_k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    dtype: torch.dtype = torch.int8,
+    v_limit: float = V_LIMIT,
+) -> Qkv8:
+    """qkv [S, 3 D] bf16, the rest fp32 -> q and k in `dtype`, int8 or e4m3; |vt| <= `v_limit`."""
+    dim = _check(qkv, norm_q, norm_k, cos, sin)
+    specs = rope_specs(dim, dtype)
+    tokens, heads, keys = len(qkv), dim // HEAD, padded_keys(len(qkv))
+    inverse = rms_inverse(bank, qkv, dim, 2)  # of q, of k
+    mean, vs = _mean_and_peak(bank, specs, qkv, inverse, norm_k, cos, sin, v_limit)
+    made = Qkv8(
+        q=qkv.new_empty(heads, tokens, HEAD, dtype=dtype),
+        qs=mean.new_empty(heads, -(-tokens // Q_BLOCK)),
+        k=qkv.new_empty(heads, keys, HEAD, dtype=dtype),
+        ks=mean.new_empty(heads, keys // K_BLOCK),
+        vt=qkv.new_empty(heads, HEAD, keys, dtype=torch.float8_e4m3fn),
+        vs=vs.view(heads, HEAD),
+        tokens=tokens,
+    )
+    bank.launch(
+        specs.queries, (made.qs.shape[1], heads // _block(bank, specs.queries, "HEADS")),
+        qkv, inverse, norm_q, cos, sin, made.q, made.qs, tokens,
+    )  # fmt: skip
+    bank.launch(
+        specs.keys, (made.ks.shape[1], heads // _block(bank, specs.keys, "HEADS")),
+        qkv, inverse, norm_k, cos, sin, mean, made.k, made.ks, tokens,
+    )  # fmt: skip
+    grid = keys // _block(bank, specs.values, "BLOCK"), heads
+    bank.launch(specs.values, grid, qkv, vs, made.vt, tokens)
+    return made
+
+
+def _mean_and_peak(
+    bank: Bank,
+    specs: RopeSpecs,
+    qkv: Tensor,
+    inverse: Tensor,
+    norm_k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    v_limit: float,
+) -> tuple[Tensor, Tensor]:
+    """The mean of k and the scales of v: [D] fp32 both."""
+    tokens, dim = len(qkv), len(norm_k)
+    blocks = -(-tokens // _block(bank, specs.statistics, "BLOCK"))
+    sums, peaks = norm_k.new_empty(2, blocks, dim)
+    grid = blocks, dim // HEAD // _block(bank, specs.statistics, "HEADS")
+    bank.launch(specs.statistics, grid, qkv, inverse, norm_k, cos, sin, sums, peaks, tokens)
+    mean, vs = norm_k.new_empty(2, dim)
+    grid = (dim // _block(bank, specs.combine, "COLUMNS"),)
+    bank.launch(specs.combine, grid, sums, peaks, mean, vs, blocks, tokens, v_limit)
+    return mean, vs
+
+
+def _block(bank: Bank, spec: KernelSpec, name: str) -> int:
+    return bank.tuning(spec).blocks[name]
+
+
+def _check(qkv: Tensor, norm_q: Tensor, norm_k: Tensor, cos: Tensor, sin: Tensor) -> int:
+    """D. The bank checks the dtypes."""
+    if qkv.ndim != 2 or not qkv.numel() or qkv.shape[1] % (3 * HEAD):
+        raise KernelError(f"rope wants qkv [S, 3 N * {HEAD}], got {list(qkv.shape)}")
+    tokens, dim = len(qkv), qkv.shape[1] // 3
+    wanted = {
+        "norm_q": (norm_q, [dim]), "norm_k": (norm_k, [dim]),
+        "cos": (cos, [tokens, HEAD // 2]), "sin": (sin, [tokens, HEAD // 2]),
+    }  # fmt: skip
+    for name, (tensor, shape) in wanted.items():
+        if list(tensor.shape) != shape:
+            raise KernelError(f"rope wants {name} {shape}, got {list(tensor.shape)}")
+    return dim
+
+
+@cache
+def rms_inverse_spec(dim: int, parts: int) -> KernelSpec:
+    """For rows of `parts` slices of `dim` values."""
+    return KernelSpec(
+        name=f"rms_inverse.{parts}x{dim}",
+        device="rope:rms_inverse_kernel",
+        signature="*bf16 *fp32",
+        constants={"ROW": parts * dim, "D": dim, "EPS": EPS},
+        tuning=_everywhere(4, BLOCK_D=1 << (dim - 1).bit_length()),
+    )
+
+
+@cache
+def rope_specs(dim: int, dtype: torch.dtype) -> RopeSpecs:
+    """For tokens of `dim` values, q and k in `dtype`."""
+    if dtype not in LIMITS:
+        raise KernelError(f"rope makes q and k of {' or '.join(map(str, LIMITS))}, not {dtype}")
+    codes = "i8" if dtype == torch.int8 else "fp8e4nv"
+    both, one = f"{dim}", f"{codes}_{dim}"  # of both dtypes, or of one
+    turning = "*bf16 *fp32 *fp32 *fp32 *fp32"  # qkv, 1 / rms, weight, cos, sin
+    shape = {"D": dim, "HEAD": HEAD}
+    limits = {**shape, "LIMIT": LIMITS[dtype], "TINY": TINY}
+    q_limits = {**limits, "BLOCK": Q_BLOCK, "FACTOR": LOGIT_SCALE}
+    k_limits = {**limits, "BLOCK": K_BLOCK}
+    return RopeSpecs(
+        rms_inverse_spec(dim, 3),
+        _spec("statistics", both, f"{turning} *fp32 *fp32 i32", shape, _turning(dim, 8, BLOCK=64)),
+        _spec(
+            "combine", both, "*fp32 *fp32 *fp32 *fp32 i32 i32 fp32", {"D": dim, "TINY": TINY},
+            _everywhere(8, ROWS=64, COLUMNS=32),
+        ),
+        _spec("queries", one, f"{turning} *{codes} *fp32 i32", q_limits, _turning(dim, 16)),
+        _spec("keys", one, f"{turning} *fp32 *{codes} *fp32 i32", k_limits, _turning(dim, 8)),
+        _spec("values", both, "*bf16 *fp32 *fp8e4nv i32", shape, _everywhere(8, BLOCK=KEY_PADDING)),
+    )  # fmt: skip
+
+
+def _spec(
+    kernel: str,
+    variant: str,
+    signature: str,
+    constants: Mapping[str, Constant],
+    tuning: Mapping[Arch, Tuning],
+) -> KernelSpec:
+    device = f"rope:{kernel}_kernel"
+    return KernelSpec(f"rope_{kernel}.{variant}", device, signature, constants, tuning)
+
+
+def _everywhere(warps: int, **blocks: int) -> dict[Arch, Tuning]:
+    return {arch: Tuning(warps, 1, blocks, arch.toolkits[0]) for arch in ARCHS}
+
+
+def _turning(dim: int, warps: int, **blocks: int) -> dict[Arch, Tuning]:
+    """A program turns up to 8 heads of its tokens, and STAGES - 1 of them are loaded ahead.
+
+    At a latency of 1 us a multiprocessor of an H200 must have 36 KB under way to keep its memory
+    busy: two heads. Those of the others need 8 to 11 KB.
+    """
+    blocks = {"HEADS": math.gcd(dim // HEAD, 8), **blocks}
+    stages = {arch: 3 if arch is SM90 else 2 for arch in ARCHS}
+    return {
+        arch: Tuning(warps, n, {**blocks, "STAGES": n}, arch.toolkits[0])
+        for arch, n in stages.items()
+    }
+
+
+# What the 14B model needs: 40 heads, and the norm of cross attention's q.
+ROPE = {dtype: rope_specs(5120, dtype) for dtype in LIMITS}
+RMS_INVERSE = rms_inverse_spec(5120, 1)

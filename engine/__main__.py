@@ -8,17 +8,18 @@ import argparse
 import dataclasses
 import json
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import NoReturn, get_args
 
 import torch
 
 from engine.capture import capture_motion
 from engine.config import models_dir, state_dir
 from engine.demo.weights import demo_weights
-from engine.errors import BadRequest, EngineError, OutputError
+from engine.errors import BadRequest, EngineError
 from engine.flow import Align, Motion, Request
 from engine.golden.verify import recompute
 from engine.gpu import find_gpu
@@ -51,17 +52,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.run(args)
     except EngineError as error:
         sys.exit(_fail(str(error)))
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        sys.exit(_fail(f"Out of memory: {str(error).partition('.')[0]}. Ask for a smaller clip."))
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has enough
+    except OSError as error:  # what no stage foresaw: a vanished folder, a full terminal
+        sys.exit(_fail(f"{error.filename or 'The system'}: {error.strerror}."))
 
 
 def generate(args: argparse.Namespace) -> None:
     """The main job."""
     request = _request(args)
     check_request(request)
-    check_output(args.out, request.image, request.motion)
+    given = [request.image, request.motion, *(path for path, _ in args.lora)]
+    check_output(args.out, ".mp4", *given, *([args.checkpoint] if args.checkpoint else []))
     idle_models = args.models is not None and request.kind != "video"  # it captures motion too
     if args.checkpoint is None and (idle_models or args.lora):
         raise BadRequest("--models and --lora belong to --checkpoint, which is not given.")
@@ -96,9 +102,9 @@ def pose(args: argparse.Namespace) -> None:
     """Motion capture alone."""
     check_shape(args.width, args.height, args.fps, args.frames, args.persons)
     inputs = [args.video] if args.image is None else [args.video, args.image]
-    check_output(args.out, *inputs)
+    check_output(args.out, ".mp4", *inputs)
     if args.joints is not None:
-        _check_joints(args.joints, *inputs)
+        check_output(args.joints, ".npz", *inputs)
     picture = None if args.image is None else load_image(args.image)
     info = probe_video(args.video)
     if args.width is not None and args.height is not None:
@@ -170,15 +176,6 @@ def _request(args: argparse.Namespace) -> Request:
     )
 
 
-def _check_joints(path: Path, *inputs: Path) -> None:
-    if path.suffix.lower() != ".npz":
-        raise OutputError(f"The joints are an .npz file; {path.name} should end in .npz.")
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise OutputError(f"{path} cannot be written: it is a folder, or lies in none.")
-    if path.exists() and any(given.exists() and path.samefile(given) for given in inputs):
-        raise OutputError(f"{path} is an input; the joints need a name of their own.")
-
-
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -197,23 +194,41 @@ def _fail(sentence: str) -> int:
     return 2
 
 
+class _Parser(argparse.ArgumentParser):
+    """Its errors are one sentence, as all of ours."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}. See {self.prog} --help.\n")
+
+
+def _path(text: str) -> Path:
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError("the name of a file or folder is expected")
+    return Path(text)
+
+
+def _stop(number: int, _: object) -> NoReturn:
+    """Ends the process through its `finally` blocks, so that nothing half-written stays."""
+    raise SystemExit(128 + number)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m engine", description=__doc__)
+    parser = _Parser(prog="python -m engine", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     command = commands.add_parser("generate", help="make a clip")
     command.set_defaults(run=generate)
     add = command.add_argument
-    add("--image", type=Path, required=True, help="the picture of the character")
+    add("--image", type=_path, required=True, help="the picture of the character")
     motion = command.add_mutually_exclusive_group(required=True)
-    motion.add_argument("--video", type=Path, help="a video of somebody dancing")
-    motion.add_argument("--pose", type=Path, help="a rendered skeleton video")
-    motion.add_argument("--joints", type=Path, help="an .npz of SMPL joints")
-    add("--out", type=Path, required=True, metavar="CLIP.mp4")
-    add("--checkpoint", type=Path, help="a SCAIL transformer; without it, demo weights")
+    motion.add_argument("--video", type=_path, help="a video of somebody dancing")
+    motion.add_argument("--pose", type=_path, help="a rendered skeleton video")
+    motion.add_argument("--joints", type=_path, help="an .npz of SMPL joints")
+    add("--out", type=_path, required=True, metavar="CLIP.mp4")
+    add("--checkpoint", type=_path, help="a SCAIL transformer; without it, demo weights")
     add("--lora", type=_lora, action="append", default=[], metavar="FILE[:STRENGTH]")
-    add("--models", type=Path, metavar="DIR", help="VAE, encoders, motion capture ($SCAIL_MODELS)")
+    add("--models", type=_path, metavar="DIR", help="VAE, encoders, motion capture ($SCAIL_MODELS)")
     add("--prompt", default="")
     add("--negative-prompt", default="")
     add("--recipe", choices=RECIPES, help="official if not given")
@@ -226,21 +241,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-audio", action="store_true", help="leave the sound of the motion out")
     add("--attention", default="sdpa", help="sdpa or xformers")
     add("--precision", choices=PRECISIONS, help="fp32 on a CPU, bf16 on a GPU")
-    add("--stages", type=Path, metavar="DIR", help="keep skeleton, latents, activations, timings")
+    add("--stages", type=_path, metavar="DIR", help="keep skeleton, latents, activations, timings")
 
     command = commands.add_parser("pose", help="motion capture alone")
     command.set_defaults(run=pose)
     add = command.add_argument
-    add("--video", type=Path, required=True, help="a video of somebody dancing")
-    add("--image", type=Path, help="fit the skeleton to the person in this picture")
-    add("--out", type=Path, required=True, metavar="SKELETON.mp4")
-    add("--joints", type=Path, metavar="JOINTS.npz", help="keep the joints too")
-    add("--models", type=Path, metavar="DIR", help="the networks ($SCAIL_MODELS)")
+    add("--video", type=_path, required=True, help="a video of somebody dancing")
+    add("--image", type=_path, help="fit the skeleton to the person in this picture")
+    add("--out", type=_path, required=True, metavar="SKELETON.mp4")
+    add("--joints", type=_path, metavar="JOINTS.npz", help="keep the joints too")
+    add("--models", type=_path, metavar="DIR", help="the networks ($SCAIL_MODELS)")
     _add_motion_options(command)
 
     command = commands.add_parser("verify", help="recompute golden data")
     command.set_defaults(run=verify)
-    command.add_argument("folder", type=Path, metavar="DIR")
+    command.add_argument("folder", type=_path, metavar="DIR")
 
     command = commands.add_parser("info", help="what this machine has")
     command.set_defaults(run=info)
@@ -262,4 +277,6 @@ def _add_motion_options(command: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
     main()

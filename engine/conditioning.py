@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from engine.errors import NotFinite
 from engine.flow import Conditions, Request, Source
 from engine.media.framing import skeleton_to_network
 from engine.models.vae import Vae
@@ -31,10 +32,13 @@ def condition(encoders: Encoders, request: Request, source: Source) -> Condition
     if request.recipe.cfg != 1:
         prompts.append(request.negative_prompt)
     text, *negative = encoders.text(prompts)
+    vision = encoders.vision(source.image)
+    if not vision.isfinite().all():
+        raise NotFinite("The image encoder gives numbers that are not finite: its file is damaged.")
     return Conditions(
         text=text,
         negative=negative[0] if negative else None,
-        vision=encoders.vision(source.image),
+        vision=vision,
         reference=encoders.vae.encode([source.image[:, None]]),
         pose=encoders.vae.encode(_half_size(source)),
     )

@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.errors import Unavailable
+
 HEAD_SIZE = 128  # K, in every SCAIL model
 LATENT_CHANNELS = 16
 MASK_CHANNELS = 4
@@ -58,8 +60,13 @@ LIMITS = Limits()
 
 def state_dir() -> Path:
     """Where the engine may keep what it can recompute (`SCAIL_STATE`)."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("SCAIL_STATE") or cache / "scail-engine")
+    if given := os.environ.get("SCAIL_STATE"):
+        return Path(given)
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:  # a user without a home, as in many containers
+        raise Unavailable("There is no home directory; set SCAIL_STATE to a folder.") from error
+    return cache / "scail-engine"
 
 
 def models_dir() -> Path:

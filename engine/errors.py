@@ -34,6 +34,12 @@ class MissingModel(EngineError):
     code = "missing_model"
 
 
+class NotFinite(EngineError):
+    """Numbers that are not: weights that overflow in the chosen precision, or are damaged."""
+
+    code = "not_finite"
+
+
 class NobodyFound(EngineError):
     """A video or picture in which no person was found."""
 

@@ -1,6 +1,7 @@
 """A checkpoint run as it is, in plain PyTorch: slow, and what every package is compared with."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from engine.errors import BadCheckpoint
 from engine.flow import Conditions, Recipe
 from engine.models.attention import Attention
 from engine.models.checkpoint import Checkpoint, load_transformer
+from engine.models.dit import Scail
 from engine.sampler import guided
 from engine.windows import WindowVelocity
 
@@ -20,8 +22,13 @@ class ExactDenoiser:
         self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, attention: Attention
     ) -> None:
         self.device = device
-        self.name = checkpoint.path.name
-        self.model = load_transformer(checkpoint, device, dtype, attention)
+        self.checkpoint = checkpoint
+        self._dtype, self._attention = dtype, attention
+
+    @cached_property
+    def model(self) -> Scail:
+        """Loaded when first used: by then the text encoder has made room for it."""
+        return load_transformer(self.checkpoint, self.device, self._dtype, self._attention)
 
     def bind(self, conditions: Conditions, recipe: Recipe) -> WindowVelocity:
         """The velocity of any window of the clip, guided as the recipe says."""
@@ -47,13 +54,13 @@ class ExactDenoiser:
         return guided(toward(conditions.text), away, recipe.cfg)
 
     def _check(self, conditions: Conditions) -> None:
-        config = self.model.config
+        config = self.checkpoint.config
         for what, width, wanted in (
             ("text encoder", conditions.text.shape[1], config.text_dim),
             ("image encoder", conditions.vision.shape[1], config.clip_dim),
         ):
             if width != wanted:
                 raise BadCheckpoint(
-                    f"The {what} makes features {width} wide, {self.name} takes {wanted}: "
-                    "they do not belong together."
+                    f"The {what} makes features {width} wide, {self.checkpoint.path.name} takes "
+                    f"{wanted}: they do not belong together."
                 )

@@ -47,6 +47,7 @@ def load_exact(
     `networks`: not every job needs them.
     """
     device, dtype = settings.device, PRECISIONS[settings.precision]
+    torch.backends.cudnn.allow_tf32 = False  # FP32 convolutions shall be FP32
     attention = find_attention(settings.attention)
     opened = Checkpoint(checkpoint, loras=[Lora(path, strength) for path, strength in loras])
     text, vision, vae = (find_model(models, kind) for kind in (TEXT_ENCODER, IMAGE_ENCODER, VAE))

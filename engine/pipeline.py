@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from engine.clock import Clock
 from engine.conditioning import Encoders, condition
+from engine.errors import NotFinite
 from engine.exact import ExactDenoiser
 from engine.flow import Clip, Conditions, Request
 from engine.media.framing import frames_to_u8
@@ -38,6 +39,7 @@ class Pipeline:
             conditions = condition(self.encoders, request, source)
         with clock("denoise"), stages.watch(self.denoiser.model):
             latents = self.denoise(request, conditions)  # [16, t, h, w]
+            self.require_finite(latents)
             stages.keep_latents(conditions, latents)
         with clock("decode"):
             audio = source.audio
@@ -61,6 +63,13 @@ class Pipeline:
                 recipe,
                 draw=lambda: noise_like(tuple(noise.shape), generator),
                 progress=lambda done: _advance(bar, done),
+            )
+
+    def require_finite(self, latents: Tensor) -> None:
+        if not latents.isfinite().all():
+            raise NotFinite(
+                f"{self.denoiser.checkpoint.path.name} gives numbers that are not finite. Use "
+                "another precision; if it stays, the weights or a LoRA are damaged."
             )
 
     def decode(self, latents: Tensor) -> Iterator[Tensor]:

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from engine.config import LIMITS
 from engine.errors import BadRequest, OutputError
@@ -57,16 +58,26 @@ def check_shape(
         check_size(height, width)
 
 
-def check_output(path: Path, *inputs: Path) -> None:
-    """Raises `OutputError` now rather than after minutes of work."""
-    if path.suffix.lower() != ".mp4":
-        raise OutputError(f"The result is an MP4; {path.name} should end in .mp4.")
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; the name of a file is expected.")
-    if not path.absolute().parent.is_dir():
-        raise OutputError(f"There is no folder {path.absolute().parent} to write {path.name} to.")
-    if path.exists() and any(given.exists() and path.samefile(given) for given in inputs):
-        raise OutputError(f"{path} is an input; the result needs a name of its own.")
+def check_output(path: Path, suffix: str, *inputs: Path) -> None:
+    """Raises `OutputError` now rather than after minutes of work.
+
+    `inputs`: files that the result must not replace.
+    """
+    if path.suffix.lower() != suffix:
+        raise OutputError(f"{path.name} should end in {suffix}.")
+    try:
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder; the name of a file is expected.")
+        if not path.absolute().parent.is_dir():
+            raise OutputError(f"There is no folder {path.absolute().parent} for {path.name}.")
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path} is a device or a pipe; the name of a file is expected.")
+        if path.exists() and any(given.exists() and path.samefile(given) for given in inputs):
+            raise OutputError(f"{path} is an input; the result needs a name of its own.")
+        with TemporaryDirectory(dir=path.absolute().parent, prefix=".probe-"):
+            pass
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.config import LIMITS
+from engine.errors import BadMedia
 from engine.flow import Request, Source
 from engine.media.framing import (
     Size,
@@ -17,7 +19,7 @@ from engine.media.framing import (
 )
 from engine.media.picture import load_image
 from engine.media.video import frame_count, probe_video, read_video
-from engine.pose.joints import load_joints
+from engine.pose.joints import JointClip, load_joints
 from engine.pose.skeleton import draw_skeleton
 
 # request, picture [h, w, 3] u8, size of the skeleton -> skeleton [T, *size, 3] u8 and its rate
@@ -48,7 +50,7 @@ def check_source(request: Request) -> None:
     """Raises `BadMedia` for files that no clip can be made of, before anything is loaded."""
     load_image(request.image)
     if request.kind == "joints":
-        load_joints(request.motion)
+        _joint_count(request, load_joints(request.motion))
     else:
         frame_count(probe_video(request.motion), request.fps, request.frames)
 
@@ -62,10 +64,21 @@ def _read_skeleton(request: Request, size: Size) -> tuple[Tensor, float]:
 
 def _draw_joints(request: Request, canvas: Size) -> tuple[Tensor, float]:
     clip = load_joints(request.motion)
+    fps, count = request.fps or clip.fps, _joint_count(request, clip)
+    shown = np.minimum((np.arange(count) / fps * clip.fps + 1e-9).astype(int), len(clip.joints) - 1)
+    frames = draw_skeleton(clip.joints[shown], *canvas)
+    return torch.from_numpy(np.stack(list(frames))), fps
+
+
+def _joint_count(request: Request, clip: JointClip) -> int:
+    """Frames to draw: as many as the clip lasts at the rate of the result."""
     fps = request.fps or clip.fps
     count = max(1, int(len(clip.joints) / clip.fps * fps + 1e-9))
     if request.frames is not None:
         count = min(count, request.frames)
-    shown = np.minimum((np.arange(count) / fps * clip.fps + 1e-9).astype(int), len(clip.joints) - 1)
-    frames = draw_skeleton(clip.joints[shown], *canvas)
-    return torch.from_numpy(np.stack(list(frames))), fps
+    if count > LIMITS.max_frames:
+        raise BadMedia(
+            f"{request.motion.name} gives {count} frames; a clip may have {LIMITS.max_frames}. "
+            "Shorten it, lower the frame rate or ask for fewer frames."
+        )
+    return count

@@ -4,14 +4,19 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from engine.errors import OutputError
 from engine.flow import Conditions, Source
 from engine.media.mp4 import encode_mp4
+
+SKELETON, LATENTS = "skeleton.mp4", "latents.safetensors"
+ACTIVATIONS, TIMINGS = "activations.safetensors", "timings_ms.json"
+NAMES = (SKELETON, LATENTS, ACTIVATIONS, TIMINGS)
 
 
 class Stages:
@@ -22,12 +27,17 @@ class Stages:
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
+                with TemporaryDirectory(dir=folder, prefix=".probe-"):
+                    pass
             except OSError as error:
-                raise OutputError(f"{folder} cannot be made: {error.strerror}.") from error
+                raise OutputError(f"{folder} cannot hold stages: {error.strerror}.") from error
+            for name in NAMES:
+                if (folder / name).is_dir():
+                    raise OutputError(f"{folder / name} is a folder, where a file shall be.")
 
     def keep_skeleton(self, source: Source) -> None:
         if self.folder is not None:
-            encode_mp4([source.skeleton], source.fps, self.folder / "skeleton.mp4")
+            encode_mp4([source.skeleton], source.fps, self.folder / SKELETON)
 
     def keep_latents(self, conditions: Conditions, latents: Tensor) -> None:
         """`latents.safetensors`: the finished latents and all that the transformer was told."""
@@ -43,7 +53,7 @@ class Stages:
         if conditions.negative is not None:
             held["negative"] = conditions.negative
         tensors = {name: tensor.cpu().contiguous() for name, tensor in held.items()}
-        save_file(tensors, self.folder / "latents.safetensors")
+        self._keep(LATENTS, save(tensors))
 
     @contextmanager
     def watch(self, model: nn.Module) -> Iterator[None]:
@@ -68,12 +78,24 @@ class Stages:
         for name, (largest, squares, rows) in seen.items():
             tensors[f"{name}.absmax"] = largest.cpu()
             tensors[f"{name}.mean_square"] = (squares / rows).float().cpu()
-        save_file(tensors, self.folder / "activations.safetensors")
+        self._keep(ACTIVATIONS, save(tensors))
 
     def keep_timings(self, laps_ms: Mapping[str, float]) -> None:
         if self.folder is not None:
             text = json.dumps({stage: round(ms, 1) for stage, ms in laps_ms.items()}, indent=1)
-            (self.folder / "timings_ms.json").write_text(text + "\n")
+            self._keep(TIMINGS, f"{text}\n".encode())
+
+    def _keep(self, name: str, data: bytes) -> None:
+        """A whole file or none."""
+        assert self.folder is not None
+        part = self.folder / f".{name}.part"
+        try:
+            part.write_bytes(data)
+            part.replace(self.folder / name)
+        except OSError as error:
+            raise OutputError(f"{self.folder / name} cannot be written: {error}.") from error
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def _recorder(name: str, seen: dict[str, tuple[Tensor, Tensor, int]]):  # noqa: ANN202 - a hook

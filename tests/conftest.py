@@ -1,5 +1,6 @@
 """Fixtures for every test: golden data, NaN in fresh memory, a small and quiet torch."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -32,6 +33,14 @@ def _state(tmp_path_factory):
         del os.environ["SCAIL_STATE"]
     else:
         os.environ["SCAIL_STATE"] = before
+
+
+@pytest.fixture(autouse=True)
+def _log_level():
+    """The command line sets it for its process, which here is everybody's."""
+    before = logging.getLogger("engine").level
+    yield
+    logging.getLogger("engine").setLevel(before)
 
 
 @pytest.fixture(autouse=True)

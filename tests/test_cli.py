@@ -1,6 +1,10 @@
 """The command line: good input makes a clip, bad input ends in one sentence and exit code 2."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -29,6 +33,7 @@ def files(tmp_path):
     tone(tmp_path / "sound.mp4", 1)
     np.savez(tmp_path / "none.npz", joints=np.full((4, 24, 3), np.nan))
     np.savez(tmp_path / "metres.npz", joints=np.ones((4, 24, 3)))
+    np.savez(tmp_path / "film.npz", joints=np.full((3000, 24, 3), 2000.0, np.float32))
     (tmp_path / "model.safetensors").write_bytes(b"\0" * 100)
     return tmp_path
 
@@ -58,6 +63,8 @@ BAD = {
     "a picture as joints": ({"motion": ("--joints", "ok.png")}, "ok.png is not an .npz file"),
     "joints of nobody": ({"motion": ("--joints", "none.npz")}, "every joint is missing"),
     "joints in metres": ({"motion": ("--joints", "metres.npz")}, "Multiply metres by 1000"),
+    "a name that is too long": ({"image": "x" * 300}, "cannot be opened"),
+    "a dance as long as a film": ({"motion": ("--joints", "film.npz")}, "gives 3000 frames"),
     "a result that is no MP4": ({"out": "clip.avi"}, "should end in .mp4"),
     "a result in no folder": ({"out": "no/clip.mp4"}, "There is no folder"),
     "a result over its input": ({"out": "pose.mp4"}, "is an input"),
@@ -78,6 +85,10 @@ BAD_OPTIONS = {
     "--attention=flash": "There is no attention 'flash' here",
     "--checkpoint=none.safetensors": "There is no file none.safetensors",
     "--models=nowhere": "--models and --lora belong to --checkpoint",
+    "--lora=a.safetensors:0.5": "--models and --lora belong to --checkpoint",
+    "--persons=0": "The persons is 0; it must be 1 to 8.",
+    "--checkpoint=" + "x" * 300: "x" * 20,
+    "--stages=/dev/null": "/dev/null cannot hold stages",
     "--prompt=" + "x" * 5000: "The prompt has 5000 characters",
 }
 
@@ -121,17 +132,55 @@ def test_missing_models_are_named_with_what_would_have_been_taken(files, capsys)
     check_refusal(code, files, capsys, "expected one of models_t5_umt5-xxl-enc-bf16.pth")
 
 
+def test_a_failed_run_leaves_an_old_result_as_it_was(files, capsys):
+    old = files / "old.mp4"
+    old.write_bytes(b"precious")
+    (files / "stages" / "latents.safetensors").mkdir(parents=True)
+    assert run(files, "--stages", str(files / "stages"), out="old.mp4") == 2
+    assert "is a folder, where a file shall be" in capsys.readouterr().err
+    assert run(files, "--seed=-1", out="old.mp4") == 2
+    assert old.read_bytes() == b"precious"
+
+
+def test_a_state_folder_that_cannot_be_used_is_told(files, capsys, monkeypatch):
+    monkeypatch.setenv("SCAIL_STATE", str(files / "ok.png"))
+    check_refusal(run(files), files, capsys, "ok.png cannot hold the demo weights")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_stopped_leaves_nothing(files, number):
+    command = [
+        sys.executable, "-m", "engine", "generate", "--image", files / "ok.png",
+        "--pose", files / "pose.mp4", "--out", files / "clip.mp4",
+        "--width", "640", "--height", "640", "--steps", "1",
+    ]  # fmt: skip
+    before = sorted(files.iterdir())
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+        deadline = time.monotonic() + 120
+        while not list(files.glob(".encoding-*")) and time.monotonic() < deadline:
+            assert child.poll() is None
+            time.sleep(0.02)
+        child.send_signal(number)
+        _, said = child.communicate(timeout=60)
+    assert child.returncode == 128 + number
+    assert "Traceback" not in said
+    assert sorted(files.iterdir()) == before
+
+
 @pytest.mark.parametrize("arguments", [
     [], ["dance"], ["generate"], ["generate", "--image", "a.png", "--out", "b.mp4"],
     ["generate", "--image", "a", "--pose", "b", "--joints", "c", "--out", "d.mp4"],
     ["generate", "--image", "a", "--pose", "b", "--out", "d.mp4", "--steps", "many"],
+    ["generate", "--image", "", "--pose", "b", "--out", "d.mp4"],
     ["verify"],
 ])  # fmt: skip
 def test_wrong_usage_exits_with_code_2(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert end.value.code == 2
-    assert "usage: python -m engine" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
 
 
 def test_generate_writes_a_clip_that_says_it_is_a_demo(files, capsys):

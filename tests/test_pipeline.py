@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from engine.config import state_dir
 from engine.demo.dance import dance
 from engine.demo.weights import demo_weights
-from engine.errors import BadCheckpoint, EngineError
+from engine.errors import BadCheckpoint, EngineError, NotFinite
 from engine.flow import Recipe, Request
 from engine.load import Settings, load_exact
 from engine.media.ffmpeg import list_streams
@@ -120,7 +120,9 @@ def test_sound_of_the_motion_is_kept_or_left_out_as_asked(pipeline, request_of, 
     assert found == {"silent": {"video"}, "loud": {"video", "audio"}, "muted": {"video"}}
 
 
-def test_a_long_clip_runs_in_windows_and_stays_near_the_whole(pipeline, request_of, tmp_path):
+def test_a_long_clip_runs_in_windows_that_make_another_clip_of_the_same_length(
+    pipeline, request_of, tmp_path
+):
     whole = dataclasses.replace(QUICK, steps=1)
     cut = dataclasses.replace(whole, window_frames=13, overlap_frames=4)
     _, one = run(pipeline, request_of(frames=25, recipe=whole), tmp_path)
@@ -184,15 +186,37 @@ def test_stages_keep_what_calibration_needs(pipeline, request_of, tmp_path):
     }  # fmt: skip
 
 
-def test_a_failure_in_the_middle_leaves_no_file(pipeline, request_of, tmp_path):
+class StopsAfterOnePiece:
+    """A VAE whose decoder fails when the result is half-written."""
+
+    def __init__(self, vae):
+        self.encode, self._decode = vae.encode, vae.decode
+
+    def decode(self, latents):
+        yield next(self._decode(latents))
+        raise EngineError("stop")
+
+
+def test_a_failure_in_the_middle_leaves_the_old_result(pipeline, request_of, tmp_path):
     request = request_of()
+    (tmp_path / "clip.mp4").write_bytes(b"precious")
     before = sorted(tmp_path.iterdir())
-    model = pipeline.denoiser.model
-    hook = model.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(EngineError("stop")))
+    encoders = dataclasses.replace(pipeline.encoders, vae=StopsAfterOnePiece(pipeline.encoders.vae))
+    failing = type(pipeline)(pipeline.denoiser, encoders, pipeline.capture)
     with pytest.raises(EngineError, match="stop"):
-        pipeline.run(request, tmp_path / "clip.mp4", "test", Stages(None))
-    hook.remove()
+        failing.run(request, tmp_path / "clip.mp4", "test", Stages(None))
     assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "clip.mp4").read_bytes() == b"precious"
+
+
+def test_numbers_that_are_not_finite_make_no_clip(pipeline, request_of, tmp_path):
+    bias = pipeline.denoiser.model.head.head.bias
+    kept = bias.detach().clone()
+    bias.data[3] = torch.inf
+    with pytest.raises(NotFinite, match=r"scail_tiny_bf16\.safetensors gives numbers"):
+        pipeline.run(request_of(), tmp_path / "clip.mp4", "test", Stages(None))
+    bias.data.copy_(kept)
+    assert not (tmp_path / "clip.mp4").exists()
 
 
 def test_encoders_of_another_model_are_refused(pipeline, request_of, tmp_path):

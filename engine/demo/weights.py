@@ -5,17 +5,18 @@ They make every loader and every stage run on any machine; the picture they make
 
 import json
 import logging
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 
 from engine.config import TINY
+from engine.errors import OutputError
 from engine.models.dit import Scail
 from engine.models.vae import Vae
 
@@ -42,16 +43,16 @@ def demo_weights(state: Path) -> DemoWeights:
     home = state / f"tiny-{VERSION}"
     if not home.is_dir():
         log.info("writing the tiny preset to %s", home)
-        state.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{home.name}-", dir=state))
         try:
-            write_tiny(fresh)
-            fresh.rename(home)
-        except OSError:
+            state.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(prefix=f".{home.name}-", dir=state) as fresh:
+                write_tiny(Path(fresh, home.name))
+                Path(fresh, home.name).rename(home)
+        except (OSError, RuntimeError, SafetensorError) as error:
             if not home.is_dir():  # another process may have been first
-                raise
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+                raise OutputError(
+                    f"{state} cannot hold the demo weights: {error}. Set SCAIL_STATE to a folder."
+                ) from error
     return DemoWeights(home / "diffusion_models" / "scail_tiny_bf16.safetensors", home)
 
 

@@ -28,6 +28,8 @@ def compare(name: str, got: ArrayLike, want: ArrayLike, tolerance: float) -> Che
 
 def at_most(name: str, measure: float, limit: float) -> Check:
     """A measure such as a share of wrong pixels that must not exceed its limit."""
+    if not math.isfinite(limit):
+        return Check(f"{name}: its limit is not a finite number", None, None, False)
     if math.isfinite(measure):
         return Check(name, measure, limit, measure <= limit)
     return Check(f"{name}: not a finite number", None, limit, False)

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from engine.errors import BadCheckpoint
 from engine.golden.check import Check, at_most, compare
 from engine.models.text import TextEncoder, clean_prompt
 from engine.models.vision import VisionEncoder, preprocess
@@ -48,8 +49,7 @@ def checks(path: Path) -> Iterator[Check]:
         if _is_text(frozenset(tensors)):
             yield from _text(path.name, tensors, TextEncoder(file, CPU, torch.float32))
         else:
-            heads = _config(path)["vision_heads"]
-            encoder = VisionEncoder(file, CPU, torch.float32, heads)
+            encoder = VisionEncoder(file, CPU, torch.float32, _heads(path))
             yield from _vision(path.name, tensors, encoder)
 
 
@@ -61,9 +61,17 @@ def _is_vision(names: frozenset[str]) -> bool:
     return "weights.visual.patch_embedding.weight" in names
 
 
-def _config(path: Path) -> dict[str, int]:
+def _heads(path: Path) -> int:
+    """The one figure that the weights do not tell."""
     with safe_open(path, "pt") as file:
-        return json.loads(file.metadata()["config"])
+        config = json.loads((file.metadata() or {}).get("config", "{}"))
+    heads = config.get("vision_heads") if isinstance(config, dict) else None
+    if not isinstance(heads, int):
+        raise BadCheckpoint(
+            f"{path.name} holds weights of an image encoder without metadata: a `config` with "
+            "`vision_heads` is expected."
+        )
+    return heads
 
 
 def _cases(file: str, tensors: Tensors, suffix: str) -> list[str]:

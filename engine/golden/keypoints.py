@@ -6,6 +6,8 @@ which also gives every tolerance.
 """
 
 import re
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -255,18 +257,28 @@ def _detected(path: Path, want: Data) -> NDArray | None:
     case, (height, width) = str(want["det_case"]), want["hw"]
     found: list[tuple[float, NDArray]] = []
     for other in sorted(path.parent.glob("*.npz")):
-        with np.load(other) as file:
-            names = frozenset(file.files)
-            if _reader(names) is not _yolox or f"{case}_raw" not in names:
-                continue
-            if not np.array_equal(file[f"{case}_hw"], want["hw"]):
-                continue
-            boxes = _yolox_case({key: file[key] for key in names}, case)[2]
+        held = _neighbour(other)
+        if _reader(frozenset(held)) is not _yolox or f"{case}_raw" not in held:
+            continue
+        if not np.array_equal(held[f"{case}_hw"], want["hw"]):
+            continue
+        boxes = _yolox_case(held, case)[2]
         shares = boxes / [width, height, width, height]
         same = shares.shape == want["boxes_norm"].shape
         away = float(np.abs(shares - want["boxes_norm"]).max(initial=0.0)) if same else np.inf
         found.append((away, boxes))
     return min(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def _neighbour(path: Path) -> Data:
+    """The arrays of another file of the folder; none if it is damaged, which is its own failure."""
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        return {}
 
 
 def _simcc(want: Data, axis: str, bins: int) -> Floats:

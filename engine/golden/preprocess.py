@@ -22,14 +22,18 @@ _TENSORS = ("ref_in_u8", "pose_in_u8", "target_hw", "ref_cropped", "pose_cropped
 
 
 def recognises(names: frozenset[str], metadata: Mapping[str, str]) -> bool:
-    return "base_size" in metadata and bool(_cases(names))
+    return "base_size" in metadata and any(not missing for missing in _cases(names).values())
 
 
 def checks(path: Path) -> Iterator[Check]:
     """All exact: there is one right answer, to the bit."""
     file = TensorFile(path)
     base, _ = json.JSONDecoder().raw_decode(file.metadata["base_size"])  # "[64,112] stands for …"
-    for case in sorted(_cases(frozenset(file))):
+    for case, missing in sorted(_cases(frozenset(file)).items()):
+        if missing:
+            name = f"{path.name}: {case} lacks {', '.join(missing)}"
+            yield Check(name, None, None, False)
+            continue
         held = {name: _read(file, f"{case}.{name}") for name in _TENSORS}
         got = _recompute(held["ref_in_u8"], held["pose_in_u8"], (base[0], base[1]))
         for name, tensor in got.items():
@@ -49,10 +53,11 @@ def _recompute(pictures: Tensor, frames: Tensor, base: Size) -> dict[str, Tensor
     }
 
 
-def _cases(names: frozenset[str]) -> set[str]:
-    """The names before the dot under which every tensor of a case is there."""
-    cases = {name.rpartition(".")[0] for name in names}
-    return {case for case in cases if all(f"{case}.{name}" in names for name in _TENSORS)}
+def _cases(names: frozenset[str]) -> dict[str, list[str]]:
+    """The names before the dot, and the tensors that each lacks."""
+    parts = [name.rpartition(".") for name in names]
+    cases = {case for case, _, tensor in parts if tensor in _TENSORS}
+    return {case: [n for n in _TENSORS if f"{case}.{n}" not in names] for case in cases}
 
 
 def _read(file: TensorFile, name: str) -> Tensor:

@@ -36,7 +36,7 @@ def checks(path: Path) -> Iterator[Check]:
 
 def _windows(path: Path) -> Iterator[Check]:
     try:
-        cases = list(json.loads(path.read_text())["cases"])
+        cases = list(json.loads(path.read_text(encoding="utf-8"))["cases"])
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise BadCheckpoint(f"{path.name} is not a list of windowing cases: {error!r}") from error
     for number, case in enumerate(cases):

@@ -1,17 +1,20 @@
 """Golden data of the transformer: a forward pass, its intermediates, and sampler trajectories.
 
-Cases carry the configuration of their model as metadata; the weights are all files of the same
-folder that carry the same one. Axis order in the files is [batch, T, C, H, W]; ours has no batch
-and C first.
+Cases carry the configuration of their model as metadata; the weights are files of the same folder
+that carry an equal one. Axis order in the files is [batch, T, C, H, W]; ours has no batch and C
+first.
 """
 
-from collections.abc import Iterator, Mapping
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from engine.errors import BadCheckpoint, MissingModel
 from engine.flow import Recipe
 from engine.golden.check import Check, at_most, compare
 from engine.models.checkpoint import Checkpoint, load_transformer
@@ -21,42 +24,124 @@ from engine.sampler import Velocity, grid, guided, trajectory
 FORWARD = 1e-4
 CLIP_CONTEXT = 5e-6
 TRAJECTORY = 2e-4
-BF16_MEAN = 0.008  # the order of roundings is free in BF16 (spec/denoiser.md 9)
-SHIFT = 5.0
+BF16_MEAN = 0.008 / 1.25  # of the standard deviation of the output (spec/denoiser.md 4.5, 9)
+BF16_OFFICIAL = 1.5  # times the mean error of the official code in BF16
+
+_OFFICIAL_BF16 = "out.out_bf16"
+_RUN_HOLDS = ("sigmas", "final", "x_after_step")
+_RUN = re.compile(r"steps(?P<steps>\d+)(_cfg(?P<cfg>\d+(\.\d+)?))?")
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+
+Metadata = Mapping[str, str]
 
 
-def recognises(names: frozenset[str], metadata: Mapping[str, str]) -> bool:
-    return "case" in metadata and ("in.x" in names or any(n.endswith(".final") for n in names))
+def recognises(names: frozenset[str], metadata: Metadata) -> bool:
+    return "case" in metadata and ("in.x" in names or any(map(_is_result, names)))
 
 
-def supports(names: frozenset[str], metadata: Mapping[str, str]) -> bool:
+def supports(names: frozenset[str], metadata: Metadata) -> bool:
     """True for weights: they are read by the checks of other files and hold nothing to check."""
-    return "prefix" in metadata and all(name.startswith(metadata["prefix"]) for name in names)
+    if "prefix" not in metadata or "case" in metadata:
+        return False
+    return all(name.startswith(metadata["prefix"]) for name in names)
 
 
 @torch.inference_mode()
 def checks(path: Path) -> Iterator[Check]:
+    """Raises `BadCheckpoint` or `MissingModel` if the weights are damaged or incomplete."""
     wanted, metadata = _read(path)
-    weights, inputs = [], wanted
-    for other in sorted(path.parent.glob("*.safetensors")):
-        with safe_open(other, "pt") as file:
-            names, found = frozenset(file.keys()), file.metadata() or {}
-        if found.get("config") != metadata.get("config"):
-            continue
-        if supports(names, found):
-            weights.append(other)
-        elif found.get("case") == metadata["case"] and "in.x" in names:
-            inputs, _ = _read(other)
+    weights, others = _beside(path, metadata)
+    inputs = wanted if "in.x" in wanted or not others else _read(others[0])[0]
     if not weights or "in.x" not in inputs:
         missing = "weights with the same config" if not weights else "inputs of the same case"
         yield Check(f"{path.name}: no {missing} beside it", None, None, False)
         return
-    case = Case(load_transformer(Checkpoint(*weights), torch.device("cpu")), inputs)
-    if "in.x" in wanted:
-        yield from _forward(path.name, case, wanted)
-        yield _bf16(path.name, Checkpoint(*weights), case, wanted)
-    if any(name.endswith(".final") for name in wanted):
-        yield from _trajectories(path.name, case, wanted)
+    checkpoint, used = _choose(weights, metadata)
+    file = path.name if used is None else f"{path.name} with {used}"
+    case = Case(load_transformer(checkpoint, torch.device("cpu")), inputs)
+    if any(name.startswith(("mid.", "out.")) for name in wanted):
+        yield from _forward(file, case, wanted)
+    if "out.out" in wanted:
+        yield _bf16(file, checkpoint, case, wanted)
+    yield from _trajectories(file, case, wanted, metadata)
+
+
+def _is_result(name: str) -> bool:
+    return name.startswith(("mid.", "out.")) or name.rpartition(".")[2] in _RUN_HOLDS
+
+
+def _beside(path: Path, metadata: Metadata) -> tuple[list[Path], list[Path]]:
+    """The files of the folder with weights of the same config, and with inputs of the same case."""
+    weights, inputs = [], []
+    config, case = _parsed(metadata, "config"), _parsed(metadata, "case")
+    for other in sorted(path.parent.glob("*.safetensors")):
+        names, found = _header(other)
+        if _parsed(found, "config") != config:
+            continue
+        if supports(names, found):
+            weights.append(other)
+        elif "in.x" in names and _parsed(found, "case") == case:
+            inputs.append(other)
+    return weights, inputs
+
+
+def _header(path: Path) -> tuple[frozenset[str], Metadata]:
+    """Nothing for a file that cannot be read: it is reported on its own."""
+    if not path.is_file():
+        return frozenset(), {}
+    try:
+        with safe_open(path, "pt") as file:
+            return frozenset(file.keys()), file.metadata() or {}
+    except (SafetensorError, OSError):
+        return frozenset(), {}
+
+
+def _parsed(metadata: Metadata, key: str) -> object:
+    """Equal JSON may be written differently; what is no JSON is compared as text."""
+    text = metadata.get(key, "null")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _fields(metadata: Metadata, key: str) -> Mapping[str, object]:
+    parsed = _parsed(metadata, key)
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def _choose(files: Sequence[Path], metadata: Metadata) -> tuple[Checkpoint, str | None]:
+    """The weights of a case, and their name where more than one set has its config.
+
+    The name decides: that of `weights_A` ends in the case's `cfg`. What comes out plays no part, so
+    a check does not try until it passes. Parts that their names do not join are opened together.
+    """
+    layers = _fields(metadata, "config").get("num_layers")
+    layers = layers if isinstance(layers, int) else None
+    cfg = str(_fields(metadata, "case").get("cfg", ""))
+    sets: dict[str, list[Path]] = {}
+    for file in files:
+        sets.setdefault(_SHARD.sub("", file.stem), []).append(file)
+    opened = {name: _opened(parts, layers) for name, parts in sets.items()}
+    whole = {name: checkpoint for name, checkpoint in opened.items() if checkpoint is not None}
+
+    def rank(name: str) -> tuple[bool, bool, bool, str]:
+        as_a_word = re.search(rf"(^|[^0-9A-Za-z]){re.escape(cfg)}$", name) is not None
+        return not as_a_word, not name.endswith(cfg), name not in whole, name
+
+    used = min(sets, key=rank)
+    if used in whole:
+        return whole[used], used if len(sets) > 1 else None
+    parts = [part for name, parts in sets.items() if name not in whole for part in parts]
+    return Checkpoint(*parts, layers=layers), None
+
+
+def _opened(parts: Sequence[Path], layers: int | None) -> Checkpoint | None:
+    """None if these are not all weights of a model."""
+    try:
+        return Checkpoint(*parts, layers=layers)
+    except (BadCheckpoint, MissingModel):
+        return None
 
 
 class Case:
@@ -76,6 +161,11 @@ class Case:
 
     def run(self, context: Context, history: Tensor | None = None) -> Tensor:
         return self.model(self.latents, self.timestep, context, self.reference, self.pose, history)
+
+    def after_each_step(self, recipe: Recipe) -> list[Tensor]:
+        """Latents of a run from noise, in the axis order of the files."""
+        velocity = guided(self.toward(self.context), self.toward(self.negative), recipe.cfg)
+        return [_theirs(x) for x in trajectory(velocity, self.noise, recipe, draw=_no_draw)]
 
     def toward(self, context: Context) -> Velocity:
         return lambda latents, step, timestep: self.model(
@@ -109,36 +199,59 @@ def _forward(file: str, case: Case, wanted: Mapping[str, Tensor]) -> Iterator[Ch
         "out.out_b2": torch.cat([_theirs(case.run(case.negative)), _theirs(out)]),
         "out.out_hist": _theirs(case.run(case.context, case.history)),
     }
-    for name in sorted(got.keys() & wanted.keys()):
-        tolerance = CLIP_CONTEXT if name == "mid.clip_ctx" else FORWARD
-        yield compare(f"{file}: {name}", got[name], wanted[name], tolerance)
+    for name in sorted(name for name in wanted if name.startswith(("mid.", "out."))):
+        if name in got:
+            tolerance = CLIP_CONTEXT if name == "mid.clip_ctx" else FORWARD
+            yield compare(f"{file}: {name}", got[name], wanted[name], tolerance)
+        elif name != _OFFICIAL_BF16:
+            yield Check(f"{file}: {name}", None, None, None)
 
 
 def _bf16(file: str, checkpoint: Checkpoint, case: Case, wanted: Mapping[str, Tensor]) -> Check:
-    """Our BF16 mode against the FP32 output, in the mean."""
+    """Our BF16 mode against the FP32 output, in the mean: the order of roundings is free in BF16.
+
+    The official code in BF16, if the file holds its output, says how far rounding leads in this
+    model; ours rounds less. Where it is closer than on the data that the specification was written
+    from, or is not there, the limit is that of the specification.
+    """
     model = load_transformer(checkpoint, torch.device("cpu"), torch.bfloat16)
     out = model(case.latents, case.timestep, case.context, case.reference, case.pose)
-    error = (_theirs(out) - wanted["out.out"]).abs().mean().item()
-    return at_most(f"{file}: bf16 mode, mean error", error, BF16_MEAN)
+    exact = wanted["out.out"]
+    official = (wanted.get(_OFFICIAL_BF16, exact) - exact).abs().mean().item()
+    limit = max(BF16_OFFICIAL * official, BF16_MEAN * exact.std().item())
+    error = (_theirs(out) - exact).abs().mean().item()
+    return at_most(f"{file}: bf16 mode, mean error", error, limit)
 
 
-def _trajectories(file: str, case: Case, wanted: Mapping[str, Tensor]) -> Iterator[Check]:
-    for name in sorted(n for n in wanted if n.endswith((".sigmas", ".final"))):
-        run = name.rpartition(".")[0]
-        steps, _, cfg = run.removeprefix("steps").partition("_cfg")
-        if name.endswith(".sigmas"):
-            sigmas = grid("euler", int(steps), SHIFT).sigmas
+def _trajectories(
+    file: str, case: Case, wanted: Mapping[str, Tensor], metadata: Metadata
+) -> Iterator[Check]:
+    names = sorted(name for name in wanted if not name.startswith(("in.", "mid.", "out.")))
+    runs: dict[str, list[Tensor]] = {}
+    for name in names:
+        run, _, what = name.rpartition(".")
+        match = _RUN.fullmatch(run)
+        if match is None or what not in _RUN_HOLDS or (what != "sigmas" and not match["cfg"]):
+            yield Check(f"{file}: {name}", None, None, None)
+            continue
+        shift = _shift(file, metadata)
+        if what == "sigmas":
+            sigmas = grid("euler", int(match["steps"]), shift).sigmas
             yield compare(f"{file}: {name}", sigmas, wanted[name], 0.0)
             continue
+        if run not in runs:
+            recipe = Recipe("euler", int(match["steps"]), float(match["cfg"]), shift)
+            runs[run] = case.after_each_step(recipe)
+        after = runs[run]
+        got = after[-1] if what == "final" else torch.stack(after)
+        yield compare(f"{file}: {name}", got, wanted[name], TRAJECTORY)
 
-        recipe = Recipe("euler", int(steps), float(cfg), SHIFT)
-        velocity = guided(case.toward(case.context), case.toward(case.negative), recipe.cfg)
-        after = list(trajectory(velocity, case.noise, recipe, draw=_no_draw))
-        yield compare(f"{file}: {name}", _theirs(after[-1]), wanted[name], TRAJECTORY)
-        if f"{run}.x_after_step" in wanted:
-            theirs = torch.stack([_theirs(latents) for latents in after])
-            name = f"{run}.x_after_step"
-            yield compare(f"{file}: {name}", theirs, wanted[name], TRAJECTORY)
+
+def _shift(file: str, metadata: Metadata) -> float:
+    shift = _fields(metadata, "config").get("shift")
+    if not isinstance(shift, int | float):
+        raise BadCheckpoint(f"The config of {file} gives no shift: a number is expected.")
+    return float(shift)
 
 
 def _no_draw() -> Tensor:

@@ -1,10 +1,15 @@
 """Recomputes every golden file below a folder. Files are known by what is in them, not by name."""
 
 import json
+import os
+import struct
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
+from zipfile import BadZipFile
 
+import cv2
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -21,6 +26,7 @@ from engine.golden import (
 )
 from engine.golden.check import Check
 
+SUFFIXES = (".safetensors", ".npz", ".json")
 KINDS: tuple[ModuleType, ...] = (
     transformer,
     preprocess,
@@ -32,15 +38,33 @@ KINDS: tuple[ModuleType, ...] = (
     keypoints,
 )
 
+# what data of any content can make the readers, NumPy, OpenCV and PyTorch raise
+DAMAGE = (
+    EngineError,
+    SafetensorError,
+    BadZipFile,
+    zlib.error,
+    struct.error,
+    cv2.error,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,  # of PyTorch, and RecursionError
+    TypeError,
+    ValueError,
+)
+
 
 def recompute(folder: Path) -> Iterator[Check]:
-    """One check per case and tensor. Raises `BadMedia` if there is no golden data at all."""
-    if not folder.is_dir():
-        raise BadMedia(f"There is no folder {folder} to verify.")
+    """One check per case and tensor; a file that cannot be read or recomputed is a failed one.
+
+    Raises `BadMedia` if the folder cannot be read or there is no golden data at all.
+    """
     found = False
-    for path in sorted(folder.rglob("*")):
-        if path.suffix not in (".safetensors", ".npz", ".json"):
-            continue
+    for path in _files(folder):
         for check in _checks(path):
             found = True
             yield check
@@ -48,21 +72,36 @@ def recompute(folder: Path) -> Iterator[Check]:
         raise BadMedia(f"There is no golden data below {folder}.")
 
 
+def _files(folder: Path) -> list[Path]:
+    """Files that may hold golden data, in order."""
+
+    def refuse(error: OSError) -> None:
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise BadMedia(f"There is no folder {folder} to verify.") from error
+        raise BadMedia(f"The folder {folder} cannot be read: {error.strerror}.") from error
+
+    walk = os.walk(folder, onerror=refuse)
+    paths = sorted(Path(place, name) for place, _, names in walk for name in names)
+    return [path for path in paths if path.suffix in SUFFIXES]
+
+
 def _checks(path: Path) -> Iterator[Check]:
     try:
+        if path.exists() and not path.is_file():
+            return  # a pipe would be waited for; a link that leads nowhere is a failure below
         names, metadata = _contents(path)
-    except (SafetensorError, ValueError, OSError) as error:
+    except DAMAGE as error:
         yield Check(f"{path.name}: unreadable: {error}", None, None, False)
         return
     for kind in KINDS:
         if kind.recognises(names, metadata):
             try:
                 yield from kind.checks(path)
-            except (EngineError, KeyError, ValueError, RuntimeError) as error:
+            except DAMAGE as error:
                 yield Check(f"{path.name}: {type(error).__name__}: {error}", None, None, False)
             return
-    known = path.suffix == ".json" or transformer.supports(names, metadata)
-    if not known:
+    other_json = path.suffix == ".json" and "cases" not in names
+    if not other_json and not transformer.supports(names, metadata):
         yield Check(path.name, None, None, None)
 
 
@@ -73,5 +112,5 @@ def _contents(path: Path) -> tuple[frozenset[str], Mapping[str, str]]:
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as file:
             return frozenset(file.files), {}
-    held = json.loads(path.read_text())
+    held = json.loads(path.read_text(encoding="utf-8"))
     return frozenset(held) if isinstance(held, dict) else frozenset(), {}

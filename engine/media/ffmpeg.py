@@ -103,9 +103,12 @@ def ffmpeg(arguments: Sequence[str], feed: bool = False) -> Iterator[Ffmpeg]:
     stdout = subprocess.DEVNULL if feed else subprocess.PIPE
     with tempfile.TemporaryFile() as messages:
         # A group of its own: Ctrl-C is ours to handle, and ends the process through this block.
-        process = subprocess.Popen(
-            command, stdin=stdin, stdout=stdout, stderr=messages, bufsize=0, process_group=0
-        )
+        try:
+            process = subprocess.Popen(
+                command, stdin=stdin, stdout=stdout, stderr=messages, bufsize=0, process_group=0
+            )
+        except OSError as error:
+            raise Unavailable(f"ffmpeg cannot be started: {error}.") from error
         try:
             yield Ffmpeg(process, messages)
         finally:

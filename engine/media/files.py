@@ -1,5 +1,6 @@
 """What a media file from outside must be before anybody opens it."""
 
+import os
 from pathlib import Path
 
 from engine.errors import BadMedia
@@ -17,6 +18,8 @@ def check_file(path: Path, what: str, max_bytes: int) -> None:
             raise BadMedia(f"There is no {what} {path.name}.")
         if not path.is_file():
             raise BadMedia(f"{path.name} is a device or a pipe; a {what} file is expected.")
+        if not os.access(path, os.R_OK):
+            raise BadMedia(f"{path.name} cannot be read: its permissions forbid it.")
         size = path.stat().st_size
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise BadMedia(f"The {what} {path.name!r} cannot be opened: {error}.") from error
@@ -30,8 +33,11 @@ def check_file(path: Path, what: str, max_bytes: int) -> None:
 
 def content_kind(path: Path) -> str | None:
     """ "video" or "HEIC picture" where the first bytes say so, whatever the name says."""
-    with path.open("rb") as file:
-        head = file.read(12)
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError:
+        return None
     if head[4:8] == b"ftyp":
         return "HEIC picture" if head[8:12] in _STILL_BRANDS else "video"
     matroska = head.startswith(b"\x1aE\xdf\xa3")

@@ -18,9 +18,9 @@ from engine.config import HEAD_SIZE, SCAIL_1_3B, SCAIL_14B, ModelConfig
 from engine.errors import BadCheckpoint
 from engine.models.attention import Attention, sdpa
 from engine.models.dit import Linear, Scail
-from engine.models.fill import Stored
+from engine.models.fill import Stored, count_blocks
 from engine.models.lora import Lora
-from engine.models.tensorfile import TensorFile
+from engine.models.tensorfile import TensorFile, is_finite
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,8 @@ PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
 SCALES = (".scale_weight", ".weight_scale")
 EXTRAS = (".scale_input", ".input_scale", ".comfy_quant")  # of other programs' FP8 linears
 MARKER = "scaled_fp8"
+BLOCK = re.compile(r"blocks\.(?P<n>[0-9]+)\.")
+LAYERS = {known.dim: known.layers for known in (SCAIL_14B, SCAIL_1_3B)}  # of the models as trained
 
 # SAT names, and the converted names their rows are divided among in order ({n}: the layer)
 SAT_NAMES = {
@@ -80,11 +82,16 @@ class Checkpoint:
     with the file, the tensor, what was found and what was expected.
     """
 
-    def __init__(self, path: Path, *more: Path, loras: Sequence[Lora] = ()) -> None:
+    def __init__(
+        self, path: Path, *more: Path, loras: Sequence[Lora] = (), layers: int | None = None
+    ) -> None:
+        """`layers`: how many the file must have. None: as many as SCAIL models of its width have,
+        or, for a width that none has, as many as it holds.
+        """
         self.path = path
         self._file = TensorFile(path, *more, top_key="module")
         self._stored = self._locate()
-        self.config = self._infer_config()
+        self.config = self._infer_config(layers)
         self._check()
         self._loras = tuple(loras)
         for lora in loras:
@@ -99,7 +106,10 @@ class Checkpoint:
         return rows // stored.parts, *rest
 
     def read_into(self, name: str, out: Tensor) -> None:
-        """Writes a weight, its scale and all LoRAs applied, into `out` in the dtype of `out`."""
+        """Writes a weight, its scale and all LoRAs applied, into `out` in the dtype of `out`.
+
+        Raises `BadCheckpoint` if it is not finite in that dtype.
+        """
         stored = self._stored[name]
         changed = [lora for lora in self._loras if lora.changes(name)]
         with self._file.open(stored.name) as tensor:
@@ -111,13 +121,23 @@ class Checkpoint:
                 )
             if stored.scale is None and not changed:
                 out.copy_(rows)
-                return
-            weight = rows.float()
-            if stored.scale is not None:
-                weight *= self._scale(stored, rows)
-        for lora in changed:
+            else:
+                out.copy_(self._merged(name, rows, changed))
+        if not is_finite(out):
+            raise BadCheckpoint(
+                f"{self.path.name}: {stored.name} holds values that are not finite in {out.dtype}. "
+                "If the file is right, load it in another type; otherwise fetch it again."
+            )
+
+    def _merged(self, name: str, rows: Tensor, loras: Sequence[Lora]) -> Tensor:
+        """A new tensor: what is mapped must not be written to."""
+        stored = self._stored[name]
+        weight = rows.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        if stored.scale is not None:
+            weight *= self._scale(stored, rows)
+        for lora in loras if is_finite(weight) else ():  # else it is not the LoRA that is damaged
             lora.add_to(name, weight)
-        out.copy_(weight)
+        return weight
 
     def _locate(self) -> dict[str, Stored]:
         prefix = next(p for p in PREFIXES if not p or any(n.startswith(p) for n in self._file))
@@ -171,27 +191,26 @@ class Checkpoint:
         if len(scale) == 1:
             return scale.clone()
         if len(scale) == len(rows) * stored.parts:
-            return scale.chunk(stored.parts)[stored.part].clone().view(-1, 1)
+            return scale.chunk(stored.parts)[stored.part].clone().view(-1, *[1] * (rows.ndim - 1))
         raise BadCheckpoint(
             f"{self.path.name}: {stored.scale} has {len(scale)} values; one, or one for each row "
             f"of {stored.name}, is expected."
         )
 
-    def _infer_config(self) -> ModelConfig:
-        layers = {int(m[1]) for name in self if (m := re.match(r"blocks\.(\d+)\.", name))}
+    def _infer_config(self, layers: int | None) -> ModelConfig:
         config = ModelConfig(
-            layers=max(layers, default=-1) + 1,
+            layers=count_blocks(self, BLOCK, self.path.name),
             dim=self._size("patch_embedding.weight", 0),
             ffn=self._size("blocks.0.ffn.0.weight", 0),
             text_dim=self._size("text_embedding.0.weight", 1),
             clip_dim=self._size("img_emb.proj.0.weight", 0),
         )
-        for known in (SCAIL_14B, SCAIL_1_3B):
-            if config.dim == known.dim and config.layers != known.layers:
-                raise BadCheckpoint(
-                    f"{self.path.name} has {config.layers} layers of width {config.dim}, not "
-                    f"{known.layers}: part of the weights is missing."
-                )
+        expected = LAYERS.get(config.dim, config.layers) if layers is None else layers
+        if config.layers != expected:
+            raise BadCheckpoint(
+                f"{self.path.name} has {config.layers} layers of width {config.dim}, not "
+                f"{expected}: part of the weights is missing, or it is another model."
+            )
         if config.dim % HEAD_SIZE:
             raise BadCheckpoint(
                 f"{self.path.name}: patch_embedding.weight is {config.dim} wide, "
@@ -203,8 +222,11 @@ class Checkpoint:
         if name not in self._stored:
             raise BadCheckpoint(f"{self.path.name} lacks {name}, which every SCAIL model has.")
         shape = self.shape(name)
-        if axis >= len(shape):
-            raise BadCheckpoint(f"{self.path.name}: {name} has shape {list(shape)}.")
+        if axis >= len(shape) or 0 in shape:
+            raise BadCheckpoint(
+                f"{self.path.name}: {name} has shape {list(shape)}; at least {axis + 1} sizes "
+                "above 0 are expected."
+            )
         return shape[axis]
 
     def _check(self) -> None:
@@ -218,12 +240,13 @@ class Checkpoint:
                 first = sorted(names)[0]
                 more = f" and {len(names) - 1} more tensors" if len(names) > 1 else ""
                 raise BadCheckpoint(f"{self.path.name} {problem} {first}{more}.")
-        for name, shape in expected.items():
-            if self.shape(name) != shape:
+        for name, (rows, *rest) in expected.items():
+            stored = self._stored[name]
+            found, whole = self._file.shape(stored.name), (rows * stored.parts, *rest)
+            if found != whole:
                 raise BadCheckpoint(
-                    f"{self.path.name}: {self._stored[name].name} has shape "
-                    f"{list(self._file.shape(self._stored[name].name))}, which makes {name} "
-                    f"{list(self.shape(name))}; {list(shape)} is expected."
+                    f"{self.path.name}: {stored.name} has shape {list(found)}; as {name}, "
+                    f"{list(whole)} is expected."
                 )
 
 

@@ -246,14 +246,14 @@ def rope_tables(grid: tuple[int, int, int], with_pose: bool, device: torch.devic
     of theirs, which is not the rotation at their middle.
     """
     t, h, w = grid
-    video = _angles(torch.arange(t + 1), torch.arange(h), torch.arange(w)).flatten(0, 2)
+    times, rows, columns = (torch.arange(n, device=device) for n in (t + 1, h, w))
+    video = _angles(times, rows, columns).flatten(0, 2)
     cos, sin = video.cos(), video.sin()
     if with_pose:
-        columns = POSE_COLUMN_SHIFT + torch.arange(w)
-        pose = _angles(torch.arange(1, t + 1), torch.arange(h), columns)
+        pose = _angles(times[1:], rows, POSE_COLUMN_SHIFT + columns)
         cos = torch.cat([cos, _pool(pose.cos())])
         sin = torch.cat([sin, _pool(pose.sin())])
-    return Rope(cos[:, None].to(device), sin[:, None].to(device))
+    return Rope(cos[:, None], sin[:, None])
 
 
 def _angles(times: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -261,7 +261,8 @@ def _angles(times: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     shape = len(times), len(rows), len(columns)
     parts = []
     for axis, (positions, size) in enumerate(zip((times, rows, columns), ROPE_DIMS)):
-        frequencies = ROPE_THETA ** -(torch.arange(0, size, 2, dtype=torch.float32) / size)
+        exponents = torch.arange(0, size, 2, dtype=torch.float32, device=positions.device) / size
+        frequencies = ROPE_THETA**-exponents
         angles = positions.float()[:, None] * frequencies
         view = [1, 1, 1, size // 2]
         view[axis] = len(positions)

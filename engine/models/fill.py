@@ -5,7 +5,7 @@ All that the headers tell is checked before a weight is read. Weights are then r
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -38,9 +38,22 @@ def dims(file: TensorFile, name: str, count: int) -> Shape:
 
 
 def depth(file: TensorFile, block: re.Pattern[str]) -> int:
-    """Number of blocks: one more than the highest `n` that `block` finds in a name."""
-    numbers = [int(found["n"]) for name in file if (found := block.match(name))]
-    return max(numbers, default=-1) + 1
+    """Number of blocks, whose numbers are what `block` finds as `n` in names."""
+    return count_blocks(file, block, file.path.name)
+
+
+def count_blocks(names: Iterable[str], block: re.Pattern[str], source: str) -> int:
+    """As `depth`, for names under which a file does not store its tensors."""
+    found = {match["n"] for name in names if (match := block.match(name))}
+    expected = {str(number) for number in range(len(found))}
+    if found != expected:
+        strange, absent = min(found - expected), min(expected - found, key=int)
+        raise BadCheckpoint(
+            f"{source} holds a block {strange[:20]} but no block {absent}, its blocks should be "
+            f"numbered 0 to {len(found) - 1}: part of the weights is missing, or it is another "
+            "model."
+        )
+    return len(found)
 
 
 def fill(

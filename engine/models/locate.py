@@ -55,8 +55,25 @@ IMAGE_ENCODER = Known(
 def find_model(models: Path, known: Known) -> Path:
     """The first file there is, best name first, in the folders people use.
 
-    Raises `MissingModel` with the names that would have been taken.
+    Raises `MissingModel` with the names that would have been taken, or why a folder is unreadable.
     """
+    try:
+        found = _search(models, known)
+    except OSError as error:
+        raise MissingModel(
+            f"The {known.what} cannot be looked for: {error.filename} cannot be read: "
+            f"{error.strerror}."
+        ) from error
+    if found is not None:
+        return found
+    folders = ", ".join(f"{folder}/" for folder in known.folders)
+    raise MissingModel(
+        f"No {known.what} in {models} or its folders {folders}; expected one of "
+        f"{', '.join(known.names)}."
+    )
+
+
+def _search(models: Path, known: Known) -> Path | None:
     if not models.is_dir():
         raise MissingModel(
             f"There is no models folder {models}. Name it with --models or SCAIL_MODELS."
@@ -65,8 +82,4 @@ def find_model(models: Path, known: Known) -> Path:
         for folder in (*known.folders, *ANYWHERE):
             if (models / folder / name).is_file():
                 return models / folder / name
-    folders = ", ".join(f"{folder}/" for folder in known.folders)
-    raise MissingModel(
-        f"No {known.what} in {models} or its folders {folders}; expected one of "
-        f"{', '.join(known.names)}."
-    )
+    return None

@@ -8,14 +8,17 @@ Without an alpha the factor alpha / rank is 1.
 """
 
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from engine.errors import BadCheckpoint
-from engine.models.tensorfile import TensorFile
+from engine.errors import BadCheckpoint, BadRequest
+from engine.models.tensorfile import TensorFile, is_finite
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +34,7 @@ KINDS = {
 }
 # LoRAs of the image-to-video model change it for its 36 input channels; SCAIL's has 20
 OTHER_INPUT = "patch_embedding.weight"
+LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,56 +42,110 @@ class Change:
     """What is added to one weight: a product of two stored tensors, or one."""
 
     tensors: tuple[str, ...]  # (down, up) or (diff,)
-    alpha: str | None = None
+    factor: float = 1.0  # alpha / rank
 
 
 class Lora:
-    """One LoRA file and its strength. Raises `BadCheckpoint` if it is not one."""
+    """One LoRA file and its strength.
+
+    Raises `BadCheckpoint` if it is not one, `BadRequest` for a strength that is no FP32 number.
+    """
 
     def __init__(self, path: Path, strength: float = 1.0) -> None:
+        if not abs(strength) <= LARGEST:  # NaN is not either
+            raise BadRequest(
+                f"The strength of {path.name} is {strength}; a finite number is expected, mostly "
+                "from 0 to 1."
+            )
         self.path = path
         self.strength = strength
         self._file = TensorFile(path)
         self._changes: dict[str, list[Change]] = {}  # by the name of the weight
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Finds the weights that this file changes; each must be in `shapes` and fit."""
+        """Finds the weights that this file changes; each must be in `shapes` and fit.
+
+        Of the values only the alphas are read.
+        """
+        self._changes = {}
         modules: dict[str, dict[str, str]] = {}  # module -> kind -> stored name
         for name in self._file:
             module, kind = self._parse(name)
-            modules.setdefault(module, {})[kind] = name
+            other = modules.setdefault(module, {}).setdefault(kind, name)
+            if other != name:
+                raise BadCheckpoint(f"{self.path.name}: {other} and {name} mean the same tensor.")
         for module, kinds in modules.items():
             if ("down" in kinds) != ("up" in kinds):
                 raise BadCheckpoint(f"{self.path.name} has only half of the pair for {module}.")
             weight = f"{module}.weight" if f"{module}.weight" in shapes else module
             if "down" in kinds:
-                change = Change((kinds["down"], kinds["up"]), kinds.get("alpha"))
-                self._add(weight, change, shapes)
+                factor = self._factor(kinds["down"], kinds["alpha"]) if "alpha" in kinds else 1.0
+                self._add(weight, Change((kinds["down"], kinds["up"]), factor), shapes)
             if "diff" in kinds:
                 self._add(weight, Change((kinds["diff"],)), shapes)
             if "diff_b" in kinds:
                 self._add(f"{module}.bias", Change((kinds["diff_b"],)), shapes)
+            if kinds.keys() == {"alpha"}:
+                raise BadCheckpoint(
+                    f"{self.path.name}: {kinds['alpha']} changes nothing, the pair that it scales "
+                    "is not in the file."
+                )
+        if not self._changes:
+            raise BadCheckpoint(
+                f"{self.path.name} changes nothing: none of its {len(self._file)} tensors can be "
+                "added to a weight of this model."
+            )
 
     def changes(self, name: str) -> bool:
         return name in self._changes
 
     def add_to(self, name: str, weight: Tensor) -> None:
-        """Adds all that this file changes to a weight, FP32 on the CPU, in place."""
+        """Adds all that this file changes to a finite weight, FP32 on the CPU, in place.
+
+        Raises `BadCheckpoint` if it is no longer finite then.
+        """
         for change in self._changes[name]:
-            factor = self.strength
+            factor = self.strength * change.factor
             if len(change.tensors) == 1:
-                with self._file.open(change.tensors[0]) as diff:
-                    weight.add_(diff.float().view_as(weight), alpha=factor)
-                continue
-            with (
-                self._file.open(change.tensors[0]) as down,
-                self._file.open(change.tensors[1]) as up,
-            ):
-                if change.alpha is not None:
-                    with self._file.open(change.alpha) as alpha:
-                        factor *= alpha.item() / len(down)
-                flat = weight.view(len(weight), -1)
-                flat.addmm_(up.float().flatten(1), down.float().flatten(1), alpha=factor)
+                with self._open(change.tensors[0]) as diff:
+                    weight.add_(diff.reshape(weight.shape), alpha=factor)
+            else:
+                with self._open(change.tensors[0]) as down, self._open(change.tensors[1]) as up:
+                    flat = weight.view(len(weight), -1)
+                    flat.addmm_(up.flatten(1), down.flatten(1), alpha=factor)
+            if not is_finite(weight):
+                raise BadCheckpoint(
+                    f"{self.path.name}: {name} is not finite once {' and '.join(change.tensors)} "
+                    f"are added with strength {self.strength}. Use a smaller strength, or fetch "
+                    "the file again."
+                )
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[Tensor]:
+        """A stored tensor in FP32, which must not be written to."""
+        with self._file.open(name) as tensor:
+            if not tensor.is_floating_point():
+                raise BadCheckpoint(
+                    f"{self.path.name}: {name} is stored as {tensor.dtype}; only floating point "
+                    "tensors, FP8 to FP32, are read."
+                )
+            yield tensor.float()
+
+    def _factor(self, down: str, alpha: str) -> float:
+        """Alpha / rank."""
+        rank = next(iter(self._file.shape(down)), 0)
+        if math.prod(self._file.shape(alpha)) != 1 or not rank:
+            raise BadCheckpoint(
+                f"{self.path.name}: {alpha} {list(self._file.shape(alpha))} over the rank {rank} "
+                f"of {down} is no factor; one number over a rank above 0 is expected."
+            )
+        with self._file.open(alpha) as tensor:
+            factor = math.nan if tensor.is_complex() else tensor.double().item() / rank
+        if not abs(self.strength * factor) <= LARGEST:
+            raise BadCheckpoint(
+                f"{self.path.name}: {alpha} makes the factor {factor}, a finite one is expected."
+            )
+        return factor
 
     def _parse(self, name: str) -> tuple[str, str]:
         short = next((name.removeprefix(p) for p in PREFIXES if name.startswith(p)), name)
@@ -125,7 +183,7 @@ class Lora:
         if len(shapes) == 1:
             return shapes[0]
         down, up = shapes
-        if len(down) != 2 or len(up) != 2 or up[1] != down[0]:
+        if len(down) != 2 or len(up) != 2 or up[1] != down[0] or down[0] == 0:
             return None
         return up[0], down[1]
 

@@ -6,9 +6,12 @@ the system after use, so reading a 33 GB file needs little memory of its own.
 
 import ctypes
 import json
+import math
 import mmap
 import pickle
 import re
+import stat
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +24,14 @@ from torch import Tensor
 
 from engine.errors import BadCheckpoint, MissingModel
 
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.safetensors")
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<part>[0-9]{5})-of-(?P<parts>[0-9]{5})\.safetensors")
+_ZIP = b"PK\x03\x04"  # how PyTorch files begin since 1.6
+_OLD_PICKLE = b"\x80"  # and before
+# what torch.load raises on damaged files; its messages advise to let pickles run code
+_LOAD_ERRORS = (
+    RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, TypeError,
+    AttributeError, AssertionError, OverflowError, struct.error,
+)  # fmt: skip
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _TINY_BYTES = 1 << 16  # not worth a system call
 
@@ -29,7 +39,8 @@ _TINY_BYTES = 1 << 16  # not worth a system call
 class TensorFile:
     """Names, shapes and tensors of one checkpoint: a file, any of its shards, or their index.
 
-    Raises `MissingModel` if the file or a shard is not there, `BadCheckpoint` if it cannot be read.
+    Raises `MissingModel` if the file or a shard is not there, `BadCheckpoint` if it cannot be read,
+    is damaged, or holds tensors that are not plain (sparse, quantised, without data).
     """
 
     def __init__(self, path: Path, *more: Path, top_key: str | None = None) -> None:
@@ -61,18 +72,22 @@ class TensorFile:
             tensor = self._tensors[name].read()
         except (SafetensorError, RuntimeError, OSError) as error:
             raise BadCheckpoint(f"{self.path.name}: {name} cannot be read: {error}") from error
+        if tuple(tensor.shape) != self.shape(name):
+            raise BadCheckpoint(
+                f"{self.path.name}: {name} is stored as {tensor.dtype}, more than one value to a "
+                "byte; FP8 is the smallest type that is read."
+            )
         try:
             yield tensor
         finally:
             _forget(tensor)
 
     def _open(self, part: Path, top_key: str | None) -> None:
-        if not part.is_file():
-            raise MissingModel(f"There is no file {part}.")
+        head = _head(part)
         if part.suffix == ".safetensors":
             self._open_safetensors(part)
         elif part.suffix in (".pt", ".pth", ".bin"):
-            self._open_pickle(part, top_key)
+            self._open_pickle(part, head, top_key)
         else:
             raise BadCheckpoint(
                 f"{part.name} is neither a .safetensors nor a .pt, .pth or .bin file; "
@@ -91,14 +106,24 @@ class TensorFile:
             shape = tuple(handle.get_slice(name).get_shape())
             self._add(name, _Entry(shape, partial(handle.get_tensor, name)), part)
 
-    def _open_pickle(self, part: Path, top_key: str | None) -> None:
+    def _open_pickle(self, part: Path, head: bytes, top_key: str | None) -> None:
+        if head.startswith(_OLD_PICKLE):
+            raise BadCheckpoint(
+                f"{part.name} is a bare pickle, as PyTorch before 1.6 wrote them, which cannot be "
+                "mapped; save it again with a newer PyTorch, or use a .safetensors copy."
+            )
+        if head != _ZIP:
+            raise BadCheckpoint(
+                f"{part.name} is no PyTorch file ({part.stat().st_size} bytes): it begins with "
+                f"{head!r}, not as the zip archive that is expected. Fetch it again."
+            )
         try:
             held = torch.load(part, map_location="cpu", mmap=True, weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+        except _LOAD_ERRORS as error:
             raise BadCheckpoint(
                 f"{part.name} is damaged, cut short or holds more than tensors "
-                f"({part.stat().st_size} bytes): {reason}"
+                f"({part.stat().st_size} bytes); objects that could run code are never loaded. "
+                "Fetch it again, or use a .safetensors copy."
             ) from error
         if top_key is not None and isinstance(held, Mapping) and top_key in held:
             held = held[top_key]
@@ -106,6 +131,7 @@ class TensorFile:
             raise BadCheckpoint(f"{part.name} holds a {type(held).__name__}, not named tensors.")
         for name, value in held.items():
             if isinstance(value, Tensor):
+                _require_plain(value, f"{part.name}: {name}")
                 self._add(str(name), _Entry(tuple(value.shape), value.detach), part)
 
     def _add(self, name: str, entry: "_Entry", part: Path) -> None:
@@ -123,27 +149,72 @@ class _Entry:
 def _parts(path: Path) -> list[Path]:
     """The files of a set, from the name of any one of them, or of its index."""
     if path.name.endswith(".safetensors.index.json"):
-        try:
-            names = set(json.loads(path.read_text())["weight_map"].values())
-        except FileNotFoundError as error:
-            raise MissingModel(f"There is no file {path}.") from error
-        except (ValueError, KeyError, AttributeError, OSError) as error:
-            raise BadCheckpoint(f"{path.name} is not an index of shards: {error!r}") from error
-        return [path.with_name(Path(name).name) for name in sorted(names)]
+        return _shards(path)
     shard = _SHARD.fullmatch(path.name)
-    if shard is None:
+    parts = int(shard["parts"]) if shard else 0
+    if shard is None or not 1 <= int(shard["part"]) <= parts:
         return [path]
-    parts = int(shard["parts"])
     return [
         path.with_name(f"{shard['stem']}-{part:05d}-of-{parts:05d}.safetensors")
         for part in range(1, parts + 1)
     ]
 
 
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names, which lie beside it."""
+    _head(index)
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+        parts = [index.with_name(Path(name).name) for name in sorted(names)]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise BadCheckpoint(
+            f"{index.name} is not an index of shards; a JSON object is expected whose weight_map "
+            "gives the file of each tensor."
+        ) from error
+    if not parts:
+        raise BadCheckpoint(f"{index.name} names no shards: its weight_map is empty.")
+    return parts
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file; tells why it cannot be read before a library says it worse."""
+    try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            what = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+            raise BadCheckpoint(f"{path} is {what}; a file of tensors is expected.")
+        with path.open("rb") as file:
+            head = file.read(len(_ZIP))
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # the last: a NUL in it
+        raise MissingModel(f"There is no file {path}.") from error
+    except OSError as error:
+        raise BadCheckpoint(f"{path} cannot be read: {error.strerror}.") from error
+    if not head:
+        raise BadCheckpoint(f"{path.name} is empty (0 bytes); fetch it again.")
+    return head
+
+
+def _require_plain(tensor: Tensor, name: str) -> None:
+    if tensor.is_meta:
+        raise BadCheckpoint(f"{name} has a shape but no data: it was saved from the meta device.")
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
+        kind = "quantised" if tensor.is_quantized else "sparse or nested"
+        raise BadCheckpoint(f"{name} is a {kind} tensor; only plain ones are read.")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """True if no value is NaN or infinite. Reads once and makes nothing: a tenth of a copy."""
+    return all(math.isfinite(extreme.item()) for extreme in torch.aminmax(tensor))
+
+
 def _forget(tensor: Tensor) -> None:
-    """Give the pages that lie wholly inside a mapped tensor back; a later read maps them again."""
-    start, size = tensor.data_ptr(), tensor.nbytes
-    if size < _TINY_BYTES or tensor.device.type != "cpu":
+    """Give the pages that lie wholly inside a mapped tensor back; a later read maps them again.
+
+    A tensor may be larger than what holds it: an expanded one repeats its values.
+    """
+    start, storage = tensor.data_ptr(), tensor.untyped_storage()
+    size = min(tensor.nbytes, storage.data_ptr() + storage.nbytes() - start)
+    if size < _TINY_BYTES:
         return
     page = mmap.PAGESIZE
     first = -(-start // page) * page

@@ -50,8 +50,8 @@ def load_joints(path: Path) -> JointClip:
     arrays = _read(path)
     joints = _checked_joints(path, arrays)
     fps = _number(path, arrays, "fps") if "fps" in arrays else DEFAULT_FPS
-    if not 0 < fps <= LIMITS.max_fps:
-        raise BadMedia(f"{path.name}: fps is {fps:g}, not above 0 and at most {LIMITS.max_fps:g}.")
+    if not 1 <= fps <= LIMITS.max_fps:
+        raise BadMedia(f"{path.name}: fps is {fps:g}; it must be 1 to {LIMITS.max_fps:g}.")
     return JointClip(joints, fps, _size(path, arrays))
 
 

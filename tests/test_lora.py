@@ -6,7 +6,7 @@ import pytest
 import torch
 from checkpoints import save, small_weights
 
-from engine.errors import BadCheckpoint
+from engine.errors import BadCheckpoint, BadRequest
 from engine.models.checkpoint import Checkpoint
 from engine.models.lora import Lora
 
@@ -102,6 +102,11 @@ def test_the_patch_embedding_of_an_image_to_video_lora_is_left_out_with_a_warnin
     assert "patch_embedding.weight is left out" in caplog.text
 
 
+def with_alpha(alpha):
+    return pair("blocks.0.ffn.0", 192, 128) | {"diffusion_model.blocks.0.ffn.0.alpha": alpha}
+
+
+ONE = pair("blocks.0.ffn.0", 192, 128)
 WRONG = {
     "another model's": (pair("blocks.9.ffn.0", 192, 128), r"changes blocks\.9\.ffn\.0.*another"),
     "half a pair": (
@@ -114,6 +119,55 @@ WRONG = {
         | {"diffusion_model.blocks.0.ffn.0.lora_up.weight": torch.ones(192, RANK + 1)},
         r"cannot be added to blocks\.0\.ffn\.0\.weight",
     ),
+    "empty": ({}, r"lora\.safetensors changes nothing: none of its 0 tensors"),
+    "only for other inputs": (
+        {"diffusion_model.patch_embedding.diff": torch.ones(128, 36, 1, 2, 2)},
+        "changes nothing: none of its 1 tensors",
+    ),
+    "an alpha alone": (
+        {"diffusion_model.blocks.0.ffn.0.alpha": torch.tensor(4.0)},
+        r"blocks\.0\.ffn\.0\.alpha changes nothing",
+    ),
+    "an alpha alone for nothing known": (
+        {"diffusion_model.elsewhere.alpha": torch.tensor(4.0)},
+        r"elsewhere\.alpha changes nothing",
+    ),
+    "an alpha alone beside a pair": (
+        pair("blocks.0.ffn.0", 192, 128) | {"blocks.1.ffn.0.alpha": torch.tensor(4.0)},
+        r"blocks\.1\.ffn\.0\.alpha changes nothing",
+    ),
+    "two alphas": (with_alpha(torch.ones(2)), r"ffn\.0\.alpha \[2\] over the rank 4 of"),
+    "no alpha in it": (with_alpha(torch.ones(0)), r"ffn\.0\.alpha \[0\] over the rank 4 of"),
+    "an alpha that is NaN": (with_alpha(torch.tensor(torch.nan)), r"alpha makes the factor nan"),
+    "an infinite alpha": (with_alpha(torch.tensor(torch.inf)), r"alpha makes the factor inf"),
+    "a complex alpha": (with_alpha(torch.tensor(1j)), r"alpha makes the factor nan"),
+    "an alpha beyond FP32": (
+        with_alpha(torch.tensor(1e300, dtype=torch.float64)),
+        r"alpha makes the factor 2\.5e\+299, a finite one",
+    ),
+    "of rank 0": (
+        {name: t[:0] if "down" in name else t[:, :0] for name, t in ONE.items()},
+        r"cannot be added to blocks\.0\.ffn\.0\.weight",
+    ),
+    "of rank 0 with an alpha": (
+        {name: t[:0] if "down" in name else t[:, :0] for name, t in ONE.items()}
+        | {"diffusion_model.blocks.0.ffn.0.alpha": torch.tensor(4.0)},
+        r"over the rank 0 of .*lora_down\.weight is no factor",
+    ),
+    "without axes": (
+        {name: torch.tensor(1.0) for name in ONE}
+        | {"diffusion_model.blocks.0.ffn.0.alpha": torch.tensor(4.0)},
+        r"over the rank 0 of .*lora_down\.weight is no factor",
+    ),
+    "of both kinds at once": (
+        ONE | pair("blocks.0.ffn.0", 192, 128, "lora_A", "lora_B"),
+        r"lora_(A|down)\.weight and .*lora_(A|down)\.weight mean the same|"
+        r"lora_(B|up)\.weight and .*lora_(B|up)\.weight mean the same",
+    ),
+    "of integers": (
+        {name: t.to(torch.int8) for name, t in ONE.items()},
+        r"lora_down\.weight is stored as torch\.int8",
+    ),
     "no LoRA": ({"blocks.0.ffn.0.weight": torch.ones(2)}, r"is no part of a LoRA"),
 }
 
@@ -123,3 +177,51 @@ def test_a_lora_that_does_not_fit_is_refused(tmp_path, case):
     lora, message = WRONG[case]
     with pytest.raises(BadCheckpoint, match=message):
         merged(tmp_path, lora)
+
+
+@pytest.mark.parametrize("strength", [torch.nan, torch.inf, -torch.inf, 1e39, 10**400])
+def test_a_strength_that_is_no_fp32_number_is_refused(tmp_path, strength):
+    with pytest.raises(BadRequest, match=r"strength of lora\.safetensors is .*finite number is"):
+        Lora(save(ONE, tmp_path / "lora.safetensors"), strength)
+
+
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf])
+@pytest.mark.parametrize("kind", ["pair", "diff"])
+def test_a_lora_with_values_that_are_not_finite_is_named_and_not_the_model(tmp_path, odd, kind):
+    module = "diffusion_model.blocks.0.ffn.0"
+    lora = dict(ONE) if kind == "pair" else {f"{module}.diff": torch.zeros(192, 128)}
+    name = next(iter(lora))
+    lora[name] = lora[name].clone()
+    lora[name][1, 2] = odd
+    with pytest.raises(BadCheckpoint, match=rf"^lora\.safetensors: blocks\.0.*once {name}"):
+        merged(tmp_path, lora)
+    weights = small_weights()
+    weights["blocks.0.ffn.0.weight"][0, 0] = torch.nan
+    with pytest.raises(
+        BadCheckpoint, match=r"^model\.safetensors: blocks\.0\.ffn\.0\.weight holds"
+    ):
+        merged(tmp_path, lora, weights=weights)
+
+
+def test_a_strength_that_carries_a_weight_beyond_fp32_is_told(tmp_path):
+    with pytest.raises(BadCheckpoint, match=r"with strength 3e\+38\. Use a smaller strength"):
+        merged(tmp_path, ONE, 3e38)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pt"])
+def test_reading_or_opening_twice_merges_once(tmp_path, kind):
+    weights = small_weights()  # FP32: what is mapped needs no conversion
+    model = tmp_path / f"model.{kind}"
+    if kind == "pt":
+        torch.save(weights, model)
+    else:
+        save(weights, model)
+    lora = Lora(save(ONE, tmp_path / "lora.safetensors"))
+    down, up = (tensor.float() for tensor in ONE.values())
+    want = weights["blocks.0.ffn.0.weight"] + up @ down
+    for _ in range(2):
+        checkpoint = Checkpoint(model, loras=[lora])
+        for _ in range(2):
+            got = torch.empty(192, 128)
+            checkpoint.read_into("blocks.0.ffn.0.weight", got)
+            assert torch.allclose(got, want, atol=1e-5)

@@ -1,0 +1,34 @@
+"""Lets a test meet files that may not be read, whoever runs it."""
+
+import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+NOBODY = 65534
+
+
+@contextmanager
+def shared_folder():
+    """A folder that every user can enter, which pytest's `tmp_path` is not."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@contextmanager
+def bound_by_modes():
+    """Mode bits do not bind root, so root is nobody meanwhile."""
+    if os.geteuid() != 0:
+        yield
+        return
+    try:
+        os.seteuid(NOBODY)
+    except OSError:
+        pytest.skip("root may not become another user here")
+    try:
+        yield
+    finally:
+        os.seteuid(0)

@@ -1,7 +1,7 @@
 """Measure the engine on this machine: a table for each suite, and one JSON object at the end.
 
 python benchmarks/run.py media
-python benchmarks/run.py media --json media.json
+python benchmarks/run.py media kernels --json found.json
 """
 
 import argparse
@@ -9,19 +9,22 @@ import json
 import platform
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from kernel_suite import kernel_table, measure_kernels
 from media import measure_media
-from timing import Row, WrongResult, table
+from timing import WrongResult, table
 
 from engine.errors import EngineError
+from kernels.launch import DriverError
+from kernels.spec import BuildError
 
-SUITES: dict[str, Callable[[], tuple[str, list[Row]]]] = {"media": measure_media}
+SUITES = {"media": (measure_media, table), "kernels": (measure_kernels, kernel_table)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -33,13 +36,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     found: dict[str, object] = {"machine": machine()}
     try:
         for suite in dict.fromkeys(args.suites):
-            checked, rows = SUITES[suite]()
-            print(f"{suite}, checked by {checked}\n{table(rows)}\n")
+            measure, show = SUITES[suite]
+            checked, rows = measure()
+            print(f"{suite}, checked by {checked}\n{show(rows)}\n")
             found[suite] = {"checked_by": checked, "rows": [asdict(row) for row in rows]}
         found["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         if args.json is not None:
             args.json.write_text(json.dumps(found, indent=1) + "\n")
-    except (WrongResult, EngineError, OSError) as error:
+    except (WrongResult, EngineError, BuildError, DriverError, OSError) as error:
         sys.exit(f"error: {error}")
     print(json.dumps(found))
 

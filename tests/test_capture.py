@@ -296,8 +296,8 @@ def test_generate_names_missing_networks_before_it_loads_anything(tmp_path, caps
 
 
 @pytest.mark.parametrize(("joints", "sentence"), [
-    ("j.txt", "should end in .npz"), ("no/j.npz", "There is no folder"), ("folder.npz", "is a folder"),
-    ("v.npz", "is an input"),
+    ("j.txt", "should end in .npz"), ("no/j.npz", "There is no folder"),
+    ("folder.npz", "is a folder"), ("v.npz", "is an input"),
 ])  # fmt: skip
 def test_joints_that_cannot_be_kept_are_refused_at_once(tmp_path, capsys, joints, sentence):
     (tmp_path / "folder.npz").mkdir()

@@ -16,10 +16,11 @@ kernels.signature kernels.toolkit kernels.elf kernels.cubin kernels.layout
 kernels.sass kernels.launch
 kernels.attention kernels.cross_attention kernels.rope kernels.modulate kernels.capsules
 kernels.gemm kernels.proofs
-kernels.compile
+kernels.compile kernels.ops
 engine.errors engine.clock engine.diskcache engine.heap
 engine.config engine.flow
 engine.sampler engine.windows engine.gpu engine.media engine.models engine.pose
+engine.block
 engine.exact engine.request engine.stages engine.source engine.capture engine.conditioning
 engine.pipeline
 engine.load engine.golden engine.demo

@@ -1,0 +1,125 @@
+"""What one transformer block needs, as a record of functions: compiled kernels, or references.
+
+`native_ops` launches kernels through a bank; `reference_ops` is plain PyTorch and runs anywhere.
+Both quantise at the same places by the same rules and hand on BF16, so that they lie closer to each
+other than to exact arithmetic (tests/test_block.py), and each can stand in for the other.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from kernels import attention as self_attention
+from kernels import gemm as product
+from kernels import modulate as norm
+from kernels.arch import Arch
+from kernels.attention import ATTENTION
+from kernels.cross_attention import CrossKeys, cross_attention, cross_attention_reference
+from kernels.fp8 import Rows, quantize_rows
+from kernels.gemm import GEMM, Gemm
+from kernels.layout import Qkv8
+from kernels.rope import rms_inverse, rms_inverse_reference, rope, rope_reference
+from kernels.spec import Bank, KernelError, KernelSpec
+
+Dtype: TypeAlias = torch.dtype  # of 8-bit rows, int8 or e4m3: that of the weight they meet next
+Modulate: TypeAlias = Callable[[Tensor, Tensor, Tensor, Dtype], Rows]
+ResidualModulate: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Dtype], Rows]
+Rope: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Qkv8]
+CrossAttention: TypeAlias = Callable[[Tensor, Tensor, CrossKeys, CrossKeys], Tensor]
+Product: TypeAlias = Callable[[Rows, Rows, Tensor], Tensor]
+Residual: TypeAlias = Callable[[Rows, Rows, Tensor, Tensor, Tensor], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Ops:
+    """S tokens of width D = N * K. The residual stream x, scales, vectors and tables are fp32, all
+    between two products is bf16.
+    """
+
+    # x [S, D], shift [D], scale [D] -> rows of layernorm(x) * (1 + scale) + shift
+    modulate: Modulate
+    # x [S, D], branch [S, D], gate, shift, scale [D]: x += gate * branch in place, then `modulate`
+    residual_modulate: ResidualModulate
+    # [S, any width] -> its rows
+    quantize: Callable[[Tensor, Dtype], Rows]
+    # [S, D] -> 1 / rms of each row [S] fp32
+    rms_inverse: Callable[[Tensor], Tensor]
+    # q | k | v [S, 3 D], RMSNorm weights of q and of k [D], cos and sin [S, K / 2]
+    rope: Rope
+    # -> [S, D]
+    attention: Callable[[Qkv8], Tensor]
+    # q [S, D] before its RMSNorm, its 1 / rms [S], text, picture -> [S, D]
+    cross_attention: CrossAttention
+    # rows [S, in], weight [out, in], bias [out] -> [S, out]
+    gemm: Product
+    # the same and GELU (tanh)
+    gemm_gelu: Product
+    # rows [S, in], weight [out, in], bias, gate [out], x [S, out]: x += gate * product, in place
+    gemm_residual: Residual
+
+
+def native_ops(
+    bank: Bank, arch: Arch, *, attention: KernelSpec | None = None, gemm: Sequence[Gemm] = ()
+) -> Ops:
+    """Launches the kernels of `bank`, which must be those of `arch`.
+
+    `attention` is one of `ATTENTION` and `gemm` are of `GEMM`, one a dtype of weights: what a
+    measurement chose. What is not given is the architecture's first, for attention of the form
+    `int8fp8`. Raises `KernelError` for a variant that does not fit.
+    """
+    attention = attention or self_attention.variants("int8fp8", arch)[0]
+    ways = {**first_ways(arch), **{way.dtype: way for way in gemm}}
+    for spec in (attention, *(way.bias for way in ways.values())):
+        if arch not in spec.tuning:
+            raise KernelError(f"{spec.name} is not tuned for {arch.name}")
+    qk, v_limit = _made_by_rope(attention)
+    return Ops(
+        modulate=partial(norm.modulate, bank),
+        residual_modulate=partial(norm.residual_modulate, bank),
+        quantize=partial(norm.quantize, bank),
+        rms_inverse=lambda x: rms_inverse(bank, x, x.shape[1], 1)[0],
+        rope=partial(rope, bank, dtype=qk, v_limit=v_limit),
+        attention=partial(self_attention.attention, bank, attention),
+        cross_attention=partial(cross_attention, bank),
+        gemm=lambda a, b, *rest: product.gemm(bank, ways[b.q.dtype], a, b, *rest),
+        gemm_gelu=lambda a, b, *rest: product.gemm_gelu(bank, ways[b.q.dtype], a, b, *rest),
+        gemm_residual=lambda a, b, *rest: product.gemm_residual(bank, ways[b.q.dtype], a, b, *rest),
+    )
+
+
+def reference_ops(attention: KernelSpec = ATTENTION["i8_fp8_f32"]) -> Ops:
+    """What `native_ops` compute with this variant of attention, by its definition."""
+    qk, v_limit = _made_by_rope(attention)
+    return Ops(
+        modulate=norm.modulate_reference,
+        residual_modulate=norm.residual_modulate_reference,
+        quantize=quantize_rows,
+        rms_inverse=lambda x: rms_inverse_reference(x, x.shape[1], 1)[0],
+        rope=partial(rope_reference, dtype=qk, v_limit=v_limit),
+        attention=lambda qkv: self_attention.attention8_reference(qkv).bfloat16(),
+        cross_attention=lambda *given: cross_attention_reference(*given).bfloat16(),
+        gemm=product.gemm_reference,
+        gemm_gelu=product.gemm_gelu_reference,
+        gemm_residual=product.gemm_residual_reference,
+    )
+
+
+def first_ways(arch: Arch) -> Mapping[Dtype, Gemm]:
+    """How to multiply rows of each dtype where nothing was timed."""
+    found: dict[Dtype, Gemm] = {}
+    for way in GEMM.values():
+        if arch in way.bias.tuning:
+            found.setdefault(way.dtype, way)
+    return found
+
+
+def _made_by_rope(attention: KernelSpec) -> tuple[Dtype, float]:
+    """The format of q and k, and the largest |vt|. `rope` makes v in e4m3 alone."""
+    qk, v, v_limit = self_attention.formats(attention)
+    if v != torch.float8_e4m3fn:
+        raise KernelError(f"{attention.name} takes values of {v}, which the RoPE kernel lacks")
+    return qk, v_limit

@@ -76,13 +76,13 @@ def native_ops(
     for spec in (attention, *(way.bias for way in ways.values())):
         if arch not in spec.tuning:
             raise KernelError(f"{spec.name} is not tuned for {arch.name}")
-    qk, v_limit = _made_by_rope(attention)
+    qk, v, v_limit = self_attention.formats(attention)
     return Ops(
         modulate=partial(norm.modulate, bank),
         residual_modulate=partial(norm.residual_modulate, bank),
         quantize=partial(norm.quantize, bank),
         rms_inverse=lambda x: rms_inverse(bank, x, x.shape[1], 1)[0],
-        rope=partial(rope, bank, dtype=qk, v_limit=v_limit),
+        rope=partial(rope, bank, dtype=qk, v_limit=v_limit, v_dtype=v),
         attention=partial(self_attention.attention, bank, attention),
         cross_attention=partial(cross_attention, bank),
         gemm=lambda a, b, *rest: product.gemm(bank, ways[b.q.dtype], a, b, *rest),
@@ -93,13 +93,13 @@ def native_ops(
 
 def reference_ops(attention: KernelSpec = ATTENTION["i8_fp8_f32"]) -> Ops:
     """What `native_ops` compute with this variant of attention, by its definition."""
-    qk, v_limit = _made_by_rope(attention)
+    qk, v, v_limit = self_attention.formats(attention)
     return Ops(
         modulate=norm.modulate_reference,
         residual_modulate=norm.residual_modulate_reference,
         quantize=quantize_rows,
         rms_inverse=lambda x: rms_inverse_reference(x, x.shape[1], 1)[0],
-        rope=partial(rope_reference, dtype=qk, v_limit=v_limit),
+        rope=partial(rope_reference, dtype=qk, v_limit=v_limit, v_dtype=v),
         attention=lambda qkv: self_attention.attention8_reference(qkv).bfloat16(),
         cross_attention=lambda *given: cross_attention_reference(*given).bfloat16(),
         gemm=product.gemm_reference,
@@ -115,11 +115,3 @@ def first_ways(arch: Arch) -> Mapping[Dtype, Gemm]:
         if arch in way.bias.tuning:
             found.setdefault(way.dtype, way)
     return found
-
-
-def _made_by_rope(attention: KernelSpec) -> tuple[Dtype, float]:
-    """The format of q and k, and the largest |vt|. `rope` makes v in e4m3 alone."""
-    qk, v, v_limit = self_attention.formats(attention)
-    if v != torch.float8_e4m3fn:
-        raise KernelError(f"{attention.name} takes values of {v}, which the RoPE kernel lacks")
-    return qk, v_limit

@@ -43,7 +43,7 @@ EPS = 1e-6  # of every RMSNorm
 
 
 class RopeSpecs(NamedTuple):
-    """The kernels for one width of tokens and one dtype of q and k."""
+    """The kernels for one width of tokens, one dtype of q and k, and one of v."""
 
     rms_inverse: KernelSpec
     statistics: KernelSpec
@@ -83,9 +83,10 @@ def rope_reference(
     sin: Tensor,
     dtype: torch.dtype = torch.int8,
     v_limit: float = V_LIMIT,
+    v_dtype: torch.dtype = torch.float8_e4m3fn,
 ) -> Qkv8:
     """The definition, in plain PyTorch."""
-    return quantize_qkv(*turned_heads(qkv, norm_q, norm_k, cos, sin), dtype, v_limit)
+    return quantize_qkv(*turned_heads(qkv, norm_q, norm_k, cos, sin), dtype, v_limit, v_dtype)
 
 
 def rms_inverse(bank: Bank, x: Tensor, dim: int, count: int) -> Tensor:
@@ -109,10 +110,14 @@ def rope(
     sin: Tensor,
     dtype: torch.dtype = torch.int8,
     v_limit: float = V_LIMIT,
+    v_dtype: torch.dtype = torch.float8_e4m3fn,
 ) -> Qkv8:
-    """qkv [S, 3 D] bf16, the rest fp32 -> q and k in `dtype`, int8 or e4m3; |vt| <= `v_limit`."""
+    """qkv [S, 3 D] bf16, the rest fp32 -> q and k in `dtype`, v in `v_dtype`; |vt| <= `v_limit`.
+
+    Both are int8 or e4m3.
+    """
     dim = _check(qkv, norm_q, norm_k, cos, sin)
-    specs = rope_specs(dim, dtype)
+    specs = rope_specs(dim, dtype, v_dtype)
     tokens, heads, keys = len(qkv), dim // HEAD, padded_keys(len(qkv))
     inverse = rms_inverse(bank, qkv, dim, 2)  # of q, of k
     mean, vs = _mean_and_peak(bank, specs, qkv, inverse, norm_k, cos, sin, v_limit)
@@ -121,7 +126,7 @@ def rope(
         qs=mean.new_empty(heads, -(-tokens // Q_BLOCK)),
         k=qkv.new_empty(heads, keys, HEAD, dtype=dtype),
         ks=mean.new_empty(heads, keys // K_BLOCK),
-        vt=qkv.new_empty(heads, HEAD, keys, dtype=torch.float8_e4m3fn),
+        vt=qkv.new_empty(heads, HEAD, keys, dtype=v_dtype),
         vs=vs.view(heads, HEAD),
         tokens=tokens,
     )
@@ -192,11 +197,14 @@ def rms_inverse_spec(dim: int, parts: int) -> KernelSpec:
 
 
 @cache
-def rope_specs(dim: int, dtype: torch.dtype) -> RopeSpecs:
-    """For tokens of `dim` values, q and k in `dtype`."""
-    if dtype not in LIMITS:
-        raise KernelError(f"rope makes q and k of {' or '.join(map(str, LIMITS))}, not {dtype}")
-    codes = "i8" if dtype == torch.int8 else "fp8e4nv"
+def rope_specs(
+    dim: int, dtype: torch.dtype, v_dtype: torch.dtype = torch.float8_e4m3fn
+) -> RopeSpecs:
+    """For tokens of `dim` values, q and k in `dtype`, v in `v_dtype`."""
+    for wanted in (dtype, v_dtype):
+        if wanted not in LIMITS:
+            raise KernelError(f"rope makes {' or '.join(map(str, LIMITS))}, not {wanted}")
+    codes, v_codes = ("i8" if d == torch.int8 else "fp8e4nv" for d in (dtype, v_dtype))
     both, one = f"{dim}", f"{codes}_{dim}"  # of both dtypes, or of one
     turning = "*bf16 *fp32 *fp32 *fp32 *fp32"  # qkv, 1 / rms, weight, cos, sin
     shape = {"D": dim, "HEAD": HEAD}
@@ -212,7 +220,10 @@ def rope_specs(dim: int, dtype: torch.dtype) -> RopeSpecs:
         ),
         _spec("queries", one, f"{turning} *{codes} *fp32 i32", q_limits, _turning(dim, 16)),
         _spec("keys", one, f"{turning} *fp32 *{codes} *fp32 i32", k_limits, _turning(dim, 8)),
-        _spec("values", both, "*bf16 *fp32 *fp8e4nv i32", shape, _everywhere(8, BLOCK=KEY_PADDING)),
+        _spec(
+            "values", f"{v_codes}_{dim}", f"*bf16 *fp32 *{v_codes} i32", shape,
+            _everywhere(8, BLOCK=KEY_PADDING),
+        ),
     )  # fmt: skip
 
 
@@ -246,5 +257,5 @@ def _turning(dim: int, warps: int, **blocks: int) -> dict[Arch, Tuning]:
 
 
 # What the 14B model needs: 40 heads, and the norm of cross attention's q.
-ROPE = {dtype: rope_specs(5120, dtype) for dtype in LIMITS}
+ROPE = {(qk, v): rope_specs(5120, qk, v) for qk in LIMITS for v in LIMITS}
 RMS_INVERSE = rms_inverse_spec(5120, 1)

@@ -23,7 +23,7 @@ from engine.config import ModelConfig
 from engine.models.attention import sdpa
 from engine.models.checkpoint import Checkpoint, load_transformer
 from engine.models.dit import Block, Context, patch_grid, rope_tables
-from kernels.arch import ARCHS, SM89, SM90, SM120
+from kernels.arch import SM89, SM90, SM120
 from kernels.attention import ATTENTION
 from kernels.fp8 import LIMITS, Rows
 from kernels.gemm import GEMM
@@ -43,6 +43,7 @@ VARIANTS = {
     "i8_mx": (SM120, FP8),
     "i8_fp8_f32": (SM90, INT8),
     "fp8_f32": (SM90, FP8),
+    "i8_i8": (SM89, INT8),
 }
 FORMS = {"fp8": FP8, "int8": INT8, "mixed": MIXED}
 
@@ -276,14 +277,6 @@ def test_what_a_measurement_chose_is_launched(drawn):
         "gemm.mx_tall.residual"
     }
     assert "attention.i8_mx_wide" in bank.launched
-
-
-@pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
-def test_values_in_int8_are_refused_when_the_ops_are_made(arch):
-    with pytest.raises(KernelError, match=r"attention.i8_i8 takes values of torch.int8"):
-        native_ops(InterpretedBank(arch), arch, attention=ATTENTION["i8_i8"])
-    with pytest.raises(KernelError, match=r"attention.i8_i8 takes values of torch.int8"):
-        reference_ops(ATTENTION["i8_i8"])
 
 
 @pytest.mark.parametrize(

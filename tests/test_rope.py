@@ -1,6 +1,7 @@
 """Norm, turn, split and quantisation of q, k and v: the kernels against their definition."""
 
 import re
+from itertools import chain
 
 import pytest
 import torch
@@ -93,6 +94,14 @@ def test_values_can_be_kept_small_for_sums_in_fp16():
     got = rope(BANK, *given, v_limit=V_LIMIT_FP16)
     assert_same(got, rope_reference(*given, v_limit=V_LIMIT_FP16))
     assert got.vt.float().abs().max() == V_LIMIT_FP16
+
+
+def test_values_can_be_int8_too():
+    given = inputs(70)
+    got = rope(BANK, *given, v_limit=LIMITS[INT8], v_dtype=INT8)
+    assert_same(got, rope_reference(*given, v_limit=LIMITS[INT8], v_dtype=INT8))
+    assert got.vt.dtype == INT8
+    assert got.vt.abs().max() == LIMITS[INT8]
 
 
 def test_the_definition_is_what_the_model_computes():
@@ -252,7 +261,7 @@ def test_a_wrong_launch_is_refused_by_name(name):
 
 # --- compiled
 
-SPECS = {spec.name: spec for spec in (RMS_INVERSE, *ROPE[E4M3], *ROPE[INT8])}
+SPECS = {spec.name: spec for spec in (RMS_INVERSE, *chain.from_iterable(ROPE.values()))}
 
 
 @pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)

@@ -36,6 +36,8 @@ def peers(tokens: int) -> Iterator[Peer]:
     yield _if_installed(
         "sageattention", "pip install sageattention==1.0.6", flop, lambda: _sage(tokens)
     )
+    how = "pip install nvidia-cudnn-frontend"
+    yield _if_installed("cudnn", how, flop, lambda: _cudnn_fp8(tokens), "cudnn sdpa fp8")
     for name, (n, k) in PRODUCTS.items():
         work = 2.0 * tokens * n * k
         for fast in (True, False):
@@ -45,11 +47,11 @@ def peers(tokens: int) -> Iterator[Peer]:
 
 
 def _if_installed(
-    package: str, how: str, flop: float, run: Callable[[], Callable[[], object]]
+    package: str, how: str, flop: float, run: Callable[[], Callable[[], object]], name: str = ""
 ) -> Peer:
     if find_spec(package) is None:
-        return Peer(package, flop, None, f"not installed: {how}")
-    return Peer(package, flop, run)
+        return Peer(name or package, flop, None, f"not installed: {how}")
+    return Peer(name or package, flop, run)
 
 
 def _heads_first(tokens: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,6 +81,37 @@ def _sage(tokens: int) -> Callable[[], object]:
     q, k, v = _heads_first(tokens)
     attend = import_module("sageattention").sageattn
     return lambda: attend(q, k, v, tensor_layout="HND")
+
+
+def _cudnn_fp8(tokens: int) -> Callable[[], object]:
+    """E4M3 in and out, one scale a tensor, all of them 1. Never run yet: no GPU was at hand."""
+    cudnn = import_module("cudnn")
+    e4m3, fp32 = cudnn.data_type.FP8_E4M3, cudnn.data_type.FLOAT
+    inputs = [side.to(torch.float8_e4m3fn) for side in _heads_first(tokens)]
+    one, out = torch.ones(1, 1, 1, 1, device="cuda"), torch.empty_like(inputs[0])
+    graph = cudnn.pygraph(io_data_type=e4m3, intermediate_data_type=fp32, compute_data_type=fp32)
+    heads = [
+        graph.tensor(name=name, dim=list(x.shape), stride=list(x.stride()), data_type=e4m3)
+        for name, x in zip("qkv", inputs)
+    ]
+    scales = [
+        graph.tensor(name=name, dim=[1] * 4, stride=[1] * 4, data_type=fp32)
+        for name in ("descale_q", "descale_k", "descale_v", "descale_s", "scale_s", "scale_o")
+    ]
+    o, _, *peaks = graph.sdpa_fp8(
+        *heads, *scales, is_inference=True, attn_scale=HEAD**-0.5, use_causal_mask=False
+    )
+    o.set_output(True).set_dim(list(out.shape)).set_stride(list(out.stride())).set_data_type(e4m3)
+    for peak in peaks:
+        peak.set_output(True).set_dim([1] * 4).set_stride([1] * 4).set_data_type(fp32)
+    try:
+        graph.build([cudnn.heur_mode.A])
+    except cudnn.cudnnGraphNotSupportedError as error:
+        raise RuntimeError(str(error)) from error
+    made = {peak: torch.empty_like(one) for peak in peaks}
+    given = dict(zip([*heads, *scales], [*inputs, *[one] * len(scales)]))
+    space = torch.empty(graph.get_workspace_size(), device="cuda", dtype=torch.uint8)
+    return lambda: graph.execute(given | made | {o: out}, space)
 
 
 def _scaled_mm(tokens: int, n: int, k: int, fast: bool) -> Callable[[], object]:

@@ -37,7 +37,7 @@ test-slow: setup
 
 # one thread, so that the times of two machines can be compared
 bench: setup
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/run.py media
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/run.py media kernels
 
 clean:
 	rm -rf out .venv

@@ -17,25 +17,29 @@ from typing import NoReturn, get_args
 import torch
 
 from engine.capture import capture_motion
-from engine.config import models_dir, state_dir
+from engine.config import TINY, models_dir, state_dir
 from engine.demo.weights import demo_weights
 from engine.errors import BadRequest, EngineError
 from engine.flow import Align, Motion, Request
 from engine.golden.verify import recompute
-from engine.gpu import find_gpu
+from engine.gpu import Gpu, arch_of, find_gpu, require_driver
 from engine.heap import keep_freed_memory
-from engine.load import PRECISIONS, Settings, load_exact
+from engine.load import PRECISIONS, Settings, load_exact, load_package
 from engine.media.framing import crop_frames, target_size
 from engine.media.mp4 import encode_mp4
 from engine.media.picture import load_image
 from engine.media.video import probe_video
 from engine.models.attention import available
+from engine.models.lora import file_and_strength
+from engine.package import Package, find_packages, open_package, summary
+from engine.pipeline import Pipeline
 from engine.pose.extract import PoseExtractor
 from engine.pose.joints import JointClip, save_joints
 from engine.pose.networks import Networks
 from engine.request import RECIPES, check_output, check_request, check_shape
 from engine.source import check_source
 from engine.stages import Stages
+from engine.variants import known_choices
 
 LICENCES = {
     "NLF and SMPL (motion capture)": "non-commercial research use only",
@@ -68,10 +72,7 @@ def generate(args: argparse.Namespace) -> None:
     check_request(request)
     given = [request.image, request.motion, *(path for path, _ in args.lora)]
     check_output(args.out, ".mp4", *given, *([args.checkpoint] if args.checkpoint else []))
-    idle_models = args.models is not None and request.kind != "video"  # it captures motion too
-    if args.checkpoint is None and (idle_models or args.lora):
-        raise BadRequest("--models and --lora belong to --checkpoint, which is not given.")
-
+    _check_models(args, request)
     check_source(request)
     stages = Stages(args.stages)
 
@@ -83,19 +84,49 @@ def generate(args: argparse.Namespace) -> None:
         networks.require()
     precision = args.precision or ("bf16" if device.type == "cuda" else "fp32")
     settings = Settings(device, precision, args.attention, state_dir())
-    logging.getLogger("engine").info("exact model in %s on %s", precision, device.type)
-    if args.checkpoint is None:
-        print("DEMO WEIGHTS: random numbers, not a trained model", file=sys.stderr)
-        demo = demo_weights(state_dir())
-        comment, checkpoint, models = "DEMO WEIGHTS", demo.checkpoint, demo.models
-    else:
-        comment, checkpoint, models = "SCAIL", args.checkpoint, args.models or models_dir()
-    pipeline = load_exact(checkpoint, args.lora, models, networks, settings)
+    pipeline, comment = _load(args, networks, settings)
     clip = pipeline.run(request, args.out, f"{comment}, seed {request.seed}", stages)
     print(
         f"{clip.path}: {clip.frames} frames of {clip.width}x{clip.height} at {clip.fps:g} fps, "
         f"seed {clip.seed}, {sum(clip.timings_ms.values()) / 1000:.1f} s"
     )
+
+
+def _check_models(args: argparse.Namespace, request: Request) -> None:
+    """That options about models do not contradict each other."""
+    if args.checkpoint is not None and args.package is not None:
+        raise BadRequest("Give --checkpoint or --package, not both.")
+    idle_models = args.models is not None and request.kind != "video"  # it captures motion too
+    if args.checkpoint is None and args.package is None and idle_models:
+        raise BadRequest("--models belongs to --checkpoint or --package; neither is given.")
+    if args.checkpoint is None and args.lora:
+        raise BadRequest("--lora belongs to --checkpoint; a package has its LoRAs merged.")
+
+
+def _load(args: argparse.Namespace, networks: Networks, settings: Settings) -> tuple[Pipeline, str]:
+    """The pipeline that was asked for, and what its clips say of their origin."""
+    log = logging.getLogger("engine")
+    models = args.models or models_dir()
+    if args.checkpoint is not None:
+        log.info("exact model in %s on %s", settings.precision, settings.device.type)
+        return load_exact(args.checkpoint, args.lora, models, networks, settings), "SCAIL"
+    if args.package is not None:
+        log.info("package %s on %s", args.package, settings.device.type)
+        if not _is_demo(args.package):
+            return load_package(args.package, models, networks, settings), "SCAIL"
+    print("DEMO WEIGHTS: random numbers, not a trained model", file=sys.stderr)
+    demo = demo_weights(state_dir())
+    if args.package is not None:
+        models = args.models or demo.models
+        return load_package(args.package, models, networks, settings), "DEMO WEIGHTS"
+    log.info("exact model in %s on %s", settings.precision, settings.device.type)
+    return load_exact(demo.checkpoint, [], demo.models, networks, settings), "DEMO WEIGHTS"
+
+
+def _is_demo(path: Path) -> bool:
+    """Packages of `build_engine.py --preset tiny`: no trained model is so small."""
+    found = [open_package(folder) for _, folder in find_packages(path)]
+    return bool(found) and all(package.manifest.model == TINY for package in found)
 
 
 def pose(args: argparse.Namespace) -> None:
@@ -136,10 +167,13 @@ def verify(args: argparse.Namespace) -> None:
 def info(args: argparse.Namespace) -> None:
     """What this machine has and what would run on it, as one JSON object."""
     gpu = find_gpu()
+    packages = [] if args.package is None else _packages(args.package)
+    for package in packages if args.verify else ():
+        package.verify()
     found = {
         "gpu": None if gpu is None else dataclasses.asdict(gpu),
-        "packages": [],
-        "runs": "the exact model in plain PyTorch on " + ("the GPU" if gpu else "the CPU"),
+        "packages": [summary(package) for package in packages],
+        **_choice(gpu, packages),
         "attention": available(),
         "models_dir": str(models_dir()),
         "state_dir": str(state_dir()),
@@ -148,10 +182,37 @@ def info(args: argparse.Namespace) -> None:
     print(json.dumps(found, indent=1))
 
 
+def _packages(path: Path) -> list[Package]:
+    """A package, or all of a folder of packages. Raises `BadPackage` if there is none."""
+    folders = [folder for _, folder in find_packages(path)]
+    return [open_package(folder) for folder in folders or [path]]
+
+
+def _choice(gpu: Gpu | None, packages: Sequence[Package]) -> dict[str, object]:
+    """Which package would run here and why, or why none would."""
+    if not packages:
+        where = "the CPU" if gpu is None else "the GPU"
+        return {"runs": f"the exact model in plain PyTorch on {where}", "variants": None}
+    if gpu is None:
+        names = ", ".join(package.manifest.arch for package in packages)
+        return {"runs": f"{names}, by references on the CPU: there is no GPU", "variants": None}
+    try:
+        arch = arch_of(gpu, [package.manifest.arch for package in packages])
+        package = next(held for held in packages if held.manifest.arch == arch.name)
+        require_driver(gpu, package.manifest.driver)
+    except EngineError as error:
+        return {"runs": f"none: {error}", "variants": None}
+    known = known_choices(package.digest, gpu, state_dir())
+    return {
+        "runs": f"{package.path}, which is for {gpu.name}",
+        "variants": None if known is None else [dataclasses.asdict(op) for op in known.ops],
+    }
+
+
 def _request(args: argparse.Namespace) -> Request:
     kinds: tuple[Motion, ...] = ("video", "pose", "joints")
     kind: Motion = next(kind for kind in kinds if getattr(args, kind) is not None)
-    demo = args.checkpoint is None and args.recipe is None
+    demo = args.checkpoint is None and args.package is None and args.recipe is None
     recipe = DEMO_RECIPE if demo else RECIPES[args.recipe or "official"]
     changes = {
         name: getattr(args, name)
@@ -178,15 +239,6 @@ def _request(args: argparse.Namespace) -> Request:
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _lora(text: str) -> tuple[Path, float]:
-    """FILE or FILE:STRENGTH."""
-    path, _, strength = text.rpartition(":")
-    try:
-        return (Path(path), float(strength)) if path else (Path(text), 1.0)
-    except ValueError:
-        return Path(text), 1.0
 
 
 def _fail(sentence: str) -> int:
@@ -226,8 +278,13 @@ def _parser() -> argparse.ArgumentParser:
     motion.add_argument("--pose", type=_path, help="a rendered skeleton video")
     motion.add_argument("--joints", type=_path, help="an .npz of SMPL joints")
     add("--out", type=_path, required=True, metavar="CLIP.mp4")
-    add("--checkpoint", type=_path, help="a SCAIL transformer; without it, demo weights")
-    add("--lora", type=_lora, action="append", default=[], metavar="FILE[:STRENGTH]")
+    add("--package", type=_path, metavar="DIR", help="of build_engine.py, or a folder of such")
+    add(
+        "--checkpoint",
+        type=_path,
+        help="a SCAIL transformer, run exactly; without both: demo weights",
+    )
+    add("--lora", type=file_and_strength, action="append", default=[], metavar="FILE[:STRENGTH]")
     add("--models", type=_path, metavar="DIR", help="VAE, encoders, motion capture ($SCAIL_MODELS)")
     add("--prompt", default="")
     add("--negative-prompt", default="")
@@ -239,7 +296,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="0 to 2**64 - 1")
     _add_motion_options(command)
     add("--no-audio", action="store_true", help="leave the sound of the motion out")
-    add("--attention", default="sdpa", help="sdpa or xformers")
+    add("--attention", help="sdpa or xformers; of a package int8fp8 (its default), int8, fp8 too")
     add("--precision", choices=PRECISIONS, help="fp32 on a CPU, bf16 on a GPU")
     add("--stages", type=_path, metavar="DIR", help="keep skeleton, latents, activations, timings")
 
@@ -259,6 +316,10 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("info", help="what this machine has")
     command.set_defaults(run=info)
+    command.add_argument(
+        "--package", type=_path, metavar="DIR", help="a package, or a folder of packages"
+    )
+    command.add_argument("--verify", action="store_true", help="hash every file of the packages")
 
     for command in commands.choices.values():
         command.add_argument("--quiet", action="store_true", help="warnings and errors only")

@@ -7,16 +7,31 @@ follow, and RMSNorm of RoPE or of the keys. What depends on text and picture alo
 clip: `context_keys`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, fields
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.models.dit import EPS, Block, Linear, Rope
+from engine.models.dit import EPS, Rope
 from kernels.cross_attention import CrossKeys, cross_keys
-from kernels.fp8 import Rows, quantize_rows
+from kernels.fp8 import Rows
 from kernels.ops import Ops
+
+# Linears with one input are one product: a field of the weights, and the names in a checkpoint of
+# the linears whose outputs it puts side by side.
+LINEARS: Mapping[str, tuple[str, ...]] = {
+    "qkv": ("self_attn.q", "self_attn.k", "self_attn.v"),
+    "o": ("self_attn.o",),
+    "cross_q": ("cross_attn.q",),
+    "cross_o": ("cross_attn.o",),
+    "up": ("ffn.0",),
+    "down": ("ffn.2",),
+    "text": ("cross_attn.k", "cross_attn.v"),
+    "vision": ("cross_attn.k_img", "cross_attn.v_img"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +60,22 @@ class Weight:
 
 
 @dataclass(frozen=True, slots=True)
+class ContextWeights:
+    """What `context_keys` needs of a block, once a clip."""
+
+    cross_norm_q: Tensor  # [D]
+    text: Weight  # D -> k | v
+    text_norm_k: Tensor  # [D]
+    vision: Weight  # D -> k | v
+    vision_norm_k: Tensor  # [D]
+
+
+@dataclass(frozen=True, slots=True)
 class BlockWeights:
-    """Norms and tables are fp32."""
+    """What every step needs of a block. Norms and tables are fp32."""
 
     modulation: Tensor  # [6, D], added to that of the time step
+    smooth: Tensor  # [2, D]: multiplies what enters qkv and up, whose columns are divided by it
     qkv: Weight  # D -> q | k | v
     norm_q: Tensor  # [D]
     norm_k: Tensor  # [D]
@@ -59,12 +86,24 @@ class BlockWeights:
     cross_o: Weight  # D -> D
     up: Weight  # D -> FFN
     down: Weight  # FFN -> D
-    # the rest is for `context_keys`
-    cross_norm_q: Tensor  # [D]
-    text: Weight  # D -> k | v
-    text_norm_k: Tensor  # [D]
-    vision: Weight  # D -> k | v
-    vision_norm_k: Tensor  # [D]
+
+
+Weights = TypeVar("Weights", BlockWeights, ContextWeights)
+
+
+def assemble(kind: type[Weights], read: Callable[[str], Tensor]) -> Weights:
+    """The weights of a block from its tensors, whose names are those of the fields: `qkv.q` and
+    `qkv.s` are the rows of `qkv`, `qkv.bias` its bias.
+    """
+
+    def part(field: Field) -> Tensor | Weight:
+        if field.type is Tensor:
+            return read(field.name)
+        codes, scales, bias = (read(f"{field.name}.{end}") for end in ("q", "s", "bias"))
+        return Weight(Rows(codes, scales), bias)
+
+    parts = {field.name: part(field) for field in fields(kind)}
+    return kind(**parts)  # pyright: ignore[reportArgumentType] - each of its field's type
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,43 +114,8 @@ class ContextKeys:
     vision: CrossKeys
 
 
-@torch.no_grad()
-def quantize_block(block: Block, form: Form) -> BlockWeights:
-    """The same block in 8 bits, on the device where its weights are. Shares no memory with it."""
-    attention, cross = block.self_attn, block.cross_attn
-    up, down = block.ffn[0], block.ffn[2]
-    assert isinstance(up, Linear) and isinstance(down, Linear)
-    return BlockWeights(
-        modulation=_fp32(block.modulation[0]),
-        qkv=_weight(form.others, attention.q, attention.k, attention.v),
-        norm_q=_fp32(attention.norm_q.weight),
-        norm_k=_fp32(attention.norm_k.weight),
-        o=_weight(form.others, attention.o),
-        norm3_shift=_fp32(block.norm3.bias),
-        norm3_scale=_fp32(block.norm3.weight) - 1,
-        cross_q=_weight(form.others, cross.q),
-        cross_o=_weight(form.others, cross.o),
-        up=_weight(form.others, up),
-        down=_weight(form.down, down),
-        cross_norm_q=_fp32(cross.norm_q.weight),
-        text=_weight(form.others, cross.k, cross.v),
-        text_norm_k=_fp32(cross.norm_k.weight),
-        vision=_weight(form.others, cross.k_img, cross.v_img),
-        vision_norm_k=_fp32(cross.norm_k_img.weight),
-    )
-
-
-def _weight(dtype: torch.dtype, *linears: Linear) -> Weight:
-    rows = quantize_rows(torch.cat([linear.weight for linear in linears]), dtype)
-    return Weight(rows, _fp32(torch.cat([linear.bias for linear in linears])))
-
-
-def _fp32(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.float32, copy=True)
-
-
 def context_keys(
-    ops: Ops, weights: BlockWeights, text: Tensor, vision: Tensor, repeats: int = 1
+    ops: Ops, weights: ContextWeights, text: Tensor, vision: Tensor, repeats: int = 1
 ) -> ContextKeys:
     """text [L, D], vision [257, D], fp32: embedded as in `dit.Context`.
 
@@ -130,6 +134,14 @@ def context_keys(
     )
 
 
+def block_modulation(weights: BlockWeights, modulation: Tensor) -> Tensor:
+    """modulation [6, D] fp32, of the time step -> that of the block, for `run_block`."""
+    shift1, scale1, gate1, shift2, scale2, gate2 = modulation + weights.modulation
+    first, second = weights.smooth
+    smoothed = (shift1 * first, (1 + scale1) * first - 1, gate1)
+    return torch.stack([*smoothed, shift2 * second, (1 + scale2) * second - 1, gate2])
+
+
 def run_block(
     ops: Ops,
     weights: BlockWeights,
@@ -137,25 +149,42 @@ def run_block(
     x: Tensor,
     modulation: Tensor,
     rope: Rope,
+    kept: int | None = None,
 ) -> Tensor:
-    """x [S, D] fp32, changed in place and returned; modulation [6, D] fp32, of the time step."""
-    w = weights
-    shift1, scale1, gate1, shift2, scale2, gate2 = modulation + w.modulation
+    """x [S, D] fp32, changed in place; modulation [6, D] of `block_modulation`.
 
+    Returns the first `kept` tokens, by default all. The others are looked at by these, and are not
+    computed themselves: after the last block nobody asks for them.
+    """
+    w = weights
+    shift1, scale1, gate1, shift2, scale2, gate2 = modulation
+
+    # What nobody reads any more is let go of at once: it is most of what a block needs.
     rows = ops.modulate(x, shift1, scale1, w.qkv.dtype)
     qkv = ops.gemm(rows, w.qkv.rows, w.qkv.bias)  # [S, 3 D]
+    del rows
     heads = ops.rope(qkv, w.norm_q, w.norm_k, rope.cos[:, 0], rope.sin[:, 0])
-    rows = ops.quantize(ops.attention(heads), w.o.dtype)
+    del qkv
+    x = x[:kept]
+    rows = ops.quantize(ops.attention(heads, len(x)), w.o.dtype)
+    del heads
     ops.gemm_residual(rows, w.o.rows, w.o.bias, gate1, x)
+    del rows
 
     rows = ops.modulate(x, w.norm3_shift, w.norm3_scale, w.cross_q.dtype)
     q = ops.gemm(rows, w.cross_q.rows, w.cross_q.bias)  # [S, D]
+    del rows
     seen = ops.cross_attention(q, ops.rms_inverse(q), context.text, context.vision)
+    del q
     rows = ops.quantize(seen, w.cross_o.dtype)
+    del seen
     ops.gemm_residual(rows, w.cross_o.rows, w.cross_o.bias, torch.ones_like(gate1), x)
+    del rows
 
     rows = ops.modulate(x, shift2, scale2, w.up.dtype)
     inner = ops.gemm_gelu(rows, w.up.rows, w.up.bias)  # [S, FFN]
+    del rows
     rows = ops.quantize(inner, w.down.dtype)
+    del inner
     ops.gemm_residual(rows, w.down.rows, w.down.bias, gate2, x)
     return x

@@ -28,6 +28,36 @@ class BadCheckpoint(EngineError):
     code = "bad_checkpoint"
 
 
+class BadPackage(EngineError):
+    """An engine package that is damaged, incomplete, or made for another engine or GPU."""
+
+    code = "bad_package"
+
+
+class BuildFailed(EngineError):
+    """An engine package could not be built."""
+
+    code = "build_failed"
+
+
+class TooLarge(EngineError):
+    """A clip that does not fit into the GPU's memory."""
+
+    code = "too_large"
+
+
+class UnsupportedGpu(EngineError):
+    """A GPU that no package at hand was built for."""
+
+    code, fatal = "unsupported_gpu", True
+
+
+class UnsupportedDriver(EngineError):
+    """A driver or library below what a package needs, or known to compute wrongly."""
+
+    code, fatal = "unsupported_driver", True
+
+
 class MissingModel(EngineError):
     """A model file that is needed and not there."""
 

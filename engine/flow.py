@@ -18,7 +18,9 @@ class Recipe:
     steps: int
     cfg: float
     shift: float
-    pose_until: float = 1.0  # share of the steps that see the skeleton
+    pose_from: float = 0.0  # share of the steps before the first that sees the skeleton
+    pose_until: float = 1.0  # and before the first that no longer does
+    pose_strength: float = 1.0  # multiplies the tokens of the skeleton
     window_frames: int = 81  # pixel frames denoised at once; longer clips run in windows
     overlap_frames: int = 20  # pixel frames that neighbouring windows share
     half_render: bool = False  # skeletons are drawn at half size, not drawn in full and averaged

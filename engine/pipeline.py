@@ -6,10 +6,10 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
+from engine.binding import Denoiser
 from engine.clock import Clock
 from engine.conditioning import Encoders, condition
 from engine.errors import NotFinite
-from engine.exact import ExactDenoiser
 from engine.flow import Clip, Conditions, Request
 from engine.media.framing import frames_to_u8
 from engine.media.mp4 import encode_mp4
@@ -23,7 +23,7 @@ from engine.windows import in_latents, share_noise, windowed
 class Pipeline:
     """Owns the loaded models. A job keeps nothing of the job before it."""
 
-    def __init__(self, denoiser: ExactDenoiser, encoders: Encoders, capture: Capture) -> None:
+    def __init__(self, denoiser: Denoiser, encoders: Encoders, capture: Capture) -> None:
         self.denoiser = denoiser
         self.encoders = encoders
         self.capture = capture
@@ -37,7 +37,7 @@ class Pipeline:
             stages.keep_skeleton(source)
         with clock("conditioning"):
             conditions = condition(self.encoders, request, source)
-        with clock("denoise"), stages.watch(self.denoiser.model):
+        with clock("denoise"), stages.watch(self.denoiser.watched):
             latents = self.denoise(request, conditions)  # [16, t, h, w]
             self.require_finite(latents)
             stages.keep_latents(conditions, latents)
@@ -68,7 +68,7 @@ class Pipeline:
     def require_finite(self, latents: Tensor) -> None:
         if not latents.isfinite().all():
             raise NotFinite(
-                f"{self.denoiser.checkpoint.path.name} gives numbers that are not finite. Use "
+                f"{self.denoiser.name} gives numbers that are not finite. Use "
                 "another precision; if it stays, the weights or a LoRA are damaged."
             )
 

@@ -1,6 +1,7 @@
 """What `--stages DIR` keeps of a job: skeleton, latents, activations of the linears, timings."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from engine.errors import OutputError
 from engine.flow import Conditions, Source
 from engine.media.mp4 import encode_mp4
+
+log = logging.getLogger(__name__)
 
 SKELETON, LATENTS = "skeleton.mp4", "latents.safetensors"
 ACTIVATIONS, TIMINGS = "activations.safetensors", "timings_ms.json"
@@ -56,11 +59,15 @@ class Stages:
         self._keep(LATENTS, save(tensors))
 
     @contextmanager
-    def watch(self, model: nn.Module) -> Iterator[None]:
+    def watch(self, model: nn.Module | None) -> Iterator[None]:
         """`activations.safetensors`: of what enters each linear, over the whole job and per
-        channel, the largest magnitude and the mean square.
+        channel, the largest magnitude and the mean square. A package has no linears to watch.
         """
         if self.folder is None:
+            yield
+            return
+        if model is None:
+            log.warning("%s is kept by the exact model alone (--checkpoint)", ACTIVATIONS)
             yield
             return
         seen: dict[str, tuple[Tensor, Tensor, int]] = {}

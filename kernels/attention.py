@@ -59,11 +59,12 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (p @ v).transpose(0, 1).flatten(1).float()
 
 
-def attention8_reference(qkv: Qkv8, keys: int = K_BLOCK) -> Tensor:
-    """The definition, in plain PyTorch: [S, N * K] fp32. `keys` are taken in one turn: they decide
-    against which maximum a weight is rounded, and nothing else.
+def attention8_reference(qkv: Qkv8, keys: int = K_BLOCK, queries: int | None = None) -> Tensor:
+    """The definition, in plain PyTorch: [queries, N * K] fp32. `keys` are taken in one turn: they
+    decide against which maximum a weight is rounded, and nothing else.
     """
     q, k, v = qkv.dequantize()
+    q = q[:, :queries]
     limit = LIMITS[qkv.vt.dtype]
     top = q.new_full((*q.shape[:2], 1), -math.inf)  # [N, S, 1]
     total, out = torch.zeros_like(top), torch.zeros_like(q)
@@ -82,19 +83,25 @@ def attention8_reference(qkv: Qkv8, keys: int = K_BLOCK) -> Tensor:
     return (out / total).transpose(0, 1).flatten(1)
 
 
-def attention(bank: Bank, spec: KernelSpec, qkv: Qkv8) -> Tensor:
-    """`spec` is one of `ATTENTION`, and `qkv` quantised for it (`formats`). [S, N * K] bf16.
+def attention(bank: Bank, spec: KernelSpec, qkv: Qkv8, queries: int | None = None) -> Tensor:
+    """`spec` is one of `ATTENTION`, and `qkv` quantised for it (`formats`). [queries, N * K] bf16:
+    the first so many tokens look at all of them; None: every token does.
 
     Raises `KernelError` for tensors that are not laid out as `Qkv8` says.
     """
     _check(spec, qkv)
+    queries = qkv.tokens if queries is None else queries
+    if not 0 < queries <= qkv.tokens:
+        raise KernelError(f"{spec.name}: {queries} of {qkv.tokens} tokens cannot be queries")
     heads, _, keys = qkv.vt.shape
-    blocks = bank.tuning(spec).blocks
-    out = qkv.vs.new_empty(qkv.tokens, heads * HEAD, dtype=torch.bfloat16)
-    grid = (-(-qkv.tokens // blocks["BLOCK_Q"]), heads)
+    rows = bank.tuning(spec).blocks["BLOCK_Q"]
+    grid = (-(-queries // rows), heads)
+    # the last program may hold tokens that are no queries, and stores them too
+    stored = min(grid[0] * rows, qkv.tokens)
+    out = qkv.vs.new_empty(stored, heads * HEAD, dtype=torch.bfloat16)
     operands = (qkv.q, qkv.qs, qkv.k, qkv.ks, qkv.vt, qkv.vs, out)
     bank.launch(spec, grid, *operands, qkv.tokens, keys, heads * HEAD)
-    return out
+    return out[:queries]
 
 
 def formats(spec: KernelSpec) -> tuple[torch.dtype, torch.dtype, float]:

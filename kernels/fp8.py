@@ -15,6 +15,8 @@ E4M3_MAX = 448.0
 INT8_MAX = 127.0
 TINY = 1e-12  # the smallest row maximum: rows of zeros stay zeros
 
+CHUNK = 2**18  # values quantised at a time: they stay in the cache of a core
+
 LIMITS = {torch.float8_e4m3fn: E4M3_MAX, torch.int8: INT8_MAX}
 
 
@@ -30,9 +32,23 @@ class Rows:
 
 def quantize_rows(x: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> Rows:
     """x [M, D], any float -> its 8-bit rows. NaN and infinity are the caller's mistake."""
-    x = x.float()
-    s = x.abs().amax(dim=-1).clamp_min(TINY) / LIMITS[dtype]
-    return Rows(to_8bit(x / s[:, None], dtype), s)
+    rows, width = x.shape
+    q = torch.empty(x.shape, dtype=dtype, device=x.device)
+    s = torch.empty(rows, dtype=torch.float32, device=x.device)
+    step = max(1, CHUNK // max(1, width))
+    held, size = (
+        torch.empty(min(step, rows), width, dtype=torch.float32, device=x.device) for _ in range(2)
+    )
+    for first in range(0, rows, step):
+        part = x.detach()[first : first + step]
+        wide = held[: len(part)].copy_(part)
+        scale = torch.abs(wide, out=size[: len(part)]).amax(dim=-1)
+        scale = scale.clamp_min_(TINY).div_(LIMITS[dtype])
+        wide /= scale[:, None]
+        # x / s exceeds the limit by a rounding at most, which rounding to 8 bits takes back
+        q[first : first + step] = wide.round_() if dtype == torch.int8 else wide
+        s[first : first + step] = scale
+    return Rows(q, s)
 
 
 def to_8bit(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -6,9 +6,9 @@ other than to exact arithmetic (tests/test_block.py), and each can stand in for 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeAlias
+from typing import Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,20 +22,27 @@ from kernels.cross_attention import CrossKeys, cross_attention, cross_attention_
 from kernels.fp8 import Rows, quantize_rows
 from kernels.gemm import GEMM, Gemm
 from kernels.layout import Qkv8
-from kernels.rope import rms_inverse, rms_inverse_reference, rope, rope_reference
+from kernels.rope import (
+    rms_inverse,
+    rms_inverse_reference,
+    rope,
+    rope_reference,
+    turned_heads,
+)
 from kernels.spec import Bank, KernelError, KernelSpec
 
 Dtype: TypeAlias = torch.dtype  # of 8-bit rows, int8 or e4m3: that of the weight they meet next
 Modulate: TypeAlias = Callable[[Tensor, Tensor, Tensor, Dtype], Rows]
 ResidualModulate: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Dtype], Rows]
-Rope: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Qkv8]
+Heads = TypeVar("Heads")  # q, k and v of all heads as one attention wants them
 CrossAttention: TypeAlias = Callable[[Tensor, Tensor, CrossKeys, CrossKeys], Tensor]
+Plain: TypeAlias = tuple[Tensor, Tensor, Tensor]  # q, k, v [S, N, K] bf16
 Product: TypeAlias = Callable[[Rows, Rows, Tensor], Tensor]
 Residual: TypeAlias = Callable[[Rows, Rows, Tensor, Tensor, Tensor], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Ops:
+class Ops(Generic[Heads]):
     """S tokens of width D = N * K. The residual stream x, scales, vectors and tables are fp32, all
     between two products is bf16.
     """
@@ -49,9 +56,9 @@ class Ops:
     # [S, D] -> 1 / rms of each row [S] fp32
     rms_inverse: Callable[[Tensor], Tensor]
     # q | k | v [S, 3 D], RMSNorm weights of q and of k [D], cos and sin [S, K / 2]
-    rope: Rope
-    # -> [S, D]
-    attention: Callable[[Qkv8], Tensor]
+    rope: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Heads]
+    # how many tokens look at all, the first ones -> [so many, D]
+    attention: Callable[[Heads, int], Tensor]
     # q [S, D] before its RMSNorm, its 1 / rms [S], text, picture -> [S, D]
     cross_attention: CrossAttention
     # rows [S, in], weight [out, in], bias [out] -> [S, out]
@@ -64,7 +71,7 @@ class Ops:
 
 def native_ops(
     bank: Bank, arch: Arch, *, attention: KernelSpec | None = None, gemm: Sequence[Gemm] = ()
-) -> Ops:
+) -> Ops[Qkv8]:
     """Launches the kernels of `bank`, which must be those of `arch`.
 
     `attention` is one of `ATTENTION` and `gemm` are of `GEMM`, one a dtype of weights: what a
@@ -91,7 +98,7 @@ def native_ops(
     )
 
 
-def reference_ops(attention: KernelSpec = ATTENTION["i8_fp8_f32"]) -> Ops:
+def reference_ops(attention: KernelSpec = ATTENTION["i8_fp8_f32"]) -> Ops[Qkv8]:
     """What `native_ops` compute with this variant of attention, by its definition."""
     qk, v, v_limit = self_attention.formats(attention)
     return Ops(
@@ -100,7 +107,9 @@ def reference_ops(attention: KernelSpec = ATTENTION["i8_fp8_f32"]) -> Ops:
         quantize=quantize_rows,
         rms_inverse=lambda x: rms_inverse_reference(x, x.shape[1], 1)[0],
         rope=partial(rope_reference, dtype=qk, v_limit=v_limit, v_dtype=v),
-        attention=lambda qkv: self_attention.attention8_reference(qkv).bfloat16(),
+        attention=lambda qkv, queries: self_attention.attention8_reference(
+            qkv, queries=queries
+        ).bfloat16(),
         cross_attention=lambda *given: cross_attention_reference(*given).bfloat16(),
         gemm=product.gemm_reference,
         gemm_gelu=product.gemm_gelu_reference,
@@ -115,3 +124,20 @@ def first_ways(arch: Arch) -> Mapping[Dtype, Gemm]:
         if arch in way.bias.tuning:
             found.setdefault(way.dtype, way)
     return found
+
+
+def plain_attention(ops: Ops, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Ops[Plain]:
+    """The same with self attention in 16 bits: `attend` takes q, k, v [S, N, K] bf16 -> [S, N, K].
+
+    Slower, and without the errors of 8 bits: what a clip that came out wrong is tried with.
+    """
+
+    def heads(*given: Tensor) -> Plain:
+        q, k, v = (side.bfloat16() for side in turned_heads(*given))
+        return q, k, v
+
+    def attention(qkv: Plain, queries: int) -> Tensor:
+        q, k, v = qkv
+        return attend(q[:queries], k, v).flatten(1)
+
+    return replace(ops, rope=heads, attention=attention)

@@ -14,11 +14,14 @@ from engine.block import (
     INT8,
     MIXED,
     BlockWeights,
+    ContextWeights,
     Weight,
+    assemble,
+    block_modulation,
     context_keys,
-    quantize_block,
     run_block,
 )
+from engine.build.quantize import Quantization, groups
 from engine.config import ModelConfig
 from engine.models.attention import sdpa
 from engine.models.checkpoint import Checkpoint, load_transformer
@@ -45,6 +48,7 @@ VARIANTS = {
     "fp8_f32": (SM90, FP8),
     "i8_i8": (SM89, INT8),
 }
+KINDS = (BlockWeights, ContextWeights)
 FORMS = {"fp8": FP8, "int8": INT8, "mixed": MIXED}
 
 
@@ -66,13 +70,40 @@ class Scene:
     def fused(self, ops, form, count=1):
         x = self.x.clone()
         for block in self.blocks[:count]:
-            x = self.fused_block(ops, quantize_block(block, form), x)
+            x = self.fused_block(ops, *quantized(block, form), x)
         return x
 
     @torch.inference_mode()
-    def fused_block(self, ops, weights, x):
-        context = context_keys(ops, weights, self.text, self.context.vision, self.repeats)
-        return run_block(ops, weights, context, x, self.modulation, self.rope)
+    def fused_block(self, ops, weights, context_weights, x):
+        context = context_keys(ops, context_weights, self.text, self.context.vision, self.repeats)
+        modulation = block_modulation(weights, self.modulation)
+        return run_block(ops, weights, context, x, modulation, self.rope)
+
+
+class OneBlock:
+    """The weights of a block as those of a checkpoint."""
+
+    def __init__(self, block):
+        self.held = {f"blocks.0.{name}": weight for name, weight in block.state_dict().items()}
+        ffn, dim = block.ffn[0].weight.shape
+        self.config = ModelConfig(layers=1, dim=dim, ffn=ffn)
+
+    def __iter__(self):
+        return iter(self.held)
+
+    def shape(self, name):
+        return tuple(self.held[name].shape)
+
+    def read_into(self, name, out):
+        out.copy_(self.held[name])
+
+
+def quantized(block, form):
+    tensors = {}
+    for group in groups(Quantization(OneBlock(block), form)):
+        tensors |= group.make()[0]
+    read = {name.removeprefix("blocks.0."): tensor for name, tensor in tensors.items()}.__getitem__
+    return assemble(BlockWeights, read), assemble(ContextWeights, read)
 
 
 @pytest.fixture(scope="module")
@@ -190,12 +221,18 @@ def moved(value):
     return value.roll(1, -1)
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(BlockWeights)])
-def test_every_weight_counts(drawn, name):
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(n, field.name) for n, kind in enumerate(KINDS) for field in fields(kind)],
+    ids=str,
+)
+def test_every_weight_counts(drawn, kind, name):
     """The limit of the tests above tells a weight that is used wrongly."""
-    weights = quantize_block(drawn.blocks[0], INT8)
-    wrong = replace(weights, **{name: moved(getattr(weights, name))})
-    got = drawn.fused_block(reference_ops(), wrong, drawn.x.clone())
+    weights = list(quantized(drawn.blocks[0], INT8))
+    value = getattr(weights[kind], name)
+    wrong = 1.3 * value if name == "smooth" else moved(value)  # ones, wherever they are moved
+    weights[kind] = replace(weights[kind], **{name: wrong})
+    got = drawn.fused_block(reference_ops(), *weights, drawn.x.clone())
     assert relative_error(got, drawn.exact()) > RELATIVE_ERROR
 
 
@@ -211,20 +248,20 @@ def test_the_modulation_of_the_step_the_places_and_the_padding_count(drawn):
 
 
 def test_a_block_changes_the_tokens_it_is_given(drawn):
-    weights = quantize_block(drawn.blocks[0], MIXED)
+    weights = quantized(drawn.blocks[0], MIXED)
     x = drawn.x.clone()
-    out = drawn.fused_block(reference_ops(), weights, x)
-    assert out is x
+    out = drawn.fused_block(reference_ops(), *weights, x)
+    assert out.data_ptr() == x.data_ptr()
     assert relative_error(x, drawn.x) > 0.1
 
 
 def test_quantised_weights_do_not_follow_the_block_they_came_from(drawn):
     block = deepcopy(drawn.blocks[0])
-    weights = quantize_block(block, FP8)
-    want = drawn.fused_block(reference_ops(), weights, drawn.x.clone())
+    weights = quantized(block, FP8)
+    want = drawn.fused_block(reference_ops(), *weights, drawn.x.clone())
     for weight in block.parameters():
         weight.zero_()
-    assert torch.equal(drawn.fused_block(reference_ops(), weights, drawn.x.clone()), want)
+    assert torch.equal(drawn.fused_block(reference_ops(), *weights, drawn.x.clone()), want)
 
 
 # --- the choice of kernels

@@ -15,16 +15,22 @@ kernels.spec kernels.fp8
 kernels.signature kernels.toolkit kernels.elf kernels.cubin kernels.layout
 kernels.sass kernels.launch
 kernels.attention kernels.cross_attention kernels.rope kernels.modulate kernels.capsules
+kernels.channel_norm
 kernels.gemm kernels.proofs
-kernels.compile kernels.ops
+kernels.compile kernels.ops kernels.trial
 engine.errors engine.clock engine.diskcache engine.heap
-engine.config engine.flow
-engine.sampler engine.windows engine.gpu engine.media engine.models engine.pose
-engine.block
-engine.exact engine.request engine.stages engine.source engine.capture engine.conditioning
-engine.pipeline
+engine.rawfile
+engine.stream
+engine.config engine.flow engine.addresses
+engine.sampler engine.windows engine.gpu engine.media engine.download engine.models engine.pose engine.manifest
+engine.weightfile engine.variants engine.block engine.binding engine.fetch
+engine.package engine.steps
+engine.upload engine.graphs
+engine.exact engine.denoiser engine.request engine.stages engine.source engine.capture
+engine.conditioning engine.memory
+engine.pipeline engine.build
 engine.load engine.golden engine.demo
-engine.__main__ benchmarks
+engine.__main__ build_engine benchmarks
 """.strip().splitlines()
 LEAVES = {"engine", "kernels"}  # imports nothing of ours
 
@@ -35,6 +41,7 @@ def modules():
     paths = (
         path for top in ("engine", "kernels", "benchmarks") for path in (ROOT / top).rglob("*.py")
     )
+    paths = [*paths, ROOT / "build_engine.py"]
     for path in sorted(paths):
         parts = path.relative_to(ROOT).with_suffix("").parts
         yield path, ".".join(parts[:-1] if parts[-1] == "__init__" else parts)

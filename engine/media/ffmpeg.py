@@ -1,16 +1,21 @@
 """One ffmpeg process at a time: started without network or terminal, stopped whatever happens.
 
+A process that reads a file is bounded in memory and processor time, and opens known formats with
+known decoders alone: such a file may come from a stranger (spec/runpod.md F.9).
+
 The program comes with imageio-ffmpeg, which brings no ffprobe: what a file holds is read from
 ffmpeg's `framecrc` listing, a text format made for programs, and not from its messages.
 """
 
+import math
 import os
 import re
+import resource
 import select
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,15 +27,25 @@ from engine.errors import EngineError, Unavailable
 
 STRICT = "-xerror"  # damage that ffmpeg would paper over ends the run instead
 
-# Local files alone, and no playlist format, which could name other files or addresses.
+# Local files alone, no playlist format, which could name other files or addresses, and decoders
+# that see daily use, not every one of the last thirty years.
 SAFE_INPUT = (
     "-protocol_whitelist", "file,pipe",
     "-format_whitelist", "mov,mp4,matroska,webm,avi,mpegts,gif,mp3,aac,wav,flac,ogg",
+    "-codec_whitelist",
+    "h264,hevc,av1,libdav1d,libaom-av1,vp8,vp9,libvpx,libvpx-vp9,mpeg4,mpeg2video,mpegvideo,mjpeg,"
+    "prores,ffv1,gif,aac,mp3,mp3float,opus,libopus,vorbis,libvorbis,flac,alac,ac3,eac3,pcm_u8,"
+    "pcm_s16le,pcm_s16be,pcm_s24le,pcm_s24be,pcm_s32le,pcm_f32le,pcm_alaw,pcm_mulaw",
 )  # fmt: skip
 
 _NO_PTS = -(2**63)
 _DISCARD = 4  # packet flag: needed to decode others, not shown (before an edit list's start)
 _MESSAGE_BYTES = 16_384
+_LISTING_BYTES = 16 * 2**20  # some 250 000 packets: an hour of picture and sound
+# HEVC of 4096x4096 in 10 bits takes 1.9 GiB with 16 threads, and each further one 8 MiB of stack.
+_MEMORY_BYTES = 6 * 2**30
+_SIGNALLED = 255  # its status after a signal; of us it gets none but that of the limit below
+_CPU_S = 1800  # 2000 frames of the largest size, of all cores together
 # ffmpeg's own follow-ups to a message that said what happened
 _FOLLOW_UP = re.compile(
     r"Error (opening|parsing|processing packet)|Task finished|Terminating thread|Last message rep"
@@ -83,7 +98,8 @@ class Ffmpeg:
         code = self.process.wait()
         said = last_words(self.messages)
         if code:
-            raise FfmpegFailed(said or f"ffmpeg ended with status {code}")
+            ended = "it takes too much processor time" if code == _SIGNALLED else ""
+            raise FfmpegFailed(said or ended or f"ffmpeg ended with status {code}")
         return said
 
 
@@ -93,10 +109,10 @@ def file_url(path: Path) -> str:
 
 
 @contextmanager
-def ffmpeg(arguments: Sequence[str], feed: bool = False) -> Iterator[Ffmpeg]:
+def ffmpeg(arguments: Sequence[str], feed: bool = False, cpu_s: int = _CPU_S) -> Iterator[Ffmpeg]:
     """Start ffmpeg; its output is on `process.stdout`, or its input on `process.stdin` if `feed`.
 
-    The process never outlives the block.
+    The process never outlives the block. It is bounded unless all it reads is what we feed it.
     """
     command = [_program(), "-hide_banner", "-nostdin", "-v", "error", *arguments]
     stdin = subprocess.PIPE if feed else subprocess.DEVNULL
@@ -110,6 +126,8 @@ def ffmpeg(arguments: Sequence[str], feed: bool = False) -> Iterator[Ffmpeg]:
         except OSError as error:
             raise Unavailable(f"ffmpeg cannot be started: {error}.") from error
         try:
+            if not feed:
+                _bound(process.pid, cpu_s)
             yield Ffmpeg(process, messages)
         finally:
             process.kill()
@@ -122,13 +140,16 @@ def ffmpeg(arguments: Sequence[str], feed: bool = False) -> Iterator[Ffmpeg]:
 def list_streams(arguments: Sequence[str], timeout_s: float) -> tuple[list[Stream], str]:
     """Run ffmpeg with `framecrc` output: the streams, and the last message if one was given.
 
-    Raises `FfmpegFailed`.
+    `timeout_s` is of waiting and, apart from that, of processor time. Raises `FfmpegFailed`.
     """
     listing = bytearray()
-    with ffmpeg([STRICT, *arguments, "-f", "framecrc", "pipe:1"]) as run:
+    command = [STRICT, *arguments, "-flush_packets", "0", "-f", "framecrc", "pipe:1"]
+    with ffmpeg(command, cpu_s=math.ceil(timeout_s)) as run:
         buffer = memoryview(bytearray(1 << 16))
         while size := read_into(run.process, buffer, timeout_s):
             listing += buffer[:size]
+            if len(listing) > _LISTING_BYTES:
+                raise FfmpegFailed("it holds more packets than any clip has")
         said = run.finish()
     return _parse(listing.decode("utf-8", "replace")), said
 
@@ -154,8 +175,16 @@ def last_words(messages: IO[bytes]) -> str:
     messages.seek(max(0, size - _MESSAGE_BYTES))
     lines = messages.read().decode("utf-8", "replace").splitlines()
     lines = [re.sub(r"^(\[[^\]]*\] )+", "", line).strip() for line in lines]
+    lines = [re.sub(r"(not on whitelist) '.*", r"\1", line) for line in lines]
     telling = [line for line in lines if line and not _FOLLOW_UP.match(line)]
     return (telling or lines or [""])[-1]
+
+
+def _bound(process_id: int, cpu_s: int) -> None:
+    """From outside: code between fork and exec is not safe in a program with threads."""
+    with suppress(ProcessLookupError):  # over already
+        resource.prlimit(process_id, resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))
+        resource.prlimit(process_id, resource.RLIMIT_CPU, (cpu_s, cpu_s + 5))
 
 
 def _program() -> str:

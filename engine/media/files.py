@@ -6,7 +6,19 @@ from pathlib import Path
 from engine.errors import BadMedia
 
 _MIB = 2**20
-_STILL_BRANDS = (b"heic", b"heix", b"mif1", b"msf1", b"avif", b"avis")
+_PICTURE_NAMES = {"heic": "HEIC picture", "avif": "AVIF picture"}
+_MOVING = ("mp4", "mov", "mkv", "avi")
+
+_MAGIC = (
+    (b"\x89PNG\r\n\x1a\n", "png"),
+    (b"\xff\xd8\xff", "jpg"),
+    (b"GIF87a", "gif"),
+    (b"GIF89a", "gif"),
+    (b"\x1aE\xdf\xa3", "mkv"),  # WebM too
+    (b"\x1f\x8b", "gz"),
+)
+
+HEAD_BYTES = 32  # what `sniff` looks at
 
 
 def check_file(path: Path, what: str, max_bytes: int) -> None:
@@ -22,7 +34,8 @@ def check_file(path: Path, what: str, max_bytes: int) -> None:
             raise BadMedia(f"{path.name} cannot be read: its permissions forbid it.")
         size = path.stat().st_size
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise BadMedia(f"The {what} {path.name!r} cannot be opened: {error}.") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BadMedia(f"The {what} {path.name!r} cannot be opened: {reason}.") from error
     if size == 0:
         raise BadMedia(f"{path.name} is empty; a {what} is expected.")
     if size > max_bytes:
@@ -31,14 +44,27 @@ def check_file(path: Path, what: str, max_bytes: int) -> None:
         )
 
 
+def sniff(head: bytes) -> str | None:
+    """The usual suffix of a file that begins with `head`, or None if nothing here begins so."""
+    if head[4:8] == b"ftyp":
+        brand = head[8:12]
+        if brand in (b"heic", b"heix", b"mif1", b"msf1"):
+            return "heic"
+        return "avif" if brand in (b"avif", b"avis") else "mov" if brand == b"qt  " else "mp4"
+    if head[4:8] in (b"moov", b"mdat", b"wide"):  # before files said what they are
+        return "mov"
+    if head[:4] == b"RIFF":
+        return {b"WEBP": "webp", b"AVI ": "avi"}.get(head[8:12])
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "html"
+    return next((suffix for magic, suffix in _MAGIC if head.startswith(magic)), None)
+
+
 def content_kind(path: Path) -> str | None:
     """ "video" or "HEIC picture" where the first bytes say so, whatever the name says."""
     try:
         with path.open("rb") as file:
-            head = file.read(12)
+            suffix = sniff(file.read(HEAD_BYTES))
     except OSError:
         return None
-    if head[4:8] == b"ftyp":
-        return "HEIC picture" if head[8:12] in _STILL_BRANDS else "video"
-    matroska = head.startswith(b"\x1aE\xdf\xa3")
-    return "video" if matroska or (head[:4] == b"RIFF" and head[8:] == b"AVI ") else None
+    return "video" if suffix in _MOVING else _PICTURE_NAMES.get(suffix or "")

@@ -185,5 +185,6 @@ def _sound(path: Path) -> _Sound | None:
         if not is_copied:
             list_streams([*source, "-map", "0:a:0", "-frames:a", "1"], _AUDIO_TIMEOUT_S)
     except FfmpegFailed as error:
-        raise BadMedia(f"The sound of {path.name} cannot be read: {error.reason}.") from error
+        reason = error.reason.replace(str(path.absolute()), path.name)
+        raise BadMedia(f"The sound of {path.name} cannot be read: {reason}.") from error
     return _Sound(path, is_copied, max(packet.length for packet in audio.packets), early)

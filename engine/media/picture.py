@@ -4,6 +4,7 @@ The limits are checked on the header, before a pixel is decoded. The kind of fil
 content, never from its name. Colour profiles are not applied, as in the official script.
 """
 
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -20,6 +21,10 @@ from engine.media.files import check_file, content_kind
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "PPM")
 _READABLE = "JPEG, PNG, WebP, BMP, GIF, TIFF or AVIF"
+# Each scan of a JPEG goes over the whole picture, and a few bytes are enough for one.
+_MAX_SCANS = 100
+_SCAN, _END, _WITHOUT_LENGTH = 0xDA, 0xD9, (0x01, 0xD8)
+_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
 # What Pillow's decoders raise on damaged files. OSError covers a file that is cut short.
 _DAMAGE = (
     OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError,
@@ -37,6 +42,8 @@ def load_image(path: Path, limits: Limits = LIMITS) -> Tensor:
     try:
         with Image.open(path, formats=_FORMATS) as picture:
             _check_size(path, picture.width, picture.height, limits)
+            if picture.format in ("JPEG", "MPO"):
+                _check_scans(path)
             pixels = _rgb(ImageOps.exif_transpose(picture))
     except UnidentifiedImageError as error:
         found = content_kind(path) or "file of another kind"
@@ -59,6 +66,21 @@ def _check_size(path: Path, width: int, height: int, limits: Limits) -> None:
             f"{path.name} is {width}x{height}, {width * height / 1e6:.1f} megapixels; "
             f"a picture may have {limits.max_image_pixels / 1e6:.1f}."
         )
+
+
+def _check_scans(path: Path) -> None:
+    """Walks from marker to marker as decoders do, so that bytes of other things do not count."""
+    data = path.read_bytes()
+    place = scans = 0
+    while marker := _MARKER.search(data, place):
+        code, place = marker[1][0], marker.end()
+        if code == _END:
+            return
+        scans += code == _SCAN
+        if scans > _MAX_SCANS:
+            raise BadMedia(f"{path.name} is a JPEG of more than {_MAX_SCANS} scans; save it again.")
+        if code not in _WITHOUT_LENGTH:
+            place += int.from_bytes(data[place : place + 2], "big")
 
 
 def _rgb(picture: Image.Image) -> NDArray[np.uint8]:

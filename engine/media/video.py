@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 CHUNK = 16  # frames handed out at once
 
 _STALL_S = 60.0
+_MAX_S = 600  # of a file: a dance is often cut from a longer one, but not from a film
 _GRID = Fraction(1, 4)  # a frame may be this share of the interval off its place
 _NTSC = Fraction(1000, 1001)
 _CUT_SHORT = "File ended prematurely"  # said of a Matroska file, and not counted as a failure
@@ -81,10 +82,18 @@ def probe_video(path: Path, limits: Limits = LIMITS) -> VideoInfo:
             f"{path.name} is {width}x{shown.height}; "
             f"a video needs at least {limits.min_side} pixels a side."
         )
+    frames = len(stored.packets)
+    if frames > _MAX_S * limits.max_fps:
+        raise BadMedia(f"{path.name} holds {frames} frames; cut it to the part that is meant.")
     rate, is_constant = _timing(stored.packets, 1 / shown.tick, limits)
     first, last = stored.packets[0], stored.packets[-1]
-    frames = len(stored.packets)
     spread = last.start - first.start + (last.length or 1 / rate)
+    duration_s = frames / rate if is_constant else spread
+    if duration_s > _MAX_S:
+        raise BadMedia(
+            f"{path.name} lasts {float(duration_s):.0f} s; a video may last {_MAX_S} s. "
+            "Cut it to the part that is meant."
+        )
     return VideoInfo(
         path=path,
         height=shown.height,
@@ -92,7 +101,7 @@ def probe_video(path: Path, limits: Limits = LIMITS) -> VideoInfo:
         rate=rate,
         is_constant=is_constant,
         frames=frames,
-        duration_s=frames / rate if is_constant else spread,
+        duration_s=duration_s,
         has_audio=has_audio,
     )
 
@@ -111,7 +120,11 @@ def _look_inside(path: Path, limits: Limits) -> tuple[Stream, Stream, bool]:
         _check_side(path, held["video"], limits)
         shown, _ = list_streams([*source, "-map", "0:V:0", "-frames:v", "1"], _STALL_S)
     except FfmpegFailed as error:
-        found = "is a damaged" if content_kind(path) == "video" else "is not a"
+        known = content_kind(path) == "video"
+        if error.reason.startswith("Codec "):
+            found = "is an unusual"
+        else:
+            found = "is a damaged" if known else "is not a"
         raise _unreadable(path, found, error) from error
     if not held["video"].packets or not shown or not shown[0].packets:
         raise BadMedia(f"{path.name} holds no frame that can be decoded; a video is expected.")

@@ -97,6 +97,11 @@ class Checkpoint:
         for lora in loras:
             lora.check({name: self.shape(name) for name in self})
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Without the LoRAs'."""
+        return self._file.files
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored)
 

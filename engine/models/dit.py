@@ -10,6 +10,7 @@ RoPE, the residual stream and all that lies outside the blocks stay FP32 (4.5).
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,15 +73,17 @@ class Scail(nn.Module):
         reference: Tensor,
         pose: Tensor | None,
         history: Tensor | None = None,
+        pose_strength: float = 1.0,
     ) -> Tensor:
         """One evaluation for one text (3).
 
         latents [16, t, h, w]; timestep 1000 * sigma; reference [16, 1, h, w];
         pose [16, t, h/2, w/2], None leaves the skeleton out; history [4, t, h, w], 1 where a
         frame is already known. Returns [16, t, h, w] fp32. h and w are multiples of 4.
+        `pose_strength` multiplies the skeleton's tokens (10).
         """
         grid = patch_grid(latents)
-        tokens = self.embed(latents, reference, pose, history)  # [S, D]
+        tokens = self.embed(latents, reference, pose, history, pose_strength)  # [S, D]
         rope = rope_tables(grid, pose is not None, tokens.device)
         e, modulation = self.embed_time(timestep)
         for block in self.blocks:
@@ -89,7 +92,12 @@ class Scail(nn.Module):
         return self.head(tokens[area : area * (1 + grid[0])], e, grid)
 
     def embed(
-        self, latents: Tensor, reference: Tensor, pose: Tensor | None, history: Tensor | None
+        self,
+        latents: Tensor,
+        reference: Tensor,
+        pose: Tensor | None,
+        history: Tensor | None = None,
+        pose_strength: float = 1.0,
     ) -> Tensor:
         """Tokens [S, D] in the order reference, video, skeleton (3.1). A mask is 1 where known."""
         video = _with_mask(latents, 0.0) if history is None else torch.cat([latents, history])
@@ -97,16 +105,23 @@ class Scail(nn.Module):
         tokens = _flatten(self.patch_embedding(picture))
         if pose is None:
             return tokens
-        return torch.cat([tokens, _flatten(self.patch_embedding_pose(_with_mask(pose, 1.0)))])
+        skeleton = _flatten(self.patch_embedding_pose(_with_mask(pose, 1.0)))
+        return torch.cat([tokens, pose_strength * skeleton])
 
     def embed_time(self, timestep: float) -> tuple[Tensor, Tensor]:
         """The time vector [D] and the modulation all layers share [6, D] (3.2)."""
+        e, modulation = self.embed_times([timestep])
+        return e[0], modulation[0]
+
+    def embed_times(self, timesteps: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """`embed_time` of several: [n, D] and [n, 6, D]."""
         half = TIME_FREQUENCIES // 2
         exponents = torch.arange(half, dtype=torch.float64) / half
-        angles = timestep * torch.exp(-math.log(10_000) * exponents)
-        sinusoid = torch.cat([angles.cos(), angles.sin()]).float()
-        e = self.time_embedding(sinusoid.to(self.head.modulation.device))
-        return e, self.time_projection(e).view(6, -1)
+        times = torch.tensor(timesteps, dtype=torch.float64)
+        angles = times[:, None] * torch.exp(-math.log(10_000) * exponents)
+        sinusoids = torch.cat([angles.cos(), angles.sin()], dim=1).float()
+        e = self.time_embedding(sinusoids.to(next(self.time_embedding.parameters()).device))
+        return e, self.time_projection(e).unflatten(1, (6, -1))
 
     def embed_context(self, text: Tensor, vision: Tensor) -> Context:
         """text [L, text_dim], zero where padded: such rows take part. vision [257, clip_dim]."""

@@ -96,6 +96,10 @@ class Lora:
                 "added to a weight of this model."
             )
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self._file.files
+
     def changes(self, name: str) -> bool:
         return name in self._changes
 
@@ -196,3 +200,12 @@ def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
     for size in shape[1:]:
         columns *= size
     return shape[0], columns
+
+
+def file_and_strength(text: str) -> tuple[Path, float]:
+    """FILE or FILE:STRENGTH, as command lines have it."""
+    path, _, strength = text.rpartition(":")
+    try:
+        return (Path(path), float(strength)) if path else (Path(text), 1.0)
+    except ValueError:
+        return Path(text), 1.0

@@ -50,7 +50,8 @@ class TensorFile:
         self.path = path
         self.metadata: dict[str, str] = {}
         self._tensors: dict[str, _Entry] = {}
-        for part in dict.fromkeys(part for named in (path, *more) for part in _parts(named)):
+        self.files = tuple(dict.fromkeys(p for named in (path, *more) for p in _parts(named)))
+        for part in self.files:
             self._open(part, top_key)
 
     def __iter__(self) -> Iterator[str]:

@@ -24,6 +24,7 @@ from engine.config import TEXT_TOKENS
 from engine.diskcache import DiskCache, remembered_sha256
 from engine.errors import BadCheckpoint, MissingModel
 from engine.models.fill import Stored, depth, dims, fill
+from engine.models.stored_prompts import StoredPrompts
 from engine.models.tensorfile import TensorFile
 
 log = logging.getLogger(__name__)
@@ -69,8 +70,48 @@ def embed_prompts(
     cache: Path,
     device: torch.device,
     dtype: torch.dtype,
+    stored: StoredPrompts | None = None,
 ) -> list[Tensor]:
     """What the transformer is told: for each prompt [512, C] fp32, zero after the real tokens.
+
+    Prompts that are `stored` need no encoder. For others see `embed_rows`.
+    """
+    texts = [clean_prompt(prompt) for prompt in prompts]
+    rows = {}
+    if stored is not None and stored.suits(encoder):
+        rows = {text: stored.rows[text] for text in texts if text in stored.rows}
+        for text in rows:
+            log.info("prompt of %d characters: its embedding is in the package", len(text))
+    missing = [text for text in texts if text not in rows]
+    if missing:
+        rows |= embed_rows(missing, encoder, models, cache, device, dtype)
+    return [_padded(rows[text].to(device)) for text in texts]
+
+
+def store_prompts(
+    prompts: Sequence[str], encoder: Path, models: Path, cache: Path, dtype: torch.dtype
+) -> StoredPrompts:
+    """Embeddings for a package, made on the CPU. Raises what `embed_rows` raises."""
+    texts = [clean_prompt(prompt) for prompt in prompts]
+    rows = embed_rows(texts, encoder, models, cache, torch.device("cpu"), dtype)
+    return StoredPrompts(
+        encoder_sha256=remembered_sha256(encoder, cache),
+        encoder_bytes=encoder.stat().st_size,
+        tokenizer_sha256=find_tokenizer(encoder, models).sha256,
+        precision=str(dtype).removeprefix("torch."),
+        rows=rows,
+    )
+
+
+def embed_rows(
+    texts: Sequence[str],
+    encoder: Path,
+    models: Path,
+    cache: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """For each cleaned prompt the rows of its real tokens [n, C].
 
     `cache` is the folder of known embeddings; the encoder is loaded only if one is missing and
     freed before this returns. `dtype` is what it computes in: fp32 or bf16, fp16 overflows.
@@ -81,7 +122,6 @@ def embed_prompts(
     tokenizer = find_tokenizer(encoder, models)
     made_by = f"{remembered_sha256(encoder, cache)} {tokenizer.sha256} {dtype}"
     store = DiskCache(cache, CACHE_BYTES)
-    texts = [clean_prompt(prompt) for prompt in prompts]
     known = {text: store.read(f"{made_by}\n{text}") for text in texts}
     rows = {text: load(held)["rows"] for text, held in known.items() if held is not None}
     missing = [text for text in known if text not in rows]
@@ -89,7 +129,7 @@ def embed_prompts(
         for text, made in _embed(missing, tokenizer, encoder, device, dtype).items():
             store.write(f"{made_by}\n{text}", save({"rows": made.cpu().contiguous()}))
             rows[text] = made
-    return [_padded(rows[text].to(device)) for text in texts]
+    return rows
 
 
 def _embed(

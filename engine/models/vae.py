@@ -73,10 +73,7 @@ class Vae(nn.Module):
         Values are clamped to -1..1. A piece is computed when it is asked for, and lies in memory as
         [n, H, W, 3]. Raises `EngineError` at once if the latents or the step cannot be used.
         """
-        if latents.ndim != 4 or latents.shape[0] != LATENT_CHANNELS or not latents.numel():
-            raise EngineError(
-                f"The VAE decodes latents [{LATENT_CHANNELS}, t, h, w], not {list(latents.shape)}."
-            )
+        check_latents(latents)
         if step < 1:
             raise EngineError(f"The VAE decodes 1 or more latents a step, not {step}.")
         return self._decode(latents, step)
@@ -278,21 +275,30 @@ class FrameConv(nn.Conv3d):
         self.border = border
 
     def forward(self, input: Tensor) -> Tensor:
-        x = input.permute(3, 0, 1, 2)[None]
+        return self.convolve(input, self.bias)
+
+    def convolve(self, frames: Tensor, bias: Tensor | None) -> Tensor:
+        """Without a bias, where somebody else adds it."""
+        x = frames[None].permute(0, 4, 1, 2, 3)  # so that PyTorch sees that channels are last
         if x.device.type == "cpu" and x.dtype == torch.float32:
             # The oneDNN kernel that conv3d runs as well, but conv3d judges a clip by C * T * H
             # alone and gives small ones to a loop that takes five times as long.
             y = torch.mkldnn_convolution(
-                x, self.weight, self.bias, self.border, self.stride, self.dilation, self.groups
+                x, self.weight, bias, self.border, self.stride, self.dilation, self.groups
             )
         else:
-            y = super().forward(x)
-        return y[0].permute(1, 2, 3, 0)
+            y = F.conv3d(x, self.weight, bias, self.stride, self.border)
+        return y.permute(0, 2, 3, 4, 1)[0].contiguous()  # as it is, but from some small ones
 
 
 def pointwise(x: Tensor, conv: nn.Conv2d | nn.Conv3d) -> Tensor:
     """A convolution of size 1 is one matrix for every position."""
     return F.linear(x, conv.weight.flatten(1), conv.bias)
+
+
+def in_layout(weight: Tensor) -> Tensor:
+    """The same values, lying as convolutions want them; no copy if they do already."""
+    return weight.contiguous(memory_format=_LAYOUTS.get(weight.ndim, torch.contiguous_format))
 
 
 def _each_frame(conv: nn.Module, x: Tensor) -> Tensor:
@@ -301,6 +307,14 @@ def _each_frame(conv: nn.Module, x: Tensor) -> Tensor:
 
 def _row(values: tuple[float, ...], like: Tensor) -> Tensor:
     return torch.tensor(values, device=like.device)
+
+
+def check_latents(latents: Tensor) -> None:
+    """Raises `EngineError` if these are not latents [16, t, h, w]."""
+    if latents.ndim != 4 or latents.shape[0] != LATENT_CHANNELS or not latents.numel():
+        raise EngineError(
+            f"The VAE decodes latents [{LATENT_CHANNELS}, t, h, w], not {list(latents.shape)}."
+        )
 
 
 def _check_step(count: int, multiple: int, history: History) -> None:
@@ -371,7 +385,5 @@ def load_vae(path: Path, device: torch.device, dtype: torch.dtype) -> Vae:
                 f"{path.name}: {name} holds values that are not finite in {dtype}. If the file is "
                 "right, load it in another type; otherwise fetch it again."
             )
-        weight.data = weight.contiguous(
-            memory_format=_LAYOUTS.get(weight.ndim, torch.contiguous_format)
-        )
+        weight.data = in_layout(weight)
     return vae.requires_grad_(False).eval()

@@ -1,0 +1,85 @@
+"""Build an engine package: from a checkpoint to what one GPU architecture runs. Needs no GPU.
+
+python build_engine.py --arch sm89 --checkpoint SCAIL.safetensors --lora STEPS.safetensors --out packages
+python build_engine.py --arch sm120 --preset tiny --programs native,tensorrt --out packages
+"""  # noqa: E501 - a usage line is copied whole
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from engine.build.make import PROGRAMS, Order, make_package
+from engine.config import models_dir, state_dir
+from engine.demo.weights import demo_weights
+from engine.errors import BadRequest, EngineError
+from engine.models.lora import file_and_strength
+from kernels.arch import ARCHS
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = _parser().parse_args(argv)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    try:
+        print(make_package(_order(args), args.out, state_dir()))
+    except EngineError as error:
+        sys.exit(_fail(str(error)))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _order(args: argparse.Namespace) -> Order:
+    if (args.checkpoint is None) == (args.preset is None):
+        raise BadRequest("Give either --checkpoint or --preset tiny.")
+    checkpoint, models = args.checkpoint, args.models or models_dir()
+    if args.preset is not None:
+        demo = demo_weights(state_dir())
+        checkpoint, models = demo.checkpoint, args.models or demo.models
+    return Order(
+        arch=next(arch for arch in ARCHS if arch.name == args.arch),
+        checkpoint=checkpoint,
+        loras=tuple(args.lora),
+        programs=tuple(args.programs.split(",")),
+        weights=args.weights,
+        calibration=args.calibration,
+        prompts=args.prompts,
+        models=models,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="build_engine.py", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--arch", required=True, choices=[arch.name for arch in ARCHS])
+    add("--checkpoint", type=Path, metavar="FILE", help="a SCAIL transformer, any layout")
+    add("--preset", choices=["tiny"], help="in place of a checkpoint: the demo weights")
+    add("--out", required=True, type=Path, metavar="DIR", help="the package becomes DIR/ARCH")
+    add("--lora", type=file_and_strength, action="append", default=[], metavar="FILE[:STRENGTH]")
+    add("--programs", default="native", metavar=",".join(PROGRAMS), help="native if not given")
+    add("--weights", choices=["fp8", "mixed"], help="mixed for sm89 if native alone, else fp8")
+    add("--calibration", type=Path, metavar="DIR", help="of generate --stages")
+    add("--prompts", type=Path, metavar="FILE", help="a prompt a line, embedded into the package")
+    add("--models", type=Path, metavar="DIR", help="text encoder for --prompts ($SCAIL_MODELS)")
+    return parser
+
+
+def _fail(sentence: str) -> int:
+    print(f"error: {sentence}", file=sys.stderr)
+    return 2
+
+
+def _stop(number: int, _: object) -> NoReturn:
+    """Ends the process through its `finally` blocks."""
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
+    main()

@@ -1,0 +1,1 @@
+"""From a checkpoint to an engine package. Offline: nothing of the worker imports it."""

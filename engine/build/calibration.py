@@ -1,0 +1,264 @@
+"""What the linears of a real clip were given, and which 8-bit rows suit each of them best.
+
+`generate --stages DIR` keeps, per input channel of each linear, the largest magnitude and the mean
+square (engine/stages.py). From them `choose` takes INT8 or E4M3 and a smoothing multiplier, for
+the least expected error of the product (spec/kernels.md 4).
+
+A product y = x W^T keeps its value if the input is multiplied by m and the columns of W divided by
+it. Quantised, x m becomes x m + d and W / m becomes W / m + e; errors of rounding have no mean and
+do not know of each other, so to first order, over tokens t and outputs o,
+
+    mean_t sum_o (error of y_to)^2  =  sum_j mean_t d_tj^2 sum_o (W_oj / m_j)^2      activation
+                                     + sum_j mean_t (x_tj m_j)^2 sum_o e_oj^2        weight
+
+Both are given relative to sum_j mean_t x_tj^2 sum_o W_oj^2, the output of channels that do not
+know of each other. The true output may be larger or smaller, but is the same for every choice.
+
+e is measured: rows of W, spread evenly, are quantised.
+d depends on the scale s of the token, which is that of its largest channel:
+
+    INT8    d^2 = s^2 / 12, and never more than x^2: a channel below half a step is lost, no more
+    E4M3    d^2 = (E4M3_ERROR x)^2, and s^2 / 12 with the step of its subnormal numbers
+
+The largest value of all tokens bounds s, but a channel that is large once in a clip spoils one
+token, not all. So a channel is thought to be at its largest value, or else zero, as often as gives
+its mean square. Of all that could have been seen this makes the largest s^2 if channels are
+independent, so INT8's error is hardly underestimated: 0.9 to 1.7 times the true one in tests. If
+channels of real tokens are large together it is more, and E4M3 is taken though INT8 is better.
+
+Smoothing as in SmoothQuant (arXiv 2211.10438) shifts the difficulty from x to W, but by root mean
+squares instead of maxima, m = rms(W)^(1 - a) / rms(x)^a: in trials at most 1 % worse, and better
+where large values are rare. Several a are tried. Multipliers are no powers of two: they go into
+FP32 tables and into weights before these are rounded to 8 bits, where exactness gains nothing.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.config import ModelConfig
+from engine.errors import BadCheckpoint, BadRequest, MissingModel
+from engine.models.attention import sdpa
+from engine.models.dit import Block, Linear
+from engine.models.tensorfile import TensorFile, is_finite
+from engine.stages import ACTIVATIONS
+from kernels.fp8 import LIMITS, quantize_rows
+
+ALPHAS = (0.25, 0.5, 0.75)
+BOUND = 64.0  # of multipliers, both ways: no channel is trusted to stay as small as it was seen
+SAMPLED = 512  # rows that stand for a weight: 2.5 million values or more
+WORTHWHILE = 0.97  # of the error, which smoothing must come below; less is within the estimate
+E4M3_ERROR = 0.0265  # of a value, root mean square: spec/kernels.md 4 has sqrt(2) times it
+E4M3_SMALLEST = 2**-9  # subnormal, in units of the row scale
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """What one linear was given over a whole clip."""
+
+    absmax: Tensor  # [in] fp32
+    mean_square: Tensor  # [in] fp32
+
+    def padded(self, width: int) -> "Channels":
+        """With channels that are always zero, up to `width`."""
+        more = width - len(self.absmax)
+        return Channels(F.pad(self.absmax, (0, more)), F.pad(self.mean_square, (0, more)))
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """By name of the linear, as `blocks.0.self_attn.q`; q, k and v of an attention see the same."""
+
+    seen: Mapping[str, Channels]
+
+    def channels(self, name: str) -> Channels:
+        return self.seen[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Expected errors of a product in one format, relative to its output."""
+
+    dtype: torch.dtype
+    alpha: float | None  # of the smoothing; None: none
+    activation: float
+    weight: float
+
+    @property
+    def total(self) -> float:
+        return math.hypot(self.activation, self.weight)
+
+    def __str__(self) -> str:
+        smoothed = "" if self.alpha is None else f" smoothed by {self.alpha}"
+        return f"{str(self.dtype).removeprefix('torch.')}{smoothed} {100 * self.total:.2f} %"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    dtype: torch.dtype
+    smooth: Tensor  # [in] fp32: multiplies the input; the weight's columns are divided by it
+    estimates: tuple[Estimate, ...]  # of each allowed format at its best, the chosen one first
+    reason: str
+
+    @classmethod
+    def default(cls, dtype: torch.dtype, width: int, reason: str = "not calibrated") -> "Choice":
+        return cls(dtype, torch.ones(width), (), reason)
+
+
+def load_activations(folder: Path, config: ModelConfig) -> Activations:
+    """Of a folder that `generate --stages` wrote, for every linear of every block.
+
+    Raises `BadRequest` if there is none, `BadCheckpoint` if it is damaged or of another model.
+    """
+    path = folder / ACTIVATIONS
+    try:
+        file = TensorFile(path)
+    except MissingModel as error:
+        raise BadRequest(
+            f"{folder} holds no {ACTIVATIONS}. Calibration needs a folder that "
+            "`python -m engine generate --stages` wrote with this model."
+        ) from error
+    with torch.device("meta"):
+        block = Block(config, sdpa)
+    widths = {
+        f"blocks.{n}.{name}": module.in_features
+        for n in range(config.layers)
+        for name, module in block.named_modules()
+        if isinstance(module, Linear)
+    }
+    blocks = (name for name in file if name.startswith("blocks."))
+    strange = sorted(name for name in blocks if name.rpartition(".")[0] not in widths)
+    if strange:
+        raise BadCheckpoint(
+            f"{path} holds {strange[0]}, which the checkpoint's {config.layers} blocks have not: "
+            "it is of another model. Make it again with this one."
+        )
+    return Activations({name: _channels(file, name, width) for name, width in widths.items()})
+
+
+def choose(
+    weight: Tensor,
+    seen: Channels | None,
+    allowed: Sequence[torch.dtype],
+    default: torch.dtype,
+    can_smooth: bool,
+) -> Choice:
+    """The format with the least expected error for weight [out, in] fp32, finite.
+
+    Without `seen`: `default`, not smoothed, and nothing is read. Equal errors: `default` too.
+    Needs 200 MB beside the largest weight of SCAIL, and half a second.
+    """
+    width = weight.shape[1]
+    if seen is None:
+        return Choice.default(default, width)
+    assert len(seen.absmax) == width
+    rows = weight[:: -(-len(weight) // SAMPLED) | 1]  # odd, so that it meets both halves of a pair
+    rows = rows / rows.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
+    peak = seen.absmax.double()
+    largest = peak.amax().clamp_min(torch.finfo(torch.float32).tiny)
+    peak, power = peak / largest, seen.mean_square.double() / largest.square()
+    gain = rows.square().sum(dim=0, dtype=torch.float64)
+    if not float(power @ gain) > 0:
+        return Choice.default(default, width, "its input or its weight is zero throughout")
+
+    candidates: list[tuple[float | None, Tensor]] = [(None, torch.ones(width))]
+    if can_smooth:
+        candidates += [(alpha, _multiplier(power, gain, alpha)) for alpha in ALPHAS]
+    best: list[tuple[Estimate, Tensor]] = []
+    for dtype in sorted(allowed, key=lambda one: one != default):
+        plain, *smoothed = (
+            (_estimate(rows, gain, peak, power, dtype, alpha, m), m) for alpha, m in candidates
+        )
+        least = min(smoothed, key=lambda one: one[0].total, default=plain)
+        best.append(least if least[0].total < WORTHWHILE * plain[0].total else plain)
+    best.sort(key=lambda one: one[0].total)
+    estimates = tuple(estimate for estimate, _ in best)
+    return Choice(estimates[0].dtype, best[0][1], estimates, " < ".join(map(str, estimates)))
+
+
+def _estimate(
+    rows: Tensor,
+    gain: Tensor,
+    peak: Tensor,
+    power: Tensor,
+    dtype: torch.dtype,
+    alpha: float | None,
+    m: Tensor,
+) -> Estimate:
+    """rows [R, in] fp32 of the weight, gain [in] their square sums; peak and power [in] as seen,
+    fp64; m [in] fp32.
+    """
+    wide = m.double()
+    output = power @ gain
+    rounded = _activation_noise(peak * wide, power * wide.square(), dtype)
+    activation = rounded @ (gain / wide.square())
+    scaled = rows / m
+    lost = scaled - quantize_rows(scaled, dtype).dequantize()
+    weight = lost.square().sum(dim=0, dtype=torch.float64) @ (power * wide.square())
+    return Estimate(
+        dtype, alpha, math.sqrt(float(activation / output)), math.sqrt(float(weight / output))
+    )
+
+
+def _activation_noise(peak: Tensor, power: Tensor, dtype: torch.dtype) -> Tensor:
+    """mean_t d_tj^2 [in] fp64 of channels that are at their `peak` or zero."""
+    peaks, order = peak.sort()
+    at_peak = torch.where(peak > 0, power / peak.square(), 0.0).clamp(max=1.0)[order]
+    larger_absent = (1 - at_peak).flip(0).cumprod(0).flip(0).roll(-1)
+    larger_absent[-1] = 1.0
+    share = at_peak * larger_absent  # of tokens whose scale is that of this channel
+    step = peaks / LIMITS[dtype] * (1.0 if dtype == torch.int8 else E4M3_SMALLEST)
+    uniform = step.square() / 12
+
+    # sum over tokens of min(uniform, power): those below `power` as they are, the others capped
+    below = torch.searchsorted(uniform, power)
+    noise_below = F.pad((share * uniform).cumsum(0), (1, 0))[below]
+    share_above = F.pad(share.flip(0).cumsum(0).flip(0), (0, 1))[below]
+    noise = noise_below + power * share_above
+    return noise if dtype == torch.int8 else noise + E4M3_ERROR**2 * power
+
+
+def _multiplier(power: Tensor, gain: Tensor, alpha: float) -> Tensor:
+    """[in] fp32, its median 1. Channels that were never used keep their size."""
+    live = (power > 0) & (gain > 0)
+    log = torch.zeros_like(power)
+    log[live] = (1 - alpha) / 2 * gain[live].log() - alpha / 2 * power[live].log()
+    log[live] -= log[live].median()
+    return log.clamp(-math.log(BOUND), math.log(BOUND)).exp().float()
+
+
+def _channels(file: TensorFile, name: str, width: int) -> Channels:
+    absmax = _read(file, f"{name}.absmax", width)
+    mean_square = _read(file, f"{name}.mean_square", width)
+    most = absmax.double().square() * (1 + 1e-5) + torch.finfo(torch.float32).tiny
+    if not bool((mean_square <= most).all()):
+        raise BadCheckpoint(
+            f"{file.path}: {name}.mean_square is above the square of {name}.absmax, which no "
+            "values have: the file is damaged. Make it again."
+        )
+    return Channels(absmax, mean_square)
+
+
+def _read(file: TensorFile, name: str, width: int) -> Tensor:
+    if name not in file:
+        raise BadCheckpoint(
+            f"{file.path} lacks {name}: it is of another model, or of a job that was broken off. "
+            "Make it again with this checkpoint."
+        )
+    with file.open(name) as tensor:
+        if tuple(tensor.shape) != (width,) or tensor.dtype != torch.float32:
+            raise BadCheckpoint(
+                f"{file.path}: {name} is {list(tensor.shape)} {tensor.dtype}; [{width}] "
+                "torch.float32 is expected. It is of another model; make it again with this one."
+            )
+        if not is_finite(tensor) or bool((tensor < 0).any()):
+            raise BadCheckpoint(
+                f"{file.path}: {name} holds values that are negative or not finite; magnitudes "
+                "are expected. Make it again."
+            )
+        return tensor.clone()

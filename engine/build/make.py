@@ -1,0 +1,221 @@
+"""An order for a package, carried out stage by stage."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from engine.block import FP8, MIXED
+from engine.build.calibration import load_activations
+from engine.build.native import build_native
+from engine.build.provenance import engine_version, own_sources, toolchain, wheels
+from engine.build.quantize import Made, Quantization, groups, package_bytes, padded_ffn
+from engine.build.report import TensorError, lines, report
+from engine.build.tensorrt import build_program, unavailable
+from engine.config import LIMITS, ModelConfig
+from engine.diskcache import remembered_sha256
+from engine.errors import BadRequest
+from engine.heap import keep_freed_memory
+from engine.manifest import PROMPTS, Manifest, Native, Prompts, Source, kernel_path
+from engine.models.checkpoint import Checkpoint
+from engine.models.locate import TEXT_ENCODER, find_model
+from engine.models.lora import Lora
+from engine.models.text import store_prompts
+from engine.package import PackageWriter
+from engine.stages import ACTIVATIONS
+from kernels.arch import Arch
+
+log = logging.getLogger(__name__)
+
+WeightsForm: TypeAlias = Literal["fp8", "mixed"]
+PROGRAMS = ("native", "tensorrt")
+FORMS = {"fp8": FP8, "mixed": MIXED}
+AHEAD = 2  # groups that are made while one is written; each needs 0.4 GB at 14B
+REPORT, PLANS = "report.json", "plans"
+PLAN_SECONDS = 300.0  # a plan of the 14B model takes less than a second
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a package is made of."""
+
+    arch: Arch
+    checkpoint: Path
+    loras: tuple[tuple[Path, float], ...] = ()
+    programs: tuple[str, ...] = ("native",)
+    weights: WeightsForm | None = None  # None: what is best for the programs
+    calibration: Path | None = None  # a folder of `generate --stages`
+    prompts: Path | None = None  # a text file, a prompt a line
+    models: Path = Path()  # where the text encoder for them is
+
+
+def make_package(order: Order, out: Path, state: Path) -> Path:
+    """Builds `out`/ARCH and returns it. `state` keeps compilers and what can be made again.
+
+    What can be known to be wrong is found before the first weight is read. A build that was stopped
+    goes on when it is ordered again. Raises an `EngineError`.
+    """
+    form = weights_form(order)
+    checkpoint = Checkpoint(order.checkpoint, loras=[Lora(*lora) for lora in order.loras])
+    job = quantization(order, form, checkpoint)
+    prompts = None if order.prompts is None else read_prompts(order.prompts)
+    kernels = build_native(checkpoint.config, job.allowed, order.arch, state)
+    with PackageWriter(out / order.arch.name, _identity(order, checkpoint, form)) as writer:
+        with ThreadPoolExecutor(1, "sources") as pool:
+            sources = pool.submit(_sources, checkpoint, order, state)
+            errors = write_weights(writer, job)
+            made_of = sources.result()
+        add_report(writer, errors)
+        for kernel in kernels:
+            writer.add_file(kernel_path(kernel.name), kernel.data)
+        tensorrt = add_tensorrt(writer, order, checkpoint.config, form)
+        stored = None if prompts is None else add_prompts(writer, prompts, order.models, state)
+        return writer.finish(
+            Manifest(
+                arch=order.arch.name,
+                driver_floor="{}.{}".format(*order.arch.driver),
+                engine=engine_version(),
+                toolchain=toolchain(kernels),
+                wheels=wheels(kernels),
+                sources=made_of,
+                model=checkpoint.config,
+                padded_ffn=padded_ffn(checkpoint.config),
+                weights=form,
+                native=Native(tuple(kernel.record() for kernel in kernels)),
+                tensorrt=tensorrt,
+                prompts=stored,
+            )
+        )
+
+
+def weights_form(order: Order) -> WeightsForm:
+    """Of an order that does not contradict itself; raises `BadRequest` for one that does."""
+    strange = set(order.programs) - set(PROGRAMS)
+    if strange or "native" not in order.programs:
+        raise BadRequest(
+            f"--programs is {','.join(order.programs)!r}; native or native,tensorrt is expected."
+        )
+    asked = "tensorrt" in order.programs
+    best = "mixed" if order.arch.int8_is_faster and not asked else "fp8"
+    form: WeightsForm = order.weights or best
+    if asked and (reason := unavailable(order.arch, form)):
+        raise BadRequest(f"There can be no TensorRT program: {reason}")
+    return form
+
+
+def quantization(order: Order, form: WeightsForm, checkpoint: Checkpoint) -> Quantization:
+    if order.calibration is None:
+        return Quantization(checkpoint, FORMS[form])
+    return Quantization(
+        checkpoint, FORMS[form], load_activations(order.calibration, checkpoint.config)
+    )
+
+
+def write_weights(writer: PackageWriter, job: Quantization) -> list[TensorError]:
+    """All groups in load order; returns how far each tensor is from what it was.
+
+    The next groups are made while one is written. PyTorch's own threads would wait for each other.
+    """
+    writer.expect(package_bytes(job.weights))
+    keep_freed_memory()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    order, errors = list(groups(job)), []
+    coming: dict[int, Future[Made]] = {}
+    with ThreadPoolExecutor(AHEAD, "quantise") as pool:
+
+        def make(n: int) -> tuple[Mapping[str, Tensor], Mapping[str, object]]:
+            for k in range(n, min(n + 1 + AHEAD, len(order))):
+                if k not in coming:
+                    coming[k] = pool.submit(order[k].make)
+            tensors, made = coming.pop(n).result()
+            return tensors, {"errors": [asdict(error) for error in made]}
+
+        try:
+            for n, group in enumerate(tqdm(order, "quantise", unit="group", disable=None)):
+                facts = writer.write(group.name, partial(make, n))
+                errors += [TensorError(**fact) for fact in facts["errors"]]  # pyright: ignore
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            torch.set_num_threads(threads)
+    return errors
+
+
+def add_report(writer: PackageWriter, errors: Sequence[TensorError]) -> None:
+    writer.add_file(REPORT, json.dumps(report(errors), indent=1).encode())
+    for line in lines(errors):
+        log.info(line)
+
+
+def add_tensorrt(
+    writer: PackageWriter, order: Order, config: ModelConfig, form: WeightsForm
+) -> Mapping[str, object]:
+    """Facts of the program, or why there is none."""
+    if "tensorrt" not in order.programs:
+        reason = unavailable(order.arch, form) or "it was not asked for."
+        return {"absent": reason}
+    with TemporaryDirectory(prefix="scail-plans-") as folder:
+        built = replace(config, ffn=padded_ffn(config))
+        program = build_program(built, order.arch, Path(folder), timeout_s=PLAN_SECONDS)
+        for path in sorted(Path(folder).iterdir()):
+            writer.add_file(f"{PLANS}/{path.name}", path.read_bytes())
+    return program.record()
+
+
+def add_prompts(
+    writer: PackageWriter, prompts: Sequence[str], models: Path, state: Path
+) -> Prompts:
+    encoder = find_model(models, TEXT_ENCODER)
+    # BF16 as the worker computes in; FP32 would need 23 GB
+    stored = store_prompts(prompts, encoder, models, state / "prompts", torch.bfloat16)
+    writer.add_file(PROMPTS, stored.dump())
+    return Prompts(len(stored.rows), stored.encoder_sha256)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """A prompt a line of a UTF-8 file; empty lines are none. Raises `BadRequest`."""
+    try:
+        prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRequest(f"{path} is no text file of prompts: {error}.") from error
+    prompts = list(dict.fromkeys(prompt for prompt in prompts if prompt))
+    if not prompts:
+        raise BadRequest(f"{path} holds no prompt; one a line is expected.")
+    for number, prompt in enumerate(prompts, start=1):
+        if len(prompt) > LIMITS.max_prompt_chars:
+            raise BadRequest(
+                f"{path}: prompt {number} has {len(prompt)} characters; at most "
+                f"{LIMITS.max_prompt_chars} fit."
+            )
+    return prompts
+
+
+def _sources(checkpoint: Checkpoint, order: Order, state: Path) -> tuple[Source, ...]:
+    """Hashes the files while weights are read from them."""
+    files = [(path, None) for path in checkpoint.files]
+    files += [(path, strength) for path, strength in order.loras]
+    return tuple(
+        Source(path.name, path.stat().st_size, remembered_sha256(path, state / "hashes"), strength)
+        for path, strength in files
+    )
+
+
+def _identity(order: Order, checkpoint: Checkpoint, form: WeightsForm) -> str:
+    """Of all that decides the weights' bytes: a build goes on only where it is the same."""
+    given = [*checkpoint.files, *(path for path, _ in order.loras)]
+    if order.calibration is not None:
+        given.append(order.calibration / ACTIVATIONS)
+    stats = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in given]
+    strengths = [strength for _, strength in order.loras]
+    facts = [order.arch.name, form, stats, strengths, torch.__version__, own_sources()]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -1,0 +1,60 @@
+"""What built a package: versions, the wheels they came in, and the sources of the build itself."""
+
+import hashlib
+import platform
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+
+from kernels.cubin import Cubin
+from kernels.toolkit import PACKAGE, RELEASES
+
+DISTRIBUTIONS = ("torch", "triton", "numpy", "tensorrt_rtx_cu12")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def engine_version() -> str:
+    return version("scail-engine")
+
+
+def toolchain(kernels: Iterable[Cubin]) -> Mapping[str, str]:
+    """Name -> version."""
+    found = {"python": platform.python_version()}
+    found |= {name: version(name) for name in _installed()}
+    return found | {f"ptxas {name}": RELEASES[name].version for name in _toolkits(kernels)}
+
+
+def wheels(kernels: Iterable[Cubin]) -> Mapping[str, str]:
+    """Name -> sha256: of the wheel of a ptxas, which is pinned, and of the RECORD of what is
+    installed, which lists the hashes of a wheel's files.
+    """
+    found = {f"{PACKAGE} {RELEASES[name].version}": RELEASES[name].wheel_sha256
+             for name in _toolkits(kernels)}  # fmt: skip
+    for name in _installed():
+        record = distribution(name).read_text("RECORD") or ""
+        found[f"{name} RECORD"] = hashlib.sha256(record.encode()).hexdigest()
+    return found
+
+
+def own_sources() -> str:
+    """A digest of the files that decide what the weights of a package look like."""
+    digest = hashlib.sha256()
+    paths = [*(ROOT / "engine" / "build").glob("*.py"), *(ROOT / "engine" / "models").glob("*.py")]
+    for path in sorted([*paths, ROOT / "engine" / "block.py", ROOT / "kernels" / "fp8.py"]):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _toolkits(kernels: Iterable[Cubin]) -> list[str]:
+    return sorted({kernel.toolkit for kernel in kernels} & RELEASES.keys())
+
+
+def _installed() -> list[str]:
+    held = []
+    for name in DISTRIBUTIONS:
+        try:
+            distribution(name)
+        except PackageNotFoundError:
+            continue
+        held.append(name)
+    return held

@@ -1,0 +1,223 @@
+"""A checkpoint -> the tensors of a package, a group at a time, in the order a worker needs them.
+
+Linears of the blocks become 8-bit rows, those with one input a single one; all else keeps its
+precision. What can be folded exactly is: LoRAs (by the checkpoint), LayerNorm's weights into a
+modulation, and the smoothing of a linear's input into what makes that input.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from engine.block import LINEARS, Form
+from engine.build.calibration import Activations, Choice, choose
+from engine.build.report import TensorError, measure, measure_cast
+from engine.config import ModelConfig
+from kernels.fp8 import quantize_rows
+
+FFN_MULTIPLE = 256  # of the products' tiles; more is filled with zeros, whose GELU is zero
+CONTEXT = ("text", "vision")  # once a clip, the other linears at every step
+CHUNK_ROWS = 64
+LARGE = 2**20  # values from which a matrix outside the blocks is worth two bytes a value
+
+Made: TypeAlias = tuple[Mapping[str, Tensor], Sequence[TensorError]]
+
+
+class Weights(Protocol):
+    """Where weights come from: a `Checkpoint`."""
+
+    config: ModelConfig
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def read_into(self, name: str, out: Tensor) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """What is to be done with which weights."""
+
+    weights: Weights
+    form: Form
+    seen: Activations | None = None
+
+    @property
+    def allowed(self) -> Sequence[torch.dtype]:
+        """What a calibrated linear may choose from."""
+        return sorted({self.form.down, self.form.others}, key=str)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Tensors that are made together. Nothing is read before `make` is called."""
+
+    name: str
+    make: Callable[[], Made]
+
+
+def groups(job: Quantization) -> Iterator[Group]:
+    """All of them in order: embeddings, context of all blocks, the blocks, the head."""
+    names = sorted(job.weights)
+    outside = [name for name in names if not name.startswith("blocks.")]
+    head = [name for name in outside if name.startswith("head.")]
+    choices = cache(partial(_choices, job))
+    layers = range(job.weights.config.layers)
+    for name in outside:
+        if name not in head:
+            yield Group(name, partial(_kept, job, name))
+    for n in layers:
+        for field in CONTEXT:
+            yield Group(f"blocks.{n}.{field}", partial(_linear, job, choices, n, field))
+        yield Group(f"blocks.{n}.context", partial(_context_norms, job, n))
+    for n in layers:
+        yield Group(f"blocks.{n}.tables", partial(_tables, job, choices, n))
+        for field in LINEARS:
+            if field not in CONTEXT:
+                yield Group(f"blocks.{n}.{field}", partial(_linear, job, choices, n, field))
+    for name in head:
+        yield Group(name, partial(_kept, job, name))
+
+
+def padded_ffn(config: ModelConfig) -> int:
+    return -(-config.ffn // FFN_MULTIPLE) * FFN_MULTIPLE
+
+
+def package_bytes(weights: Weights) -> int:
+    """An upper bound for the tensors of a package: one byte a value of the linears, scales and
+    biases, four a value of the rest but for large matrices.
+    """
+    total = 0
+    for name in weights:
+        count = torch.Size(weights.shape(name)).numel()
+        if name.startswith("blocks.") and len(weights.shape(name)) == 2:
+            total += count * padded_ffn(weights.config) // weights.config.ffn
+        else:
+            total += (2 if _is_large(weights.shape(name)) else 4) * count
+        total += 8 * 256  # scales' share is below that of the bias, and alignment
+    return total
+
+
+# --- what a package keeps in high precision
+
+
+def _kept(job: Quantization, name: str) -> Made:
+    """Outside the blocks: convolutions flattened to matrices, tables without leading ones."""
+    weight = _read(job.weights, name)
+    flat = weight.flatten(1) if weight.ndim > 2 else weight
+    if name == "head.modulation":
+        flat = weight[0]
+    if not _is_large(weight.shape):
+        return {name: flat}, []
+    small = narrow(flat)
+    return {name: small}, [measure_cast(name, flat, small)]
+
+
+def narrow(weight: Tensor) -> Tensor:
+    """In two bytes a value: BF16 where that loses nothing, as for the checkpoints in use, else
+    FP16, which rounds four times finer than BF16 the FP32 values of a merged LoRA.
+    """
+    short = weight.bfloat16()
+    parts = zip(short.split(CHUNK_ROWS), weight.split(CHUNK_ROWS))
+    is_exact = all(torch.equal(stored.float(), exact) for stored, exact in parts)
+    return short if is_exact else weight.half()
+
+
+def _is_large(shape: Sequence[int]) -> bool:
+    return len(shape) == 2 and torch.Size(shape).numel() >= LARGE
+
+
+def _context_norms(job: Quantization, n: int) -> Made:
+    norms = {"cross_norm_q": "norm_q", "text_norm_k": "norm_k", "vision_norm_k": "norm_k_img"}
+    made = {
+        f"blocks.{n}.{field}": _read(job.weights, f"blocks.{n}.cross_attn.{name}.weight")
+        for field, name in norms.items()
+    }
+    return made, []
+
+
+def _tables(job: Quantization, choices: Callable[[int], Mapping[str, Choice]], n: int) -> Made:
+    read = partial(_read, job.weights)
+    block, chosen = f"blocks.{n}.", choices(n)
+    smooth = chosen["cross_q"].smooth
+    made = {
+        "modulation": read(f"{block}modulation")[0],
+        "smooth": torch.stack([chosen["qkv"].smooth, chosen["up"].smooth]),
+        "norm_q": read(f"{block}self_attn.norm_q.weight"),
+        "norm_k": read(f"{block}self_attn.norm_k.weight"),
+        "norm3_shift": read(f"{block}norm3.bias") * smooth,
+        "norm3_scale": read(f"{block}norm3.weight") * smooth - 1,
+    }
+    return {block + field: tensor for field, tensor in made.items()}, []
+
+
+# --- 8-bit rows
+
+
+def _linear(
+    job: Quantization, choices: Callable[[int], Mapping[str, Choice]], n: int, field: str
+) -> Made:
+    chosen = choices(n)
+    choice, name = chosen[field], f"blocks.{n}.{field}"
+    weight = _read_linear(job.weights, n, field, "weight")
+    bias = _read_linear(job.weights, n, field, "bias")
+    if not bool((choice.smooth == 1).all()):
+        weight /= choice.smooth
+    rows = quantize_rows(weight, choice.dtype)
+    error = measure(name, weight, rows, choice.reason)
+    after = {"qkv": "o", "text": "cross_o", "vision": "cross_o"}.get(field)
+    if after is not None:  # the values are the last of its outputs, and make the input of `after`
+        dim = job.weights.config.dim
+        rows.s[-dim:] *= chosen[after].smooth
+        bias[-dim:] *= chosen[after].smooth
+    return {f"{name}.q": rows.q, f"{name}.s": rows.s, f"{name}.bias": bias}, [error]
+
+
+def _choices(job: Quantization, n: int) -> Mapping[str, Choice]:
+    """For every linear of a block its format, and what its input is multiplied with."""
+    chosen = {}
+    for field, names in LINEARS.items():
+        default = job.form.down if field == "down" else job.form.others
+        if job.seen is None or field in CONTEXT:
+            width = _shape(job.weights, n, field)[1]
+            chosen[field] = Choice.default(default, width)
+            continue
+        weight = _read_linear(job.weights, n, field, "weight")
+        channels = job.seen.channels(f"blocks.{n}.{names[0]}").padded(weight.shape[1])
+        # what comes out of GELU has nothing before it that a factor could be folded into
+        can_smooth = field != "down"
+        chosen[field] = choose(weight, channels, job.allowed, default, can_smooth)
+    return chosen
+
+
+def _shape(weights: Weights, n: int, field: str) -> tuple[int, int]:
+    """Of a linear of the package: [out, in]."""
+    shapes = [weights.shape(f"blocks.{n}.{name}.weight") for name in LINEARS[field]]
+    out, width = sum(rows for rows, _ in shapes), shapes[0][1]
+    ffn = padded_ffn(weights.config)
+    return (ffn if field == "up" else out), (ffn if field == "down" else width)
+
+
+def _read_linear(weights: Weights, n: int, field: str, kind: str) -> Tensor:
+    """fp32, the parts below each other; what pads the feed forward is zero."""
+    shape = _shape(weights, n, field)
+    out = torch.zeros(shape if kind == "weight" else shape[:1])
+    first = 0
+    for part in LINEARS[field]:
+        name = f"blocks.{n}.{part}.{kind}"
+        rows, *columns = weights.shape(name)
+        target = out[first : first + rows]
+        weights.read_into(name, target[:, : columns[0]] if columns else target)
+        first += rows
+    return out
+
+
+def _read(weights: Weights, name: str) -> Tensor:
+    out = torch.empty(weights.shape(name))
+    weights.read_into(name, out)
+    return out

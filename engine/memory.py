@@ -1,0 +1,392 @@
+"""How much of the GPU's memory a clip will need, and what has to take turns so that it fits.
+
+Bytes are counted before anything runs: weights from the manifest, the rest from the tensors that
+the code makes, in the order in which it makes them and lets go of them. tests/test_memory.py holds
+these tables against the code itself. Where all of it does not fit, rungs of a ladder are climbed
+down, each slower than the one before; weights are never exchanged while a clip is denoised.
+
+A plan takes for granted that graphs are forgotten when a clip is denoised and that the decoder's
+buffers are released when it is decoded: neither is of use to the next clip.
+
+What no table can tell are allowances, set by hand and not measured on any GPU of ours:
+`CUDA_BYTES`, `WORKSPACE_BYTES`, `GAP_BYTES`, `SMALL_BYTES` and the allocator's rounding.
+Sources: spec/performance.md B and F7, spec/encoders.md 1.7.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from math import prod
+from typing import Literal, TypeAlias
+
+from engine.block import BlockWeights
+from engine.config import LATENT_CHANNELS, SIZE_MULTIPLE, TEXT_TOKENS, VAE_STRIDE
+from engine.denoiser import TIME
+from engine.errors import BadRequest
+from engine.manifest import Entry, Manifest
+from engine.windows import latent_frames
+from kernels.cross_attention import KEY_TILE
+from kernels.layout import HEAD, K_BLOCK, Q_BLOCK
+
+CUDA_BYTES = 640 * 2**20  # context, kernels of PyTorch, cuBLAS, cuDNN and of the package
+WORKSPACE_BYTES = 256 * 2**20  # of cuDNN, for one convolution
+GAP_BYTES = 256 * 2**20  # between tensors in the allocator's blocks
+SMALL_BYTES = 64 * 2**20  # modulations, conditions, biases: what is listed nowhere
+ALLOWANCES = CUDA_BYTES + WORKSPACE_BYTES + GAP_BYTES + SMALL_BYTES
+LARGE_BYTES, LARGE_ROUND, SMALL_ROUND = 2**20, 2 * 2**20, 512  # of PyTorch's allocator
+
+VISION_TOKENS = 257
+TABLE_BYTES = 2 * 4 * HEAD // 2  # a token's cos and sin
+PATCH_VALUES = 80  # of latents and mask, that a token is made of
+TOKENS_HELD = 1  # copies of the tokens while blocks run
+LATENTS_HELD = 8  # of the whole clip: the solver's, the noise, the conditions
+# Bytes a pixel, in 2 bytes a value: what a clip remembers of earlier frames, and the largest moment
+ENCODE_BYTES, DECODE_BYTES = 2935, 8238
+
+Stage: TypeAlias = Literal["conditioning", "denoise", "decode"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What is denoised at once. Raises `BadRequest` for what no clip has."""
+
+    height: int
+    width: int
+    frames: int  # of a window
+    contexts: int = 1  # 2 with guidance: the prompt and the negative one
+    unseen: Literal["never", "last", "first"] = "never"  # which steps do not see the skeleton
+    clip_frames: int = 0  # of the whole clip, where it has several windows
+    text_tokens: int = TEXT_TOKENS  # rows of the prompt, padding counted once
+
+    def __post_init__(self) -> None:
+        assert self.unseen in ("never", "last", "first")
+        counts = (self.height, self.width, self.frames, self.contexts, self.text_tokens)
+        usual = all(type(count) is int and count > 0 for count in counts) and self.contexts < 3
+        clip = type(self.clip_frames) is int and self.clip_frames >= 0
+        if not (usual and clip) or self.height % SIZE_MULTIPLE or self.width % SIZE_MULTIPLE:
+            raise BadRequest(
+                f"The memory of {self} cannot be planned: numbers must be whole and positive, "
+                f"sides multiples of {SIZE_MULTIPLE}, and contexts 1 or 2."
+            )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Frames of the video in latents, tokens of one."""
+        area = self.height // (2 * VAE_STRIDE[1]) * (self.width // (2 * VAE_STRIDE[2]))
+        return latent_frames(self.frames), area
+
+    @property
+    def tokens(self) -> int:
+        """S of an evaluation that sees the skeleton (spec/performance.md B)."""
+        time, area = self.grid
+        return area * (1 + time) + area * time // 4
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderBytes:
+    """Weights of the other models as they lie on the GPU."""
+
+    text: int  # without the table of tokens, which stays on the host; freed after each prompt
+    vision: int
+    vae: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Bytes of one evaluation of the transformer, beside its weights."""
+
+    stream: int  # x: the tokens in FP32, changed in place by the blocks
+    embedding: int  # the most before the first block
+    block: int  # the most inside a block, beside x
+    head: int  # the most after the last block, beside x
+
+    @property
+    def launched(self) -> int:
+        """The most at any moment."""
+        held = TOKENS_HELD * self.stream
+        return max(self.embedding, held + self.block, held + self.head)
+
+    @property
+    def around(self) -> int:
+        """The same beside a graph, which has an x of its own and the memory of the blocks."""
+        held = TOKENS_HELD * self.stream
+        return max(self.embedding, held, held - self.stream + self.head)
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes by name."""
+
+    blocks: int  # weights of the blocks that every step needs
+    outside: int  # weights before and after the blocks, in FP32
+    rounding: int  # of these tensors by PyTorch's allocator
+    text: int  # encoders' weights
+    vision: int
+    vae: int
+    contexts: int  # keys and values of text and picture, of all blocks
+    tables: int  # RoPE
+    latents: int
+    evaluations: tuple[Evaluation, ...]  # with the skeleton, without, as the steps want them
+    encode: int
+    decode: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """What is on the GPU, and when."""
+
+    does: str
+    graphs: bool  # blocks are recorded
+    encoders_stay: bool  # CLIP and VAE are there between their stages
+    blocks_stay: bool  # the blocks' weights are there while others work
+
+
+LADDER = (
+    Rung("everything stays on the GPU", True, True, True),
+    Rung("kernels are launched one after another, without CUDA graphs", False, True, True),
+    Rung("there are no CUDA graphs, CLIP and VAE have the GPU in turns", False, False, True),
+    Rung("there are no CUDA graphs, all models have the GPU in turns", False, False, False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be resident, and the peak of each stage, with all allowances."""
+
+    rung: Rung
+    shape: Shape
+    footprint: Footprint
+    resident_bytes: int  # between jobs
+    peaks: Mapping[Stage, int]  # bytes
+    free_bytes: int  # before this process has touched the GPU
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(self.peaks.values())
+
+    @property
+    def sentence(self) -> str:
+        stages = ", ".join(f"{stage} {_gb(nbytes)}" for stage, nbytes in self.peaks.items())
+        return (
+            f"{_described(self.shape)}: {_gb(self.resident_bytes)} stay on the GPU, at most "
+            f"{_gb(self.peak_bytes)} are needed ({stages}), {_gb(self.free_bytes)} are free: "
+            f"{self.rung.does}."
+        )
+
+
+def plan(manifest: Manifest, shape: Shape, encoders: EncoderBytes, free_bytes: int) -> Plan:
+    """The highest rung on which the clip fits into `free_bytes`: what NVML says before this process
+    has a CUDA context.
+
+    Raises `BadRequest` if none does, with the need and what would fit.
+    """
+    bytes_of = _footprint(manifest, _held_weights(manifest), shape, encoders)
+    plans = [_on(rung, shape, bytes_of, free_bytes) for rung in LADDER]
+    fitting = [one for one in plans if one.peak_bytes <= free_bytes]
+    if not fitting:
+        raise BadRequest(_too_large(manifest, encoders, plans[-1]))
+    return fitting[0]
+
+
+def next_rung(plan: Plan, stage: Stage) -> Plan | None:
+    """After a stage ran out of memory in spite of the plan: the next rung that needs less in this
+    stage, or None if there is none.
+    """
+    for rung in LADDER[LADDER.index(plan.rung) + 1 :]:
+        lower = _on(rung, plan.shape, plan.footprint, plan.free_bytes)
+        if lower.peaks[stage] < plan.peaks[stage]:
+            return lower
+    return None
+
+
+def _on(rung: Rung, shape: Shape, fp: Footprint, free_bytes: int) -> Plan:
+    blocks, encoders = fp.blocks + fp.rounding, fp.vision + fp.vae
+    idle = ALLOWANCES + fp.outside + rung.blocks_stay * blocks + rung.encoders_stay * encoders
+    alone = not rung.encoders_stay
+    evaluating = (_recorded if rung.graphs else _launched)(fp, shape.contexts)
+    peaks: dict[Stage, int] = {
+        "conditioning": idle + max(fp.text, alone * fp.vision, alone * fp.vae + fp.encode),
+        "denoise": idle
+        + (not rung.blocks_stay) * blocks
+        + (fp.contexts + fp.tables + fp.latents + evaluating),
+        "decode": idle + alone * fp.vae + fp.latents + fp.decode,
+    }
+    return Plan(rung, shape, fp, idle, peaks, free_bytes)
+
+
+def _launched(fp: Footprint, contexts: int) -> int:
+    return max(one.launched for one in fp.evaluations)
+
+
+def _recorded(fp: Footprint, contexts: int) -> int:
+    """Evaluations of one kind are launched at first, beside the graphs of the kind before, and then
+    recorded. Graphs share the memory between their kernels.
+    """
+    graphs, between, needs = 0, 0, []
+    for one in fp.evaluations:
+        needs.append(graphs + between + one.launched)
+        graphs += contexts * one.stream
+        between = max(between, one.block)
+        needs.append(graphs + between + one.around)
+    return max(needs)
+
+
+# --- bytes by name
+
+
+def _footprint(
+    manifest: Manifest, held: tuple[int, int, int], shape: Shape, encoders: EncoderBytes
+) -> Footprint:
+    model, (time, area), (blocks, outside, rounding) = manifest.model, shape.grid, held
+    seen = _evaluation(manifest, area * (1 + time), area * time // 4, area * time)
+    unseen = _evaluation(manifest, area * (1 + time), 0, area * time)
+    evaluations = {"never": (seen,), "last": (seen, unseen), "first": (unseen, seen)}[shape.unseen]
+    keys = _up(shape.text_tokens, KEY_TILE) + _up(VISION_TOKENS, KEY_TILE)
+    clip = latent_frames(max(shape.frames, shape.clip_frames))
+    pixels = shape.height * shape.width
+    cells = pixels // (VAE_STRIDE[1] * VAE_STRIDE[2])
+    return Footprint(
+        blocks=blocks,
+        outside=outside,
+        rounding=rounding,
+        text=encoders.text,
+        vision=encoders.vision,
+        vae=encoders.vae,
+        contexts=shape.contexts * model.layers * keys * (2 * 2 * model.dim + 4),
+        tables=sum(one.stream for one in evaluations) // (4 * model.dim) * TABLE_BYTES,
+        latents=LATENTS_HELD * 4 * LATENT_CHANNELS * clip * cells,
+        evaluations=evaluations,
+        encode=ENCODE_BYTES * pixels,
+        decode=DECODE_BYTES * pixels,
+    )
+
+
+def _held_weights(manifest: Manifest) -> tuple[int, int, int]:
+    """Of the blocks, of what lies outside of them, and what rounding adds."""
+    names = {field.name for field in fields(BlockWeights)}
+    blocks = [entry.nbytes for entry in manifest.tensors if _part(entry) in names]
+    outside = [
+        4 * prod(entry.shape)
+        for entry in manifest.tensors
+        if _part(entry) is None and not entry.name.startswith(TIME)
+    ]
+    rounding = sum(_rounded(nbytes) - nbytes for nbytes in (*blocks, *outside))
+    return sum(blocks), sum(outside), rounding
+
+
+def _part(entry: Entry) -> str | None:
+    """Of a block, what the tensor belongs to: `qkv` of `blocks.3.qkv.q`. None: of no block."""
+    place, *rest = entry.name.split(".")
+    return rest[1] if place == "blocks" and len(rest) > 1 else None
+
+
+def _rounded(nbytes: int) -> int:
+    return _up(nbytes, LARGE_ROUND if nbytes >= LARGE_BYTES else SMALL_ROUND)
+
+
+def _up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
+def _evaluation(manifest: Manifest, picture: int, skeleton: int, video: int) -> Evaluation:
+    """`picture`: tokens of the reference and of the video."""
+    dim, tokens = manifest.model.dim, picture + skeleton
+    # what convolutions made, the skeleton's multiplied, all of it joined; or joined, and reordered
+    copies = 2 * picture + 3 * skeleton if skeleton else 2 * picture
+    patches = 4 * PATCH_VALUES * (picture + video + skeleton)
+    return Evaluation(
+        stream=4 * dim * tokens,
+        embedding=max(4 * dim * copies + patches, 4 * dim * 2 * tokens),
+        block=tokens * largest_moment(dim, manifest.padded_ffn),
+        head=2 * 4 * dim * video,  # a norm in FP32, and its product with the scale
+    )
+
+
+# The launches of `engine.block.run_block`, in order.
+LAUNCHES = (
+    "norm", "qkv", "statistics", "rope", "attention", "o rows", "o",
+    "norm3", "cross q", "cross attention", "cross o rows", "cross o",
+    "norm2", "up", "down rows", "down",
+)  # fmt: skip
+
+
+def largest_moment(dim: int, ffn: int) -> int:
+    """Bytes a token at the launch that finds most in memory, x not counted."""
+    held = list(_allocations(dim, ffn))
+    order = {name: place for place, name in enumerate(LAUNCHES)}
+    return max(
+        sum(nbytes for nbytes, first, last in held if order[first] <= at <= order[last])
+        for at in range(len(LAUNCHES))
+    )
+
+
+def _allocations(dim: int, ffn: int) -> Iterator[tuple[int, str, str]]:
+    """Bytes a token, the launch they are made for, the last one before they are given back."""
+    scales = 4 * (dim // HEAD) // Q_BLOCK + 4 * (dim // HEAD) // K_BLOCK
+    rows, inner_rows = dim + 4, ffn + 4
+    yield rows, "norm", "qkv"
+    yield 6 * dim, "qkv", "rope"
+    yield 8, "statistics", "rope"  # 1 / rms of q and of k
+    yield dim // 8, "statistics", "statistics"  # sums and peaks of 64 tokens
+    yield 3 * dim + scales, "rope", "o rows"  # 8-bit q, k, v
+    yield 2 * dim, "attention", "o rows"
+    yield rows, "o rows", "o"
+    yield rows, "norm3", "cross q"
+    yield 2 * dim, "cross q", "cross attention"
+    yield 4, "cross attention", "cross attention"  # 1 / rms
+    yield 2 * dim, "cross attention", "cross o rows"
+    yield rows, "cross o rows", "cross o"
+    yield rows, "norm2", "up"
+    yield 2 * ffn, "up", "down rows"
+    yield inner_rows, "down rows", "down"
+
+
+# --- what is said
+
+
+def _too_large(manifest: Manifest, encoders: EncoderBytes, last: Plan) -> str:
+    shape, held = last.shape, last.footprint
+    weights = held.blocks, held.outside, held.rounding
+
+    def fits(other: Shape) -> bool:
+        bytes_of = _footprint(manifest, weights, other, encoders)
+        return _on(last.rung, other, bytes_of, last.free_bytes).peak_bytes <= last.free_bytes
+
+    stage = max(last.peaks, key=lambda name: last.peaks[name])
+    shorter = next((one for one in _shorter(shape) if fits(one)), None)
+    smaller = next((one for one in _smaller(shape) if fits(one)), None)
+    offers = [_described(one) for one in (shorter, smaller) if one is not None]
+    mend = (
+        f"{' or '.join(offers)} would fit."
+        if offers
+        else "No size fits: free memory on this GPU, or take a larger one."
+    )
+    return (
+        f"{_described(shape)} needs {_gb(last.peak_bytes)} of GPU memory ({stage}) even where "
+        f"{last.rung.does}; {_gb(last.free_bytes)} are free. {mend}"
+    )
+
+
+def _shorter(shape: Shape) -> Iterator[Shape]:
+    """Windows with fewer frames, the longest first."""
+    for time in range(shape.grid[0] - 1, 0, -1):
+        yield replace(shape, frames=VAE_STRIDE[0] * (time - 1) + 1)
+
+
+def _smaller(shape: Shape) -> Iterator[Shape]:
+    """Smaller pictures of nearly the same form, the largest first."""
+    long = max(shape.height, shape.width)
+    for side in range(long - SIZE_MULTIPLE, 0, -SIZE_MULTIPLE):
+        height, width = (
+            max(1, round(one * side / long / SIZE_MULTIPLE)) * SIZE_MULTIPLE
+            for one in (shape.height, shape.width)
+        )
+        yield replace(shape, height=height, width=width)
+
+
+def _described(shape: Shape) -> str:
+    guided = ", two prompts" if shape.contexts == 2 else ""
+    return f"{shape.width}x{shape.height}, {shape.frames} frames at once{guided}"
+
+
+def _gb(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.1f} GB"

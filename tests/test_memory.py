@@ -1,0 +1,439 @@
+"""Plans of memory: their tables hold against the code itself, and a GPU is used as far as it goes.
+
+The truth is counted: the code runs on the meta device, where a tensor has a size and no memory,
+with the real launchers and a bank that launches nothing.
+"""
+
+import re
+import weakref
+from dataclasses import fields, replace
+from math import prod
+from pathlib import Path
+
+import pytest
+import torch
+from packages import MANIFEST
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from engine.block import BlockWeights, ContextKeys, ContextWeights, Weight, assemble, run_block
+from engine.config import SCAIL_1_3B, SCAIL_14B, TINY
+from engine.denoiser import TIME, PackagedDenoiser
+from engine.errors import EngineError
+from engine.flow import Conditions, Recipe
+from engine.graphs import GraphedSteps
+from engine.manifest import ITEM_BYTES, Entry
+from engine.memory import (
+    ALLOWANCES,
+    LADDER,
+    EncoderBytes,
+    Shape,
+    largest_moment,
+    next_rung,
+    plan,
+)
+from engine.models.dit import Rope, Scail
+from engine.models.vae import Vae
+from engine.sampler import grid
+from kernels.arch import SM89
+from kernels.cross_attention import CrossKeys
+from kernels.ops import native_ops
+
+META = torch.device("meta")
+GB = 10**9
+ENCODERS = EncoderBytes(text=9_262_000_000, vision=1_222_000_000, vae=253_785_062)
+# Free on an empty card: what its driver shows, less what it keeps for itself.
+FREE = {24: 24_080 * 2**20, 32: 32_100 * 2**20, 141: 143_200 * 2**20}
+NAMED = {"416x672": (416, 672), "512x896": (512, 896), "704x1280": (704, 1280)}
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of living storages on the meta device."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self._known = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.conv3d.default and out.ndim == 5:  # cuDNN keeps the layout
+            out = out.contiguous(memory_format=torch.channels_last_3d)
+        for value in tree_leaves(out):
+            if isinstance(value, torch.Tensor) and value.device == META:
+                self._see(value.untyped_storage())
+        return out
+
+    def _see(self, storage):
+        key, nbytes = id(storage), storage.nbytes()
+        if key not in self._known:
+            self._known[key] = weakref.ref(storage, lambda _: self._forget(key, nbytes))
+            self.now += nbytes
+            self.peak = max(self.peak, self.now)
+
+    def _forget(self, key, nbytes):
+        del self._known[key]
+        self.now -= nbytes
+
+
+class NoLaunches:
+    """A bank for the real launchers: they allocate what they always do."""
+
+    def launch(self, spec, grid, *arguments):
+        pass
+
+    def tuning(self, spec):
+        return spec.tuning[SM89]
+
+
+class Pool:
+    """Records nothing, and keeps as much memory as PyTorch's pool for graphs would."""
+
+    def __init__(self, live):
+        self.live, self.held = live, None
+
+    def __call__(self, run):
+        kept = 0 if self.held is None else self.held.numel()
+        self.held = None
+        before, self.live.peak = (self.live.now, self.live.peak), self.live.now
+        run()
+        most = max(kept, self.live.peak - before[0])
+        self.live.peak = max(self.live.peak, before[1])
+        self.held = torch.empty(most, dtype=torch.uint8, device=META)
+        return lambda: None
+
+
+class MetaPackage:
+    """A package of the right names and shapes, and its `engine.upload.Weights`: tensors on the meta
+    device, zeros on the CPU for what stays there.
+    """
+
+    path, device = Path("meta"), META
+
+    def __init__(self, manifest):
+        self.package, self.manifest = self, manifest
+        self.entries = {entry.name: entry for entry in manifest.tensors}
+        self.names = tuple(self.entries)
+        self.handed_over = set()
+
+    def read(self, wanted):
+        if isinstance(wanted, str):
+            return torch.zeros(1).expand(self.entries[wanted].shape)  # gigabytes of one value
+        held = {}
+        self.visit(wanted, held.__setitem__)
+        return held
+
+    def visit(self, names, take):
+        for name in names:
+            self.handed_over.add(name)
+            take(name, self.tensor(name))
+
+    def tensor(self, name):
+        entry = self.entries[name]
+        return meta(*entry.shape, dtype=getattr(torch, entry.dtype))
+
+
+def entries(model, ffn, codes="float8_e4m3fn"):
+    """The tensors of a package, as the build names and orders them."""
+    dim = model.dim
+    with META:
+        outside = Scail(replace(model, layers=0)).state_dict()
+    found = []
+    for name, tensor in outside.items():
+        shape = (
+            (dim, 80) if name.startswith("patch_embedding") and tensor.ndim > 1 else tensor.shape
+        )
+        is_large = len(shape) == 2 and prod(shape) >= 2**20
+        found.append((name, "bfloat16" if is_large else "float32", tuple(shape)))
+    sizes = {
+        "text": (2 * dim, dim), "vision": (2 * dim, dim), "qkv": (3 * dim, dim), "o": (dim, dim),
+        "cross_q": (dim, dim), "cross_o": (dim, dim), "up": (ffn, dim), "down": (dim, ffn),
+    }  # fmt: skip
+    tables = {"modulation": (6, dim), "smooth": (2, dim)}
+    for kind in (ContextWeights, BlockWeights):
+        for n in range(model.layers):
+            for field in fields(kind):
+                name = f"blocks.{n}.{field.name}"
+                if field.type is Weight:
+                    rows, width = sizes[field.name]
+                    found.append((f"{name}.q", codes, (rows, width)))
+                    found += [(f"{name}.{end}", "float32", (rows,)) for end in ("s", "bias")]
+                else:
+                    found.append((name, "float32", tables.get(field.name, (dim,))))
+    return tuple(
+        Entry(name, dtype, shape, 0, prod(shape) * ITEM_BYTES[dtype], "")
+        for name, dtype, shape in found
+    )
+
+
+def manifest_of(model, ffn):
+    return replace(MANIFEST, model=model, padded_ffn=ffn, tensors=entries(model, ffn))
+
+
+REAL = manifest_of(SCAIL_14B, 13824)
+SOME_LAYERS = manifest_of(replace(SCAIL_14B, layers=16), 13824)
+
+
+def shape_of(name, **changes):
+    return replace(Shape(*NAMED[name], frames=81), **changes)
+
+
+def meta(*shape, dtype=torch.float32):
+    return torch.empty(*shape, dtype=dtype, device=META)
+
+
+# --- what is known
+
+
+def test_tokens_are_those_of_the_specification():
+    assert [shape_of(name).tokens for name in NAMED] == [29757, 48832, 95920]
+
+
+def test_the_weights_of_the_steps_are_those_of_the_specification():
+    found = plan(REAL, shape_of("512x896"), ENCODERS, FREE[141]).footprint
+    assert found.blocks == pytest.approx(11.96e9, rel=2e-3)
+    # 40 blocks x (512 + 257 keys, in tiles of 64) x 2 x 5120 BF16, and a bias each
+    assert found.contexts == 40 * (512 + 320) * (4 * 5120 + 4)
+
+
+def test_names_and_shapes_are_those_that_a_denoiser_reads():
+    package = MetaPackage(manifest_of(TINY, 512))
+    denoiser = PackagedDenoiser(package, native_ops(NoLaunches(), SM89))
+    denoiser.context(torch.ones(3, TINY.text_dim), meta(257, TINY.clip_dim))
+    times = {name for name in package.names if name.startswith(TIME)}
+    assert package.handed_over == {*package.names} - times
+
+
+# --- the tables against the code
+
+
+def count_block(model, ffn, tokens):
+    package = MetaPackage(manifest_of(replace(model, layers=1), ffn))
+    ops, bf16 = native_ops(NoLaunches(), SM89), {"dtype": torch.bfloat16}
+    with Live() as live:
+        weights = assemble(BlockWeights, lambda name: package.tensor(f"blocks.0.{name}"))
+        keys = CrossKeys(meta(512, model.dim, **bf16), meta(512, model.dim, **bf16), meta(512))
+        rope = Rope(meta(tokens, 1, 64), meta(tokens, 1, 64))
+        modulation, x = meta(6, model.dim), meta(tokens, model.dim)
+        before = live.now
+        run_block(ops, weights, ContextKeys(keys, keys), x, modulation, rope)
+    return live.peak - before
+
+
+@pytest.mark.parametrize("tokens", [29757, 48832, 95920])
+@pytest.mark.parametrize(("model", "ffn"), [(SCAIL_14B, 13824), (SCAIL_1_3B, 8960)])
+def test_the_largest_moment_of_a_block_is_what_its_launchers_allocate(model, ffn, tokens):
+    got = tokens * largest_moment(model.dim, ffn)
+    assert got == pytest.approx(count_block(model, ffn, tokens), rel=0.01)
+
+
+def count_denoising(manifest, shape, recorded):
+    """The most bytes in as many steps as make all graphs."""
+    steps = 3 if shape.unseen == "never" else 6
+    recipe = Recipe("euler", steps, 2.0 if shape.contexts == 2 else 1.0, 5.0)
+    share = {"never": (0.0, 1.0), "last": (0.0, 0.5), "first": (0.5, 1.0)}[shape.unseen]
+    recipe = replace(recipe, pose_from=share[0], pose_until=share[1])
+    package = MetaPackage(manifest)
+    time = shape.grid[0]
+    height, width = shape.height // 8, shape.width // 8
+    text = torch.ones(shape.text_tokens, manifest.model.text_dim)
+    with torch.inference_mode(), Live() as live:
+        conditions = Conditions(
+            text,
+            text.clone() if shape.contexts == 2 else None,
+            meta(257, manifest.model.clip_dim),
+            meta(16, 1, height, width),
+            meta(16, time, height // 2, width // 2),
+        )
+        pool = Pool(live)
+        graphed = (lambda steps: GraphedSteps(steps, pool)) if recorded else None
+        denoiser = PackagedDenoiser(package, native_ops(NoLaunches(), SM89), graphed)
+        velocity = denoiser.bind(conditions, recipe)
+        latents = meta(16, time, height, width)
+        for step, told in enumerate(grid(recipe.sampler, steps, recipe.shift).timesteps):
+            latents = latents - velocity(latents, range(time), step, told)
+    return live.peak
+
+
+PLAIN, PRODUCTION, GUIDED = {}, {"unseen": "last"}, {"contexts": 2}
+LATE = {"unseen": "first"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "recorded"),
+    [(PLAIN, False), (PRODUCTION, False), (GUIDED, True), (PRODUCTION, True), (LATE, True)],
+    ids=["plain", "production", "guided, recorded", "production, recorded", "late, recorded"],
+)
+def test_the_peak_while_denoising_is_what_the_denoiser_allocates(changes, recorded):
+    shape = shape_of("512x896", **changes)
+    found = plan(SOME_LAYERS, shape, EncoderBytes(0, 0, 0), FREE[141])
+    if not recorded:
+        found = next_rung(found, "denoise")
+    assert found.rung.graphs is recorded
+    got = found.peaks["denoise"] - ALLOWANCES - found.footprint.rounding
+    assert got == pytest.approx(count_denoising(SOME_LAYERS, shape, recorded), rel=0.01)
+
+
+def count_vae(job):
+    with META:
+        vae = Vae().to(torch.bfloat16)
+    with Live() as live:
+        job(vae)
+    return live.peak
+
+
+@pytest.mark.parametrize("name", ["416x672", "704x1280"])
+def test_the_vae_needs_what_it_allocates(name):
+    height, width = NAMED[name]
+    found = plan(REAL, shape_of(name), ENCODERS, FREE[141]).footprint
+
+    def encode(vae):
+        vae.encode([meta(3, 1, height, width)])
+        vae.encode([meta(3, 13, height // 2, width // 2)])
+
+    def decode(vae):
+        for _ in vae.decode(meta(16, 4, height // 8, width // 8)):
+            pass
+
+    assert found.encode == pytest.approx(count_vae(encode), rel=0.01)
+    assert found.decode == pytest.approx(count_vae(decode), rel=0.01)
+
+
+# --- what fits where
+
+
+@pytest.mark.parametrize("changes", [PLAIN, PRODUCTION, GUIDED], ids=["plain", "half", "guided"])
+@pytest.mark.parametrize("name", ["416x672", "512x896"])
+def test_24_gb_hold_the_sizes_in_use_with_all_weights_where_they_are(name, changes):
+    found = plan(REAL, shape_of(name, **changes), ENCODERS, FREE[24])
+    assert found.rung.blocks_stay
+    assert found.rung.encoders_stay
+    assert found.peak_bytes <= FREE[24]
+
+
+@pytest.mark.parametrize("changes", [PRODUCTION, GUIDED], ids=["production", "guided"])
+@pytest.mark.parametrize("card", [32, 141])
+def test_larger_cards_hold_the_largest_size_too(card, changes):
+    found = plan(REAL, shape_of("704x1280", **changes), ENCODERS, FREE[card])
+    assert found.rung.encoders_stay
+    assert found.rung.graphs or card == 32
+
+
+@pytest.mark.parametrize("changes", [PLAIN, PRODUCTION], ids=["plain", "production"])
+def test_18_gb_are_enough_with_the_blocks_where_they_are_and_prompts_known(changes):
+    known = replace(ENCODERS, text=0)
+    assert plan(REAL, shape_of("512x896", **changes), known, 18 * GB).rung.blocks_stay
+
+
+def test_a_plan_takes_the_first_rung_that_fits():
+    shape = shape_of("512x896", **PRODUCTION)
+    known = plan(REAL, shape, ENCODERS, FREE[141])
+    needs = {known.rung: known.peak_bytes}
+    while (known := next_rung(known, max(known.peaks, key=known.peaks.get))) is not None:
+        needs[known.rung] = known.peak_bytes
+    assert len(needs) > 1
+    assert [*needs] == [rung for rung in LADDER if rung in needs]
+    assert [*needs.values()] == sorted(needs.values(), reverse=True)
+    for rung, nbytes in needs.items():
+        assert plan(REAL, shape, ENCODERS, nbytes).rung == rung
+    with pytest.raises(EngineError):
+        plan(REAL, shape, ENCODERS, min(needs.values()) - 1)
+
+
+def test_what_stays_and_what_comes_and_goes_add_up():
+    shape = shape_of("512x896")
+    everything = plan(REAL, shape, ENCODERS, FREE[141])
+    bytes_of = everything.footprint
+    kept = ALLOWANCES + bytes_of.blocks + bytes_of.rounding + bytes_of.outside
+    assert everything.resident_bytes == kept + bytes_of.vision + bytes_of.vae
+    assert everything.peaks["conditioning"] == everything.resident_bytes + ENCODERS.text
+    decoding = bytes_of.decode + bytes_of.latents
+    assert everything.peaks["decode"] == everything.resident_bytes + decoding
+    last = everything
+    while (lower := next_rung(last, "decode")) is not None:
+        last = lower
+    assert not last.rung.blocks_stay
+    assert last.resident_bytes == ALLOWANCES + bytes_of.outside
+    assert last.peaks["decode"] == last.resident_bytes + bytes_of.vae + decoding
+    assert last.peaks["denoise"] > kept
+
+
+def test_after_running_out_of_memory_the_next_rung_needs_less_in_that_stage():
+    first = plan(REAL, shape_of("512x896"), ENCODERS, FREE[141])
+    assert next_rung(first, "denoise").rung == LADDER[1]
+    assert next_rung(first, "decode").rung == LADDER[2]  # decoding has no graphs to do without
+    assert next_rung(first, "conditioning").rung == LADDER[2]
+    last = next_rung(next_rung(first, "decode"), "decode")
+    assert last.rung == LADDER[-1]
+    for stage in last.peaks:
+        assert next_rung(last, stage) is None
+
+
+@pytest.mark.parametrize("changes", [PRODUCTION, GUIDED], ids=["production", "guided"])
+def test_what_does_not_fit_is_refused_with_what_would(changes):
+    shape = shape_of("704x1280", **changes)
+    with pytest.raises(EngineError) as refusal:
+        plan(REAL, shape, ENCODERS, 20 * GB)
+    message = str(refusal.value)
+    assert re.match(
+        r"1280x704, 81 frames at once.* needs \d+\.\d GB .*; 20\.0 GB are free", message
+    )
+    offers = re.findall(r"(\d+)x(\d+), (\d+) frames at once", message)[1:]
+    assert len(offers) == 2
+    for width, height, frames in offers:
+        offered = replace(shape, height=int(height), width=int(width), frames=int(frames))
+        assert plan(REAL, offered, ENCODERS, 20 * GB).peak_bytes <= 20 * GB
+    assert offers[0][:2] == ("1280", "704")
+    longer = replace(shape, frames=int(offers[0][2]) + 4)
+    larger = replace(shape, width=int(offers[1][0]) + 64, height=int(offers[1][1]) + 32)
+    for beyond in (longer, larger):
+        with pytest.raises(EngineError):
+            plan(REAL, beyond, ENCODERS, 20 * GB)
+
+
+@pytest.mark.parametrize("free", [0, -1, 8 * GB])
+def test_a_gpu_that_is_too_small_for_the_weights_is_told(free):
+    with pytest.raises(EngineError, match="No size fits: free memory on this GPU"):
+        plan(REAL, shape_of("416x672"), ENCODERS, free)
+
+
+def test_a_whole_clip_of_windows_needs_more_for_its_latents_alone():
+    one = plan(REAL, shape_of("416x672"), ENCODERS, FREE[141])
+    long = plan(REAL, shape_of("416x672", clip_frames=2001), ENCODERS, FREE[141])
+    latents = 8 * 4 * 16 * (501 - 21) * 52 * 84
+    assert long.peaks["denoise"] - one.peaks["denoise"] == latents
+    assert long.footprint.evaluations == one.footprint.evaluations
+
+
+def test_the_sentence_says_what_is_needed_and_what_is_done():
+    found = plan(REAL, shape_of("512x896"), ENCODERS, FREE[24])
+    for part in ("896x512, 81 frames at once", "25.2 GB are free", found.rung.does):
+        assert part in found.sentence
+    assert f"{found.peak_bytes / 1e9:.1f} GB are needed" in found.sentence
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"height": 0},
+        {"width": -32},
+        {"height": 500},
+        {"width": float("nan")},
+        {"frames": 0},
+        {"frames": 81.0},
+        {"contexts": 3},
+        {"contexts": True},
+        {"text_tokens": 0},
+        {"clip_frames": -1},
+        {"clip_frames": None},
+    ],
+    ids=str,
+)
+def test_a_shape_that_no_clip_has_is_refused(changes):
+    with pytest.raises(EngineError, match="cannot be planned"):
+        shape_of("512x896", **changes)
+
+
+def test_a_huge_clip_is_refused_like_any_that_does_not_fit():
+    with pytest.raises(EngineError, match=r"needs \d{5,}\.\d GB"):
+        plan(REAL, Shape(32 * 1000, 32 * 1000, 10_001), ENCODERS, FREE[141])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from engine.config import ModelConfig
 from engine.errors import BadCheckpoint
 from engine.flow import Conditions, Recipe
+from engine.resident import Resident
 from engine.sampler import guided
 from engine.windows import WindowVelocity
 
@@ -26,6 +27,11 @@ class Denoiser(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+    @property
+    def home(self) -> Resident:
+        """Whether its blocks stay on the device between clips."""
+        ...
 
     @property
     def watched(self) -> nn.Module | None:

@@ -4,7 +4,7 @@ The picture is encoded as one frame, the skeleton at half size (spec/denoiser.md
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,15 +14,22 @@ from engine.errors import NotFinite
 from engine.flow import Conditions, Request, Source
 from engine.media.framing import skeleton_to_network
 from engine.models.vae import Vae
+from engine.models.vision import VisionEncoder
+from engine.resident import Resident
 
 PIECE = 16  # skeleton frames encoded at once
 
 
 @dataclass(frozen=True, slots=True)
 class Encoders:
+    """The models beside the transformer, and which of them are on the GPU only when used."""
+
     text: Callable[[Sequence[str]], list[Tensor]]  # prompts -> [512, text_dim] each
-    vision: Callable[[Tensor], Tensor]  # picture [3, H, W] -> [257, clip_dim]
+    vision: VisionEncoder
     vae: Vae
+    decode: Callable[[Tensor], Iterator[Tensor]]  # latents [16, t, h, w] -> [n, H, W, 3] u8 each
+    vision_home: Resident = field(default_factory=Resident)
+    vae_home: Resident = field(default_factory=Resident)
 
 
 @torch.inference_mode()
@@ -32,15 +39,19 @@ def condition(encoders: Encoders, request: Request, source: Source) -> Condition
     if request.recipe.cfg != 1:
         prompts.append(request.negative_prompt)
     text, *negative = encoders.text(prompts)
-    vision = encoders.vision(source.image)
+    with encoders.vision_home.present():
+        vision = encoders.vision(source.image)
     if not vision.isfinite().all():
         raise NotFinite("The image encoder gives numbers that are not finite: its file is damaged.")
+    with encoders.vae_home.present():
+        reference = encoders.vae.encode([source.image[:, None]])
+        pose = encoders.vae.encode(_half_size(source))
     return Conditions(
         text=text,
         negative=negative[0] if negative else None,
         vision=vision,
-        reference=encoders.vae.encode([source.image[:, None]]),
-        pose=encoders.vae.encode(_half_size(source)),
+        reference=reference,
+        pose=pose,
     )
 
 

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from engine.binding import Forward, bind, check_widths
 from engine.block import BlockWeights, ContextKeys, ContextWeights, assemble, context_keys
 from engine.flow import Conditions, Recipe
+from engine.graphs import GraphedSteps
 from engine.models.dit import Rope, Scail, patch_grid, rope_tables
 from engine.package import Package
+from engine.resident import Resident
 from engine.sampler import grid
 from engine.steps import Blocks, Steps
 from engine.upload import Weights
@@ -32,19 +34,46 @@ class PackagedDenoiser:
     """Owns the weights of a package on a device."""
 
     def __init__(
-        self, weights: Weights, ops: Ops, graphed: Callable[[Steps], Steps] | None = None
+        self, weights: Weights, ops: Ops, graphed: Callable[[Steps], GraphedSteps] | None = None
     ) -> None:
         """`graphed`: how steps are recorded and replayed; None: each is run."""
         self.package = weights.package
         self.name = f"the package {self.package.path.name}"
         self.device = weights.device
         self.config = self.package.manifest.model
-        self._ops, self._weights = ops, weights
-        kept = weights.read(name for name in self.package.names if not _is_read_when_used(name))
-        self._outside = outside_the_blocks(self.package, kept)
+        self.home = Resident(self._load_blocks, self._drop_blocks)
+        self._ops, self._weights, self._graphed = ops, weights, graphed
+        self._blocks: Blocks | None = None
+        self._graphs: GraphedSteps | None = None
+        self._wants_graphs = True
+        self._outside = outside_the_blocks(self.package, weights)
+        self._load_blocks()
+
+    def use_graphs(self, wanted: bool) -> None:
+        """Whether steps are recorded, where they can be: that takes memory."""
+        self._wants_graphs = wanted
+
+    def forget(self) -> None:
+        """Gives back what only the clip at hand has a use for."""
+        if self._graphs is not None:
+            self._graphs.forget()
+
+    def _load_blocks(self) -> None:
+        names = [name for name in self.package.names if _is_of_step(name)]
+        held = self._weights.read(names)
         layers = range(self.config.layers)
-        blocks = Blocks(ops, [assemble(BlockWeights, _of_block(kept, n)) for n in layers])
-        self._steps = blocks if graphed is None else graphed(blocks)
+        self._blocks = Blocks(
+            self._ops, [assemble(BlockWeights, _of_block(held, n)) for n in layers]
+        )
+        self._graphs = None if self._graphed is None else self._graphed(self._blocks)
+
+    def _drop_blocks(self) -> None:
+        self._blocks, self._graphs = None, None
+
+    @property
+    def _steps(self) -> Steps:
+        assert self._blocks is not None
+        return self._graphs if self._graphs is not None and self._wants_graphs else self._blocks
 
     @property
     def watched(self) -> None:
@@ -103,8 +132,9 @@ class PackagedDenoiser:
         return made
 
 
-def outside_the_blocks(package: Package, held: Mapping[str, Tensor]) -> Scail:
-    """The model without layers, in FP32, from tensors on a device; times are embedded on the CPU."""
+def outside_the_blocks(package: Package, weights: Weights) -> Scail:
+    """The model without layers, in FP32, on the device but for what embeds times."""
+    held = weights.read(name for name in package.names if _is_outside(name))
     with torch.device("meta"):
         model = Scail(replace(package.manifest.model, layers=0))
     for path, module in model.named_modules():
@@ -121,8 +151,12 @@ def _is_context(name: str) -> bool:
     return block.isdigit() and rest.split(".")[0] in CONTEXT
 
 
-def _is_read_when_used(name: str) -> bool:
-    return _is_context(name) or name.startswith(TIME)
+def _is_of_step(name: str) -> bool:
+    return name.startswith("blocks.") and not _is_context(name)
+
+
+def _is_outside(name: str) -> bool:
+    return not name.startswith(("blocks.", *TIME))
 
 
 def video_first(tokens: Tensor, area: int, video: int) -> Tensor:

@@ -10,6 +10,7 @@ from engine.flow import Conditions, Recipe
 from engine.models.attention import Attention
 from engine.models.checkpoint import Checkpoint, load_transformer
 from engine.models.dit import Scail
+from engine.resident import Resident
 from engine.windows import WindowVelocity
 
 
@@ -21,6 +22,7 @@ class ExactDenoiser:
     ) -> None:
         self.device = device
         self.checkpoint = checkpoint
+        self.home = Resident()
         self._dtype, self._attention = dtype, attention
 
     @cached_property

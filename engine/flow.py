@@ -78,3 +78,4 @@ class Clip:
     fps: float
     seed: int
     timings_ms: dict[str, float]
+    notes: tuple[str, ...] = ()  # what went otherwise than planned

@@ -98,6 +98,7 @@ class CudaCapture:
 
     def __call__(self, run: Callable[[], object]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # other threads may allocate meanwhile: encoders load, frames are copied
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             run()
         return graph.replay

@@ -1,42 +1,52 @@
 """From files to a pipeline that is ready for its first job."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from engine.binding import Denoiser
 from engine.capture import capture_skeleton
 from engine.conditioning import Encoders
 from engine.denoiser import PackagedDenoiser
 from engine.errors import MissingModel, UnsupportedGpu
 from engine.exact import ExactDenoiser
-from engine.gpu import arch_of, find_gpu, require_cudnn, require_driver
-from engine.graphs import CudaCapture, GraphedSteps
+from engine.gpu import Gpu, arch_of, find_gpu, require_cudnn, require_driver
+from engine.graphs import Capture, CudaCapture, GraphedSteps
 from engine.manifest import PROMPTS
+from engine.media.framing import frames_to_u8
+from engine.memory import EncoderBytes, Plan, Shape, plan
 from engine.models.attention import find_attention
 from engine.models.checkpoint import Checkpoint
 from engine.models.locate import IMAGE_ENCODER, TEXT_ENCODER, VAE, find_model
 from engine.models.lora import Lora
 from engine.models.stored_prompts import StoredPrompts, load_prompts
-from engine.models.text import embed_prompts
-from engine.models.vae import load_vae
+from engine.models.text import embed_prompts, encoder_bytes
+from engine.models.vae import Vae, load_vae
+from engine.models.vae_decode import VaeDecoder
 from engine.models.vision import VisionEncoder
 from engine.package import Package, find_packages, open_package
 from engine.pipeline import Pipeline
 from engine.pose.extract import PoseExtractor
 from engine.pose.networks import Networks
-from engine.source import Capture
+from engine.residency import Memory, Movable
+from engine.resident import Resident
+from engine.source import Capture as MotionCapture
 from engine.upload import Weights
 from engine.variants import attention_kernel, choose_variants, gemm_ways
-from kernels.arch import ARCHS, Arch
+from kernels.arch import ARCHS
 from kernels.attention import FORMS, variants
+from kernels.channel_norm import TYPES, ChannelNorm, channel_norm, channel_norm_reference
+from kernels.fp8 import LIMITS
 from kernels.launch import KernelBank
 from kernels.ops import Ops, native_ops, plain_attention, reference_ops
 from kernels.trial import event_ms
+
+log = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -57,6 +67,11 @@ class Settings:
     def dtype(self) -> torch.dtype:
         return PRECISIONS[self.precision]
 
+    @property
+    def text_dtype(self) -> torch.dtype:
+        """UMT5 overflows in FP16 (spec/encoders.md 2.3)."""
+        return torch.bfloat16 if self.dtype == torch.float16 else self.dtype
+
 
 def load_exact(
     checkpoint: Path,
@@ -74,7 +89,13 @@ def load_exact(
     opened = Checkpoint(checkpoint, loras=[Lora(path, strength) for path, strength in loras])
     found = _find_models(models)
     denoiser = ExactDenoiser(opened, settings.device, settings.dtype, attention)
-    return _pipeline(denoiser, found, None, networks, settings)
+    text, vision, vae = _encoders(found, None, settings)
+
+    def decode(latents: Tensor) -> Iterator[Tensor]:
+        return map(frames_to_u8, vae.decode(latents))
+
+    encoders = Encoders(text, vision, vae, decode)
+    return Pipeline(denoiser, encoders, _capture(networks, settings), Memory.unplanned())
 
 
 def load_package(path: Path, models: Path, networks: Networks, settings: Settings) -> Pipeline:
@@ -83,24 +104,48 @@ def load_package(path: Path, models: Path, networks: Networks, settings: Setting
     Without a GPU the references compute what the kernels of any package do. Raises what
     `find_gpu`, `arch_of`, `require_driver` and `open_package` raise, all before weights are read.
     """
-    attention = settings.attention or DEFAULT_ATTENTION
-    if settings.device.type == "cuda":
-        package, ops = _native(path, attention, settings)
-        graphed = partial(GraphedSteps, capture=CudaCapture())
-    else:
-        package = open_package(path)
-        arch = next(arch for arch in ARCHS if arch.name == package.manifest.arch)
-        ops, graphed = _references(attention, arch), None
+    on_gpu = settings.device.type == "cuda"
+    native = _native(path, settings) if on_gpu else _references(path, settings)
+    package = native.package
     has_prompts = package.manifest.prompts is not None
     stored = load_prompts(package.path / PROMPTS) if has_prompts else None
     found = _find_models(models, needs_text=stored is None)
     with ThreadPoolExecutor(1, "encoders") as pool:  # they load while the transformer streams
-        encoders = pool.submit(_encoders, found, stored, settings)
-        denoiser = PackagedDenoiser(Weights(package, settings.device), ops, graphed)
-        return Pipeline(denoiser, encoders.result(), _capture(networks, settings))
+        encoding = pool.submit(_encoders, found, stored, settings)
+        weights = Weights(package, settings.device)
+        graphed = partial(GraphedSteps, capture=native.capture) if native.capture else None
+        denoiser = PackagedDenoiser(weights, native.ops, graphed)
+        text, vision, vae = encoding.result()
+    decoder = VaeDecoder(vae, native.norm, frames_to_u8, native.capture)
+    device, host = settings.device, torch.device("cpu")
+    homes = (
+        Resident(lambda: vision.move(device), lambda: vision.move(host)),
+        Resident(lambda: vae.to(device), lambda: vae.to(host)),
+    )
+    encoders = Encoders(text, vision, vae, decoder.decode, *(homes if on_gpu else ()))
+    movable = Movable(
+        denoiser.home,
+        encoders.vision_home,
+        encoders.vae_home,
+        denoiser.use_graphs,
+        {"denoise": denoiser.forget, "decode": decoder.release},
+    )
+    memory = Memory(_planner(native, found, encoders, settings), movable)
+    return Pipeline(denoiser, encoders, _capture(networks, settings), memory)
 
 
-def _native(path: Path, attention: str, settings: Settings) -> tuple[Package, Ops]:
+@dataclass(frozen=True, slots=True)
+class _Native:
+    """A package and what runs it."""
+
+    package: Package
+    ops: Ops
+    norm: ChannelNorm
+    capture: Capture | None
+    gpu: Gpu | None
+
+
+def _native(path: Path, settings: Settings) -> _Native:
     """The package for this GPU, and its kernels on it."""
     gpu = find_gpu()
     if gpu is None:
@@ -114,21 +159,43 @@ def _native(path: Path, attention: str, settings: Settings) -> tuple[Package, Op
     bank = KernelBank([], arch, lambda: torch.cuda.current_stream(device).cuda_stream)
     digest, state = package.digest, settings.state
     choices = choose_variants(package.kernels, digest, gpu, bank, device, state, event_ms)
+    attention = settings.attention or DEFAULT_ATTENTION
     form = attention if attention in FORMS else DEFAULT_ATTENTION
-    dtypes = (
-        {torch.int8, torch.float8_e4m3fn}
-        if package.manifest.weights == "mixed"
-        else {torch.float8_e4m3fn}
-    )
+    stored = {entry.dtype for entry in package.manifest.tensors}
+    dtypes = [dtype for dtype in LIMITS if str(dtype).removeprefix("torch.") in stored]
     ops = native_ops(
         bank, arch, attention=attention_kernel(choices, form), gemm=gemm_ways(choices, dtypes)
     )
-    return package, _with_attention(ops, attention)
+    norm = channel_norm_reference
+    if settings.dtype in TYPES:
+        norm = partial(channel_norm, bank)
+    else:
+        log.info("the VAE's norm has no kernel for %s: PyTorch computes it", settings.precision)
+    return _Native(package, _with_attention(ops, attention), norm, CudaCapture(), gpu)
 
 
-def _references(attention: str, arch: Arch) -> Ops:
+def _references(path: Path, settings: Settings) -> _Native:
+    package = open_package(path)
+    arch = next(arch for arch in ARCHS if arch.name == package.manifest.arch)
+    attention = settings.attention or DEFAULT_ATTENTION
     form = attention if attention in FORMS else DEFAULT_ATTENTION
-    return _with_attention(reference_ops(variants(form, arch)[0]), attention)
+    ops = _with_attention(reference_ops(variants(form, arch)[0]), attention)
+    return _Native(package, ops, channel_norm_reference, None, None)
+
+
+def _planner(
+    native: _Native, found: "_Found", encoders: Encoders, settings: Settings
+) -> Callable[[Shape], Plan] | None:
+    """Plans of clips, with the memory that was free before the first weight arrived."""
+    if native.gpu is None:
+        return None
+    gpu, manifest = native.gpu, native.package.manifest
+    free = gpu.memory_bytes if gpu.free_bytes is None else gpu.free_bytes
+    is_needed = manifest.prompts is None and found.text.is_file()
+    text = encoder_bytes(found.text, settings.text_dtype) if is_needed else 0
+    vae = sum(weight.nbytes for weight in encoders.vae.parameters())
+    bytes_of = EncoderBytes(text, encoders.vision.nbytes, vae)
+    return lambda shape: plan(manifest, shape, bytes_of, free)
 
 
 def _with_attention(ops: Ops, attention: str) -> Ops:
@@ -157,35 +224,22 @@ def _find_models(models: Path, needs_text: bool = True) -> _Found:
     return _Found(models, text, find_model(models, IMAGE_ENCODER), find_model(models, VAE))
 
 
-def _pipeline(
-    denoiser: Denoiser,
-    found: _Found,
-    stored: StoredPrompts | None,
-    networks: Networks,
-    settings: Settings,
-) -> Pipeline:
-    return Pipeline(denoiser, _encoders(found, stored, settings), _capture(networks, settings))
-
-
-def _encoders(found: _Found, stored: StoredPrompts | None, settings: Settings) -> Encoders:
+def _encoders(
+    found: _Found, stored: StoredPrompts | None, settings: Settings
+) -> tuple[Callable[[Sequence[str]], list[Tensor]], VisionEncoder, Vae]:
     device, dtype = settings.device, settings.dtype
     torch.backends.cudnn.allow_tf32 = False  # FP32 convolutions shall be FP32
-    # UMT5 overflows in FP16 (spec/encoders.md 2.3)
-    text_dtype = torch.bfloat16 if dtype == torch.float16 else dtype
-    return Encoders(
-        text=partial(
-            embed_prompts,
-            encoder=found.text,
-            models=found.folder,
-            cache=settings.state / "prompts",
-            device=device,
-            dtype=text_dtype,
-            stored=stored,
-        ),
-        vision=VisionEncoder(found.vision, device, dtype),
-        vae=load_vae(found.vae, device, dtype),
+    text = partial(
+        embed_prompts,
+        encoder=found.text,
+        models=found.folder,
+        cache=settings.state / "prompts",
+        device=device,
+        dtype=settings.text_dtype,
+        stored=stored,
     )
+    return text, VisionEncoder(found.vision, device, dtype), load_vae(found.vae, device, dtype)
 
 
-def _capture(networks: Networks, settings: Settings) -> Capture:
+def _capture(networks: Networks, settings: Settings) -> MotionCapture:
     return partial(capture_skeleton, PoseExtractor(networks, settings.state))

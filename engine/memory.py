@@ -21,7 +21,7 @@ from typing import Literal, TypeAlias
 from engine.block import BlockWeights
 from engine.config import LATENT_CHANNELS, SIZE_MULTIPLE, TEXT_TOKENS, VAE_STRIDE
 from engine.denoiser import TIME
-from engine.errors import BadRequest
+from engine.errors import BadRequest, TooLarge
 from engine.manifest import Entry, Manifest
 from engine.windows import latent_frames
 from kernels.cross_attention import KEY_TILE
@@ -177,13 +177,13 @@ def plan(manifest: Manifest, shape: Shape, encoders: EncoderBytes, free_bytes: i
     """The highest rung on which the clip fits into `free_bytes`: what NVML says before this process
     has a CUDA context.
 
-    Raises `BadRequest` if none does, with the need and what would fit.
+    Raises `TooLarge` if none does, with the need and what would fit.
     """
     bytes_of = _footprint(manifest, _held_weights(manifest), shape, encoders)
     plans = [_on(rung, shape, bytes_of, free_bytes) for rung in LADDER]
     fitting = [one for one in plans if one.peak_bytes <= free_bytes]
     if not fitting:
-        raise BadRequest(_too_large(manifest, encoders, plans[-1]))
+        raise TooLarge(_too_large(manifest, encoders, plans[-1]))
     return fitting[0]
 
 

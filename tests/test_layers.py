@@ -19,15 +19,17 @@ kernels.channel_norm
 kernels.gemm kernels.proofs
 kernels.compile kernels.ops kernels.trial
 engine.errors engine.clock engine.diskcache engine.heap
-engine.rawfile
+engine.rawfile engine.resident
 engine.stream
 engine.config engine.flow engine.addresses
+engine.job
 engine.sampler engine.windows engine.gpu engine.media engine.download engine.models engine.pose engine.manifest
 engine.weightfile engine.variants engine.block engine.binding engine.fetch
 engine.package engine.steps
 engine.upload engine.graphs
 engine.exact engine.denoiser engine.request engine.stages engine.source engine.capture
 engine.conditioning engine.memory
+engine.residency
 engine.pipeline engine.build
 engine.load engine.golden engine.demo
 engine.__main__ build_engine benchmarks

@@ -186,23 +186,23 @@ def test_stages_keep_what_calibration_needs(pipeline, request_of, tmp_path):
     }  # fmt: skip
 
 
-class StopsAfterOnePiece:
-    """A VAE whose decoder fails when the result is half-written."""
+def stopping(decode):
+    """A decoder that breaks after its first piece."""
 
-    def __init__(self, vae):
-        self.encode, self._decode = vae.encode, vae.decode
-
-    def decode(self, latents):
-        yield next(self._decode(latents))
+    def decode_one(latents):
+        yield next(iter(decode(latents)))
         raise EngineError("stop")
+
+    return decode_one
 
 
 def test_a_failure_in_the_middle_leaves_the_old_result(pipeline, request_of, tmp_path):
     request = request_of()
     (tmp_path / "clip.mp4").write_bytes(b"precious")
     before = sorted(tmp_path.iterdir())
-    encoders = dataclasses.replace(pipeline.encoders, vae=StopsAfterOnePiece(pipeline.encoders.vae))
-    failing = type(pipeline)(pipeline.denoiser, encoders, pipeline.capture)
+    encoders = pipeline.encoders
+    encoders = dataclasses.replace(encoders, decode=stopping(encoders.decode))
+    failing = type(pipeline)(pipeline.denoiser, encoders, pipeline.capture, pipeline.memory)
     with pytest.raises(EngineError, match="stop"):
         failing.run(request, tmp_path / "clip.mp4", "test", Stages(None))
     assert sorted(tmp_path.iterdir()) == before
@@ -222,7 +222,7 @@ def test_numbers_that_are_not_finite_make_no_clip(pipeline, request_of, tmp_path
 def test_encoders_of_another_model_are_refused(pipeline, request_of, tmp_path):
     encoders = pipeline.encoders
     wide = dataclasses.replace(encoders, vision=lambda image: torch.zeros(257, 1280))
-    other = type(pipeline)(pipeline.denoiser, wide, pipeline.capture)
+    other = type(pipeline)(pipeline.denoiser, wide, pipeline.capture, pipeline.memory)
     with pytest.raises(BadCheckpoint, match=r"image encoder makes features 1280 wide.*takes 160"):
         other.run(request_of(), tmp_path / "clip.mp4", "test", Stages(None))
 

@@ -1,4 +1,4 @@
-"""Which kernels the transformer needs, compiled for an architecture and proven."""
+"""Which kernels a worker needs, compiled for an architecture and proven."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +10,7 @@ from engine.config import ModelConfig
 from engine.errors import BuildFailed
 from kernels.arch import Arch
 from kernels.attention import ATTENTION, formats
+from kernels.channel_norm import CHANNEL_NORM
 from kernels.compile import compile_kernels
 from kernels.cross_attention import CROSS_ATTENTION
 from kernels.cubin import Cubin
@@ -23,10 +24,10 @@ def native_specs(
     config: ModelConfig, formats_used: Iterable[torch.dtype], arch: Arch
 ) -> list[KernelSpec]:
     """All forms of attention, and of each product all ways that were not measured against each
-    other: a worker chooses. `formats_used` are those of the linears' rows.
+    other: a worker chooses. `formats_used` are those of the linears' rows. The VAE's norm too.
     """
     dim, dtypes = config.dim, sorted(set(formats_used), key=str)
-    specs = [CROSS_ATTENTION, rms_inverse_spec(dim, 1)]
+    specs = [CROSS_ATTENTION, rms_inverse_spec(dim, 1), *CHANNEL_NORM.values()]
     for dtype in dtypes:
         specs.append(modulate_spec(dim, dtype))
         specs += [quantize_spec(width, dtype) for width in sorted({dim, padded_ffn(config)})]

@@ -8,6 +8,7 @@ the 5.7 billion weights are loaded only for a prompt never seen before.
 import hashlib
 import html
 import logging
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -101,6 +102,14 @@ def store_prompts(
         precision=str(dtype).removeprefix("torch."),
         rows=rows,
     )
+
+
+def encoder_bytes(path: Path, dtype: torch.dtype) -> int:
+    """Of the weights on a device; the table of tokens stays in its file."""
+    file = TensorFile(path)
+    table = _table_name(file)
+    values = sum(math.prod(file.shape(name)) for name in file if name != table)
+    return values * dtype.itemsize
 
 
 def embed_rows(

@@ -67,6 +67,15 @@ class VisionEncoder:
         self._device, self._dtype = device, dtype
         self._tower, self._size = _tower(file, _is_official(file), heads, device, dtype)
 
+    @property
+    def nbytes(self) -> int:
+        """Of its weights."""
+        return sum(weight.nbytes for weight in self._tower.parameters())
+
+    def move(self, device: torch.device) -> None:
+        self._device = device
+        self._tower.to(device)
+
     @torch.inference_mode()
     def __call__(self, image: Tensor) -> Tensor:
         """Picture [3, H, W] in about -1..1 -> tokens [1 + n, C] fp32, the class token first."""

@@ -1,0 +1,97 @@
+"""Which models are on the GPU while a clip is made: as its memory plan says, and fewer where that
+was not enough.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from engine.errors import TooLarge
+from engine.flow import Request, Source
+from engine.memory import Plan, Shape, Stage, next_rung
+from engine.resident import Resident
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Movable:
+    """What a plan decides about."""
+
+    blocks: Resident
+    vision: Resident
+    vae: Resident
+    use_graphs: Callable[[bool], object]
+    after: Mapping[Stage, Callable[[], object]]  # gives back what a stage needs no longer
+
+
+class Memory:
+    """The plan of the clip at hand. Without a planner nothing is planned and nothing moves."""
+
+    def __init__(self, planner: Callable[[Shape], Plan] | None, models: Movable) -> None:
+        self._planner, self._models = planner, models
+        self._plan: Plan | None = None
+        self._stage: Stage = "conditioning"
+        self.notes: list[str] = []  # what became of the plan, for whoever asked for the clip
+
+    @classmethod
+    def unplanned(cls) -> "Memory":
+        """All models stay where they are."""
+        return cls(None, Movable(Resident(), Resident(), Resident(), bool, {}))
+
+    def prepare(self, request: Request, source: Source) -> None:
+        """Raises `TooLarge` for a clip that fits in no way."""
+        self.notes = []
+        if self._planner is not None:
+            self._follow(self._planner(shape_of(request, source)))
+
+    @contextmanager
+    def stage(self, name: Stage) -> Iterator[None]:
+        self._stage = name
+        try:
+            yield
+        finally:
+            self._models.after.get(name, bool)()
+            if self._plan is not None:
+                torch.cuda.empty_cache()  # the next stage needs it in other pieces
+
+    def step_down(self, error: torch.OutOfMemoryError) -> None:
+        """After a stage ran out of memory: less of it for all that follows, or `TooLarge`."""
+        lower = None if self._plan is None else next_rung(self._plan, self._stage)
+        if lower is None:
+            reason = str(error).partition(".")[0]
+            raise TooLarge(
+                f"The GPU ran out of memory ({self._stage}: {reason}) and nothing is left to be "
+                "moved. Ask for a smaller or shorter clip."
+            ) from error
+        note = f"Out of memory ({self._stage}): tried again, {lower.rung.does}."
+        log.warning(note)
+        self.notes.append(note)
+        self._follow(lower)
+
+    def _follow(self, plan: Plan) -> None:
+        log.info(plan.sentence)
+        self._plan, rung = plan, plan.rung
+        self._models.use_graphs(rung.graphs)
+        self._models.blocks.settle(stays=rung.blocks_stay)
+        self._models.vision.settle(stays=rung.encoders_stay)
+        self._models.vae.settle(stays=rung.encoders_stay)
+        torch.cuda.empty_cache()
+
+
+def shape_of(request: Request, source: Source) -> Shape:
+    """What of a clip decides the memory it takes."""
+    recipe, frames = request.recipe, len(source.skeleton)
+    height, width = source.image.shape[1:]
+    unseen = "first" if recipe.pose_from > 0 else "last" if recipe.pose_until < 1 else "never"
+    return Shape(
+        height,
+        width,
+        frames=min(frames, recipe.window_frames),
+        contexts=1 if recipe.cfg == 1 else 2,
+        unseen=unseen,
+        clip_frames=frames,
+    )

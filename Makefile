@@ -5,6 +5,8 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 TORCH := torch==2.13.0
 TRITON := triton==3.6.0
+# of the package that the demo builds; without a GPU any is run by references
+ARCH ?= sm89
 
 .PHONY: setup demo test test-slow lint bench clean
 
@@ -21,7 +23,8 @@ setup: .venv/ready
 
 demo: setup
 	mkdir -p out
-	$(BIN)/python -m engine generate --image engine/demo/dancer.png --joints engine/demo/dance.npz \
+	$(BIN)/python build_engine.py --arch $(ARCH) --preset tiny --out out/packages
+	$(BIN)/python -m engine generate --package out/packages/$(ARCH) --image engine/demo/dancer.png --joints engine/demo/dance.npz \
 	  --width 256 --height 448 --out out/demo.mp4
 
 lint: setup

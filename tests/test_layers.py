@@ -23,7 +23,8 @@ engine.rawfile engine.resident
 engine.stream
 engine.config engine.flow engine.addresses
 engine.job
-engine.sampler engine.windows engine.gpu engine.media engine.download engine.models engine.pose engine.manifest
+engine.sampler engine.windows engine.gpu engine.media engine.download engine.models
+engine.pose engine.manifest
 engine.weightfile engine.variants engine.block engine.binding engine.fetch
 engine.package engine.steps
 engine.upload engine.graphs

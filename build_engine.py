@@ -13,33 +13,55 @@ from pathlib import Path
 from typing import NoReturn
 
 from engine.build.make import PROGRAMS, Order, make_package
-from engine.config import models_dir, state_dir
+from engine.build.native import build_native
+from engine.config import SCAIL_14B, models_dir, state_dir
 from engine.demo.weights import demo_weights
 from engine.errors import BadRequest, EngineError
 from engine.models.lora import file_and_strength
-from kernels.arch import ARCHS
+from kernels.arch import ARCHS, Arch
+from kernels.fp8 import LIMITS
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     try:
+        if args.kernels_only:
+            print(_compile(args))
+            return
         print(make_package(_order(args), args.out, state_dir()))
     except EngineError as error:
         sys.exit(_fail(str(error)))
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:  # what no stage foresaw: a checkpoint that vanished, a full terminal
+        sys.exit(_fail(f"{error.filename or 'The system'}: {error.strerror}."))
+
+
+def _compile(args: argparse.Namespace) -> str:
+    """All kernels that a package of the 14B model may hold, for builds without a compiler."""
+    given = (args.checkpoint, args.preset, args.out, args.calibration, args.prompts, *args.lora)
+    if any(given):
+        raise BadRequest("--kernels-only takes --arch alone.")
+    made = build_native(SCAIL_14B, LIMITS, _arch(args), state_dir())
+    return f"{len(made)} kernels for {args.arch} in {state_dir()}"
+
+
+def _arch(args: argparse.Namespace) -> Arch:
+    return next(arch for arch in ARCHS if arch.name == args.arch)
 
 
 def _order(args: argparse.Namespace) -> Order:
     if (args.checkpoint is None) == (args.preset is None):
         raise BadRequest("Give either --checkpoint or --preset tiny.")
+    if args.out is None:
+        raise BadRequest("Give --out: the folder that the package is written to.")
     checkpoint, models = args.checkpoint, args.models or models_dir()
     if args.preset is not None:
         demo = demo_weights(state_dir())
         checkpoint, models = demo.checkpoint, args.models or demo.models
     return Order(
-        arch=next(arch for arch in ARCHS if arch.name == args.arch),
+        arch=_arch(args),
         checkpoint=checkpoint,
         loras=tuple(args.lora),
         programs=tuple(args.programs.split(",")),
@@ -59,7 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--arch", required=True, choices=[arch.name for arch in ARCHS])
     add("--checkpoint", type=Path, metavar="FILE", help="a SCAIL transformer, any layout")
     add("--preset", choices=["tiny"], help="in place of a checkpoint: the demo weights")
-    add("--out", required=True, type=Path, metavar="DIR", help="the package becomes DIR/ARCH")
+    add("--kernels-only", action="store_true", help="compile the 14B model's into $SCAIL_STATE")
+    add("--out", type=Path, metavar="DIR", help="the package becomes DIR/ARCH")
     add("--lora", type=file_and_strength, action="append", default=[], metavar="FILE[:STRENGTH]")
     add("--programs", default="native", metavar=",".join(PROGRAMS), help="native if not given")
     add("--weights", choices=["fp8", "mixed"], help="mixed for sm89 if native alone, else fp8")

@@ -24,7 +24,8 @@ from engine.flow import Align, Motion, Request
 from engine.golden.verify import recompute
 from engine.gpu import Gpu, arch_of, find_gpu, require_driver
 from engine.heap import keep_freed_memory
-from engine.load import PRECISIONS, Settings, load_exact, load_package
+from engine.hub import check as check_hub
+from engine.load import NATIVE, PRECISIONS, Settings, load_exact, load_package
 from engine.media.framing import crop_frames, target_size
 from engine.media.mp4 import encode_mp4
 from engine.media.picture import load_image
@@ -36,9 +37,10 @@ from engine.pipeline import Pipeline
 from engine.pose.extract import PoseExtractor
 from engine.pose.joints import JointClip, save_joints
 from engine.pose.networks import Networks
-from engine.request import RECIPES, check_output, check_request, check_shape
+from engine.recipes import RECIPES, check_output, check_request, check_shape
 from engine.source import check_source
 from engine.stages import Stages
+from engine.tensorrt_steps import PROGRAMS
 from engine.variants import known_choices
 
 LICENCES = {
@@ -83,7 +85,7 @@ def generate(args: argparse.Namespace) -> None:
     if request.kind == "video":
         networks.require()
     precision = args.precision or ("bf16" if device.type == "cuda" else "fp32")
-    settings = Settings(device, precision, args.attention, state_dir())
+    settings = Settings(device, precision, args.attention, state_dir(), args.program)
     pipeline, comment = _load(args, networks, settings)
     clip = pipeline.run(request, args.out, f"{comment}, seed {request.seed}", stages)
     print(
@@ -101,6 +103,10 @@ def _check_models(args: argparse.Namespace, request: Request) -> None:
         raise BadRequest("--models belongs to --checkpoint or --package; neither is given.")
     if args.checkpoint is None and args.lora:
         raise BadRequest("--lora belongs to --checkpoint; a package has its LoRAs merged.")
+    if args.package is None and args.program != NATIVE:
+        raise BadRequest("--program belongs to --package; none is given.")
+    if args.program == "tensorrt" and args.attention is not None:
+        raise BadRequest("--attention belongs to --program native or hybrid; tensorrt has its own.")
 
 
 def _load(args: argparse.Namespace, networks: Networks, settings: Settings) -> tuple[Pipeline, str]:
@@ -166,6 +172,8 @@ def verify(args: argparse.Namespace) -> None:
 
 def info(args: argparse.Namespace) -> None:
     """What this machine has and what would run on it, as one JSON object."""
+    if args.verify and args.package is None:
+        raise BadRequest("--verify belongs to --package, which is not given.")
     gpu = find_gpu()
     packages = [] if args.package is None else _packages(args.package)
     for package in packages if args.verify else ():
@@ -180,6 +188,16 @@ def info(args: argparse.Namespace) -> None:
         "licences": LICENCES,
     }
     print(json.dumps(found, indent=1))
+
+
+def hub_check(args: argparse.Namespace) -> None:
+    """Whether hub.json and tests.json agree, a line a problem."""
+    problems = check_hub(args.folder)
+    for problem in problems:
+        print(problem)
+    if problems:
+        sys.exit(1)
+    print("hub.json and tests.json agree with each other, with RunPod and with the image.")
 
 
 def _packages(path: Path) -> list[Package]:
@@ -212,7 +230,8 @@ def _choice(gpu: Gpu | None, packages: Sequence[Package]) -> dict[str, object]:
 def _request(args: argparse.Namespace) -> Request:
     kinds: tuple[Motion, ...] = ("video", "pose", "joints")
     kind: Motion = next(kind for kind in kinds if getattr(args, kind) is not None)
-    demo = args.checkpoint is None and args.package is None and args.recipe is None
+    demo = args.checkpoint is None and args.recipe is None
+    demo = demo and (args.package is None or _is_demo(args.package))
     recipe = DEMO_RECIPE if demo else RECIPES[args.recipe or "official"]
     changes = {
         name: getattr(args, name)
@@ -297,6 +316,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_motion_options(command)
     add("--no-audio", action="store_true", help="leave the sound of the motion out")
     add("--attention", help="sdpa or xformers; of a package int8fp8 (its default), int8, fp8 too")
+    add("--program", choices=(NATIVE, *PROGRAMS), default=NATIVE, help="of a package; tensorrt and "
+        "hybrid (with our attention) are experimental")  # fmt: skip
     add("--precision", choices=PRECISIONS, help="fp32 on a CPU, bf16 on a GPU")
     add("--stages", type=_path, metavar="DIR", help="keep skeleton, latents, activations, timings")
 
@@ -320,6 +341,10 @@ def _parser() -> argparse.ArgumentParser:
         "--package", type=_path, metavar="DIR", help="a package, or a folder of packages"
     )
     command.add_argument("--verify", action="store_true", help="hash every file of the packages")
+
+    command = commands.add_parser("hub-check", help="do hub.json and tests.json agree")
+    command.set_defaults(run=hub_check)
+    command.add_argument("folder", type=_path, nargs="?", default=Path(), metavar="DIR")
 
     for command in commands.choices.values():
         command.add_argument("--quiet", action="store_true", help="warnings and errors only")

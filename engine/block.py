@@ -89,6 +89,7 @@ class BlockWeights:
 
 
 Weights = TypeVar("Weights", BlockWeights, ContextWeights)
+ENDS = ("q", "s", "bias")  # of the names of a `Weight`'s tensors
 
 
 def assemble(kind: type[Weights], read: Callable[[str], Tensor]) -> Weights:
@@ -99,11 +100,20 @@ def assemble(kind: type[Weights], read: Callable[[str], Tensor]) -> Weights:
     def part(field: Field) -> Tensor | Weight:
         if field.type is Tensor:
             return read(field.name)
-        codes, scales, bias = (read(f"{field.name}.{end}") for end in ("q", "s", "bias"))
+        codes, scales, bias = (read(f"{field.name}.{end}") for end in ENDS)
         return Weight(Rows(codes, scales), bias)
 
     parts = {field.name: part(field) for field in fields(kind)}
     return kind(**parts)  # pyright: ignore[reportArgumentType] - each of its field's type
+
+
+def tensor_names(kind: type[BlockWeights] | type[ContextWeights]) -> list[str]:
+    """What `assemble` reads."""
+    names: list[str] = []
+    for field in fields(kind):
+        is_plain = field.type is Tensor
+        names += [field.name] if is_plain else [f"{field.name}.{end}" for end in ENDS]
+    return names
 
 
 @dataclass(frozen=True, slots=True)

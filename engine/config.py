@@ -1,10 +1,14 @@
 """The model as trained, the limits of the service, and the settings read from the environment."""
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeVar
 
-from engine.errors import Unavailable
+from engine.errors import BadRequest, Unavailable
+
+Word = TypeVar("Word", bound=str)
 
 HEAD_SIZE = 128  # K, in every SCAIL model
 LATENT_CHANNELS = 16
@@ -46,6 +50,7 @@ class Limits:
     max_steps: int = 100
     max_cfg: float = 20.0
     max_shift: float = 100.0
+    max_pose_strength: float = 10.0
     max_fps: float = 120.0
     max_persons: int = 8
     max_prompt_chars: int = 4096
@@ -56,6 +61,57 @@ class Limits:
 
 
 LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What one endpoint does where a request says nothing, and what it never exceeds."""
+
+    recipe: Literal["production", "official"] = "production"
+    fit: Literal["crop", "resize"] = "crop"
+    video: Path | None = None  # the dance of requests without one
+    max_pixels: int | None = None  # of a frame; larger ones are shrunk
+    max_frames: int | None = None
+    workflows: Path = Path(__file__).resolve().parents[1] / "workflows"  # called by their names
+
+
+def defaults() -> Defaults:
+    """From `RECIPE`, `FIT`, `DEFAULT_VIDEO`, `MAX_PIXELS` (96x160) and `MAX_FRAMES`.
+
+    Raises `BadRequest` for a value that is none, `Unavailable` for a video that is not there.
+    """
+    video = Path(given) if (given := os.environ.get("DEFAULT_VIDEO")) else None
+    if video is not None and not video.is_file():
+        raise Unavailable(f"DEFAULT_VIDEO is {video}, where there is no file.")
+    return Defaults(
+        recipe=_word("RECIPE", ("production", "official")),
+        fit=_word("FIT", ("crop", "resize")),
+        video=video,
+        max_pixels=_cap("MAX_PIXELS", LIMITS.min_side**2),
+        max_frames=_cap("MAX_FRAMES", 1),
+    )
+
+
+def _word(variable: str, words: tuple[Word, ...]) -> Word:
+    """One of `words`; the first if nothing is said."""
+    given = os.environ.get(variable) or words[0]
+    for word in words:
+        if given == word:
+            return word
+    raise BadRequest(f"{variable} is {given!r}; {' or '.join(words)} is expected.")
+
+
+def _cap(variable: str, least: int) -> int | None:
+    """A whole number, or a product such as 96x160."""
+    given = os.environ.get(variable)
+    if not given:
+        return None
+    factors = given.split("x")
+    if all(factor.isascii() and factor.isdigit() and len(factor) < 10 for factor in factors):
+        cap = math.prod(map(int, factors))
+        if cap >= least:
+            return cap
+    raise BadRequest(f"{variable} is {given!r}; a whole number from {least} up is expected.")
 
 
 def state_dir() -> Path:

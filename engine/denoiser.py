@@ -6,17 +6,26 @@ last block come first. Modulations of all steps are computed when a clip begins,
 depends on text and picture alone, whose weights are read for it and not kept.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
 
 from engine.binding import Forward, bind, check_widths
-from engine.block import BlockWeights, ContextKeys, ContextWeights, assemble, context_keys
+from engine.block import (
+    BlockWeights,
+    ContextKeys,
+    ContextWeights,
+    assemble,
+    context_keys,
+    tensor_names,
+)
 from engine.flow import Conditions, Recipe
 from engine.graphs import GraphedSteps
+from engine.models.attention import Attention
 from engine.models.dit import Rope, Scail, patch_grid, rope_tables
 from engine.package import Package
 from engine.resident import Resident
@@ -24,9 +33,8 @@ from engine.sampler import grid
 from engine.steps import Blocks, Steps
 from engine.upload import Weights
 from engine.windows import WindowVelocity
-from kernels.ops import Ops
+from kernels.ops import Ops, plain_attention
 
-CONTEXT = {field.name for field in fields(ContextWeights)}
 TIME = ("time_embedding.", "time_projection.")  # used once a clip, on the CPU: 0.7 GB at 14B
 
 
@@ -34,18 +42,31 @@ class PackagedDenoiser:
     """Owns the weights of a package on a device."""
 
     def __init__(
-        self, weights: Weights, ops: Ops, graphed: Callable[[Steps], GraphedSteps] | None = None
+        self,
+        weights: Weights,
+        ops: Ops,
+        graphed: Callable[[Steps], GraphedSteps] | None = None,
+        make_steps: Callable[[Ops, Sequence[BlockWeights]], Steps] = Blocks,
     ) -> None:
-        """`graphed`: how steps are recorded and replayed; None: each is run."""
+        """`make_steps`: the program that runs the blocks. `graphed`: how it is recorded and
+        replayed; None: each step is run.
+        """
         self.package = weights.package
         self.name = f"the package {self.package.path.name}"
         self.device = weights.device
         self.config = self.package.manifest.model
         self.home = Resident(self._load_blocks, self._drop_blocks)
-        self._ops, self._weights, self._graphed = ops, weights, graphed
-        self._blocks: Blocks | None = None
+        self._ops, self._weights = ops, weights
+        self._graphed, self._make_steps = graphed, make_steps
+        self._held: list[BlockWeights] | None = None
+        self._blocks: Steps | None = None
         self._graphs: GraphedSteps | None = None
         self._wants_graphs = True
+        layers = self.config.layers
+        self._of_steps = _in_blocks(BlockWeights, layers)
+        self._of_context = _in_blocks(ContextWeights, layers)
+        for name in {*self._of_context}.difference(self.package.names):
+            self.package.entry(name)  # says that it is not there: a clip would be late to
         self._outside = outside_the_blocks(self.package, weights)
         self._load_blocks()
 
@@ -53,22 +74,37 @@ class PackagedDenoiser:
         """Whether steps are recorded, where they can be: that takes memory."""
         self._wants_graphs = wanted
 
+    @contextmanager
+    def attending(self, attention: Attention) -> Iterator[None]:
+        """Self attention in 16 bits by this program, while it is open: slower, and without the
+        errors of 8 bits.
+        """
+        usual = self._ops
+        self._use(plain_attention(usual, attention))
+        try:
+            yield
+        finally:
+            self._use(usual)
+
+    def _use(self, ops: Ops) -> None:
+        self._ops = ops
+        if self._held is not None:
+            self._blocks = self._make_steps(ops, self._held)
+            self._graphs = None if self._graphed is None else self._graphed(self._blocks)
+
     def forget(self) -> None:
         """Gives back what only the clip at hand has a use for."""
         if self._graphs is not None:
             self._graphs.forget()
 
     def _load_blocks(self) -> None:
-        names = [name for name in self.package.names if _is_of_step(name)]
-        held = self._weights.read(names)
+        held = self._weights.read(self._of_steps)
         layers = range(self.config.layers)
-        self._blocks = Blocks(
-            self._ops, [assemble(BlockWeights, _of_block(held, n)) for n in layers]
-        )
-        self._graphs = None if self._graphed is None else self._graphed(self._blocks)
+        self._held = [assemble(BlockWeights, _of_block(held, n)) for n in layers]
+        self._use(self._ops)
 
     def _drop_blocks(self) -> None:
-        self._blocks, self._graphs = None, None
+        self._held, self._blocks, self._graphs = None, None, None
 
     @property
     def _steps(self) -> Steps:
@@ -121,22 +157,22 @@ class PackagedDenoiser:
 
         def take(name: str, tensor: Tensor) -> None:
             held[name] = tensor
-            if len(held) == len(names) // self.config.layers:  # those of one block
+            if len(held) == len(self._of_context) // self.config.layers:  # those of one block
                 weights = assemble(ContextWeights, _of_block(held, len(made)))
                 given = embedded.text, embedded.vision, max(padding, 1)
                 made.append(context_keys(self._ops, weights, *given))
                 held.clear()
 
-        names = [name for name in self.package.names if _is_context(name)]
-        self._weights.visit(names, take)
+        self._weights.visit(self._of_context, take)
         return made
 
 
 def outside_the_blocks(package: Package, weights: Weights) -> Scail:
     """The model without layers, in FP32, on the device but for what embeds times."""
-    held = weights.read(name for name in package.names if _is_outside(name))
     with torch.device("meta"):
         model = Scail(replace(package.manifest.model, layers=0))
+    names = [name for name, _ in model.named_parameters()]
+    held = weights.read(name for name in names if not name.startswith(TIME))
     for path, module in model.named_modules():
         for key, parameter in module.named_parameters(path, recurse=False):
             stored = package.read(key) if key.startswith(TIME) else held[key]
@@ -145,18 +181,9 @@ def outside_the_blocks(package: Package, weights: Weights) -> Scail:
     return model.eval()
 
 
-def _is_context(name: str) -> bool:
-    """Of the weights that `context_keys` needs, which lie together, block after block."""
-    block, _, rest = name.partition(".")[2].partition(".")
-    return block.isdigit() and rest.split(".")[0] in CONTEXT
-
-
-def _is_of_step(name: str) -> bool:
-    return name.startswith("blocks.") and not _is_context(name)
-
-
-def _is_outside(name: str) -> bool:
-    return not name.startswith(("blocks.", *TIME))
+def _in_blocks(kind: type[BlockWeights] | type[ContextWeights], layers: int) -> list[str]:
+    """The names of a kind's tensors in all blocks. Those of a block lie together in the file."""
+    return [f"blocks.{n}.{name}" for n in range(layers) for name in tensor_names(kind)]
 
 
 def video_first(tokens: Tensor, area: int, video: int) -> Tensor:

@@ -70,6 +70,30 @@ class NotFinite(EngineError):
     code = "not_finite"
 
 
+class BlankFrames(EngineError):
+    """A clip with a frame that shows nothing."""
+
+    code = "blank_frames"
+
+
+class Cancelled(EngineError):
+    """The job was called off while it ran."""
+
+    code = "cancelled"
+
+
+class DeadlineExceeded(EngineError):
+    """The job took longer than it may."""
+
+    code = "deadline"
+
+
+class ResultTooLarge(EngineError):
+    """A finished clip that no reply can carry."""
+
+    code = "result_too_large"
+
+
 class NobodyFound(EngineError):
     """A video or picture in which no person was found."""
 

@@ -1,4 +1,4 @@
-"""A job's picture or video, from an address, base64 or an input folder, as a file of the job.
+"""A medium of a job, from an address, base64 or an input folder, as a file of the job.
 
 What a stranger sends must be small enough, and must begin like a picture or a video whatever name
 or header came with it, before it is left where decoders find it (spec/runpod.md F.9). Where it
@@ -31,10 +31,12 @@ _BASE64 = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
 _TAKEN = {
     "picture": ("png", "jpg", "webp", "gif", "avif"),
     "video": ("mp4", "mov", "mkv", "gif"),
+    "joints": ("npz",),
 }
 _EXPECTED = {
     "picture": "a JPEG, PNG, WebP, GIF or AVIF picture",
     "video": "an MP4, MOV, MKV, WebM or GIF video",
+    "joints": "an .npz file of joints",
 }
 _FOUND = {
     **dict.fromkeys(("png", "jpg", "webp", "avif"), "a picture"),
@@ -42,6 +44,7 @@ _FOUND = {
     "heic": "a HEIC picture",
     "avi": "an AVI video",
     "gz": "packed with gzip",
+    "npz": "a ZIP or .npz file",
     "html": "a web page and not the file itself",
 }
 
@@ -51,14 +54,14 @@ class Wanted:
     """What a field of a job must bring, and where it goes."""
 
     field: str  # what the job calls it, "image_url"; also the name of the file
-    kind: Literal["picture", "video"]
+    kind: Literal["picture", "video", "joints"]
     folder: Path  # of this job alone
     limits: Limits = LIMITS
 
     @property
     def max_bytes(self) -> int:
         limits = self.limits
-        return limits.max_image_bytes if self.kind == "picture" else limits.max_video_bytes
+        return limits.max_video_bytes if self.kind == "video" else limits.max_image_bytes
 
 
 def fetch_url(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 Motion = Literal["video", "pose", "joints"]  # a dance, a rendered skeleton video, SMPL joints
 Align = Literal["exact", "official"]  # the best fit, or what the official program's solver finds
+Fit = Literal["crop", "resize"]  # the picture fills the size asked for, or the clip has its shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Request:
     seed: int = 0
     width: int | None = None  # None: the trained size, turned as the picture is
     height: int | None = None
+    fit: Fit = "crop"
     fps: float | None = None  # None: that of the motion
     frames: int | None = None  # None: all of the motion
     audio: bool = True  # carry the sound of the motion into the clip

@@ -98,7 +98,12 @@ class CudaCapture:
 
     def __call__(self, run: Callable[[], object]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
-        # other threads may allocate meanwhile: encoders load, frames are copied
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            run()
+        try:
+            # other threads may allocate meanwhile: encoders load, frames are copied
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                run()
+        except torch.AcceleratorError as error:  # that a capture cannot end may hide why
+            if isinstance(error.__context__, torch.OutOfMemoryError):
+                raise error.__context__ from None
+            raise
         return graph.replay

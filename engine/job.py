@@ -1,12 +1,13 @@
 """A job of the worker: what a client asked for, checked and typed, before anything is fetched."""
 
-from dataclasses import dataclass, field
+import dataclasses
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from engine.flow import Align, Motion, Recipe
+from engine.flow import Align, Fit, Motion, Recipe
 
 Action: TypeAlias = Literal["generate", "health", "validate"]
-Fit: TypeAlias = Literal["crop", "resize"]  # of a picture to the size of the clip
+Kind: TypeAlias = Literal["url", "path", "base64"]  # the earlier one counts
 Delivery: TypeAlias = Literal["base64", "url"]
 
 
@@ -15,36 +16,58 @@ class Given:
     """A medium as it was named. `value` is not to be logged: it may be signed or megabytes long."""
 
     field: str  # of the request, for messages: "image_url"
-    kind: Literal["url", "base64", "path"]
-    value: str = field(repr=False)
+    kind: Kind
+    value: str = dataclasses.field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
     """Where a job wants its result, in S3's terms. Never logged."""
 
-    endpoint_url: str = field(repr=False)
-    access_key: str = field(repr=False)
-    secret_key: str = field(repr=False)
+    endpoint_url: str = dataclasses.field(repr=False)
+    access_key: str = dataclasses.field(repr=False)
+    secret_key: str = dataclasses.field(repr=False)
     bucket_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
+class Draft:
+    """Settings of a job from one source, a workflow or the endpoint. None is left to the next."""
+
+    recipe: Recipe
+    image: str | None = None  # names in ComfyUI's input folder
+    video: str | None = None
+    attention: str | None = None  # as requests call it: "sageattn"
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    seed: int | None = None
+    width: int | None = None
+    height: int | None = None
+    fps: float | None = None
+    frames: int | None = None
+    audio: bool | None = None
+    fit: Fit | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
+    """What is to be done. Its settings were checked together, the media are still to be fetched."""
+
     action: Action
-    image: Given | None  # None for an action that needs none
+    image: Given | None  # None for health alone
     motion: Given | None  # None: the endpoint's default video
     kind: Motion
     recipe: Recipe
-    attention: str | None
+    attention: str | None  # None: the worker's own
     prompt: str
     negative_prompt: str
     seed: int
-    width: int | None
+    width: int | None  # with `fit` "resize" of the box that the clip fits into
     height: int | None
-    fps: float | None
+    fps: float | None  # these three None: as in `engine.flow.Request`
     frames: int | None  # at most so many of the motion
-    max_seconds: float | None
+    max_seconds: float | None  # of work, from the start of the job
     audio: bool
     fit: Fit
     persons: int

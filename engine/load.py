@@ -13,14 +13,14 @@ from torch import Tensor
 from engine.capture import capture_skeleton
 from engine.conditioning import Encoders
 from engine.denoiser import PackagedDenoiser
-from engine.errors import MissingModel, UnsupportedGpu
+from engine.errors import BadPackage, MissingModel, Unavailable, UnsupportedGpu
 from engine.exact import ExactDenoiser
 from engine.gpu import Gpu, arch_of, find_gpu, require_cudnn, require_driver
 from engine.graphs import Capture, CudaCapture, GraphedSteps
 from engine.manifest import PROMPTS
 from engine.media.framing import frames_to_u8
 from engine.memory import EncoderBytes, Plan, Shape, plan
-from engine.models.attention import find_attention
+from engine.models.attention import ATTENTIONS, find_attention
 from engine.models.checkpoint import Checkpoint
 from engine.models.locate import IMAGE_ENCODER, TEXT_ENCODER, VAE, find_model
 from engine.models.lora import Lora
@@ -36,14 +36,17 @@ from engine.pose.networks import Networks
 from engine.residency import Memory, Movable
 from engine.resident import Resident
 from engine.source import Capture as MotionCapture
+from engine.steps import Blocks
+from engine.tensorrt_steps import open_program
 from engine.upload import Weights
 from engine.variants import attention_kernel, choose_variants, gemm_ways
-from kernels.arch import ARCHS
+from kernels.arch import ARCHS, Arch
 from kernels.attention import FORMS, variants
 from kernels.channel_norm import TYPES, ChannelNorm, channel_norm, channel_norm_reference
 from kernels.fp8 import LIMITS
 from kernels.launch import KernelBank
-from kernels.ops import Ops, native_ops, plain_attention, reference_ops
+from kernels.ops import Ops, native_ops, native_specs, plain_attention, reference_ops
+from kernels.spec import Bank, KernelError, KernelSpec
 from kernels.trial import event_ms
 
 log = logging.getLogger(__name__)
@@ -51,6 +54,7 @@ log = logging.getLogger(__name__)
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+NATIVE = "native"  # the program that every package has
 DEFAULT_ATTENTION = "int8fp8"  # of packages: of the 8-bit forms the more exact
 
 
@@ -62,6 +66,7 @@ class Settings:
     precision: str  # a key of PRECISIONS
     attention: str | None  # None: the default of what is loaded
     state: Path  # what can be recomputed is kept here
+    program: str = NATIVE  # or a key of `engine.tensorrt_steps.PROGRAMS`
 
     @property
     def dtype(self) -> torch.dtype:
@@ -107,14 +112,18 @@ def load_package(path: Path, models: Path, networks: Networks, settings: Setting
     on_gpu = settings.device.type == "cuda"
     native = _native(path, settings) if on_gpu else _references(path, settings)
     package = native.package
-    has_prompts = package.manifest.prompts is not None
-    stored = load_prompts(package.path / PROMPTS) if has_prompts else None
+    stored = _stored_prompts(package)
     found = _find_models(models, needs_text=stored is None)
+    graphed = partial(GraphedSteps, capture=native.capture) if native.capture else None
+    make_steps = Blocks
+    if settings.program != NATIVE:
+        made = package, settings.program, native.gpu, settings.state
+        make_steps = open_program(*made, lambda: torch.cuda.current_stream().cuda_stream)
+        graphed = None  # the library's launches are not recorded
     with ThreadPoolExecutor(1, "encoders") as pool:  # they load while the transformer streams
         encoding = pool.submit(_encoders, found, stored, settings)
         weights = Weights(package, settings.device)
-        graphed = partial(GraphedSteps, capture=native.capture) if native.capture else None
-        denoiser = PackagedDenoiser(weights, native.ops, graphed)
+        denoiser = PackagedDenoiser(weights, native.ops, graphed, make_steps)
         text, vision, vae = encoding.result()
     decoder = VaeDecoder(vae, native.norm, frames_to_u8, native.capture)
     device, host = settings.device, torch.device("cpu")
@@ -150,8 +159,10 @@ def _native(path: Path, settings: Settings) -> _Native:
     gpu = find_gpu()
     if gpu is None:
         raise UnsupportedGpu("PyTorch sees a GPU and the CUDA driver shows none. Restart.")
-    arch = arch_of(gpu, [name for name, _ in find_packages(path)])
-    package = open_package(path, arch)
+    held = [name for name, _ in find_packages(path)]
+    # where there is none, what is wrong with the path says more than which GPU this is
+    package = open_package(path, arch_of(gpu, held) if held else None)
+    arch = _arch(package)
     require_driver(gpu, package.manifest.driver)
     require_cudnn(torch.backends.cudnn.version())
     device = settings.device
@@ -166,6 +177,8 @@ def _native(path: Path, settings: Settings) -> _Native:
     ops = native_ops(
         bank, arch, attention=attention_kernel(choices, form), gemm=gemm_ways(choices, dtypes)
     )
+    manifest = package.manifest
+    _require_known(bank, native_specs(manifest.model.dim, manifest.padded_ffn, dtypes, arch))
     norm = channel_norm_reference
     if settings.dtype in TYPES:
         norm = partial(channel_norm, bank)
@@ -174,13 +187,35 @@ def _native(path: Path, settings: Settings) -> _Native:
     return _Native(package, _with_attention(ops, attention), norm, CudaCapture(), gpu)
 
 
+def _require_known(bank: Bank, specs: Sequence[KernelSpec]) -> None:
+    """That kernels without variants are there, compiled from what this program has. Raises
+    `BadPackage`.
+    """
+    for spec in specs:
+        if not spec.name.startswith(("attention.", "gemm.")):  # those were chosen among
+            try:
+                bank.tuning(spec)
+            except KernelError as error:
+                raise BadPackage(f"{error} Build the package again with this engine.") from error
+
+
 def _references(path: Path, settings: Settings) -> _Native:
     package = open_package(path)
-    arch = next(arch for arch in ARCHS if arch.name == package.manifest.arch)
     attention = settings.attention or DEFAULT_ATTENTION
     form = attention if attention in FORMS else DEFAULT_ATTENTION
-    ops = _with_attention(reference_ops(variants(form, arch)[0]), attention)
-    return _Native(package, ops, channel_norm_reference, None, None)
+    ops = reference_ops(variants(form, _arch(package))[0])
+    return _Native(package, _with_attention(ops, attention), channel_norm_reference, None, None)
+
+
+def _arch(package: Package) -> Arch:
+    return next(arch for arch in ARCHS if arch.name == package.manifest.arch)
+
+
+def _stored_prompts(package: Package) -> StoredPrompts | None:
+    if package.manifest.prompts is None:
+        return None
+    package.file(PROMPTS)  # verifies it: a changed number would be another prompt
+    return load_prompts(package.path / PROMPTS)
 
 
 def _planner(
@@ -200,7 +235,12 @@ def _planner(
 
 def _with_attention(ops: Ops, attention: str) -> Ops:
     """The same, or with an attention of 16 bits if it is called by its name."""
-    return ops if attention in FORMS else plain_attention(ops, find_attention(attention))
+    if attention in FORMS:
+        return ops
+    if attention not in ATTENTIONS:
+        known = ", ".join([*FORMS, *ATTENTIONS])
+        raise Unavailable(f"There is no attention {attention!r} for packages, only {known}.")
+    return plain_attention(ops, find_attention(attention))
 
 
 @dataclass(frozen=True, slots=True)

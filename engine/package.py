@@ -211,12 +211,19 @@ def _regular(folder: Path, relative: str) -> os.stat_result:
     with _reading(folder / relative):
         for name in relative.split("/"):
             path /= name
-            if path.is_symlink():
+            if path.is_symlink() and not _is_cached(path):
                 raise BadPackage(f"{path} is a link. Copy the package with the files themselves.")
         found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         raise BadPackage(f"{path} is no file. {MEND}")
     return found
+
+
+def _is_cached(link: Path) -> bool:
+    """A file of a model cache: what a repository's `snapshots` show are links into its `blobs`."""
+    parents = link.absolute().parents
+    home = next((folder.parent for folder in parents if folder.name == "snapshots"), None)
+    return home is not None and link.resolve().parent == (home / "blobs").resolve()
 
 
 @contextmanager

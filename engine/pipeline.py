@@ -1,24 +1,33 @@
 """The whole system on one screen: a request goes in, an MP4 comes out, stage by stage."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from engine.binding import Denoiser
+from engine.blank import refuse_blank
 from engine.clock import Clock
 from engine.conditioning import Encoders, condition
-from engine.errors import NotFinite
-from engine.flow import Clip, Conditions, Request, Source
+from engine.errors import NotFinite, TooLarge
+from engine.flow import Clip, Conditions, Recipe, Request, Source
 from engine.media.mp4 import encode_mp4
-from engine.request import check_request
+from engine.recipes import check_request
 from engine.residency import Memory
 from engine.sampler import denoise, noise_like, seeded
 from engine.source import Capture, load_source
 from engine.stages import Stages
-from engine.windows import in_latents, share_noise, windowed
+from engine.windows import WindowVelocity, in_latents, share_noise, windowed, windows
+
+# stage, share of it that is done; called between forwards, and what it raises ends the job
+Watch: TypeAlias = Callable[[str, float], None]
+
+
+def unwatched(stage: str, share: float) -> None:
+    """Nobody waits."""
 
 
 class Pipeline:
@@ -32,17 +41,25 @@ class Pipeline:
         self.capture = capture
         self.memory = memory
 
-    def run(self, request: Request, out: Path, comment: str, stages: Stages) -> Clip:
+    def run(
+        self,
+        request: Request,
+        out: Path,
+        comment: str,
+        stages: Stages,
+        watch: Watch = unwatched,
+    ) -> Clip:
         """Writes the clip to `out`, all of it or nothing. Raises an `EngineError`."""
         check_request(request)
         clock = Clock()
         with clock("media"):
-            source = load_source(request, self.capture)
+            source = self._source(request)
             stages.keep_skeleton(source)
+        watch("media", 1.0)
         self.memory.prepare(request, source)
         while True:
             try:
-                self._make(request, source, out, comment, stages, clock)
+                self._make(request, source, out, comment, stages, clock, watch)
                 break
             except torch.OutOfMemoryError as error:
                 self.memory.step_down(error)
@@ -50,6 +67,15 @@ class Pipeline:
         frames, (height, width) = len(source.skeleton), source.image.shape[1:]
         notes = tuple(self.memory.notes)
         return Clip(out, width, height, frames, source.fps, request.seed, clock.laps, notes)
+
+    def _source(self, request: Request) -> Source:
+        try:
+            return load_source(request, self.capture)
+        except torch.OutOfMemoryError as error:  # no plan knows of the networks of motion capture
+            raise TooLarge(
+                "The GPU ran out of memory in motion capture. Ask for fewer frames, or give the "
+                "skeleton itself as a video."
+            ) from error
 
     def _make(
         self,
@@ -59,18 +85,21 @@ class Pipeline:
         comment: str,
         stages: Stages,
         clock: Clock,
+        watch: Watch,
     ) -> None:
         with clock("conditioning"), self.memory.stage("conditioning"):
             conditions = condition(self.encoders, request, source)
+        watch("conditioning", 1.0)
         with clock("denoise"), self.memory.stage("denoise"), stages.watch(self.denoiser.watched):
-            latents = self.denoise(request, conditions)  # [16, t, h, w]
+            latents = self.denoise(request, conditions, watch)  # [16, t, h, w]
             self.require_finite(latents)
             stages.keep_latents(conditions, latents)
         with clock("decode"), self.memory.stage("decode"), self.encoders.vae_home.present():
             audio = source.audio
-            encode_mp4(self.decode(latents), source.fps, out, audio=audio, comment=comment)
+            frames = refuse_blank(self.decode(latents, watch))
+            encode_mp4(frames, source.fps, out, audio=audio, comment=comment)
 
-    def denoise(self, request: Request, conditions: Conditions) -> Tensor:
+    def denoise(self, request: Request, conditions: Conditions, watch: Watch = unwatched) -> Tensor:
         """Latents [16, t, h, w] of the clip, of any length: long ones in windows."""
         recipe, shape = request.recipe, conditions.pose.shape
         cut = in_latents(recipe.window_frames, recipe.overlap_frames)
@@ -81,7 +110,8 @@ class Pipeline:
             self.denoiser.home.present(),
             tqdm(total=recipe.steps, desc="denoise", unit="step", disable=None) as bar,
         ):
-            velocity = self.denoiser.bind(conditions, recipe)
+            total = evaluations(recipe, shape[1])
+            velocity = _watched(self.denoiser.bind(conditions, recipe), total, watch)
             return denoise(
                 windowed(velocity, cut),
                 noise.to(self.denoiser.device),
@@ -97,12 +127,36 @@ class Pipeline:
                 "another precision; if it stays, the weights or a LoRA are damaged."
             )
 
-    def decode(self, latents: Tensor) -> Iterator[Tensor]:
+    def decode(self, latents: Tensor, watch: Watch = unwatched) -> Iterator[Tensor]:
         """Frames [n, H, W, 3] u8, handed out as they are made."""
-        with tqdm(total=latents.shape[1], desc="decode", disable=None) as bar:
-            for frames in self.encoders.decode(latents):
+        total = latents.shape[1]
+        with tqdm(total=total, desc="decode", disable=None) as bar:
+            for done, frames in enumerate(self.encoders.decode(latents), start=1):
+                watch("decode", done / total)
                 yield frames
                 bar.update()
+
+
+def evaluations(recipe: Recipe, latents: int) -> int:
+    """How often the velocity of a window is asked for, in all steps of a clip."""
+    cut = in_latents(recipe.window_frames, recipe.overlap_frames)
+    return sum(len(windows(step, latents, cut)) for step in range(recipe.steps))
+
+
+def _watched(velocity: WindowVelocity, total: int, watch: Watch) -> WindowVelocity:
+    """Tells `watch` after each of `total` evaluations."""
+    done = 0
+
+    def told(latents: Tensor, frames: Sequence[int], step: int, timestep: float) -> Tensor:
+        nonlocal done
+        found = velocity(latents, frames, step, timestep)
+        if found.is_cuda:  # the host would queue the whole clip, and nothing could be called off
+            torch.cuda.current_stream(found.device).synchronize()
+        done += 1
+        watch("denoise", done / total)
+        return found
+
+    return told
 
 
 def _advance(bar: tqdm, done: int) -> None:

@@ -6,12 +6,13 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from traceback import clear_frames
 
 import torch
 
 from engine.errors import TooLarge
 from engine.flow import Request, Source
-from engine.memory import Plan, Shape, Stage, next_rung
+from engine.memory import Plan, Rung, Shape, Stage, next_rung
 from engine.resident import Resident
 
 log = logging.getLogger(__name__)
@@ -44,9 +45,15 @@ class Memory:
 
     def prepare(self, request: Request, source: Source) -> None:
         """Raises `TooLarge` for a clip that fits in no way."""
-        self.notes = []
+        self.notes, self._stage = [], "conditioning"
         if self._planner is not None:
             self._follow(self._planner(shape_of(request, source)))
+
+    def foresee(self, shape: Shape) -> Plan | None:
+        """The plan of such a clip, which is not followed; None if nothing is planned. Raises
+        `TooLarge`.
+        """
+        return None if self._planner is None else self._planner(shape)
 
     @contextmanager
     def stage(self, name: Stage) -> Iterator[None]:
@@ -60,6 +67,7 @@ class Memory:
 
     def step_down(self, error: torch.OutOfMemoryError) -> None:
         """After a stage ran out of memory: less of it for all that follows, or `TooLarge`."""
+        clear_frames(error.__traceback__)  # they hold the tensors of what failed
         lower = None if self._plan is None else next_rung(self._plan, self._stage)
         if lower is None:
             reason = str(error).partition(".")[0]
@@ -74,7 +82,13 @@ class Memory:
 
     def _follow(self, plan: Plan) -> None:
         log.info(plan.sentence)
-        self._plan, rung = plan, plan.rung
+        self._plan = plan
+        try:
+            self._move(plan.rung)
+        except torch.OutOfMemoryError as error:  # what a smaller clip had sent away did not fit
+            self.step_down(error)
+
+    def _move(self, rung: Rung) -> None:
         self._models.use_graphs(rung.graphs)
         self._models.blocks.settle(stays=rung.blocks_stay)
         self._models.vision.settle(stays=rung.encoders_stay)

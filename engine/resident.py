@@ -32,7 +32,11 @@ class Resident:
 
     def _come(self) -> None:
         if not self._is_here:
-            self._arrive()
+            try:
+                self._arrive()
+            except BaseException:
+                self._leave()  # what arrived of it would stay for nothing
+                raise
             self._is_here = True
 
     def _go(self) -> None:

@@ -13,6 +13,7 @@ from engine.media.framing import (
     Size,
     crop_clip,
     crop_image,
+    fitted_size,
     image_to_network,
     target_size,
     trim_to_whole_latents,
@@ -29,10 +30,7 @@ Capture = Callable[[Request, Tensor, Size], tuple[Tensor, float]]
 def load_source(request: Request, capture: Capture) -> Source:
     """Raises `BadMedia` and what `capture` raises, which turns a dance into a skeleton."""
     picture = load_image(request.image)
-    if request.height is not None and request.width is not None:
-        size = request.height, request.width
-    else:
-        size = target_size(picture.shape[0], picture.shape[1])
+    size = clip_size(request, picture)
     image = crop_image(image_to_network(picture), size)
     canvas = (size[0] // 2, size[1] // 2) if request.recipe.half_render else size
     if request.kind == "pose":
@@ -46,9 +44,19 @@ def load_source(request: Request, capture: Capture) -> Source:
     return Source(image, skeleton[:whole], fps, request.motion if has_sound else None)
 
 
+def clip_size(request: Request, picture: Tensor) -> Size:
+    """The size of the clip for a picture [h, w, 3]. Raises `BadMedia` if it is too long for it."""
+    height, width = picture.shape[:2]
+    if request.height is not None and request.width is not None:
+        size = request.height, request.width
+    else:
+        size = target_size(height, width)
+    return fitted_size(height, width, size) if request.fit == "resize" else size
+
+
 def check_source(request: Request) -> None:
     """Raises `BadMedia` for files that no clip can be made of, before anything is loaded."""
-    load_image(request.image)
+    clip_size(request, load_image(request.image))
     if request.kind == "joints":
         _joint_count(request, load_joints(request.motion))
     else:

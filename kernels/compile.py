@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,6 +30,7 @@ from kernels.toolkit import RELEASES, ptxas
 
 log = logging.getLogger(__name__)
 
+TRITON = "3.6.0"  # makes the kernels; those in the store need none (spec/kernels.md 0)
 WORKER = "kernels.device"
 # What is stored depends on these files too.
 _OWN = ("compile.py", "device/__main__.py", "elf.py", "proofs.py", "sass.py")
@@ -80,6 +81,8 @@ def _compile(
     builds: list[_Build], state: Path, folder: Path, processes: int
 ) -> dict[str, Cubin | None]:
     """Compiles in parallel; each worker has every n-th kernel of one toolkit."""
+    if builds:
+        _require_triton(builds[0].spec.name)
     by_toolkit: dict[str, list[_Build]] = {}
     for build in builds:
         by_toolkit.setdefault(build.spec.tuning[build.arch].toolkit, []).append(build)
@@ -101,6 +104,18 @@ def _compile(
         for cubins in pool.map(work, range(len(portions))):
             made |= cubins
     return made
+
+
+def _require_triton(kernel: str) -> None:
+    try:
+        found = version("triton")
+    except PackageNotFoundError:
+        found = "none"
+    if found != TRITON:
+        raise BuildError(
+            f"{kernel} must be compiled with Triton {TRITON}, and {found} is installed here. "
+            f"Install triton=={TRITON}; an image has the kernels of the 14B model only."
+        )
 
 
 def _run(builds: list[_Build], folder: Path, program: Path) -> str:
@@ -164,7 +179,7 @@ def _key(spec: KernelSpec, arch: Arch) -> str:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     toolkit = spec.tuning[arch].toolkit
     release = RELEASES[toolkit].wheel_sha256 if toolkit in RELEASES else toolkit
-    digest.update(f"{arch.name} {release} {version('triton')} {spec.loop is None}".encode())
+    digest.update(f"{arch.name} {release} {TRITON} {spec.loop is None}".encode())
     return digest.hexdigest()
 
 

@@ -5,7 +5,7 @@ Both quantise at the same places by the same rules and hand on BF16, so that the
 other than to exact arithmetic (tests/test_block.py), and each can stand in for the other.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Generic, TypeAlias, TypeVar
@@ -18,15 +18,23 @@ from kernels import gemm as product
 from kernels import modulate as norm
 from kernels.arch import Arch
 from kernels.attention import ATTENTION
-from kernels.cross_attention import CrossKeys, cross_attention, cross_attention_reference
+from kernels.channel_norm import CHANNEL_NORM
+from kernels.cross_attention import (
+    CROSS_ATTENTION,
+    CrossKeys,
+    cross_attention,
+    cross_attention_reference,
+)
 from kernels.fp8 import Rows, quantize_rows
 from kernels.gemm import GEMM, Gemm
 from kernels.layout import Qkv8
 from kernels.rope import (
     rms_inverse,
     rms_inverse_reference,
+    rms_inverse_spec,
     rope,
     rope_reference,
+    rope_specs,
     turned_heads,
 )
 from kernels.spec import Bank, KernelError, KernelSpec
@@ -96,6 +104,23 @@ def native_ops(
         gemm_gelu=lambda a, b, *rest: product.gemm_gelu(bank, ways[b.q.dtype], a, b, *rest),
         gemm_residual=lambda a, b, *rest: product.gemm_residual(bank, ways[b.q.dtype], a, b, *rest),
     )
+
+
+def native_specs(dim: int, ffn: int, dtypes: Iterable[Dtype], arch: Arch) -> list[KernelSpec]:
+    """All that `native_ops` may launch for tokens of `dim` values, and the VAE's norm: every form
+    of attention, and every way to multiply rows of `dtypes`; a measurement chooses between them.
+    """
+    specs = [CROSS_ATTENTION, rms_inverse_spec(dim, 1), *CHANNEL_NORM.values()]
+    for dtype in sorted(set(dtypes), key=str):
+        specs.append(norm.modulate_spec(dim, dtype))
+        specs += [norm.quantize_spec(width, dtype) for width in sorted({dim, ffn})]
+        specs += [spec for way in GEMM.values() if way.dtype == dtype for spec in way.specs]
+    for spec in ATTENTION.values():
+        if arch in spec.tuning:
+            qk, v, _ = self_attention.formats(spec)
+            specs += [spec, *rope_specs(dim, qk, v)]
+    unique = {spec.name: spec for spec in specs if arch in spec.tuning}
+    return [unique[name] for name in sorted(unique)]
 
 
 def reference_ops(attention: KernelSpec = ATTENTION["i8_fp8_f32"]) -> Ops[Qkv8]:

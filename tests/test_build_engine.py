@@ -234,6 +234,7 @@ def test_the_command_prints_the_package(tmp_path):
         (["--arch", "sm89", "--preset", "tiny", "--checkpoint", "x"], "either --checkpoint or"),
         (["--arch", "sm89", "--checkpoint", "nowhere.safetensors"], "There is no file"),
         (["--arch", "sm90", "--preset", "tiny", "--programs", "native,tensorrt"], "not for sm90"),
+        (["--arch", "sm90", "--kernels-only"], "--kernels-only takes --arch alone"),
     ],
 )
 def test_a_mistake_is_one_sentence(capsys, tmp_path, arguments, says):
@@ -268,3 +269,21 @@ def test_a_build_that_was_stopped_goes_on_to_the_same_bytes(tmp_path, number):
     assert "going on with" in done.stderr
     whole = make_package(Order(SM120, source), tmp_path / "whole", STATE)
     assert open_package(tmp_path / "stopped", SM120).manifest == open_package(whole).manifest
+
+
+@pytest.mark.slow
+def test_all_kernels_of_the_14b_model_are_compiled_ahead_of_a_build():
+    """Twice, as an image does: the second time without a compiler's work."""
+    for _ in range(2):
+        start = time.monotonic()
+        done = run(["--arch", "sm89", "--kernels-only"])
+        assert done.returncode == 0, done.stderr
+    assert "kernels for sm89 in" in done.stdout
+    assert time.monotonic() - start < 30
+
+
+def test_a_package_has_somewhere_to_go(capsys):
+    with pytest.raises(SystemExit) as ended:
+        build_engine.main(["--arch", "sm89", "--preset", "tiny"])
+    assert ended.value.code == 2
+    assert "Give --out" in capsys.readouterr().err

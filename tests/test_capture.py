@@ -22,7 +22,7 @@ from engine.pose.extract import PoseExtractor
 from engine.pose.joints import load_joints
 from engine.pose.networks import Networks
 from engine.pose.overlay import composite, overlay
-from engine.request import RECIPES
+from engine.recipes import RECIPES
 from engine.source import load_source
 
 CPU = torch.device("cpu")

@@ -18,22 +18,28 @@ kernels.attention kernels.cross_attention kernels.rope kernels.modulate kernels.
 kernels.channel_norm
 kernels.gemm kernels.proofs
 kernels.compile kernels.ops kernels.trial
-engine.errors engine.clock engine.diskcache engine.heap
-engine.rawfile engine.resident
+engine.errors engine.clock engine.diskcache engine.heap engine.pools
+engine.joblog
+engine.rawfile engine.resident engine.blank engine.progress engine.scratch
+engine.tensorrt_library
 engine.stream
-engine.config engine.flow engine.addresses
+engine.config engine.flow engine.addresses engine.hub engine.fields
 engine.job
 engine.sampler engine.windows engine.gpu engine.media engine.download engine.models
-engine.pose engine.manifest
+engine.pose engine.manifest engine.endpoint
 engine.weightfile engine.variants engine.block engine.binding engine.fetch
-engine.package engine.steps
-engine.upload engine.graphs
-engine.exact engine.denoiser engine.request engine.stages engine.source engine.capture
-engine.conditioning engine.memory
+engine.recipes engine.comfy engine.body
+engine.package engine.steps engine.honoured
+engine.upload engine.graphs engine.workflow engine.plans
+engine.exact engine.denoiser engine.tensorrt_steps engine.request engine.stages engine.source
+engine.capture engine.conditioning engine.memory
 engine.residency
 engine.pipeline engine.build
+engine.outlook engine.fitness engine.delivery
+engine.worker
 engine.load engine.golden engine.demo
-engine.__main__ build_engine benchmarks
+engine.renderer
+engine.__main__ build_engine handler benchmarks
 """.strip().splitlines()
 LEAVES = {"engine", "kernels"}  # imports nothing of ours
 
@@ -44,7 +50,7 @@ def modules():
     paths = (
         path for top in ("engine", "kernels", "benchmarks") for path in (ROOT / top).rglob("*.py")
     )
-    paths = [*paths, ROOT / "build_engine.py"]
+    paths = [*paths, ROOT / "build_engine.py", ROOT / "handler.py"]
     for path in sorted(paths):
         parts = path.relative_to(ROOT).with_suffix("").parts
         yield path, ".".join(parts[:-1] if parts[-1] == "__init__" else parts)

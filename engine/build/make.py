@@ -30,7 +30,7 @@ from engine.manifest import PROMPTS, Manifest, Native, Prompts, Source, kernel_p
 from engine.models.checkpoint import Checkpoint
 from engine.models.locate import TEXT_ENCODER, find_model
 from engine.models.lora import Lora
-from engine.models.text import store_prompts
+from engine.models.text import find_tokenizer, store_prompts
 from engine.package import PackageWriter
 from engine.stages import ACTIVATIONS
 from kernels.arch import Arch
@@ -65,10 +65,12 @@ def make_package(order: Order, out: Path, state: Path) -> Path:
     What can be known to be wrong is found before the first weight is read. A build that was stopped
     goes on when it is ordered again. Raises an `EngineError`.
     """
-    form = weights_form(order)
+    form, engine = weights_form(order), engine_version()
     checkpoint = Checkpoint(order.checkpoint, loras=[Lora(*lora) for lora in order.loras])
     job = quantization(order, form, checkpoint)
-    prompts = None if order.prompts is None else read_prompts(order.prompts)
+    prompts = None
+    if order.prompts is not None:
+        prompts = read_prompts(order.prompts), find_encoder(order.models)
     kernels = build_native(checkpoint.config, job.allowed, order.arch, state)
     with PackageWriter(out / order.arch.name, _identity(order, checkpoint, form)) as writer:
         with ThreadPoolExecutor(1, "sources") as pool:
@@ -79,12 +81,12 @@ def make_package(order: Order, out: Path, state: Path) -> Path:
         for kernel in kernels:
             writer.add_file(kernel_path(kernel.name), kernel.data)
         tensorrt = add_tensorrt(writer, order, checkpoint.config, form)
-        stored = None if prompts is None else add_prompts(writer, prompts, order.models, state)
+        stored = None if prompts is None else add_prompts(writer, *prompts, order.models, state)
         return writer.finish(
             Manifest(
                 arch=order.arch.name,
                 driver_floor="{}.{}".format(*order.arch.driver),
-                engine=engine_version(),
+                engine=engine,
                 toolchain=toolchain(kernels),
                 wheels=wheels(kernels),
                 sources=made_of,
@@ -172,10 +174,16 @@ def add_tensorrt(
     return program.record()
 
 
-def add_prompts(
-    writer: PackageWriter, prompts: Sequence[str], models: Path, state: Path
-) -> Prompts:
+def find_encoder(models: Path) -> Path:
+    """The text encoder, beside which there is a tokenizer. Raises `MissingModel`."""
     encoder = find_model(models, TEXT_ENCODER)
+    find_tokenizer(encoder, models)
+    return encoder
+
+
+def add_prompts(
+    writer: PackageWriter, prompts: Sequence[str], encoder: Path, models: Path, state: Path
+) -> Prompts:
     # BF16 as the worker computes in; FP32 would need 23 GB
     stored = store_prompts(prompts, encoder, models, state / "prompts", torch.bfloat16)
     writer.add_file(PROMPTS, stored.dump())

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
+from kernels.compile import TRITON
 from kernels.cubin import Cubin
 from kernels.toolkit import PACKAGE, RELEASES
 
@@ -21,6 +22,7 @@ def toolchain(kernels: Iterable[Cubin]) -> Mapping[str, str]:
     """Name -> version."""
     found = {"python": platform.python_version()}
     found |= {name: version(name) for name in _installed()}
+    found["triton"] = TRITON  # not installed where the kernels were compiled before
     return found | {f"ptxas {name}": RELEASES[name].version for name in _toolkits(kernels)}
 
 

@@ -16,6 +16,7 @@ _MAGIC = (
     (b"GIF89a", "gif"),
     (b"\x1aE\xdf\xa3", "mkv"),  # WebM too
     (b"\x1f\x8b", "gz"),
+    (b"PK\x03\x04", "npz"),  # and every other ZIP file
 )
 
 HEAD_BYTES = 32  # what `sniff` looks at

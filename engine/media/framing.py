@@ -50,6 +50,23 @@ def check_size(height: int, width: int, limits: Limits = LIMITS) -> Size:
     return height, width
 
 
+def fitted_size(height: int, width: int, box: Size) -> Size:
+    """The size of a clip in `box` that has the shape of a picture, as far as sizes allow.
+
+    That of the ComfyUI endpoints' "resize" (spec/runpod.md A.5): the largest that fits, rounded,
+    then each side floored to a multiple. Raises `BadMedia` for a picture so long that a side of
+    the clip would be too short.
+    """
+    ratio = min(box[0] / height, box[1] / width)
+    tall, wide = (round(side * ratio) // SIZE_MULTIPLE * SIZE_MULTIPLE for side in (height, width))
+    if min(tall, wide) < LIMITS.min_side:
+        raise BadMedia(
+            f"A picture of {width}x{height} fits into {box[1]}x{box[0]} at {wide}x{tall} only; at "
+            f'least {LIMITS.min_side} a side are needed. Crop it to its subject, or use "crop".'
+        )
+    return tall, wide
+
+
 def trim_to_whole_latents(count: int) -> int:
     """The most frames, at most `count`, that fill whole latent frames: 4k + 1.
 

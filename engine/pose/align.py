@@ -18,7 +18,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 
 from engine.errors import BadMedia
 from engine.pose.bones import FARTHEST
@@ -228,6 +227,8 @@ def _official(
     points: Doubles, pixels: Doubles, base: Camera, weights: Doubles
 ) -> tuple[float, float, float, float]:
     """m, s and the shift, where scipy's defaults stop. Any other order of operations moves it."""
+    from scipy.optimize import minimize  # slow to import: only when used
+
     f, (x, y, z) = base.fx, points.T
     width, height = 2 * base.cx, 2 * base.cy
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from engine.pose.align import SMPL_OF_SLOT
 from engine.pose.bones import FARTHEST
@@ -32,6 +31,8 @@ def _columns(
     frame: Keypoints, persons: Floats, camera: Camera, height: int, width: int
 ) -> dict[int, int]:
     """3D person -> 2D person, the pairing with the smallest sum of distances."""
+    from scipy.optimize import linear_sum_assignment  # slow to import: only when used
+
     if not len(frame.body):
         return {}
     slots = len(SMPL_OF_SLOT)  # body points that have a joint

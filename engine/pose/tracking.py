@@ -18,7 +18,6 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from engine.errors import BadMedia, BadRequest, NobodyFound
 from engine.pose.bones import FARTHEST, SMPL_JOINTS
@@ -232,6 +231,8 @@ def _extend(one: _Track, detection: _Detection, now: int) -> None:
 
 def _pairs(costs: Doubles, alone: Sequence[float]) -> list[tuple[int, int]]:
     """The cheapest pairing of rows with columns; `alone`: what an unpaired row costs."""
+    from scipy.optimize import linear_sum_assignment  # slow to import: only when used
+
     rows, columns = costs.shape
     believed = np.isfinite(costs)
     refused = 1e6  # dearer than any sum, and kind to the arithmetic, unlike infinity

@@ -1,0 +1,189 @@
+"""Every check and measurement that a GPU can answer, one after the other, into one JSON file.
+
+Run by `first_hour.sh`. A step that fails or takes too long is recorded with what it said, and the
+next one runs. Steps are programs that also run alone: their commands are in the file.
+"""
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from engine.config import state_dir
+from engine.gpu import find_gpu
+from kernels.arch import ARCHS, SM89
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = ("--image", "engine/demo/dancer.png", "--joints", "engine/demo/dance.npz")
+DEVICE = re.compile(r"GPU-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+TAIL_LINES, TAIL_CHARS = 30, 6000
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    name: str
+    answers: str  # the question
+    command: tuple[str, ...]
+    limit_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    step: str
+    answers: str
+    command: str
+    ok: bool
+    seconds: float
+    found: tuple[object, ...]  # the JSON that it printed
+    said: str  # the end of all else
+
+
+def steps(
+    arch: str, folder: Path, package: Path | None, models: Path | None, dry: bool
+) -> list[Step]:
+    """In order of what is most worth knowing. `folder` takes what they make."""
+    python, kernels, tiny = sys.executable, folder / "kernels", folder / "tiny"
+    forward = (python, "benchmarks/forward.py")
+    size = ("--width", "64", "--height", "64", "--frames", "5") if dry else ()
+    small = ("--steps", "2") if dry else ("--width", "256", "--height", "448")
+    clip = (python, "-m", "engine", "generate", *DEMO)
+    found = [
+        Step("info", "which GPU, driver and limits", (python, "-m", "engine", "info"), 60),
+        Step(
+            "smi", "clocks, power and other programs",
+            ("nvidia-smi", "--query-gpu=name,driver_version,clocks.sm,clocks.max.sm,power.draw,"
+             "power.limit,memory.used,memory.total", "--format=csv"), 60,
+        ),
+        Step(
+            "kernels", "do all load, is each right, how fast is it",
+            (python, "benchmarks/gpu.py", "run", "--dry", "--only", "rms",
+             "--out", str(folder / "gpu.jsonl"), str(kernels))
+            if dry else (python, "benchmarks/run.py", "kernels"), 1800,
+        ),
+        Step(
+            "tiny package", "does a build work here",
+            (python, "build_engine.py", "--preset", "tiny", "--arch", arch, "--out", str(tiny)),
+            900,
+        ),
+        Step("clip", "does the whole program run",
+             (*clip, *small, *size, "--package", str(tiny / arch), "--out", str(folder / "a.mp4")),
+             900),
+        Step("build", "the kernels of the 14B model",
+             (*forward, "build", str(kernels), "--arch", arch), 900),
+        Step(
+            "forward", "which variants win, how long is a step, how much memory",
+            (*forward, "run", *(["--dry"] if dry else [str(kernels)]),
+             "--out", str(folder / "forward.jsonl")), 1800,
+        ),
+        Step(
+            "cold start", "how long until the first job and the first forward",
+            (python, "benchmarks/cold_start.py", *(["--runs", "1"] if dry else ["--jit"])), 1800,
+        ),
+    ]  # fmt: skip
+    skipped = {"smi", "build"} if dry else set()
+    if package is not None:
+        held = ("--package", str(package), *(("--models", str(models)) if models else ()))
+        out = ("--stages", str(folder / "stages"), "--out", str(folder / "b.mp4"))
+        real = (*clip, "--recipe", "production", *held, *out)
+        found.append(Step("real clip", "how long is a clip of a real package", real, 3600))
+        cold = (python, "benchmarks/cold_start.py", *held)
+        found.append(Step("real cold start", "the same with all weights", cold, 3600))
+    return [step for step in found if step.name not in skipped]
+
+
+def run(step: Step, away: Mapping[str, str]) -> Done:
+    """One step. `away`: texts of this machine, and what is written in their place."""
+    begin = time.monotonic()
+    try:
+        with subprocess.Popen(
+            step.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        ) as process:  # fmt: skip
+            try:
+                out, _ = process.communicate(timeout=step.limit_s)
+            except BaseException as error:
+                os.killpg(process.pid, signal.SIGKILL)  # its own children too
+                out, _ = process.communicate()
+                if not isinstance(error, subprocess.TimeoutExpired):
+                    raise
+                out += f"\nstopped after {step.limit_s:.0f} s".encode()
+        ok, text = process.returncode == 0, out.decode(errors="replace")
+    except OSError as error:
+        ok, text = False, f"{step.command[0]}: {error.strerror}"
+    command = " ".join(step.command)
+    for secret, shown in away.items():
+        text, command = text.replace(secret, shown), command.replace(secret, shown)
+    text = DEVICE.sub("GPU-", text)
+    found, said = parsed(text)
+    return Done(step.name, step.answers, command, ok, time.monotonic() - begin, found, said)
+
+
+def parsed(text: str) -> tuple[tuple[object, ...], str]:
+    """The JSON objects of an output that begin a line, and the end of the rest."""
+    text, found, rest = text.replace("\r", "\n"), [], []
+    while text:
+        line, _, after = text.partition("\n")
+        try:
+            one, length = json.JSONDecoder().raw_decode(text if line.startswith("{") else "")
+        except ValueError:
+            rest.append(line)
+        else:
+            found.append(one)
+            after = text[length:].removeprefix("\n")
+        text = after
+    return tuple(found), "\n".join(rest[-TAIL_LINES:])[-TAIL_CHARS:]
+
+
+def write(out: Path, done: Sequence[Done]) -> None:
+    """All steps until now, whole or not at all."""
+    part = out.with_name(f"{out.name}.part")
+    part.write_text(json.dumps({"first_hour": [asdict(one) for one in done]}, indent=1) + "\n")
+    part.replace(out)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("first_hour.json"), metavar="FILE")
+    add("--package", type=Path, metavar="DIR", help="of build_engine.py, for this GPU")
+    add("--models", type=Path, metavar="DIR", help="VAE and encoders beside --package")
+    add("--only", nargs="+", metavar="STEP")
+    add("--dry", action="store_true", help="on a CPU, tiny")
+    args = parser.parse_args(argv)
+    gpu = find_gpu()
+    arch = next((a for a in ARCHS if gpu is not None and a.capability == gpu.capability), None)
+    if arch is None and not args.dry:
+        has = "there is no GPU" if gpu is None else f"{gpu.name} is of no architecture known"
+        sys.exit(f"error: {has} here. Use --dry to try the steps without.")
+    done: list[Done] = []
+    with TemporaryDirectory(prefix="first-hour-") as folder:
+        chosen = steps((arch or SM89).name, Path(folder), args.package, args.models, args.dry)
+        unknown = {*(args.only or ())} - {step.name for step in chosen}
+        if unknown:
+            parser.error(f"no step {sorted(unknown)}, only {[step.name for step in chosen]}")
+        away = {
+            folder: "TMP", str(ROOT): ".", str(state_dir()): "STATE", str(Path.home()): "~",
+            os.uname().nodename: "HOST",
+        }  # fmt: skip
+        for step in chosen:
+            if args.only is None or step.name in args.only:
+                done.append(run(step, away))
+                write(args.out, done)
+                print(
+                    f"{'ok' if done[-1].ok else 'FAILED':8}{step.name:18}{done[-1].seconds:6.0f} s"
+                )
+    print(f"Send {args.out} back.")
+    if not all(one.ok for one in done):
+        sys.exit("error: some steps failed; what they said is in the file.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""A package of the 14B model's size that lies in no file: tensors are drawn where they are used.
+
+Names, shapes and dtypes are those of a build (tests/test_forward_benchmark.py holds them against
+one), values are random and in a range that keeps 40 layers finite. Each tensor depends on its name
+alone, so that it is the same however often it is asked for.
+"""
+
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, replace
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine.block import FP8, LINEARS, MIXED, BlockWeights, ContextWeights, Form, Weight
+from engine.config import ModelConfig
+from engine.manifest import ITEM_BYTES, Entry, Manifest, Native, aligned
+from engine.models.dit import Scail
+from engine.package import Package
+from engine.upload import Take, Weights
+from kernels.arch import Arch
+from kernels.fp8 import LIMITS, to_8bit
+
+FFN_MULTIPLE = 256  # of `engine.build.quantize`, which a measuring machine need not have
+LARGE = 2**20  # values from which a matrix outside the blocks has two bytes a value
+QUERY_SIZE = 1.5  # of queries and keys: attention then looks at few of 48,832 tokens
+SPREAD = 4  # standard deviations from the mean to the largest code
+
+
+class RandomPackage(Package):
+    """An `engine.package.Package` without a folder."""
+
+    def read(self, name: str) -> Tensor:
+        return drawn(self.manifest, self.entry(name), torch.device("cpu"))
+
+
+class RandomWeights(Weights):
+    """`engine.upload.Weights`, drawn on the device."""
+
+    def visit(self, names: Iterable[str], take: Take) -> None:
+        wanted = {*names}
+        for name in self.package.names:
+            if name in wanted:
+                take(name, drawn(self.package.manifest, self.package.entry(name), self.device))
+
+
+def random_package(model: ModelConfig, arch: Arch) -> RandomPackage:
+    manifest = random_manifest(model, arch)
+    entries = {entry.name: entry for entry in manifest.tensors}
+    return RandomPackage(Path("random weights"), "0" * 64, manifest, (), entries, {})
+
+
+def form_of(arch: Arch) -> tuple[str, Form]:
+    """The formats that a build chooses for an architecture where nobody says otherwise."""
+    return ("mixed", MIXED) if arch.int8_is_faster else ("fp8", FP8)
+
+
+def random_manifest(model: ModelConfig, arch: Arch) -> Manifest:
+    name, form = form_of(arch)
+    ffn = -(-model.ffn // FFN_MULTIPLE) * FFN_MULTIPLE
+    tensors, offset = [], 0
+    for key, dtype, shape in _tensors(model, ffn, form):
+        nbytes = prod(shape) * ITEM_BYTES[dtype]
+        tensors.append(Entry(key, dtype, shape, offset, nbytes, ""))
+        offset = aligned(offset + nbytes)
+    return Manifest(
+        arch=arch.name,
+        driver_floor="{}.{}".format(*arch.driver),
+        engine="0",
+        toolchain={},
+        wheels={},
+        sources=(),
+        model=model,
+        padded_ffn=ffn,
+        weights="mixed" if name == "mixed" else "fp8",
+        native=Native(()),
+        tensorrt={"absent": "random weights have none."},
+        prompts=None,
+        tensors=tuple(tensors),
+    )
+
+
+def _tensors(
+    model: ModelConfig, ffn: int, form: Form
+) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Name, dtype and shape, in load order."""
+    with torch.device("meta"):
+        state = Scail(replace(model, layers=0)).state_dict()
+    outside = []
+    for name, tensor in sorted(state.items()):
+        flat = tensor[0] if name == "head.modulation" else tensor
+        flat = flat.flatten(1) if flat.ndim > 2 else flat
+        is_large = tensor.ndim == 2 and tensor.numel() >= LARGE
+        outside.append((name, "bfloat16" if is_large else "float32", tuple(flat.shape)))
+    yield from (one for one in outside if not one[0].startswith("head."))
+    for kind in (ContextWeights, BlockWeights):
+        for n in range(model.layers):
+            yield from _of_block(f"blocks.{n}.", kind, model.dim, ffn, form)
+    yield from (one for one in outside if one[0].startswith("head."))
+
+
+def _of_block(
+    block: str, kind: type, dim: int, ffn: int, form: Form
+) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    tables = {"modulation": (6, dim), "smooth": (2, dim)}
+    for field in fields(kind):
+        if field.type is not Weight:
+            yield block + field.name, "float32", tables.get(field.name, (dim,))
+            continue
+        width = ffn if field.name == "down" else dim
+        rows = ffn if field.name == "up" else dim * len(LINEARS[field.name])
+        dtype = form.down if field.name == "down" else form.others
+        yield f"{block}{field.name}.q", str(dtype).removeprefix("torch."), (rows, width)
+        yield f"{block}{field.name}.s", "float32", (rows,)
+        yield f"{block}{field.name}.bias", "float32", (rows,)
+
+
+def drawn(manifest: Manifest, entry: Entry, device: torch.device) -> Tensor:
+    """Matrices keep the size of what they multiply, norms are near one, the rest is small."""
+    name, dtype = entry.name, getattr(torch, entry.dtype)
+    generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
+
+    def randn(scale: float, mean: float = 0.0) -> Tensor:
+        found = torch.randn(entry.shape, generator=generator, device=device)
+        return found.mul_(scale).add_(mean)
+
+    if dtype in LIMITS:
+        return to_8bit(randn(LIMITS[dtype] / SPREAD), dtype)
+    part = name.removeprefix("blocks.").partition(".")[2] if name.startswith("blocks.") else ""
+    if part.endswith(".s"):
+        shape, limit = _codes(manifest, name)
+        return torch.full(entry.shape, SPREAD / limit * shape[1] ** -0.5, device=device)
+    if part == "smooth":
+        return torch.ones(entry.shape, device=device)
+    if part.startswith(("norm_", "cross_norm_", "text_norm_", "vision_norm_")):
+        return randn(0.1, mean=QUERY_SIZE)
+    if len(entry.shape) == 2 and "modulation" not in name:
+        return randn(entry.shape[1] ** -0.5).to(dtype)
+    is_norm = len(entry.shape) == 1 and name.endswith("weight")
+    return randn(0.1, mean=1.0 if is_norm else 0.0).to(dtype)
+
+
+def _codes(manifest: Manifest, name: str) -> tuple[tuple[int, ...], float]:
+    """Shape and limit of the codes that the scales `name` belong to."""
+    codes = f"{name.removesuffix('s')}q"
+    entry = next(entry for entry in manifest.tensors if entry.name == codes)
+    return entry.shape, LIMITS[getattr(torch, entry.dtype)]

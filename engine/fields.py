@@ -1,0 +1,113 @@
+"""Values of untyped JSON as what a job needs: numbers written as strings, words, yes and no.
+
+Each reader gives the value or raises `ValueError` with what was expected, as a noun: "a whole
+number". What was found is told by `shown`, which never repeats more than a glance of it.
+"""
+
+import json
+import math
+import re
+
+from engine.errors import BadRequest
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
+_NUMBER_CHARS = 40
+_SHOWN_CHARS = 40
+_WORD_CHARS = 40
+_HUGE_BITS = 128  # no setting is larger; seeds have 64
+_JSON_CHARS = 64 * 2**20  # the platform takes 20 MB
+_WORDS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+
+
+def whole(value: object) -> int:
+    """An integer, exactly: a seed does not fit a float."""
+    if (
+        isinstance(value, str)
+        and len(value) <= _NUMBER_CHARS
+        and re.fullmatch(r"\s*[+-]?\d+\s*", value, re.ASCII)
+    ):
+        return int(value)
+    if type(value) is int and value.bit_length() <= _HUGE_BITS:
+        return value
+    try:
+        parsed = number(value)
+    except ValueError:
+        parsed = math.nan
+    if not parsed.is_integer() or abs(parsed) >= 2.0**_HUGE_BITS:  # of NaN the first is true
+        raise ValueError("a whole number")
+    return int(parsed)
+
+
+def number(value: object) -> float:
+    """A finite float."""
+    if isinstance(value, str):
+        value = value.strip() if len(value) <= _NUMBER_CHARS else ""
+        parsed = float(value) if _NUMBER.fullmatch(value) else math.nan
+    elif type(value) is float:
+        parsed = value
+    elif type(value) is int and value.bit_length() <= _HUGE_BITS:
+        parsed = float(value)
+    else:
+        parsed = math.nan
+    if not math.isfinite(parsed):
+        raise ValueError("a number")
+    return parsed
+
+
+def flag(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and len(value) < _WORD_CHARS and value.strip().lower() in _WORDS:
+        return _WORDS[value.strip().lower()]
+    if type(value) is int and value in (0, 1):
+        return value == 1
+    raise ValueError("true or false")
+
+
+def word(value: object) -> str:
+    """A name out of a list."""
+    if not isinstance(value, str) or len(value) > _WORD_CHARS or not value.isprintable():
+        raise ValueError("a short word")
+    return value.strip()
+
+
+def text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError("text")
+    return value
+
+
+def is_blank(value: object) -> bool:
+    """Not given: JSON's null, or the empty string that a form sends for an empty field."""
+    return value is None or (isinstance(value, str) and (not value or value.isspace()))
+
+
+def shown(value: object) -> str:
+    """A value for a message: short, on one line, without what lies deeper in it."""
+    if value is None or isinstance(value, bool):
+        return {None: "nothing", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        return f'"{glance(value)}"'
+    if isinstance(value, int):
+        return str(value) if value.bit_length() <= _HUGE_BITS else "a huge number"
+    if isinstance(value, float):
+        return repr(value)
+    return {dict: "an object", list: "a list"}.get(type(value), f"a {type(value).__name__}")
+
+
+def glance(value: str) -> str:
+    """The beginning of a text, printable."""
+    kept = value if len(value) <= _SHOWN_CHARS else value[: _SHOWN_CHARS - 3] + "..."
+    return "".join(character if character.isprintable() else "?" for character in kept)
+
+
+def parse_json(given: str, what: str) -> object:
+    """Raises `BadRequest` for what is no JSON, too long or too deep for a parser."""
+    if len(given) > _JSON_CHARS:
+        raise BadRequest(f"The {what} is a string of {len(given)} characters, too long for JSON.")
+    try:
+        return json.loads(given)
+    except RecursionError as error:
+        raise BadRequest(f"The {what} is JSON nested too deep to be read.") from error
+    except ValueError as error:  # what json raises, and int for thousands of digits
+        raise BadRequest(f"The {what} is a string, but no JSON object.") from error

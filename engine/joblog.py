@@ -1,0 +1,89 @@
+"""Log lines as JSON, one a line, with the job they belong to and without what nobody may keep.
+
+The same redaction stands before every sentence that a client is told: addresses lose their path
+and query, which may be signed, paths their folders, base64 its letters, secrets everything.
+"""
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+CURRENT: ContextVar[str | None] = ContextVar("job", default=None)  # id of the job at hand
+
+_SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL", re.IGNORECASE)
+_SECRET_CHARS = 8  # shorter values are words that sentences are made of
+_ADDRESS = re.compile(
+    r"\b([a-z][a-z0-9+.-]*)://([^\s/?#'\"<>]*@)?([^\s/?#'\"<>]*)[^\s'\"<>]*", re.I
+)
+_PAYLOAD = re.compile(r"[A-Za-z0-9+/_=-]{100,}")
+_FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/:'\",;()]+/)+")
+
+
+@dataclass(frozen=True, slots=True)
+class Redactor:
+    """Takes out of a text what must not leave the worker."""
+
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> "Redactor":
+        """Knows the values of all variables that are named like secrets."""
+        found = {
+            value
+            for name, value in environment.items()
+            if _SECRET_NAME.search(name) and len(value) >= _SECRET_CHARS
+        }
+        return cls(tuple(sorted(found, key=len, reverse=True)))  # one may hold another
+
+    def __call__(self, text: str) -> str:
+        for secret in self.secrets:
+            text = text.replace(secret, "***")
+        text = _ADDRESS.sub(r"\1://\3/...", text)
+        text = _PAYLOAD.sub(lambda run: f"<{len(run[0])} characters>", text)
+        return _FOLDERS.sub("", text)
+
+
+class JsonLines(logging.Formatter):
+    """`extra={"facts": {...}}` of a record goes beside the message as it is."""
+
+    def __init__(self, redact: Redactor) -> None:
+        super().__init__()
+        self._redact = redact
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "job": CURRENT.get(),
+            "message": self._redact(record.getMessage()),
+        }
+        line |= getattr(record, "facts", {})
+        if record.exc_info:
+            line["traceback"] = self._redact(self.formatException(record.exc_info))
+        return json.dumps(line, default=str, ensure_ascii=False)
+
+
+def log_as_json(redact: Redactor) -> None:
+    """For this process: the engine's lines from INFO on, those of others from WARNING on."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(JsonLines(redact))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.getLogger("engine").setLevel(logging.INFO)
+    logging.captureWarnings(True)
+
+
+@contextmanager
+def job_named(name: str) -> Iterator[None]:
+    """Lines of this task, and of threads that run in a copy of its context, carry the name."""
+    token = CURRENT.set(name)
+    try:
+        yield
+    finally:
+        CURRENT.reset(token)

@@ -1,0 +1,66 @@
+"""Which GPUs and driver levels RunPod has, and under which names it knows them.
+
+A pool is what an endpoint asks for, a GPU what a test runs on. ADA_32_PRO is Blackwell in spite of
+its name. Source: spec/runpod.md 0.1, 0.2 and B.1; RunPod's own pages disagree about the L4.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+
+# By pool, its GPUs and their compute capability.
+POOLS: Mapping[str, Mapping[str, tuple[int, int]]] = {
+    "AMPERE_16": {"NVIDIA RTX A4000": (8, 6), "NVIDIA RTX A4500": (8, 6),
+                  "NVIDIA RTX 4000 Ada Generation": (8, 9),
+                  "NVIDIA RTX 2000 Ada Generation": (8, 9)},
+    "AMPERE_24": {"NVIDIA L4": (8, 9), "NVIDIA RTX A5000": (8, 6),
+                  "NVIDIA GeForce RTX 3090": (8, 6)},
+    "ADA_24": {"NVIDIA GeForce RTX 4090": (8, 9), "NVIDIA L4": (8, 9)},
+    "ADA_32_PRO": {"NVIDIA GeForce RTX 5090": (12, 0)},
+    "AMPERE_48": {"NVIDIA RTX A6000": (8, 6), "NVIDIA A40": (8, 6)},
+    "ADA_48_PRO": {"NVIDIA L40S": (8, 9), "NVIDIA L40": (8, 9),
+                   "NVIDIA RTX 6000 Ada Generation": (8, 9)},
+    "AMPERE_80": {"NVIDIA A100 80GB PCIe": (8, 0), "NVIDIA A100-SXM4-80GB": (8, 0)},
+    "ADA_80_PRO": {"NVIDIA H100 80GB HBM3": (9, 0), "NVIDIA H100 PCIe": (9, 0),
+                   "NVIDIA H100 NVL": (9, 0)},
+    "HOPPER_141": {"NVIDIA H200": (9, 0)},
+    "BLACKWELL_96": {"NVIDIA RTX PRO 6000 Blackwell Server Edition": (12, 0),
+                     "NVIDIA RTX PRO 6000 Blackwell Workstation Edition": (12, 0),
+                     "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition": (12, 0)},
+    "BLACKWELL_180": {"NVIDIA B200": (10, 0)},
+}  # fmt: skip
+GPUS = {name: capability for pool in POOLS.values() for name, capability in pool.items()}
+# What a host may report. 12.7 is a level of drivers: there is no such toolkit.
+CUDA_VERSIONS = ("11.8", *(f"12.{minor}" for minor in range(10)), "13.0")
+
+_SHOWN = 60  # characters
+
+
+def pool_of(gpu: str) -> str:
+    """Of those that have it, the one with the fewest kinds of GPU."""
+    return min((pool for pool in POOLS if gpu in POOLS[pool]), key=lambda pool: len(POOLS[pool]))
+
+
+def instead(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: which known one is near, or all of them.
+
+    A number in common, as the 4090, says more than letters do.
+    """
+    known, name = list(known), name[:_SHOWN]
+    numbers = {word for word in name.split() if any(letter.isdigit() for letter in word)}
+    near = [one for one in known if numbers & {*one.split()}] or get_close_matches(name, known)
+    return f"is {near[0]} meant?" if near else f"known are {', '.join(known)}."
+
+
+def instead_of_pool(name: str) -> str:
+    """The same for a pool. Names of a family are alike, so all of it are shown."""
+    family = [pool for pool in POOLS if pool.split("_")[0] == name.upper().split("_")[0]]
+    ada, blackwell = pool_of("NVIDIA GeForce RTX 4090"), pool_of("NVIDIA GeForce RTX 5090")
+    homes = f"the RTX 4090 is in {ada}, the RTX 5090 in {blackwell}"
+    return f"known are {', '.join(family or POOLS)}; {homes}."
+
+
+def short(value: object) -> str:
+    """A value of a JSON file for a message: in ASCII, and not longer than a line."""
+    text = json.dumps(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -1,0 +1,139 @@
+"""What may be asked for: recipes, the defaults in production, the one check of a job's settings."""
+
+import unicodedata
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from engine.config import LIMITS
+from engine.errors import BadRequest, OutputError
+from engine.flow import Recipe, Request
+from engine.media.framing import check_size
+from engine.sampler import grid
+
+RECIPES = {
+    # the released sampling script (spec/denoiser.md 4)
+    "official": Recipe(sampler="euler", steps=50, cfg=4.0, shift=5.0),
+    # the workflow in production (spec/denoiser.md 4.6): distilled weights, half the steps see poses
+    "production": Recipe(
+        sampler="dpm++_sde",
+        steps=6,
+        cfg=1.0,
+        shift=5.0,
+        pose_until=0.5,
+        window_frames=80,
+        overlap_frames=20,
+        half_render=True,
+    ),
+}
+
+# spec/runpod.md A.4: what the endpoints in production say where a request does not
+PROMPT = "the human starts to dance"
+NEGATIVE_PROMPT = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，"  # noqa: RUF001
+    "整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，"  # noqa: RUF001
+    "画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，"  # noqa: RUF001
+    "静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"  # noqa: RUF001
+)
+SEED = 779298828917358
+
+# What attention is called in requests and workflows -> what computes it, None for the worker's own
+_ATTENTION = {
+    "sageattn": None,  # 8-bit attention, as the worker's own is
+    **{name: name for name in ("int8fp8", "int8", "fp8", "sdpa", "xformers")},
+    **dict.fromkeys(("flash_attn_2", "flash_attn_3", "comfy"), "sdpa"),
+    **dict.fromkeys(("sageattn_3", "sageattn_compiled", "radial_sage_attention")),
+}
+
+
+def attention_of(mode: str) -> tuple[str | None, tuple[str, ...]]:
+    """The attention that computes what `mode` names, and what is to be said of the difference.
+
+    Raises `BadRequest` for a mode that nobody knows.
+    """
+    if mode not in _ATTENTION:
+        known = ", ".join(_ATTENTION)
+        raise BadRequest(f"There is no attention mode {mode!r}. Choose one of: {known}.")
+    chosen = _ATTENTION[mode]
+    if mode in (chosen, "sageattn"):
+        return chosen, ()
+    return chosen, (f"Attention {mode} is not built in; {chosen or 'the 8-bit form'} is used.",)
+
+
+def check_request(request: Request) -> None:
+    """Raises `BadRequest` for settings that no clip can be made with."""
+    recipe = request.recipe
+    check_range("steps", recipe.steps, 1, LIMITS.max_steps)
+    check_range("cfg", recipe.cfg, 0, LIMITS.max_cfg)
+    check_range("shift", recipe.shift, 0.01, LIMITS.max_shift)
+    check_range("seed", request.seed, 0, 2**64 - 1)
+    check_range("start of the skeleton", recipe.pose_from, 0, 1)
+    check_range("end of the skeleton", recipe.pose_until, 0, 1)
+    if recipe.pose_from > recipe.pose_until:
+        raise BadRequest(
+            f"The skeleton starts at {recipe.pose_from:g} of the steps and ends at "
+            f"{recipe.pose_until:g}; it must start first."
+        )
+    check_range("strength of the skeleton", recipe.pose_strength, 0, LIMITS.max_pose_strength)
+    check_range("window", recipe.window_frames, 1, LIMITS.max_frames)
+    check_range("overlap of windows", recipe.overlap_frames, 0, recipe.window_frames - 1)
+    check_shape(request.width, request.height, request.fps, request.frames, request.persons)
+    for name, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
+        _check_text(name, text)
+    grid(recipe.sampler, recipe.steps, recipe.shift)
+
+
+def check_shape(
+    width: int | None, height: int | None, fps: float | None, frames: int | None, persons: int
+) -> None:
+    """The part of `check_request` that motion capture alone looks at."""
+    check_range("persons", persons, 1, LIMITS.max_persons)
+    if fps is not None:
+        check_range("fps", fps, 1, LIMITS.max_fps)
+    if frames is not None:
+        check_range("frames", frames, 1, LIMITS.max_frames)
+    if (width is None) != (height is None):
+        raise BadRequest("Width and height are given together, or neither.")
+    if width is not None and height is not None:
+        check_size(height, width)
+
+
+def check_output(path: Path, suffix: str, *inputs: Path) -> None:
+    """Raises `OutputError` now rather than after minutes of work.
+
+    `inputs`: files that the result must not replace.
+    """
+    if path.suffix.lower() != suffix:
+        raise OutputError(f"{path.name} should end in {suffix}.")
+    try:
+        if path.is_dir():
+            raise OutputError(f"{path} is a folder; the name of a file is expected.")
+        if not path.absolute().parent.is_dir():
+            raise OutputError(f"There is no folder {path.absolute().parent} for {path.name}.")
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path} is a device or a pipe; the name of a file is expected.")
+        if path.exists() and any(given.exists() and path.samefile(given) for given in inputs):
+            raise OutputError(f"{path} is an input; the result needs a name of its own.")
+        with TemporaryDirectory(dir=path.absolute().parent, prefix=".probe-"):
+            pass
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def _check_text(name: str, text: str) -> None:
+    if len(text) > LIMITS.max_prompt_chars:
+        raise BadRequest(
+            f"The {name} has {len(text)} characters; at most {LIMITS.max_prompt_chars} fit."
+        )
+    for place, character in enumerate(text, start=1):
+        # Control characters and halves of surrogate pairs, which the tokenizer chokes on.
+        if unicodedata.category(character) in ("Cc", "Cs") and character not in "\t\n\r":
+            raise BadRequest(
+                f"The {name} has the character U+{ord(character):04X} at place {place}, which no "
+                "text has; remove it."
+            )
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Raises `BadRequest` for a number outside of low .. high, and for NaN."""
+    if not low <= value <= high:  # as false of NaN; a whole number may be beyond all floats
+        raise BadRequest(f"The {name} is {value}; it must be {low:g} to {high:g}.")

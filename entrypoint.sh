@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Container start: finds the weights, fetches or builds them if that was asked for, and runs the
+# command that was given (the worker) as a user without rights. docs/deploy.md has the layouts.
+set -euo pipefail
+
+home=${SCAIL_HOME:-/opt/scail}
+volume=${SCAIL_VOLUME:-/runpod-volume}
+arch=${SCAIL_ARCH:?is set by the image}
+cache=$volume/huggingface-cache/hub
+
+say() { printf 'entrypoint: %s\n' "$*" >&2; }
+fail() { say "$*"; exit 1; }
+has_package() { [[ -f $1/packages/$arch/manifest.json ]]; }
+# where weights may be: baked into the image, in the host's model cache, on the network volume
+places() {
+  printf '%s\n' "$home/weights"
+  if [[ -n ${WEIGHTS_REPO:-} ]]; then
+    compgen -G "$cache/models--${WEIGHTS_REPO//\//--}/snapshots/*" || true
+  fi
+  printf '%s\n' "$volume"
+}
+
+fetch() { # $1: where to; the repository has packages/ARCH and models
+  say "fetching $WEIGHTS_REPO to $1"
+  HF_HOME=/tmp/huggingface hf download "$WEIGHTS_REPO" --revision "${WEIGHTS_REVISION:-main}" \
+    --include "packages/$arch/*" --include "models/*" --local-dir "$1" >&2
+  has_package "$1" || fail "$WEIGHTS_REPO has no packages/$arch. Upload one."
+}
+
+build() { # onto the volume, with the kernels that were compiled with the image
+  [[ -d $volume ]] || fail "SCAIL_CHECKPOINT is built onto a network volume. Attach one."
+  say "building $volume/packages/$arch of $SCAIL_CHECKPOINT, once"
+  SCAIL_STATE=$home/build python build_engine.py --arch "$arch" --checkpoint "$SCAIL_CHECKPOINT" \
+    ${SCAIL_LORA:+--lora "$SCAIL_LORA"} --out "$volume/packages" >&2
+}
+
+find_weights() { # sets place
+  while IFS= read -r place; do
+    if has_package "$place"; then return; fi
+  done < <(places)
+  place=$volume
+  if [[ -n ${WEIGHTS_REPO:-} ]]; then
+    [[ -d $volume ]] || place=$home/weights
+    fetch "$place"
+  elif [[ -n ${SCAIL_CHECKPOINT:-} ]]; then
+    build
+  else
+    say "no package for $arch in: $(places | paste -sd ' '). The worker will say what to do."
+  fi
+}
+
+# The image build bakes weights with this very function.
+if [[ ${1:-} == fetch ]]; then
+  fetch "$home/weights"
+  exit
+fi
+
+if [[ -z ${SCAIL_PACKAGE:-} ]]; then
+  find_weights
+  export SCAIL_PACKAGE=$place/packages
+  [[ -n ${SCAIL_MODELS:-} || ! -d $place/models ]] || export SCAIL_MODELS=$place/models
+fi
+say "packages in $SCAIL_PACKAGE, models in ${SCAIL_MODELS:-$volume/models}"
+unset HF_TOKEN # the worker has no use for it
+export HF_HUB_OFFLINE=1
+
+if [[ $(id -u) == 0 ]]; then
+  drop=(setpriv --reuid=scail --regid=scail --init-groups --no-new-privs)
+  if [[ ! -e $SCAIL_PACKAGE ]] || "${drop[@]}" test -r "$SCAIL_PACKAGE" -a -x "$SCAIL_PACKAGE"; then
+    exec "${drop[@]}" "$@"
+  fi
+  say "only root may read $SCAIL_PACKAGE, so the worker stays root. chmod -R a+rX it."
+fi
+exec "$@"

@@ -1,0 +1,111 @@
+"""The worker on RunPod: `python handler.py`. The one place where an exception becomes a response.
+
+Importing this costs nothing; the engine and the platform's library are imported to serve.
+"""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from engine.errors import EngineError
+from engine.joblog import Redactor, job_named, log_as_json
+
+if TYPE_CHECKING:
+    from engine.progress import Report
+    from engine.worker import Response, Worker
+
+log = logging.getLogger("engine.handler")
+
+_STOPPED = 128 + signal.SIGTERM
+_UNFORESEEN = "The worker failed in a way nobody foresaw, and is replaced. Send the job again."
+
+
+async def respond(worker: "Worker", job: Mapping[str, object], report: "Report") -> "Response":
+    """A job as the platform hands it over -> its output, or what went wrong.
+
+    Only being cancelled is raised: the platform waits for nothing then.
+    """
+    with job_named(str(job.get("id", "local"))):
+        try:
+            return await worker.answer(job, report)
+        except EngineError as error:
+            log.warning("%s: %s", error.code, error)
+            return _failure(str(error), error.code, worker.endpoint.redact, replaced=error.fatal)
+        except Exception:
+            log.exception("unforeseen")
+            return _failure(_UNFORESEEN, EngineError.code, worker.endpoint.redact, replaced=True)
+
+
+def _failure(sentence: str, code: str, redact: Redactor, *, replaced: bool) -> "Response":
+    failure: Response = {"error": redact(" ".join(sentence.split())), "code": code}
+    return failure | {"refresh_worker": True} if replaced else failure
+
+
+def main() -> None:
+    """Loads, then serves until told to stop. A machine that cannot serve ends in one sentence."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(_STOPPED))  # loading is not waited for
+    os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")  # below that it prints whole results
+    platform = ThreadPoolExecutor(1).submit(import_module, "runpod")  # 1.5 s, beside the loading
+
+    from engine.endpoint import read_endpoint
+    from engine.fitness import fitness_checks
+    from engine.renderer import load_renderer
+    from engine.scratch import Scratch
+    from engine.worker import Worker
+
+    endpoint = read_endpoint()
+    log_as_json(endpoint.redact)
+    try:
+        scratch = Scratch(endpoint.scratch)
+    except EngineError as error:
+        sys.exit(f"error: {error}")
+    worker = Worker(endpoint, scratch)
+    checks = fitness_checks(endpoint, scratch)
+    try:
+        try:
+            worker.start(load_renderer)
+        except Exception as error:
+            if not endpoint.on_runpod:
+                raise
+            checks = [_refusal(error)]  # the platform is told, and ends this process
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(_STOPPED))
+        _serve(platform.result(), worker, checks)
+    except EngineError as error:
+        sys.exit(f"error: {endpoint.redact(str(error))}")
+    finally:
+        worker.close()
+
+
+def _refusal(error: Exception) -> Callable[[], None]:
+    """A check that fails with what went wrong before."""
+
+    def start() -> None:
+        raise error
+
+    return start
+
+
+def _serve(runpod: ModuleType, worker: "Worker", checks: Sequence[Callable[[], None]]) -> None:
+    """`runpod`: the platform's library, which reads the command line and returns when stopped."""
+    for check in checks:
+        runpod.serverless.register_fitness_check(check)
+    tells = worker.endpoint.on_runpod  # elsewhere nobody listens
+
+    async def handle(job: dict[str, object]) -> "Response":
+        def report(progress: Mapping[str, object]) -> None:
+            if tells:
+                runpod.serverless.progress_update(job, progress)
+
+        return await respond(worker, job, report)
+
+    runpod.serverless.start({"handler": handle})
+
+
+if __name__ == "__main__":
+    main()

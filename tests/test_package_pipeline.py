@@ -1,0 +1,311 @@
+"""Clips of packages are those of the exact model, within what 8 bits allow, by every way."""
+
+import dataclasses
+import math
+import shutil
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from built import tiny_package
+from clips import clip
+from compiled import STATE
+from PIL import Image
+from safetensors.torch import load_file
+
+from engine.build.make import Order, make_package
+from engine.conditioning import condition
+from engine.config import state_dir
+from engine.demo.weights import demo_weights
+from engine.errors import BadPackage, MissingModel, Unavailable
+from engine.flow import Request, Source
+from engine.load import Settings, load_exact, load_package
+from engine.media.video import probe_video, read_video
+from engine.pose.networks import Networks
+from engine.recipes import RECIPES
+from engine.sampler import SAMPLERS
+from engine.stages import Stages
+from kernels.arch import ARCHS, SM89, SM90
+from kernels.attention import FORMS
+
+GATE = 0.999  # cosine of latents, at 8 bits
+PROMPT = "a dancer in the rain"
+OFFICIAL, PRODUCTION = RECIPES["official"], RECIPES["production"]
+
+
+def settings(attention=None):
+    return Settings(torch.device("cpu"), "fp32", attention, state_dir())
+
+
+def load(path, attention=None, models=None):
+    models = models or demo_weights(state_dir()).models
+    networks = Networks(models, torch.device("cpu"), state_dir())
+    return load_package(path, models, networks, settings(attention))
+
+
+@cache
+def packaged(arch=SM90, attention=None):
+    return load(tiny_package(arch), attention)
+
+
+@cache
+def exact():
+    demo = demo_weights(state_dir())
+    networks = Networks(demo.models, torch.device("cpu"), state_dir())
+    return load_exact(demo.checkpoint, [], demo.models, networks, settings())
+
+
+def ask(recipe, **changes):
+    given = {"prompt": PROMPT, "negative_prompt": "blur", "seed": 3, "width": 96, "height": 64}
+    return Request(Path("x.png"), Path("x.mp4"), "pose", recipe, **given | changes)
+
+
+@cache
+def told(frames, cfg):
+    """What a transformer is told of a clip of noise."""
+    draw = torch.Generator().manual_seed(frames)
+    picture = 2 * torch.rand(3, 64, 96, generator=draw) - 1
+    skeleton = (255 * torch.rand(frames, 32, 48, 3, generator=draw)).byte()
+    request = ask(dataclasses.replace(OFFICIAL, cfg=cfg))
+    return condition(exact().encoders, request, Source(picture, skeleton, 16.0, None))
+
+
+def latents(pipeline, recipe, frames=9, **changes):
+    return pipeline.denoise(ask(recipe, **changes), told(frames, recipe.cfg))
+
+
+@cache
+def wanted(recipe, frames=9):
+    return latents(exact(), recipe, frames)
+
+
+def cosine(got, want):
+    return torch.cosine_similarity(got.double().flatten(), want.double().flatten(), dim=0).item()
+
+
+def assert_near(got, want):
+    assert got.shape == want.shape
+    assert cosine(got, want) >= GATE
+    assert got.std().item() == pytest.approx(want.std().item(), rel=0.02)
+
+
+# --- the same latents
+
+
+@pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_package_of_any_architecture_makes_the_clip_of_the_exact_model(arch, name):
+    """By its references, on the CPU; mixed weights on sm89, FP8 on the others."""
+    recipe = dataclasses.replace(RECIPES[name], steps=6)
+    assert_near(latents(packaged(arch), recipe), wanted(recipe))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", [SM89, SM90], ids=lambda arch: arch.name)
+def test_errors_do_not_add_up_over_all_steps_of_the_official_recipe(arch):
+    assert_near(latents(packaged(arch), OFFICIAL), wanted(OFFICIAL))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_solver_makes_the_clip_of_the_exact_model(sampler):
+    """And of no other solver: their clips lie within the gate of each other."""
+    recipe = dataclasses.replace(PRODUCTION, sampler=sampler, steps=4, cfg=2.0)
+    got = latents(packaged(SM89), recipe)
+    assert_near(got, wanted(recipe))
+    others = (wanted(dataclasses.replace(recipe, sampler=other)) for other in SAMPLERS)
+    assert max(others, key=lambda want: cosine(got, want)) is wanted(recipe)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_clip_of_97_frames_in_windows_is_that_of_the_exact_model(name):
+    recipe = dataclasses.replace(RECIPES[name], steps=2)
+    assert_near(latents(packaged(), recipe, 97), wanted(recipe, 97))
+    alone = dataclasses.replace(recipe, window_frames=97)
+    assert cosine(wanted(recipe, 97), latents(exact(), alone, 97)) < GATE
+
+
+def test_the_gate_tells_other_clips():
+    """Not other texts: random weights hardly answer to them. tests/test_denoiser.py has others."""
+    recipe = dataclasses.replace(OFFICIAL, steps=6)
+    assert cosine(wanted(recipe), wanted(dataclasses.replace(recipe, shift=3.0))) < GATE
+    assert cosine(wanted(recipe), latents(exact(), recipe, seed=4)) < GATE
+
+
+@pytest.mark.parametrize("attention", [*FORMS, "sdpa"])
+def test_every_attention_makes_the_clip_of_the_exact_model(attention):
+    recipe = dataclasses.replace(PRODUCTION, steps=4)
+    got = latents(packaged(SM90, attention), recipe)
+    assert_near(got, wanted(recipe))
+    is_default = torch.equal(got, latents(packaged(), recipe))
+    assert is_default == (attention == "int8fp8")
+
+
+@pytest.mark.parametrize(
+    ("attention", "says"),
+    [
+        ("flash", r"no attention 'flash' for packages, only .*int8fp8.*, sdpa, xformers\."),
+        ("xformers", "xformers was asked for, but"),
+    ],
+)
+def test_an_attention_that_is_not_there_is_told(attention, says):
+    with pytest.raises(Unavailable, match=says):
+        load(tiny_package(SM90), attention)
+
+
+# --- whole jobs
+
+
+@pytest.fixture
+def request_of(tmp_path):
+    def make(frames=9, **changes):
+        rng = np.random.default_rng(0)
+        picture, pose = tmp_path / "ref.png", tmp_path / "pose.mp4"
+        Image.fromarray(rng.integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(picture)
+        clip(pose, frames)
+        given = {"recipe": dataclasses.replace(PRODUCTION, steps=2)} | changes
+        return dataclasses.replace(ask(**given), image=picture, motion=pose)
+
+    return make
+
+
+def run(pipeline, request, folder):
+    folder.mkdir()
+    made = pipeline.run(request, folder / "clip.mp4", "test", Stages(folder))
+    return made, load_file(folder / "latents.safetensors")
+
+
+def frames_of(path):
+    return torch.cat([*read_video(probe_video(path))]).float()
+
+
+def psnr(got, want):
+    assert got.shape == want.shape
+    return 10 * math.log10(255**2 / (got - want).square().mean().item())
+
+
+def test_a_job_is_that_of_the_exact_model_from_the_media_to_the_frames(
+    request_of, tmp_path, caplog
+):
+    (made, kept), (plain, want) = (
+        run(pipeline, request_of(), tmp_path / name)
+        for name, pipeline in (("package", packaged()), ("exact", exact()))
+    )
+    assert kept.keys() == want.keys()
+    for name in kept.keys() - {"latents"}:
+        assert torch.equal(kept[name], want[name]), name
+    assert_near(kept["latents"], want["latents"])
+    # random weights of a VAE make noise of the slightest change
+    assert psnr(frames_of(made.path), frames_of(plain.path)) > 28
+    assert (made.frames, made.notes) == (9, ())
+    assert not (tmp_path / "package" / "activations.safetensors").exists()
+    assert "activations.safetensors is kept by the exact model alone" in caplog.text
+
+
+def test_the_job_after_a_job_is_not_changed_by_it(request_of, tmp_path):
+    request = request_of()
+    longer = dataclasses.replace(PRODUCTION, steps=1, window_frames=13, overlap_frames=4)
+    pipeline = packaged()
+    _, first = run(pipeline, request, tmp_path / "1")
+    run(pipeline, request_of(33, recipe=longer), tmp_path / "2")
+    _, again = run(pipeline, request_of(), tmp_path / "3")
+    assert torch.equal(first["latents"], again["latents"])
+
+
+@pytest.mark.slow
+def test_a_clip_of_326_frames_is_that_of_the_exact_model(request_of, tmp_path):
+    request = request_of(326, recipe=PRODUCTION)
+    made, kept = run(packaged(), request, tmp_path / "package")
+    _, want = run(exact(), request, tmp_path / "exact")
+    assert_near(kept["latents"], want["latents"])
+    assert made.frames == probe_video(made.path).frames == 325
+    per_frame = [cosine(a, b) for a, b in zip(kept["latents"].unbind(1), want["latents"].unbind(1))]
+    assert min(per_frame) >= GATE  # at the seams too
+
+
+# --- what is beside a package
+
+
+@pytest.fixture(scope="module")
+def with_prompts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prompts")
+    (folder / "prompts.txt").write_text(f"{PROMPT}\nblur\n", encoding="utf-8")
+    demo = demo_weights(state_dir())
+    order = Order(SM90, demo.checkpoint, prompts=folder / "prompts.txt", models=demo.models)
+    return make_package(order, folder / "out", STATE)
+
+
+@pytest.fixture
+def models(tmp_path):
+    """A models folder of one's own."""
+    return Path(shutil.copytree(demo_weights(state_dir()).models, tmp_path / "models"))
+
+
+def test_prompts_that_a_package_holds_need_no_text_encoder(
+    with_prompts, models, request_of, tmp_path
+):
+    shutil.rmtree(models / "text_encoders")
+    pipeline = load(with_prompts, models=models)
+    _, kept = run(pipeline, request_of(), tmp_path / "held")
+    _, want = run(packaged(), request_of(), tmp_path / "made")
+    assert cosine(kept["text"], want["text"]) > GATE  # BF16
+    assert_near(kept["latents"], want["latents"])
+    other = dataclasses.replace(request_of(), prompt="a dancer in the snow")
+    with pytest.raises(MissingModel, match=r"There is no text encoder .*text_encoders"):
+        pipeline.run(other, tmp_path / "clip.mp4", "test", Stages(None))
+    assert not (tmp_path / "clip.mp4").exists()
+    _, again = run(pipeline, request_of(), tmp_path / "again")
+    assert torch.equal(again["latents"], kept["latents"])
+
+
+def test_damaged_prompts_are_told_when_the_package_is_loaded(with_prompts, tmp_path):
+    package = Path(shutil.copytree(with_prompts, tmp_path / "sm90"))
+    held = package / "prompts.safetensors"
+    data = bytearray(held.read_bytes())
+    data[-3] ^= 1  # of a number, which no reader of the format could tell
+    held.write_bytes(data)
+    with pytest.raises(BadPackage, match=r"prompts\.safetensors is damaged"):
+        load(package)
+
+
+@pytest.mark.parametrize(
+    ("gone", "says"),
+    [
+        ("vae", "No VAE in"),
+        ("clip_vision", "No image encoder in"),
+        ("text_encoders", "No text encoder in"),
+        ("", "There is no models folder"),
+    ],
+)
+def test_a_model_that_is_missing_is_named_before_weights_are_read(models, gone, says, tmp_path):
+    shutil.rmtree(models / gone)
+    package = Path(shutil.copytree(tiny_package(SM90), tmp_path / "sm90"))
+    weights = package / "weights.bin"
+    weights.write_bytes(bytes(weights.stat().st_size))  # whoever reads it finds it damaged
+    with pytest.raises(MissingModel, match=says):
+        load(package, models=models)
+
+
+def test_damaged_weights_are_told_when_the_package_is_loaded(tmp_path):
+    package = Path(shutil.copytree(tiny_package(SM90), tmp_path / "sm90"))
+    weights = package / "weights.bin"
+    weights.write_bytes(bytes(weights.stat().st_size))
+    with pytest.raises(BadPackage, match=r"weights\.bin is damaged: \S+ has sha256"):
+        load(package)
+
+
+def test_without_a_gpu_one_of_several_packages_must_be_named(tmp_path):
+    for arch in (SM89, SM90):
+        (tmp_path / arch.name).symlink_to(tiny_package(arch))
+    with pytest.raises(BadPackage, match="holds packages for sm89, sm90; name one of them"):
+        load(tmp_path)
+    assert load(tmp_path / "sm89").denoiser.name == "the package sm89"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("nowhere", "does not exist"), ("", "holds no package")]
+)
+def test_a_folder_without_a_package_is_told(tmp_path, name, says):
+    with pytest.raises(BadPackage, match=says):
+        load(tmp_path / name)

@@ -1,0 +1,413 @@
+"""Memory is given out as planned; where it runs out a job goes on with less, and the next one too.
+
+Nothing here has a GPU: models write down where they are sent, and run out when they are told to.
+"""
+
+import dataclasses
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from built import tiny_package
+from clips import clip
+from PIL import Image
+
+from engine.config import state_dir
+from engine.demo.weights import demo_weights
+from engine.errors import EngineError, TooLarge
+from engine.flow import Recipe, Request, Source
+from engine.load import Settings, load_exact
+from engine.media.video import probe_video
+from engine.memory import LADDER, EncoderBytes, Shape, plan
+from engine.package import open_package
+from engine.pose.networks import Networks
+from engine.residency import Memory, Movable, shape_of
+from engine.resident import Resident
+from engine.stages import Stages
+from kernels.arch import SM90
+
+QUICK = Recipe(sampler="euler", steps=2, cfg=1.0, shift=5.0)
+GB = 10**9
+ENCODERS = EncoderBytes(text=0, vision=GB, vae=GB)
+
+
+def full():
+    return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a")
+
+
+# --- one model
+
+
+class Moves:
+    """A model that says when it comes and goes, and may not fit."""
+
+    def __init__(self, diary, name):
+        self.diary, self.name, self.fits = diary, name, True
+        self.home = Resident(self.arrive, self.leave)
+
+    def arrive(self):
+        self.diary.append(f"+{self.name}")
+        if not self.fits:
+            raise full()
+
+    def leave(self):
+        self.diary.append(f"-{self.name}")
+
+
+@pytest.fixture
+def diary():
+    return []
+
+
+def test_a_model_that_stays_is_not_moved(diary):
+    home = Moves(diary, "m").home
+    with home.present():
+        pass
+    home.settle(stays=True)
+    assert diary == []
+
+
+def test_a_model_that_does_not_stay_is_there_while_it_is_used(diary):
+    home = Moves(diary, "m").home
+    home.settle(stays=False)
+    assert diary == ["-m"]
+    for _ in range(2):
+        with home.present():
+            diary.append("used")
+    assert diary == ["-m", *["+m", "used", "-m"] * 2]
+    home.settle(stays=False)
+    home.settle(stays=True)
+    home.settle(stays=True)
+    assert diary[7:] == ["+m"]
+
+
+def test_a_model_leaves_also_when_its_use_fails(diary):
+    home = Moves(diary, "m").home
+    home.settle(stays=False)
+    with pytest.raises(KeyboardInterrupt), home.present():
+        raise KeyboardInterrupt
+    assert diary == ["-m", "+m", "-m"]
+
+
+def test_a_model_that_arrives_in_part_leaves_again_and_may_be_tried_again(diary):
+    model = Moves(diary, "m")
+    model.home.settle(stays=False)
+    model.fits = False
+    with pytest.raises(torch.OutOfMemoryError), model.home.present():
+        diary.append("used")
+    with pytest.raises(torch.OutOfMemoryError):
+        model.home.settle(stays=True)
+    model.fits = True
+    with model.home.present():
+        diary.append("used")
+    assert diary == ["-m", *["+m", "-m"] * 2, "+m", "used"]
+
+
+def test_without_functions_nothing_moves():
+    home = Resident()
+    home.settle(stays=False)
+    with home.present():
+        pass
+    home.settle(stays=True)
+
+
+# --- all models
+
+
+class Gpu:
+    """A planner with so much memory, and models that keep a diary."""
+
+    def __init__(self, free=1000 * GB):
+        self.free, self.diary, self.shapes = free, [], []
+        self.blocks, self.vision, self.vae = (
+            Moves(self.diary, name) for name in ("blocks", "vision", "vae")
+        )
+        movable = Movable(
+            self.blocks.home,
+            self.vision.home,
+            self.vae.home,
+            self.use_graphs,
+            {
+                "denoise": lambda: self.diary.append("forget"),
+                "decode": lambda: self.diary.append("release"),
+            },
+        )
+        self.memory = Memory(self.plan, movable)
+
+    def use_graphs(self, wanted):
+        self.diary.append(f"graphs {wanted}")
+
+    def plan(self, shape):
+        self.shapes.append(shape)
+        manifest = open_package(tiny_package(SM90)).manifest
+        return plan(manifest, shape, ENCODERS, self.free)
+
+    def free_for(self, rung):
+        """Bytes with which this rung is the first that fits the clip of these tests."""
+        manifest = open_package(tiny_package(SM90)).manifest
+        found = plan(manifest, Shape(64, 96, 9), ENCODERS, self.free)
+        while found.rung is not rung:
+            found = plan(manifest, Shape(64, 96, 9), ENCODERS, found.peak_bytes - 1)
+        return found.peak_bytes
+
+
+def test_the_first_rung_moves_nothing_and_the_last_everything(made):
+    gpu = Gpu()
+    gpu.memory.prepare(*made(gpu))
+    assert gpu.diary == ["graphs True"]
+    gpu.free = gpu.free_for(LADDER[-1])
+    gpu.memory.prepare(*made(gpu))
+    assert gpu.diary[1:] == ["graphs False", "-blocks", "-vision", "-vae"]
+    gpu.free = 1000 * GB
+    gpu.memory.prepare(*made(gpu))
+    assert gpu.diary[5:] == ["graphs True", "+blocks", "+vision", "+vae"]
+
+
+@pytest.fixture
+def made():
+    """A request and its media, as `prepare` sees them."""
+
+    def make(gpu):
+        source = Source(torch.zeros(3, 64, 96), torch.zeros(9, 64, 96, 3).byte(), 16.0, None)
+        return Request(image=None, motion=None, kind="pose", recipe=QUICK), source
+
+    return make
+
+
+@pytest.mark.parametrize("fits", [2, 1, 0])
+def test_models_that_do_not_fit_back_where_they_were_are_taken_in_turns(made, fits):
+    """Another process took memory since they left. So many of three models fit."""
+    gpu = Gpu()
+    gpu.free = gpu.free_for(LADDER[-1])
+    gpu.memory.prepare(*made(gpu))
+    gpu.free = 1000 * GB
+    for model in (gpu.vae, gpu.vision, gpu.blocks)[: 3 - fits]:
+        model.fits = False
+    gpu.memory.prepare(*made(gpu))
+    assert len(gpu.memory.notes) == (1 if fits else 2)
+    assert all("Out of memory (conditioning): tried again" in note for note in gpu.memory.notes)
+    here = {name[1:]: name[0] for name in gpu.diary if name[0] in "+-"}
+    assert here == {"blocks": "+" if fits else "-", "vision": "-", "vae": "-"}
+
+
+def test_a_clip_that_fits_in_no_way_is_refused_and_nothing_is_moved(made):
+    gpu = Gpu(free=GB // 2)
+    with pytest.raises(TooLarge, match=r"96x64, 9 frames at once needs .* GB of GPU memory"):
+        gpu.memory.prepare(*made(gpu))
+    assert gpu.diary == []
+    gpu.free = 1000 * GB
+    gpu.memory.prepare(*made(gpu))
+    assert gpu.diary == ["graphs True"]
+
+
+def test_a_stage_gives_back_what_it_alone_needs_also_when_it_fails(made):
+    gpu = Gpu()
+    gpu.memory.prepare(*made(gpu))
+    with gpu.memory.stage("conditioning"):
+        pass
+    with pytest.raises(KeyboardInterrupt), gpu.memory.stage("denoise"):
+        raise KeyboardInterrupt
+    with gpu.memory.stage("decode"):
+        pass
+    assert gpu.diary == ["graphs True", "forget", "release"]
+
+
+class Activations:
+    """A tensor of a stage, for a weak reference."""
+
+
+class Watching(Gpu):
+    """Whether what a stage held is still there when graphs are decided about."""
+
+    was_held = ()
+
+    def held(self):
+        return None
+
+    def use_graphs(self, wanted):
+        self.was_held = (*self.was_held, self.held() is not None)
+
+
+def test_what_a_failed_stage_held_is_gone_before_models_are_moved(made):
+    gpu = Watching()
+    gpu.memory.prepare(*made(gpu))
+
+    def stage():
+        activations = Activations()
+        gpu.held = weakref.ref(activations)
+        with gpu.memory.stage("denoise"):
+            raise full()
+
+    try:
+        stage()
+    except torch.OutOfMemoryError as error:
+        assert gpu.held() is not None
+        gpu.memory.step_down(error)
+    assert gpu.was_held == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "frames", "want"),
+    [
+        ({}, 9, Shape(64, 96, 9, clip_frames=9)),
+        ({"cfg": 4.0}, 9, Shape(64, 96, 9, contexts=2, clip_frames=9)),
+        ({"pose_until": 0.5}, 97, Shape(64, 96, 81, unseen="last", clip_frames=97)),
+        ({"pose_from": 0.5}, 97, Shape(64, 96, 81, unseen="first", clip_frames=97)),
+        ({"window_frames": 13}, 97, Shape(64, 96, 13, clip_frames=97)),
+    ],
+)
+def test_a_clip_is_planned_as_it_is_denoised(changes, frames, want):
+    source = Source(torch.zeros(3, 64, 96), torch.zeros(frames, 32, 48, 3).byte(), 16.0, None)
+    recipe = dataclasses.replace(QUICK, **changes)
+    assert shape_of(Request(image=None, motion=None, kind="pose", recipe=recipe), source) == want
+
+
+# --- a job that runs out of memory
+
+
+class Hungry:
+    """A denoiser and a decoder around those of a pipeline that run out so often."""
+
+    name, device, watched = "the hungry model", torch.device("cpu"), None
+
+    def __init__(self, encoders, blocks):
+        self.home, self._encoders = blocks, encoders
+        self.fails = {"conditioning": 0, "denoise": 0, "decode": 0}
+        self.encoders = dataclasses.replace(encoders, text=self.text, decode=self.decode)
+
+    def use(self, stage):
+        if self.fails[stage]:
+            self.fails[stage] -= 1
+            raise full()
+
+    def text(self, prompts):
+        self.use("conditioning")
+        return self._encoders.text(prompts)
+
+    def bind(self, conditions, recipe):
+        def velocity(latents, frames, step, timestep):
+            if step == 1:
+                self.use("denoise")
+            return latents / 2
+
+        return velocity
+
+    def decode(self, latents):
+        for number, frames in enumerate(self._encoders.decode(latents)):
+            if number == 1:
+                self.use("decode")
+            yield frames
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    demo = demo_weights(state_dir())
+    settings = Settings(torch.device("cpu"), "fp32", None, state_dir())
+    networks = Networks(demo.models, settings.device, state_dir())
+    return load_exact(demo.checkpoint, [], demo.models, networks, settings)
+
+
+@pytest.fixture
+def hungry(loaded):
+    gpu = Gpu()
+    model = Hungry(loaded.encoders, gpu.blocks.home)
+    model.gpu = gpu
+    model.pipeline = type(loaded)(model, model.encoders, loaded.capture, gpu.memory)
+    return model
+
+
+@pytest.fixture
+def run(tmp_path):
+    rng = np.random.default_rng(0)
+    picture, pose = tmp_path / "ref.png", tmp_path / "pose.mp4"
+    Image.fromarray(rng.integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(picture)
+    clip(pose, 9)
+    request = Request(
+        image=picture, motion=pose, kind="pose", recipe=QUICK, width=96, height=64, audio=False
+    )
+
+    def make(pipeline):
+        return pipeline.run(request, tmp_path / "clip.mp4", "test", Stages(None))
+
+    return make
+
+
+@pytest.mark.parametrize("stage", ["conditioning", "denoise", "decode"])
+def test_a_stage_that_runs_out_is_tried_again_with_less_and_the_clip_says_so(hungry, run, stage):
+    plain = run(hungry.pipeline)
+    assert plain.notes == ()
+    pixels = plain.path.read_bytes()
+    hungry.fails[stage] = 1
+    made = run(hungry.pipeline)
+    assert len(made.notes) == 1
+    assert made.notes[0].startswith(f"Out of memory ({stage}): tried again, ")
+    assert made.path.read_bytes() == pixels
+    assert made.timings_ms.keys() == {"media", "conditioning", "denoise", "decode"}
+    diary = hungry.gpu.diary
+    assert diary.count("forget") == (2 if stage == "conditioning" else 3)
+    assert "graphs False" in diary
+
+
+def test_every_rung_is_tried_once_then_the_clip_is_too_large(hungry, run, tmp_path):
+    hungry.fails["denoise"] = 1000
+    (tmp_path / "clip.mp4").write_bytes(b"precious")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(TooLarge, match=r"denoise: CUDA out of memory\) and nothing is left") as end:
+        run(hungry.pipeline)
+    assert isinstance(end.value, EngineError)
+    assert end.value.code == "too_large"
+    assert not end.value.fatal
+    tried = 1000 - hungry.fails["denoise"]
+    assert tried == 1 + len(hungry.pipeline.memory.notes) <= len(LADDER)
+    assert len(set(hungry.pipeline.memory.notes)) == tried - 1
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "clip.mp4").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("stage", ["conditioning", "denoise", "decode"])
+def test_the_job_after_a_clip_that_was_too_large_works_and_has_all_memory(hungry, run, stage):
+    hungry.fails[stage] = 1000
+    with pytest.raises(TooLarge):
+        run(hungry.pipeline)
+    hungry.fails[stage] = 0
+    hungry.gpu.diary.clear()
+    made = run(hungry.pipeline)
+    assert (made.notes, probe_video(made.path).frames) == ((), 9)
+    assert hungry.gpu.diary[0] == "graphs True"
+    assert not [move for move in hungry.gpu.diary if move.startswith("-")]
+    assert hungry.gpu.shapes == [Shape(64, 96, 9, clip_frames=9)] * 2
+
+
+def test_a_job_goes_down_rung_by_rung_over_its_stages(hungry, run):
+    hungry.fails = {"conditioning": 1, "denoise": 0, "decode": 1}
+    made = run(hungry.pipeline)
+    assert [note.partition(":")[0] for note in made.notes] == [
+        "Out of memory (conditioning)",
+        "Out of memory (decode)",
+    ]
+    assert made.notes[-1].endswith(f"{LADDER[-1].does}.")
+
+
+def test_without_a_plan_running_out_is_told_at_once_and_the_next_job_works(hungry, loaded, run):
+    memory = Memory.unplanned()
+    pipeline = type(loaded)(hungry, hungry.encoders, loaded.capture, memory)
+    hungry.fails["denoise"] = 1
+    with pytest.raises(TooLarge, match="Ask for a smaller or shorter clip"):
+        run(pipeline)
+    assert run(pipeline).notes == ()
+
+
+def test_other_failures_are_no_reason_to_try_again(hungry, run):
+    class Stop(Exception):
+        pass
+
+    def decode(latents):
+        raise Stop
+        yield
+
+    hungry.pipeline.encoders = dataclasses.replace(hungry.encoders, decode=decode)
+    with pytest.raises(Stop):
+        run(hungry.pipeline)
+    assert hungry.gpu.diary == ["graphs True", "forget", "release"]
+    assert hungry.pipeline.memory.notes == []

@@ -32,15 +32,16 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 
+# a process a core, each with one thread: two threads of one test would only wait for each other
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 # one thread, so that the times of two machines can be compared
 bench: setup
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/run.py media kernels
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/run.py media kernels denoiser clip quality cold-start --runs 2
 
 clean:
 	rm -rf out .venv

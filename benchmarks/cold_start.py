@@ -24,6 +24,7 @@ from threading import Timer
 from typing import Any
 
 from cold_worker import READY
+from figures import Figure
 from timing import WrongResult, require
 
 from engine.rawfile import cached_bytes
@@ -58,6 +59,7 @@ class PhaseRow:
     worst_ms: float
     times_torch: float | None = None  # of `import torch` with its interpreter, best against best
     cached: float | None = None  # share of the files' bytes in the page cache before it began
+    runs: int = 1  # of which this is the median
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +188,7 @@ def rows_of(name: str, starts: Sequence[Start]) -> list[PhaseRow]:
 
 
 def _row(name: str, phase: str, ms: Sequence[float]) -> PhaseRow:
-    return PhaseRow(name, phase, statistics.median(ms), min(ms), max(ms))
+    return PhaseRow(name, phase, statistics.median(ms), min(ms), max(ms), runs=len(ms))
 
 
 def evict(paths: Iterable[Path]) -> float:
@@ -222,6 +224,49 @@ def cold_table(rows: Sequence[PhaseRow]) -> str:
         measured = f"{row.ms:10.0f}{row.best_ms:8.0f}{row.worst_ms:8.0f}"
         lines.append(f"{row.start:20}{row.phase:28}{measured}{times:>9}{cached:>8}".rstrip())
     return "\n".join(lines)
+
+
+def cold_figures(rows: Sequence[PhaseRow]) -> list[Figure]:
+    """Of each phase that was measured more than once: the noise of a single run is not known."""
+    return [
+        Figure(
+            f"{row.start}: {row.phase}", row.ms, "ms", (row.worst_ms - row.best_ms) / 2, "lower",
+            "measured",
+        )
+        for row in rows
+        if row.runs > 1
+    ]  # fmt: skip
+
+
+def cold_pictures(rows: Sequence[PhaseRow], folder: Path, stem: str) -> list[Path]:
+    """A bar for each way to start, of the medians of its phases."""
+    # Here: NumPy's files, mapped by this process, could not leave the page cache.
+    from pictures import COLOURS, figure, save
+
+    starts = list(dict.fromkeys(row.start for row in rows))
+    parts = [row for row in rows if row.phase not in (ACCEPTED, "total")]
+    phases = list(dict.fromkeys(row.phase for row in parts))
+    # matplotlib draws upwards, and what comes first is read first
+    places = {name: len(starts) - number for number, name in enumerate(starts)}
+    fig, axes = figure(9, 1.8 + 0.42 * len(starts))
+    ends = dict.fromkeys(starts, 0.0)
+    for number, phase in enumerate(phases):
+        held = [row for row in parts if row.phase == phase]
+        axes.barh(
+            [places[row.start] for row in held],
+            [row.ms / 1000 for row in held],
+            left=[ends[row.start] for row in held],
+            color=COLOURS[number % len(COLOURS)],
+            hatch="//" if number >= len(COLOURS) else None,
+            label=phase,
+        )
+        for row in held:
+            ends[row.start] += row.ms / 1000
+    axes.set_yticks([places[name] for name in starts], starts)
+    axes.grid(False, axis="y")
+    axes.set_xlabel("seconds since the process was started, medians of phases")
+    fig.legend(loc="outside lower center", ncols=4)
+    return save(fig, folder, stem)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

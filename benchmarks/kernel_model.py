@@ -31,13 +31,22 @@ class Gpu:
     ghz: float
     gigabytes_s: float
     shared_bytes: int  # of a multiprocessor
+    seen_ghz: float  # the highest clock that others saw in kernels; the rated one where none did
 
 
 GPUS = {
-    SM89: Gpu("RTX 4090", 128, 2.52, 1008, 102_400),
-    SM90: Gpu("H200", 132, 1.83, 4800, 233_472),
-    SM120: Gpu("RTX 5090", 170, 2.407, 1792, 102_400),
+    SM89: Gpu("RTX 4090", 128, 2.52, 1008, 102_400, 2.75),
+    SM90: Gpu("H200", 132, 1.83, 4800, 233_472, 1.83),
+    SM120: Gpu("RTX 5090", 170, 2.407, 1792, 102_400, 2.91),
 }
+
+# FLOP a multiprocessor does in a cycle at best, sums in FP32 or better, by the bits of an operand.
+BEST_A_CYCLE = {
+    SM89: {8: 2048, 16: 512},
+    SM90: {8: 8192, 16: 4096},
+    SM120: {8: 2048, 16: 512},
+}
+SPECIAL_A_CYCLE = 16  # exponentials of a multiprocessor
 
 # FLOP a multiprocessor does in a cycle, by the beginning of an instruction's name; first match.
 FLOP_A_CYCLE = (
@@ -75,23 +84,40 @@ def peak_tflops(mix: Mix, gpu: Gpu) -> float:
     return work / cycles * gpu.multiprocessors * gpu.ghz / 1000
 
 
-def estimated_tflops(cubin: Cubin, arch: Arch) -> float:
-    """What the main loop allows."""
-    gpu, mix = GPUS[arch], cubin.loop
+@dataclass(frozen=True, slots=True)
+class Demands:
+    """Cycles that one turn of a warp's main loop needs of the units of its scheduler."""
+
+    tensor: float
+    issue: float
+    special: float
+    warps: int  # that share these units
+
+
+def demands(cubin: Cubin, arch: Arch) -> Demands:
+    """Of a kernel with a main loop."""
+    mix = cubin.loop
     assert mix is not None
     tensor = sum(
         flop(name) * count * SCHEDULERS / flop_a_cycle(name) for name, count in mix.mma.items()
     )
-    demands = tensor, float(mix.instructions), SPECIAL_CYCLES * float(mix.count("MUFU"))
-    warps = blocks_together(cubin, gpu) * cubin.warps // SCHEDULERS
-    return tensor * turns_a_cycle(demands, warps) * peak_tflops(mix, gpu)
+    warps = blocks_together(cubin, GPUS[arch]) * cubin.warps // SCHEDULERS
+    return Demands(tensor, float(mix.instructions), SPECIAL_CYCLES * mix.count("MUFU"), warps)
 
 
-def turns_a_cycle(demands: Sequence[float], warps: int) -> float:
-    """Throughput of a closed queue. `demands`: cycles of each unit that a turn of a warp needs."""
-    waiting, rate = [0.0] * len(demands), 0.0
+def estimated_tflops(cubin: Cubin, arch: Arch) -> float:
+    """What the main loop allows."""
+    assert cubin.loop is not None
+    need = demands(cubin, arch)
+    turns = turns_a_cycle((need.tensor, need.issue, need.special), need.warps)
+    return need.tensor * turns * peak_tflops(cubin.loop, GPUS[arch])
+
+
+def turns_a_cycle(needs: Sequence[float], warps: int) -> float:
+    """Throughput of a closed queue. `needs`: cycles of each unit that a turn of a warp takes."""
+    waiting, rate = [0.0] * len(needs), 0.0
     for together in range(1, warps + 1):
-        times = [cycles * (1 + queue) for cycles, queue in zip(demands, waiting)]
+        times = [cycles * (1 + queue) for cycles, queue in zip(needs, waiting)]
         rate = together / (sum(times) + WAIT_CYCLES)
         waiting = [rate * cycles for cycles in times]
     return rate
@@ -107,3 +133,18 @@ def limit_ms(flop: float, moved: float, mix: Mix | None, gpu: Gpu) -> float:
     """Arithmetic or memory traffic, whichever takes longer."""
     arithmetic = flop / peak_tflops(mix, gpu) / 1e9 if mix is not None else 0.0
     return max(arithmetic, moved / gpu.gigabytes_s / 1e6)
+
+
+def limits_ms(
+    flop: float, moved: float, exponentials: float, bits: int, arch: Arch
+) -> dict[str, float]:
+    """What each unit of the GPU needs at least, whatever instructions a kernel has: the tensor
+    cores at their best rate for operands of `bits`, memory for `moved` bytes, MUFU.
+    """
+    gpu = GPUS[arch]
+    cycles = gpu.multiprocessors * gpu.ghz * 1e6  # of all multiprocessors in a millisecond
+    return {
+        "tensor": flop / BEST_A_CYCLE[arch][bits] / cycles,
+        "memory": moved / gpu.gigabytes_s / 1e6,
+        "MUFU": exponentials / SPECIAL_A_CYCLE / cycles,
+    }

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from figures import Figure
 from kernel_cases import SCAIL_14B, Case, cases
 from kernel_model import GPUS, estimated_tflops, limit_ms
 from peers import Peer, peers
@@ -20,10 +21,12 @@ from kernels.compile import compile_kernels
 from kernels.cubin import Cubin
 from kernels.launch import KernelBank
 from kernels.spec import Bank
+from kernels.trial import event_ms
 
 TOKENS = (29757, 48832)  # 416x672 and 512x896, 81 frames
 RUNS_MS = 200  # of repeated launches for one median
 FEWEST, MOST = 5, 50  # runs
+MEDIANS = 3  # that are compared: their spread is the noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,7 @@ class KernelRow:
     gigabytes_s: float | None = None
     share: float | None = None  # of what the GPU could do at best
     note: str = ""
+    noise_ms: float | None = None  # half of the spread of several medians
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +117,10 @@ def timed_row(case: Case, place: Place, tokens: int) -> KernelRow:
             f"{case.name}, {tokens} tokens: relative error {error:.2e}, limit {case.limit:.0e}"
         )
     row = KernelRow(case.name, place.arch.name, tokens=tokens, error=error, cosine=cosine)
-    ms = place.clock(job.run)
-    if ms is None:
+    timed = spread_ms(place.clock, job.run)
+    if timed is None:
         return row
+    ms, noise = timed
     work, moved = case.flop(tokens), case.moved(tokens)
     best = limit_ms(work, moved, place.cubins[case.specs[0].name].loop, GPUS[place.arch])
     return replace(
@@ -124,6 +129,7 @@ def timed_row(case: Case, place: Place, tokens: int) -> KernelRow:
         tflops=work / ms / 1e9 if work else None,
         gigabytes_s=None if work else moved / ms / 1e6,
         share=best / ms,
+        noise_ms=noise,
     )
 
 
@@ -131,11 +137,14 @@ def peer_row(peer: Peer, arch: Arch, tokens: int) -> KernelRow:
     if peer.run is None:
         return KernelRow(peer.name, arch.name, tokens=tokens, note=peer.missing)
     try:
-        ms = median_ms(peer.run())
+        timed = spread_ms(median_ms, peer.run())
     except (RuntimeError, NotImplementedError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         return KernelRow(peer.name, arch.name, tokens=tokens, note=f"failed: {reason[:100]}")
-    return KernelRow(peer.name, arch.name, tokens=tokens, ms=ms, tflops=peer.flop / ms / 1e9)
+    assert timed is not None
+    ms, noise = timed
+    rate = peer.flop / ms / 1e9
+    return KernelRow(peer.name, arch.name, tokens=tokens, ms=ms, tflops=rate, noise_ms=noise)
 
 
 def difference(got: torch.Tensor, want: torch.Tensor) -> tuple[float, float]:
@@ -151,21 +160,25 @@ def _norm(x: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(x, dtype=torch.float64)
 
 
+def spread_ms(
+    clock: Callable[[Callable[[], object]], float | None], run: Callable[[], object]
+) -> tuple[float, float] | None:
+    """The median of several times and half of their spread; None: the clock gives no times."""
+    times = []
+    for _ in range(MEDIANS):
+        ms = clock(run)
+        if ms is None:
+            return None
+        times.append(ms)
+    return statistics.median(times), (max(times) - min(times)) / 2
+
+
 def median_ms(run: Callable[[], object]) -> float:
     """Between CUDA events, after a first run."""
     run()
-    first = _event_ms(run)
+    first = event_ms(run)
     count = max(FEWEST, min(MOST, round(RUNS_MS / max(first, 1e-3))))
-    return statistics.median(_event_ms(run) for _ in range(count))
-
-
-def _event_ms(run: Callable[[], object]) -> float:
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    run()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end)
+    return statistics.median(event_ms(run) for _ in range(count))
 
 
 def kernel_table(rows: Sequence[KernelRow]) -> str:
@@ -189,3 +202,17 @@ def kernel_table(rows: Sequence[KernelRow]) -> str:
         )
         lines.append(f"{row.name:34}{row.arch:>6}{shown}  {row.note}".rstrip())
     return "\n".join(lines)
+
+
+def kernel_figures(rows: Sequence[KernelRow]) -> list[Figure]:
+    """Times that were measured, and rates that machine code allows: never one for the other."""
+    found = []
+    for row in rows:
+        name = f"{row.arch} {row.name}"
+        if row.ms is not None:
+            timed = f"{name}, {row.tokens} tokens"
+            found.append(Figure(timed, row.ms, "ms", row.noise_ms or 0.0, "lower", "measured"))
+        if row.estimated_tflops is not None:
+            rate = row.estimated_tflops
+            found.append(Figure(name, rate, "TFLOPS", 0.0, "higher", "estimate"))
+    return found

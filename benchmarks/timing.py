@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from figures import Figure
+
 RUNS = 7
 
 
@@ -21,6 +23,7 @@ class Row:
     best_ms: float
     cpu_ms: float  # median of this process alone: what the work takes of an idle core
     reference_ms: float | None = None  # of the program that this replaces
+    worst_ms: float | None = None  # None: its spread is not known
 
     @property
     def times_faster(self) -> float | None:
@@ -38,7 +41,7 @@ def measure(
         own.append(1000 * (time.process_time() - busy) / units)
         times.append(1000 * (time.perf_counter() - start) / units)
     median = statistics.median
-    return Row(name, median(times), min(times), median(own), reference_ms)
+    return Row(name, median(times), min(times), median(own), reference_ms, max(times))
 
 
 def require(is_right: bool, what: str) -> None:
@@ -46,12 +49,23 @@ def require(is_right: bool, what: str) -> None:
         raise WrongResult(f"{what}. No time is given for a wrong result.")
 
 
+def figures(rows: Sequence[Row]) -> list[Figure]:
+    """The medians, with half of what lies between the best and the worst run."""
+    return [
+        Figure(row.name, row.ms, "ms", (row.worst_ms - row.best_ms) / 2, "lower", "measured")
+        for row in rows
+        if row.worst_ms is not None
+    ]
+
+
 def table(rows: Sequence[Row]) -> str:
     """Columns for a terminal; how much faster is said of the median, waiting included."""
-    lines = [f"{'':40}{'median ms':>10}{'best ms':>10}{'CPU ms':>10}{'official':>10}{'faster':>8}"]
+    heads = f"{'median ms':>10}{'best':>9}{'worst':>9}{'CPU ms':>10}{'official':>10}{'faster':>8}"
+    lines = [f"{'':40}{heads}"]
     for row in rows:
+        worst = "" if row.worst_ms is None else f"{row.worst_ms:.3f}"
         official = "" if row.reference_ms is None else f"{row.reference_ms:.0f}"
         faster = "" if row.times_faster is None else f"{row.times_faster:.0f}x"
-        measured = f"{row.ms:10.2f}{row.best_ms:10.2f}{row.cpu_ms:10.2f}"
+        measured = f"{row.ms:10.3f}{row.best_ms:9.3f}{worst:>9}{row.cpu_ms:10.3f}"
         lines.append(f"{row.name:40}{measured}{official:>10}{faster:>8}".rstrip())
     return "\n".join(lines)

@@ -38,6 +38,7 @@ class ModelConfig:
 SCAIL_14B = ModelConfig()
 SCAIL_1_3B = ModelConfig(layers=30, dim=1536, ffn=8960)
 TINY = ModelConfig(layers=2, dim=256, ffn=512, text_dim=64, clip_dim=160)  # same code, fits a CPU
+NANO = ModelConfig(layers=6, dim=256, ffn=512, text_dim=64, clip_dim=160)  # the trained demo
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 # ruff: noqa: E402
 import json
+import re
 import subprocess
 import sys
 import time
@@ -20,8 +21,20 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks"))  # as it is for its scripts
 
 import cold_start
-from cold_start import NOISE_MS, Scene, Start, check, cold_table, evict, rows_of, start
+from cold_start import (
+    NOISE_MS,
+    Scene,
+    Start,
+    check,
+    cold_figures,
+    cold_pictures,
+    cold_table,
+    evict,
+    rows_of,
+    start,
+)
 from cold_worker import READY, Laps
+from figures import Figure
 from timing import WrongResult
 
 LIMIT, GOAL = 6.0, 3.0  # times the import of torch, with its interpreter
@@ -103,6 +116,15 @@ def test_what_is_timed_from_the_first_line_on_has_imported_nothing():
     assert imported & {"torch", "numpy", "engine", "kernels"} == set()
 
 
+def test_who_starts_the_processes_maps_no_file_that_is_to_leave_the_page_cache():
+    program = "import sys; sys.path.insert(0, 'benchmarks'); import cold_start; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    imported = {name.partition(".")[0] for name in done.stdout.split()}
+    assert imported & {"torch", "numpy", "matplotlib"} == set()
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -157,6 +179,31 @@ def test_the_table_shows_what_is_known():
     assert head.split() == ["median", "ms", "best", "worst", "x", "torch", "cached"]
     assert lines[0].split() == ["torch,", "cold", "interpreter", "20", "20", "20"]
     assert lines[2].split() == ["torch,", "cold", "total", "120", "120", "120", "1.20", "25%"]
+
+
+def test_phases_of_several_runs_are_figures_and_those_of_one_are_not():
+    several = [made(interpreter=20.0, import_torch=ms) for ms in (100.0, 180.0, 120.0)]
+    rows = [*rows_of("torch, warm", several), *rows_of("jit, warm", several[:1])]
+    assert [row.runs for row in rows] == [3, 3, 3, 1, 1, 1]
+    assert cold_figures(rows) == [
+        Figure("torch, warm: interpreter", 20.0, "ms", 0.0, "lower", "measured"),
+        Figure("torch, warm: import torch", 120.0, "ms", 40.0, "lower", "measured"),
+        Figure("torch, warm: total", 140.0, "ms", 40.0, "lower", "measured"),
+    ]
+
+
+def test_the_picture_has_a_bar_for_each_start_and_every_phase_in_its_legend(tmp_path):
+    rows = [
+        *rows_of("torch, warm", [made(interpreter=20.0, import_torch=100.0)]),
+        *rows_of("engine, warm", [made(interpreter=20.0, encoders_awaited=300.0)]),
+    ]
+    png, svg = cold_pictures(rows, tmp_path, "cold")
+    assert (png.name, svg.name) == ("cold.png", "cold.svg")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    # matplotlib writes each text beside its outlines
+    written = set(re.findall(r"<!-- (.+?) -->", svg.read_text()))
+    assert {"torch, warm", "engine, warm", "interpreter", "import torch", READY} <= written
+    assert "first job accepted" not in written and "total" not in written
 
 
 @pytest.mark.slow

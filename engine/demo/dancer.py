@@ -1,6 +1,8 @@
-"""The sample picture and the sample dance, made by the project itself and shipped with it.
+"""The sample pictures and dances, made by the project itself and shipped with it.
 
-python -m engine.demo.dancer            # rewrites dancer.png and dance.npz
+One pair has the size and the distance of real clips, the other those that the nano model knows.
+
+python -m engine.demo.dancer            # rewrites dancer.png and dance.npz, here and in nano/
 """
 
 import argparse
@@ -11,11 +13,15 @@ from PIL import Image
 
 from engine.demo.dance import dance, standing
 from engine.demo.drawing import Look, draw_dancer
+from engine.pose.joints import JointClip, save_joints
 
 HERE = Path(__file__).resolve().parent
 PICTURE, DANCE = HERE / "dancer.png", HERE / "dance.npz"
 HEIGHT, WIDTH = 896, 512
 FRAMES, FPS, SEED = 65, 16.0, 0
+NANO_HEIGHT, NANO_WIDTH = 640, 384  # four times the clip
+NANO_FRAMES, NANO_FPS, NANO_SEED = 97, 24.0, 4
+NANO_NEARER = 900.0  # mm
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,6 +32,17 @@ def main(argv: list[str] | None = None) -> None:
     picture.save(folder / PICTURE.name, optimize=True)
     joints = dance(FRAMES, FPS, SEED)
     np.savez(folder / DANCE.name, joints=joints, fps=FPS, height=HEIGHT, width=WIDTH)
+    write_nano(folder / "nano")
+
+
+def write_nano(folder: Path) -> None:
+    """A dancer that stands nearer, and more than four seconds."""
+    folder.mkdir(exist_ok=True)
+    nearer = np.array([0, 0, NANO_NEARER])
+    picture = draw_dancer(standing() - nearer, NANO_HEIGHT, NANO_WIDTH, Look())
+    Image.fromarray(picture).save(folder / PICTURE.name, optimize=True)
+    joints = (dance(NANO_FRAMES, NANO_FPS, NANO_SEED) - nearer).astype(np.float32)
+    save_joints(folder / DANCE.name, JointClip(joints, NANO_FPS, (NANO_HEIGHT, NANO_WIDTH)))
 
 
 if __name__ == "__main__":

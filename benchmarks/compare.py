@@ -1,0 +1,145 @@
+"""What changed between two runs, and whether it is worse by more than chance.
+
+python benchmarks/run.py compare BEFORE.json AFTER.json          exit 1 if anything is worse
+python benchmarks/run.py compare BEFORE.json AFTER.json --across   of two machines: nothing is worse
+
+A figure changed if it moved by more than the noise of both runs together. A measured time, rate or
+memory must also move by 5 %: the noise is that of runs one after the other in one process, and two
+processes differ by more, in where their memory lies and what else the machine does.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from figures import Figure
+from record import PLACE, BadRecord, Record, read_record
+
+FLOOR = 0.05  # of a measured figure, in a unit of `TIMED`
+TIMED = {"us", "ms", "s", "ms/frame", "frames/s", "fps", "GB/s", "MB/s", "TFLOPS", "MiB", "GiB"}
+REFUSED = 2  # exit status; 1 is a regression
+
+Verdict = Literal["worse", "better", "same", "new", "missing", "not comparable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One figure of both runs; at least one has it."""
+
+    suite: str
+    before: Figure | None
+    after: Figure | None
+
+    @property
+    def figure(self) -> Figure:
+        found = self.after or self.before
+        assert found is not None
+        return found
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.before is None or self.after is None:
+            return "new" if self.before is None else "missing"
+        if _kind(self.before) != _kind(self.after):
+            return "not comparable"
+        moved = self.after.value - self.before.value
+        if abs(moved) <= self.allowed:
+            return "same"
+        return "better" if (moved < 0) == (self.after.better == "lower") else "worse"
+
+    @property
+    def allowed(self) -> float:
+        """What the figure may move by chance, in its unit."""
+        assert self.before is not None and self.after is not None
+        timed = self.after.source == "measured" and self.after.unit in TIMED
+        floor = FLOOR * abs(self.before.value) if timed else 0.0
+        return max(self.before.noise + self.after.noise, floor)
+
+
+def _kind(figure: Figure) -> tuple[str, str, str]:
+    return figure.unit, figure.better, figure.source
+
+
+def compare(before: Record, after: Record) -> list[Change]:
+    """Every figure of either run, in the order of the later one. Raises `BadRecord`."""
+    old, new = dict(_figures(before)), dict(_figures(after))
+    if not old.keys() & new.keys():
+        raise BadRecord("The two runs have no figure in common: there is nothing to compare")
+    names = [*new, *(name for name in old if name not in new)]
+    return [Change(name[0], old.get(name), new.get(name)) for name in names]
+
+
+def _figures(record: Record) -> Iterator[tuple[tuple[str, str], Figure]]:
+    for name, suite in record.suites.items():
+        for figure in suite.figures:
+            yield (name, figure.name), figure
+
+
+def other_place(before: Record, after: Record) -> str:
+    """What sets the machines of two runs apart; empty for one machine."""
+    return ", ".join(
+        f"{key} {before.machine.get(key)} and {after.machine.get(key)}"
+        for key in PLACE
+        if before.machine.get(key) != after.machine.get(key)
+    )
+
+
+def compare_table(changes: Sequence[Change]) -> str:
+    """What changed, line by line, worst news first; how many did not, in the last line."""
+    order = ["worse", "missing", "not comparable", "new", "better"]
+    lines = []
+    for verdict in order:
+        held = [change for change in changes if change.verdict == verdict]
+        lines += [line for change in held for line in _lines(change)]
+    same = sum(change.verdict == "same" for change in changes)
+    counts = [f"{sum(c.verdict == verdict for c in changes)} {verdict}" for verdict in order]
+    return "\n".join([*lines, f"{same} within noise, {', '.join(counts)}"])
+
+
+def _lines(change: Change) -> Iterator[str]:
+    yield f"{change.verdict:15}{change.suite}: {change.figure.name}"
+    before, after = _shown(change.before), _shown(change.after)
+    ratio = ""
+    if change.before is not None and change.after is not None and change.before.value:
+        ratio = f"  {change.after.value / change.before.value - 1:+.1%}"
+        if change.verdict in ("worse", "better"):
+            ratio += f", {change.allowed / abs(change.before.value):.1%} may be chance"
+    yield f"{'':15}{before} -> {after}{ratio}"
+
+
+def _shown(figure: Figure | None) -> str:
+    if figure is None:
+        return "nothing"
+    return f"{figure.value:.4g} ± {figure.noise:.2g} {figure.unit} ({figure.source})"
+
+
+def main(argv: Sequence[str]) -> None:
+    about = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="run.py compare", description=about)
+    parser.add_argument("before", type=Path, metavar="BEFORE.json")
+    parser.add_argument("after", type=Path, metavar="AFTER.json")
+    parser.add_argument("--across", action="store_true", help="the machines may differ")
+    args = parser.parse_args(argv)
+    try:
+        before, after = read_record(args.before), read_record(args.after)
+        apart = other_place(before, after)
+        if apart and not args.across:
+            raise BadRecord(
+                f"The runs are of different machines ({apart}): what differs is no change of the "
+                "program. Add --across to see it."
+            )
+        changes = compare(before, after)
+    except BadRecord as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(REFUSED)
+    for key in after.machine:
+        if before.machine.get(key) != after.machine[key]:
+            print(f"{key}: {before.machine.get(key)} -> {after.machine[key]}")
+    print(compare_table(changes))
+    if apart:
+        print(f"Different machines ({apart}): nothing here is a regression.")
+    elif any(change.verdict == "worse" for change in changes):
+        sys.exit(1)

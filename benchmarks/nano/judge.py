@@ -1,0 +1,109 @@
+"""What a clip of a known scene is worth: are the limbs where they should be, in the right colours?
+
+The character is what differs from the empty room. Each pixel belongs to the limb whose true bones
+are nearest, and in colour to the part of the character that is most like it. The result and the
+true drawing are taken apart in the same way.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.demo.dance import ARMS, LEGS
+from engine.demo.drawing import Look, draw_dancer
+from engine.pose.camera import base_camera
+
+from .scenes import HEIGHT, WIDTH, Frames, Plan
+
+Reals = NDArray[np.floating]
+
+TRUNK, HEAD = (0, 3, 6, 9, 12), (12, 15)
+LIMBS = (*ARMS, *LEGS)  # chains of joints, the four that are judged
+CHAINS = (*LIMBS, TRUNK, HEAD)
+PARTS = ("skin", "hair", "top", "trousers", "shoes")
+WORN = ("skin", "top", "trousers", "shoes")
+DIFFERENT = 24.0  # levels, the largest of three channels, from the room
+LEAST = 60  # pixels of a clip in the true drawing, below which a part is not judged
+BINS = 8  # of each channel
+AWAY = 20_000.0  # mm to the side: out of the picture with the shadow
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    limb_iou: float  # masks of arms and legs, mean of the four
+    body_iou: float  # mask of the whole character
+    part_iou: float  # masks of skin, top, trousers and shoes by their colours, mean
+    identity: float  # colour histogram distance, mean over limbs: 0 the same, 1 nothing in common
+    psnr: float  # dB
+
+
+def judge(frames: Frames, truth: Frames, planned: Plan) -> Verdict:
+    """Both [T, H, W, 3] u8, `planned` the scene that `truth` shows."""
+    room = empty_room(planned)
+    made, real = (parts_of(clip, room, planned.look) for clip in (frames, truth))
+    near = limbs_of(planned.joints[:, 0])
+    limbs = [near == number for number in range(len(LIMBS))]
+    worn = [n for n in map(PARTS.index, WORN) if (real == n).sum() >= LEAST]
+    off = frames.astype(np.float64) - truth
+    return Verdict(
+        limb_iou=_mean([iou((made >= 0) & limb, (real >= 0) & limb) for limb in limbs]),
+        body_iou=iou(made >= 0, real >= 0),
+        part_iou=_mean([iou(made == n, real == n) for n in worn]),
+        identity=_mean([_distance(frames, truth, (real >= 0) & limb) for limb in limbs]),
+        psnr=float(10 * np.log10(255**2 / max(float(np.mean(off * off)), 1e-9))),
+    )
+
+
+def limbs_of(joints: NDArray[np.floating]) -> NDArray[np.int8]:
+    """For each pixel the number of the chain whose bones are nearest: [T, H, W], of [T, 24, 3]."""
+    camera = base_camera(HEIGHT, WIDTH)
+    flat = joints[..., :2] / joints[..., 2:] * (camera.fx, camera.fy) + (camera.cx, camera.cy)
+    pixels = np.stack(np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5), -1)
+    far = [
+        np.min([_to_bone(pixels, flat[:, a], flat[:, b]) for a, b in pairwise(chain)], axis=0)
+        for chain in CHAINS
+    ]
+    return np.argmin(far, axis=0).astype(np.int8)
+
+
+def _to_bone(pixels: Reals, start: Reals, end: Reals) -> Reals:
+    """Distance of pixels [H, W, 2] to bones between [T, 2] and [T, 2]: [T, H, W]."""
+    axis = (end - start)[:, None, None]
+    away = pixels - start[:, None, None]
+    share = np.clip((away * axis).sum(-1) / np.maximum((axis * axis).sum(-1), 1e-9), 0, 1)
+    return np.linalg.norm(away - share[..., None] * axis, axis=-1)
+
+
+def empty_room(planned: Plan) -> NDArray[np.uint8]:
+    """The room [H, W, 3] of a scene without its dancer."""
+    return draw_dancer(planned.pictured + np.array([AWAY, 0, 0]), HEIGHT, WIDTH, planned.look)
+
+
+def parts_of(frames: Frames, room: NDArray[np.uint8], look: Look) -> NDArray[np.int8]:
+    """For each pixel the number of its part in PARTS, -1 for the room: [T, H, W]."""
+    clip = frames.astype(np.int16)
+    outside = np.abs(clip - room).max(-1) < DIFFERENT
+    distances = [np.square(clip - np.array(getattr(look, part))).sum(-1) for part in PARTS]
+    return np.where(outside, -1, np.argmin(distances, axis=0)).astype(np.int8)
+
+
+def iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    """Intersection over union, over all frames at once."""
+    union = np.count_nonzero(one | other)
+    return float(np.count_nonzero(one & other) / union) if union else 1.0
+
+
+def _distance(frames: Frames, truth: Frames, mask: NDArray[np.bool_]) -> float:
+    """Hellinger distance of the colours that lie where the true part is."""
+    histograms = [
+        cv2.calcHist([clip[mask].reshape(-1, 1, 3)], [0, 1, 2], None, [BINS] * 3, [0, 256] * 3)
+        for clip in (frames, truth)
+    ]
+    return cv2.compareHist(*histograms, cv2.HISTCMP_BHATTACHARYYA)
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values))

@@ -1,0 +1,83 @@
+"""Scenes as the transformer sees them: encoded once by the trained VAE and the image encoder.
+
+python -m benchmarks.nano.latents SCENES LATENTS --models FOLDER [--stay]
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from engine.media.framing import skeleton_to_network
+from engine.models.locate import IMAGE_ENCODER, VAE, find_model
+from engine.models.vae import Vae, load_vae
+from engine.models.vision import VisionEncoder
+
+from .scenes import Scene, read
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One scene. Kept in half precision."""
+
+    clip: Tensor  # [16, t, h, w]
+    pose: Tensor  # [16, t, h/2, w/2]
+    reference: Tensor  # [16, 1, h, w]
+    vision: Tensor  # [257, clip_dim]
+
+
+def encode(scene: Scene, vae: Vae, vision: VisionEncoder) -> Encoded:
+    picture = to_network(torch.from_numpy(scene.picture)[None])[:, 0]
+    frames = to_network(torch.from_numpy(scene.frames))
+    skeleton = skeleton_to_network(torch.from_numpy(scene.skeleton))
+    return Encoded(
+        clip=vae.encode([frames]).half(),
+        pose=vae.encode([skeleton]).half(),
+        reference=vae.encode([picture[:, None]]).half(),
+        vision=vision(picture).half(),
+    )
+
+
+def to_network(frames: Tensor) -> Tensor:
+    """[T, H, W, 3] u8 -> [3, T, H, W] in -1..1."""
+    return (frames.permute(3, 0, 1, 2).float() - 127.5) / 127.5
+
+
+def write(encoded: Encoded, path: Path) -> None:
+    fresh = path.with_suffix(".part")
+    save_file({name: getattr(encoded, name).contiguous() for name in Encoded.__slots__}, fresh)
+    fresh.rename(path)
+
+
+def load(path: Path) -> Encoded:
+    return Encoded(**load_file(path))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("scenes", type=Path)
+    parser.add_argument("latents", type=Path)
+    parser.add_argument("--models", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--stay", action="store_true", help="wait for more scenes")
+    args = parser.parse_args(argv)
+    args.latents.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cpu")
+    vae = load_vae(find_model(args.models, VAE), device, torch.float32)
+    vision = VisionEncoder(find_model(args.models, IMAGE_ENCODER), device, torch.float32)
+    while True:
+        for path in sorted(args.scenes.glob("*[0-9].npz")):
+            target = args.latents / f"{path.stem}.safetensors"
+            if not target.exists():
+                write(encode(read(path), vae, vision), target)
+        if not args.stay:
+            break
+        time.sleep(5)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Synthetic scenes: a drawn character, its dance, the skeleton of that dance, and a picture of it.
+
+A scene is a function of its number. Numbers from `HELD_OUT` on are never trained on.
+
+python -m benchmarks.nano.scenes FOLDER --first 0 --count 1000      # writes what is missing
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from engine.demo.dance import Body, dance
+from engine.demo.drawing import Look, draw_dancer, random_look
+from engine.pose.skeleton import draw_skeleton
+
+HEIGHT, WIDTH = 160, 96
+FRAMES = 21  # 6 latents, so that training windows also start behind the clip's first frame
+FPS = 24.0
+HELD_OUT = 1_000_000
+NEARER = (750.0, 1050.0)  # mm that dancers of a scene stand before where `dance` puts them
+ASIDE = 130.0  # mm
+LONGEST = 240  # frames of a dance from which a scene takes a stretch
+
+Frames = NDArray[np.uint8]  # [T, H, W, 3]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One character twice: as the reference picture shows it, and dancing somewhere."""
+
+    picture: Frames  # [H, W, 3]
+    frames: Frames
+    skeleton: Frames
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a scene's number decides, before anything is drawn."""
+
+    look: Look
+    pictured: NDArray[np.float32]  # [24, 3] mm
+    joints: NDArray[np.float32]  # [T, 1, 24, 3] mm
+
+
+def plan(number: int, frames: int = FRAMES) -> Plan:
+    """The same number, the same scene, on any machine."""
+    rng = np.random.default_rng([20261123, number])
+    look = random_look(rng)
+    body = Body(*rng.uniform(0.92, 1.08, 5))
+    start = int(rng.integers(0, LONGEST - frames))
+    joints = dance(LONGEST, FPS, int(rng.integers(2**31)), body)[start : start + frames]
+    other = dance(LONGEST, FPS, int(rng.integers(2**31)), body)[int(rng.integers(0, LONGEST)), 0]
+    return Plan(look, _placed(other, rng), _placed(joints, rng))
+
+
+def _placed(joints: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    shift = (rng.uniform(-ASIDE, ASIDE), 0.0, -rng.uniform(*NEARER))
+    return joints + np.array(shift, np.float32)
+
+
+def scene(number: int) -> Scene:
+    planned = plan(number)
+    return Scene(
+        picture=draw_dancer(planned.pictured, HEIGHT, WIDTH, planned.look),
+        frames=draw(planned),
+        skeleton=np.stack(list(draw_skeleton(planned.joints, HEIGHT, WIDTH))),
+    )
+
+
+def draw(planned: Plan) -> Frames:
+    """The true clip: what a perfect model would make."""
+    drawn = [draw_dancer(pose, HEIGHT, WIDTH, planned.look) for pose in planned.joints[:, 0]]
+    return np.stack(drawn)
+
+
+def write(number: int, folder: Path) -> Path:
+    """The scene as a file, made once; a killed run leaves none that is cut short."""
+    path = folder / f"{number:07}.npz"
+    if not path.exists():
+        made, fresh = scene(number), path.with_suffix(".part.npz")
+        np.savez(fresh, picture=made.picture, frames=made.frames, skeleton=made.skeleton)
+        fresh.rename(path)
+    return path
+
+
+def read(path: Path) -> Scene:
+    with np.load(path) as file:
+        return Scene(file["picture"], file["frames"], file["skeleton"])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--count", type=int, default=1000)
+    args = parser.parse_args(argv)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    for number in tqdm(range(args.first, args.first + args.count), "scenes", disable=None):
+        write(number, args.folder)
+
+
+if __name__ == "__main__":
+    main()

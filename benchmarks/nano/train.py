@@ -1,0 +1,165 @@
+"""Trains the nano transformer by rectified flow; run again, it goes on where it stopped.
+
+python -m benchmarks.nano.train LATENTS FOLDER --models DIR --minutes 75
+"""
+
+import argparse
+import math
+import random
+import time
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.config import NANO, state_dir
+from engine.models.dit import Scail
+from engine.models.locate import TEXT_ENCODER, find_model
+from engine.models.text import embed_prompts
+from engine.recipes import NEGATIVE_PROMPT, PROMPT
+
+from .latents import Encoded, load
+from .optimizer import NanoOptimizer
+from .training import Log, keep, resume, schedule
+from .transformer import Known, Texts, fresh_transformer, texts_of, velocity
+
+SEED = 2
+PROMPTS = (PROMPT, "a person dances", "someone dances in a room", "", NEGATIVE_PROMPT)
+EMPTY = (3, 4)  # what stands for no prompt
+NO_TEXT, NO_POSE = 0.1, 0.1  # shares of the steps
+SHIFT = 3.0  # of the noise levels: more of the noisy ones, where poses are decided
+BODY = 2.0  # added to the weight of the loss where the skeleton is
+CROSS = ".cross_attn."  # has little to say here: AdamW will do, and costs nothing
+RATES = (0.015, 1.5e-3)  # of Muon and of AdamW
+AVERAGE = 0.997  # of the averaged weights, which are the ones kept
+RESCAN = 60.0  # s
+VISION_TOKENS, VISION_SEEN = 257, 63
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Latent frames of a window and how many windows a step has."""
+
+    frames: int
+    count: int
+
+
+# Share of the training after which a row of chances for BATCHES holds.
+BATCHES = (Batch(1, 16), Batch(2, 10), Batch(3, 8), Batch(5, 5))
+CHANCES = (
+    (0.0, (0.6, 0.4, 0.0, 0.0)),
+    (0.25, (0.25, 0.3, 0.25, 0.2)),
+    (0.55, (0.05, 0.1, 0.25, 0.6)),
+)
+
+
+def losses(model: Scail, texts: Texts, clean: Tensor, known: Known, weight: Tensor) -> Tensor:
+    """Mean squared error of the velocity at random noise levels, one a clip."""
+    level = torch.rand(len(clean))
+    sigma = SHIFT * level / (1 + (SHIFT - 1) * level)
+    noise = torch.randn_like(clean)
+    wide = sigma.view(-1, 1, 1, 1, 1)
+    found = velocity(model, texts, (1 - wide) * clean + wide * noise, 1000 * sigma, known)
+    return (weight * (found - (noise - clean)).square()).mean() / weight.mean()
+
+
+def body_weight(pose: Tensor) -> Tensor:
+    """[B, 1, t, h, w]: larger where the skeleton is and next to it."""
+    middle = pose.flatten(-2).median(-1).values[..., None, None]
+    drawn = ((pose - middle).abs().mean(1) > 0.25).float()
+    near = F.max_pool2d(drawn, 3, stride=1, padding=1)
+    return 1 + BODY * F.interpolate(near, scale_factor=2)[:, None]
+
+
+class Pool:
+    """All encoded scenes there are; more may appear meanwhile."""
+
+    def __init__(self, folder: Path, rng: random.Random) -> None:
+        self.folder, self.rng = folder, rng
+        self.scenes: dict[str, Encoded] = {}
+        self.scanned = -math.inf
+
+    def batch(self, batch: Batch) -> tuple[Tensor, Known]:
+        """Clean latents [B, 16, t, h, w] and all that is known of them."""
+        if time.monotonic() - self.scanned > RESCAN:
+            for path in self.folder.glob("*.safetensors"):
+                if path.stem not in self.scenes:
+                    self.scenes[path.stem] = load(path)
+            self.scanned = time.monotonic()
+        drawn = self.rng.choices(list(self.scenes.values()), k=batch.count)
+        starts = [self.rng.randint(0, scene.clip.shape[1] - batch.frames) for scene in drawn]
+        cuts = [slice(start, start + batch.frames) for start in starts]
+        empty = self.rng.random() < NO_TEXT
+        choices = EMPTY if empty else [n for n in range(len(PROMPTS)) if n not in EMPTY]
+        has_pose = self.rng.random() >= NO_POSE
+        pose = torch.stack([scene.pose[:, cut] for scene, cut in zip(drawn, cuts)]).float()
+        return torch.stack([scene.clip[:, cut] for scene, cut in zip(drawn, cuts)]).float(), Known(
+            texts=torch.tensor(self.rng.choices(choices, k=batch.count)),
+            vision=torch.stack([scene.vision for scene in drawn])[:, self._seen()].float(),
+            reference=torch.stack([scene.reference for scene in drawn]).float(),
+            pose=pose if has_pose else None,
+        )
+
+    def _seen(self) -> list[int]:
+        """The class token and some of the others: their mean says the same, for a quarter."""
+        return [0, *self.rng.sample(range(1, VISION_TOKENS), VISION_SEEN)]
+
+
+def embedded(models: Path) -> list[Tensor]:
+    encoder, cpu = find_model(models, TEXT_ENCODER), torch.device("cpu")
+    return embed_prompts(PROMPTS, encoder, models, state_dir(), cpu, torch.float32)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("latents", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--models", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--minutes", type=float, default=75.0, help="of the whole training")
+    args = parser.parse_args(argv)
+    torch.manual_seed(SEED)
+    texts = texts_of(embedded(args.models))
+    model = fresh_transformer(NANO)
+    inner = [p for name, p in model.blocks.named_parameters() if p.ndim == 2 and CROSS not in name]
+    chosen = {id(p) for p in inner}
+    optimizer = NanoOptimizer(inner, [p for p in model.parameters() if id(p) not in chosen])
+    state = resume(args.folder / "scail.pt", model, optimizer)
+    average = deepcopy(model)
+    resume(args.folder / "average.pt", average, NanoOptimizer([], []))
+    torch.manual_seed(SEED + state.step)
+    rng = random.Random(SEED + state.step)
+    pool, log = Pool(args.latents, rng), Log(args.folder / "scail.csv")
+    started = time.monotonic() - state.seconds
+    while (spent := time.monotonic() - started) < 60 * args.minutes:
+        done = spent / (60 * args.minutes)
+        rate = schedule(state.step, done)
+        optimizer.set_rates(rate * RATES[0], rate * RATES[1])
+        chances = [row for since, row in CHANCES if done >= since][-1]
+        batch = rng.choices(BATCHES, chances)[0]
+        clean, known = pool.batch(batch)
+        weight = torch.ones(()) if known.pose is None else body_weight(known.pose)
+        loss = losses(model, texts, clean, known, weight)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        state.step, state.seconds = state.step + 1, time.monotonic() - started
+        decay = min(AVERAGE, (1 + state.step) / (10 + state.step))
+        with torch.no_grad():
+            for slow, fast in zip(average.parameters(), model.parameters()):
+                slow.lerp_(fast, 1 - decay)
+        kind = f"{batch.frames}{'' if known.pose is not None else 'n'}"
+        log.add(state.step, state.seconds, kind, loss.item(), len(pool.scenes))
+        if state.step % 100 == 0:
+            keep(args.folder / "scail.pt", model, optimizer, state)
+            keep(args.folder / "average.pt", average, NanoOptimizer([], []), state)
+    keep(args.folder / "scail.pt", model, optimizer, state)
+    keep(args.folder / "average.pt", average, NanoOptimizer([], []), state)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""What 8 bits cost on a picture: the nano model dances scenes it was never shown, and is judged.
+
+Runs with suite `quality`. Exact first, then each form of weights with each attention; all of them
+start from the same noise. What the figures mean: `nano/judge.py`.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+from figures import Figure
+from nano.judge import Verdict, judge
+from nano.scenes import FPS, HEIGHT, HELD_OUT, WIDTH, Frames, Plan, draw, plan
+from pictures import figure, save
+from PIL import Image
+from quality_suite import (
+    PLAIN,
+    attentions,
+    build,
+    frames_of,
+    networks,
+    own_arch,
+    settings,
+)
+from quality_suite import Scene as Model
+
+from engine.conditioning import condition
+from engine.config import state_dir
+from engine.demo.drawing import draw_dancer
+from engine.demo.presets import SHIPPED
+from engine.flow import Request
+from engine.load import load_exact, load_package
+from engine.pipeline import Pipeline
+from engine.pose.joints import JointClip, save_joints
+from engine.recipes import PROMPT
+from engine.source import load_source
+
+CLIPS = 4
+FRAMES = 21
+EXACT = "exact"
+
+
+@dataclass(frozen=True, slots=True)
+class NanoRow:
+    """One program; means over the clips."""
+
+    weights: str
+    attention: str
+    verdict: Verdict
+    loss_db: float  # PSNR against the drawing that the exact program has more
+
+    @property
+    def name(self) -> str:
+        return f"{self.weights} {self.attention}"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One held-out scene as a job, and what it should look like."""
+
+    planned: Plan
+    truth: Frames
+    request: Request
+
+
+def measure_nano(clips: int = CLIPS) -> tuple[str, list[NanoRow]]:
+    """How the figures were checked, and a row for each program, the exact one first."""
+    with tempfile.TemporaryDirectory(prefix="scail-nano-") as name:
+        folder = Path(name)
+        tasks = [task(HELD_OUT + number, folder) for number in range(clips)]
+        shipped = SHIPPED.weights(state_dir())
+        model = Model("nano", shipped.checkpoint, shipped.models, tasks[0].request, {})
+        rows: list[NanoRow] = []
+        for weights, attention, pipeline in programs(model, folder):
+            verdict = mean([judge(dance(pipeline, one), one.truth, one.planned) for one in tasks])
+            best = rows[0].verdict if rows else verdict
+            rows.append(NanoRow(weights, attention, verdict, best.psnr - verdict.psnr))
+    return f"the drawings of {clips} scenes that nothing was trained on", rows
+
+
+def programs(model: Model, folder: Path) -> Iterator[tuple[str, str, Pipeline]]:
+    """Weights, attention and what runs them; one is loaded at a time."""
+    exact = load_exact(model.checkpoint, [], model.models, networks(model), settings(None))
+    yield EXACT, "sdpa", exact
+    arch = own_arch()
+    for weights in PLAIN:
+        package = build(model, weights, arch, folder)
+        for attention in attentions(arch):
+            pipeline = load_package(package, model.models, networks(model), settings(attention))
+            yield weights, attention, pipeline
+
+
+def task(number: int, folder: Path, frames: int = FRAMES) -> Task:
+    """Writes the picture and the joints of a scene as a user would give them."""
+    planned = plan(number, frames)
+    picture, joints = folder / f"{number}.png", folder / f"{number}.npz"
+    drawn = draw_dancer(planned.pictured, HEIGHT, WIDTH, planned.look)
+    Image.fromarray(drawn).save(picture)
+    save_joints(joints, JointClip(planned.joints, FPS, (HEIGHT, WIDTH)))
+    request = Request(
+        picture, joints, "joints", SHIPPED.recipe, PROMPT, seed=number, width=WIDTH, height=HEIGHT
+    )
+    return Task(planned, draw(planned), request)
+
+
+def dance(pipeline: Pipeline, one: Task) -> Frames:
+    """The frames [T, H, W, 3] that the engine makes, before a video compresses them."""
+    source = load_source(one.request, pipeline.capture)
+    told = condition(pipeline.encoders, one.request, source)
+    latents = pipeline.denoise(one.request, told)
+    pipeline.require_finite(latents)
+    return frames_of(pipeline, latents).numpy()
+
+
+def mean(verdicts: Sequence[Verdict]) -> Verdict:
+    columns = [asdict(verdict) for verdict in verdicts]
+    return Verdict(**{name: fmean(column[name] for column in columns) for name in columns[0]})
+
+
+def nano_table(rows: Sequence[NanoRow]) -> str:
+    """100 columns at most; measured, on drawings."""
+    head = f"{'':20}{'limb IoU':>10}{'body IoU':>10}{'part IoU':>10}{'identity':>10}"
+    lines = [f"{head}{'PSNR dB':>10}{'loss dB':>9}"]
+    for row in rows:
+        found = row.verdict
+        lines.append(
+            f"{row.name:20}{found.limb_iou:10.3f}{found.body_iou:10.3f}{found.part_iou:10.3f}"
+            f"{found.identity:10.3f}{found.psnr:10.2f}{row.loss_db:9.2f}"
+        )
+    return "\n".join([*lines, "identity: colour histogram distance, 0 is the same."])
+
+
+def nano_figures(rows: Sequence[NanoRow]) -> list[Figure]:
+    """The same seeds give the same frames; the noise is half of the last digit."""
+    found: list[Figure] = []
+    for row in rows:
+        name, it = row.name, row.verdict
+        found += [
+            Figure(f"{name} limb IoU", round(it.limb_iou, 3), "", 5e-4, "higher", "measured"),
+            Figure(f"{name} identity", round(it.identity, 3), "", 5e-4, "lower", "measured"),
+            Figure(f"{name} PSNR", round(it.psnr, 2), "dB", 5e-3, "higher", "measured"),
+        ]
+    return found
+
+
+def nano_pictures(rows: Sequence[NanoRow], folder: Path, stem: str) -> list[Path]:
+    """Limb IoU and the loss of each program."""
+    drawing, _ = figure(8, 0.6 + 0.32 * len(rows))
+    drawing.clear()
+    left, right = drawing.subplots(1, 2, sharey=True)
+    names, places = [row.name for row in rows], np.arange(len(rows))
+    left.barh(places, [row.verdict.limb_iou for row in rows], color="tab:blue")
+    left.axvline(0.45, color="black", linestyle=":")
+    left.set(xlim=(0, 1), xlabel="limb-mask IoU (dotted: the floor)")
+    left.set_yticks(places, names)
+    left.invert_yaxis()
+    right.barh(places, [row.loss_db for row in rows], color="tab:orange")
+    right.set(xlabel="PSNR lost to 8 bits, dB")
+    return save(drawing, folder, stem)

@@ -1,0 +1,188 @@
+"""One run of the suites as a JSON file: where it was, when, and what each suite found."""
+
+import json
+import math
+import os
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from figures import Figure
+
+SCHEMA = 1
+# Runs that differ in one of these are of different machines; versions may differ, they are what
+# is compared.
+PLACE = ("cpu", "cores", "usable_cores", "threads", "gpu")
+
+
+class BadRecord(Exception):
+    """A file holds no run that can be read, or not the one that was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteResult:
+    """What a suite found."""
+
+    checked_by: str  # how its results were checked before they were timed
+    rows: list[dict[str, Any]]  # its table, in the suite's own fields
+    figures: list[Figure]
+    pictures: list[str]  # PNG files beside the record, by relative paths
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A run."""
+
+    date: str  # ISO 8601, UTC
+    machine: Mapping[str, object]
+    suites: Mapping[str, SuiteResult]
+    peak_mib: int  # of the process that ran the suites
+
+    @property
+    def stem(self) -> str:
+        """Of its file: date and machine."""
+        return f"{self.date[:10]}-{slug(self.machine)}"
+
+
+def machine() -> dict[str, object]:
+    """Facts of this one that times depend on; nothing says whose it is."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "usable_cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+    }
+
+
+def _cpu_model() -> str:
+    """As Linux names it; elsewhere the kind of machine."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.is_file() else ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.machine()
+
+
+def slug(place: Mapping[str, object]) -> str:
+    """A machine as part of a file's name: "cpu-epyc-2", "rtx-4090"."""
+    gpu = place.get("gpu")
+    named = str(gpu) if gpu else f"cpu {place.get('cpu')} {place.get('cores')}"
+    words = re.sub(r"\(r\)|\(tm\)|\s*@.*?ghz|\d+-core|[^a-z0-9]+", " ", named.lower()).split()
+    return "-".join(w for w in words if w not in {"amd", "intel", "nvidia", "geforce", "processor"})
+
+
+def encode(record: Record) -> dict[str, object]:
+    """As JSON holds it. Raises `BadRecord` for a number that JSON has not, and for equal names."""
+    suites = {}
+    for name, suite in record.suites.items():
+        suites[name] = asdict(suite)
+        strange = _not_finite(suites[name], name)
+        if strange is not None:
+            raise BadRecord(f"{strange} is not finite: a suite gives None for what it cannot say")
+        names = [figure.name for figure in suite.figures]
+        twice = next((one for one in names if names.count(one) > 1), None)
+        if twice is not None:
+            raise BadRecord(f"Two figures of {name} are called {twice}: no run could be compared")
+    return {
+        "schema": SCHEMA,
+        "date": record.date,
+        "machine": dict(record.machine),
+        "suites": suites,
+        "peak_mib": record.peak_mib,
+    }
+
+
+def _not_finite(value: object, where: str) -> str | None:
+    if isinstance(value, dict):
+        found = (_not_finite(held, f"{where}.{key}") for key, held in value.items())
+    elif isinstance(value, list | tuple):
+        found = (_not_finite(held, f"{where}[{n}]") for n, held in enumerate(value))
+    else:
+        return where if isinstance(value, float) and not math.isfinite(value) else None
+    return next((name for name in found if name is not None), None)
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Whole or not at all."""
+    text = json.dumps(encode(record), indent=1) + "\n"
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def read_record(path: Path) -> Record:
+    """Raises `BadRecord`, with the file's name and what is wrong with it."""
+    try:
+        held = json.loads(path.read_bytes(), parse_constant=_refuse)
+    except OSError as error:
+        raise BadRecord(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise BadRecord(f"{path} is no complete JSON: {str(error)[:100]}") from error
+    schema = held.get("schema") if isinstance(held, dict) else None
+    if schema != SCHEMA:
+        raise BadRecord(
+            f"{path} is no run of benchmarks/run.py: its schema is {schema!r}, expected {SCHEMA}"
+        )
+    try:
+        return _decode(held)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadRecord(
+            f"{path} is no run of benchmarks/run.py: {type(error).__name__}: {str(error)[:100]}"
+        ) from error
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def _decode(held: dict[str, Any]) -> Record:
+    suites = {
+        name: SuiteResult(
+            str(suite["checked_by"]),
+            list(suite["rows"]),
+            [_figure(one, name) for one in suite["figures"]],
+            [str(picture) for picture in suite["pictures"]],
+        )
+        for name, suite in held["suites"].items()
+    }
+    if not re.match(r"\d{4}-\d\d-\d\d", held["date"]):
+        raise ValueError(f"date {held['date']!r}")
+    return Record(held["date"], dict(held["machine"]), suites, int(held["peak_mib"]))
+
+
+def _figure(held: dict[str, Any], suite: str) -> Figure:
+    figure = Figure(**held)
+    figure = replace(figure, value=float(figure.value), noise=float(figure.noise))
+    if (
+        not isinstance(figure.name, str)
+        or not isinstance(figure.unit, str)
+        or figure.better not in ("lower", "higher")
+        or figure.source not in ("measured", "estimate")
+        or not math.isfinite(figure.value)
+        or not 0 <= figure.noise < math.inf
+    ):
+        raise ValueError(f"figure {held} of {suite}")
+    return figure
+
+
+def merged(older: Record, newer: Record) -> Record:
+    """Both runs as one: what was measured again is the newer's. Raises `BadRecord`."""
+    if older.machine != newer.machine:
+        changed = [key for key in newer.machine if older.machine.get(key) != newer.machine[key]]
+        raise BadRecord(
+            f"Another run of {newer.date[:10]} differs in {', '.join(changed)}. "
+            "Move its file out of the results, or run as it was run."
+        )
+    suites = {**older.suites, **newer.suites}
+    return replace(newer, suites=suites, peak_mib=max(older.peak_mib, newer.peak_mib))

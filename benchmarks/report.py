@@ -1,0 +1,155 @@
+"""`RESULTS.md` from the runs that are kept beside it: what was measured, where, and what was not.
+
+python benchmarks/run.py report          after --keep has done the same
+
+Measured figures and estimates never share a table. Of each machine the latest run of a suite is
+shown; what it replaced is in the older files, for `run.py compare`.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from figures import Figure
+from record import BadRecord, Record, SuiteResult, read_record, slug
+
+RESULTS = Path(__file__).with_name("results")
+REPORT = "RESULTS.md"
+RECORDS = "????-??-??-*.json"
+FOLDED = 30  # figures of a suite from which on a reader unfolds them
+
+Source = Literal["measured", "estimate"]
+
+HEAD = """\
+# Results
+
+Written by `python benchmarks/run.py report` from the JSON files in this folder; changes made here
+are lost. How to measure, what needs a GPU, and what was found by other programs: `README.md`.
+
+± is half of what lies between the best and the worst run. 0: the figure has no chance in it, or
+its spread is not known.
+"""
+MEASURED = "## Measured: a clock, or a program's own output, on the machine that is named\n"
+ESTIMATED = """\
+## Estimated: no clock was involved
+
+From machine code, data sheets and formulas; the machine that is named only did the arithmetic. Here
+± is half of the error bar that a suite gives; 0: it gives none, and none is not certainty.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The latest run of a suite on a machine."""
+
+    name: str
+    record: Record
+    suite: SuiteResult
+
+
+def read_records(folder: Path) -> list[Record]:
+    """The runs of a folder, the oldest first. Raises `BadRecord`."""
+    found = []
+    for path in sorted(folder.glob(RECORDS)):
+        record = read_record(path)
+        if path.stem != record.stem:
+            raise BadRecord(f"{path} holds the run that is called {record.stem}: rename it")
+        found.append(record)
+    return sorted(found, key=lambda record: record.date)
+
+
+def render(records: Sequence[Record]) -> str:
+    """The text of `RESULTS.md`."""
+    latest: dict[tuple[str, str], Shown] = {}
+    for record in records:
+        for name, suite in record.suites.items():
+            latest[slug(record.machine), name] = Shown(name, record, suite)
+    shown = [latest[key] for key in sorted(latest)]
+    parts = [HEAD, _places(records), MEASURED]
+    parts += _sections(shown, "measured") or ["Nothing yet.\n"]
+    parts += [ESTIMATED, *(_sections(shown, "estimate") or ["Nothing yet.\n"])]
+    return "\n".join(parts)
+
+
+def _places(records: Sequence[Record]) -> str:
+    """A line for each machine, as its latest run found it."""
+    machines: Mapping[str, Record] = {slug(record.machine): record for record in records}
+    if not machines:
+        return "No run is kept here yet: `python benchmarks/run.py SUITE... --keep`.\n"
+    lines = [
+        "| machine | processor | threads | memory | GPU | versions |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, record in machines.items():
+        m = record.machine
+        gpu = m.get("gpu") or "none"
+        cores = f"{m.get('cpu')}, {m.get('usable_cores')} of {m.get('cores')} cores"
+        versions = f"torch {m.get('torch')}, Python {m.get('python')}"
+        lines.append(
+            f"| {name} | {cores} | {m.get('threads')} | {m.get('memory_gib')} GiB | {gpu} "
+            f"| {versions} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _sections(shown: Sequence[Shown], source: Source) -> list[str]:
+    return [text for one in shown if (text := _section(one, source))]
+
+
+def _section(one: Shown, source: Source) -> str:
+    """A suite's figures of one source. Pictures stand with the measured ones, if there are any."""
+    figures = [figure for figure in one.suite.figures if figure.source == source]
+    sources = {figure.source for figure in one.suite.figures}
+    with_pictures = source == ("measured" if "measured" in sources else "estimate")
+    if not figures:
+        return ""
+    lines = [f"### {one.name}, {slug(one.record.machine)}, {one.record.date[:10]}", ""]
+    if source == "measured":
+        lines += [f"Checked by {one.suite.checked_by}.", ""]
+    if with_pictures:
+        for picture in one.suite.pictures:
+            lines += [f"![{one.name}]({picture})", ""]
+    return "\n".join([*lines, *_table(figures), ""])
+
+
+def _table(figures: Sequence[Figure]) -> Iterator[str]:
+    folded = len(figures) > FOLDED
+    if folded:
+        yield from (f"<details><summary>{len(figures)} figures</summary>", "")
+    yield from ("| figure | value | ± | unit | better |", "|---|---:|---:|---|---|")
+    for one in figures:
+        name = one.name.replace("|", "\\|")
+        noise = _number(one.noise) if one.noise else "0"
+        yield f"| {name} | {_number(one.value)} | {noise} | {one.unit} | {one.better} |"
+    if folded:
+        yield from ("", "</details>")
+
+
+def _number(value: float) -> str:
+    """Four digits, and no exponents for what is counted."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e12 else f"{value:.4g}"
+
+
+def write_report(folder: Path) -> Path:
+    """Raises `BadRecord`, also for a picture that a run names and that is not there."""
+    records = read_records(folder)
+    for record in records:
+        for suite in record.suites.values():
+            for picture in suite.pictures:
+                if not (folder / picture).is_file():
+                    raise BadRecord(f"{record.stem} names {picture}, which is not in {folder.name}")
+    path = folder / REPORT
+    path.write_text(render(records))
+    return path
+
+
+def main(argv: Sequence[str]) -> None:
+    about = (__doc__ or "").partition("\n")[0]
+    argparse.ArgumentParser(prog="run.py report", description=about).parse_args(argv)
+    try:
+        print(write_report(RESULTS))
+    except BadRecord as error:
+        sys.exit(f"error: {error}")

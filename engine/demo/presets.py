@@ -1,0 +1,51 @@
+"""The demo models: which weights they have, how they are asked, and what is to be said of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from engine.config import NANO, TINY, ModelConfig
+from engine.demo.weights import DemoWeights, demo_weights
+from engine.flow import Recipe
+from engine.media.framing import Size
+from engine.recipes import RECIPES
+
+NANO_HOME = Path(__file__).resolve().parent / "nano"
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A model so small that any machine runs it."""
+
+    config: ModelConfig
+    weights: Callable[[Path], DemoWeights]  # they may be written to the state folder it is given
+    recipe: Recipe
+    size: Size | None  # height and width of clips where no others are asked for
+    warning: str
+
+
+def _shipped(_: Path) -> DemoWeights:
+    return DemoWeights(NANO_HOME / "diffusion_models" / "scail_nano_fp16.safetensors", NANO_HOME)
+
+
+PRESETS = {
+    "tiny": Preset(
+        TINY, demo_weights, replace(RECIPES["official"], steps=4, cfg=1.0), None,
+        "DEMO WEIGHTS: random numbers, not a trained model",
+    ),
+    # trained on drawings of 96x160 and windows of 5 latents: benchmarks/nano/README.md
+    "nano": Preset(
+        NANO, _shipped,
+        replace(
+            RECIPES["official"], steps=8, cfg=1.0, shift=3.0, window_frames=17, overlap_frames=8
+        ),
+        (160, 96),
+        "DEMO WEIGHTS: a nano model that knows nothing but drawn dancers",
+    ),
+}  # fmt: skip
+SHIPPED = PRESETS["nano"]  # what runs where nothing else is named
+
+
+def preset_of(config: ModelConfig) -> Preset | None:
+    """The demo model of this shape; no trained model is so small."""
+    return next((preset for preset in PRESETS.values() if preset.config == config), None)

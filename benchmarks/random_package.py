@@ -39,7 +39,7 @@ class RandomPackage(Package):
 class RandomWeights(Weights):
     """`engine.upload.Weights`, drawn on the device."""
 
-    def visit(self, names: Iterable[str], take: Take, *, again: bool = False) -> None:
+    def visit(self, names: Iterable[str], take: Take) -> None:
         wanted = {*names}
         for name in self.package.names:
             if name in wanted:

@@ -43,18 +43,19 @@ class Denoiser(Protocol):
         ...
 
 
-def bind(
-    toward: Callable[[Tensor], Forward], conditions: Conditions, recipe: Recipe, pose: Tensor
-) -> WindowVelocity:
-    """`toward` gives the model that is told a text [L, text_dim]; `pose` is the skeleton of the
+def texts(conditions: Conditions) -> list[Tensor]:
+    """[L, text_dim] each: the prompt, then the negative one if there is one."""
+    return [text for text in (conditions.text, conditions.negative) if text is not None]
+
+
+def bind(forwards: Sequence[Forward], recipe: Recipe, pose: Tensor) -> WindowVelocity:
+    """`forwards`: the model that is told each of a clip's `texts`; `pose` is the skeleton of the
     whole clip [16, t, h/2, w/2] on the device of the model.
 
     The skeleton is seen from the first to before the last of the recipe's shares of all steps.
     """
 
-    def watched(text: Tensor) -> WindowVelocity:
-        forward = toward(text)
-
+    def showing(forward: Forward) -> WindowVelocity:
         def velocity(latents: Tensor, frames: Sequence[int], step: int, timestep: float) -> Tensor:
             share = step / recipe.steps
             is_seen = recipe.pose_from <= share < recipe.pose_until
@@ -63,8 +64,8 @@ def bind(
 
         return velocity
 
-    away = None if conditions.negative is None else watched(conditions.negative)
-    return guided(watched(conditions.text), away, recipe.cfg)
+    toward, *away = (showing(forward) for forward in forwards)
+    return guided(toward, away[0] if away else None, recipe.cfg)
 
 
 def check_widths(conditions: Conditions, config: ModelConfig, name: str) -> None:

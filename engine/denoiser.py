@@ -14,7 +14,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
-from engine.binding import Forward, bind, check_widths
+from engine.binding import bind, check_widths, texts
 from engine.block import (
     BlockWeights,
     ContextKeys,
@@ -30,7 +30,7 @@ from engine.models.dit import Rope, Scail, patch_grid, rope_tables
 from engine.package import Package
 from engine.resident import Resident
 from engine.sampler import grid
-from engine.steps import Blocks, Steps
+from engine.steps import Blocks, Pass, Steps
 from engine.upload import Weights
 from engine.windows import WindowVelocity
 from kernels.ops import Ops, plain_attention
@@ -124,47 +124,56 @@ class PackagedDenoiser:
             vectors, modulations = (
                 made.to(self.device) for made in self._outside.embed_times(times)
             )
+            contexts = self.contexts(texts(conditions), vision)
         tables = cache(partial(_tables, device=self.device))
 
-        def toward(text: Tensor) -> Forward:
-            with torch.inference_mode():
-                context = self.context(text, vision)
+        @torch.inference_mode()
+        def forward(
+            context: Sequence[ContextKeys],
+            latents: Tensor,
+            step: int,
+            timestep: float,
+            pose: Tensor | None,
+        ) -> Tensor:
+            assert timestep == times[step]
+            patches = patch_grid(latents)
+            area, video = patches[1] * patches[2], patches[0] * patches[1] * patches[2]
+            embed = partial(self._outside.embed, pose_strength=strength)
+            x = video_first(embed(latents, reference, pose), area, video)
+            rope = tables(patches, pose is not None)
+            x = self._steps(Pass(x, modulations[step], context, rope, video))
+            return self._outside.head(x, vectors[step], patches)
 
-            def forward(latents: Tensor, step: int, timestep: float, pose: Tensor | None) -> Tensor:
-                assert timestep == times[step]
-                patches = patch_grid(latents)
-                area, video = patches[1] * patches[2], patches[0] * patches[1] * patches[2]
-                with torch.inference_mode():
-                    embed = partial(self._outside.embed, pose_strength=strength)
-                    x = video_first(embed(latents, reference, pose), area, video)
-                    rope = tables(patches, pose is not None)
-                    x = self._steps(x, modulations[step], context, rope, video)
-                    return self._outside.head(x, vectors[step], patches)
+        forwards = [partial(forward, context) for context in contexts]
+        return bind(forwards, recipe, conditions.pose.to(self.device))
 
-            return forward
-
-        return bind(toward, conditions, recipe, conditions.pose.to(self.device))
-
-    def context(self, text: Tensor, vision: Tensor) -> list[ContextKeys]:
-        """What each block's cross attention looks at. Rows of text that are zero are padding; they
-        are equal after the embedding too, and one stands for all.
+    def contexts(self, texts: Sequence[Tensor], vision: Tensor) -> list[list[ContextKeys]]:
+        """What each block's cross attention looks at, for each text [L, text_dim]. The weights that
+        make it are read once for all texts.
         """
-        padding = count_padding(text)
-        rows = text[: len(text) - max(padding - 1, 0)]
-        embedded = self._outside.embed_context(rows.to(self.device), vision)
-        made: list[ContextKeys] = []
+        embedded = [self._embedded(text, vision) for text in texts]
+        made: list[list[ContextKeys]] = [[] for _ in texts]
         held: dict[str, Tensor] = {}
 
         def take(name: str, tensor: Tensor) -> None:
             held[name] = tensor
             if len(held) == len(self._of_context) // self.config.layers:  # those of one block
-                weights = assemble(ContextWeights, _of_block(held, len(made)))
-                given = embedded.text, embedded.vision, max(padding, 1)
-                made.append(context_keys(self._ops, weights, *given))
+                weights = assemble(ContextWeights, _of_block(held, len(made[0])))
+                for keys, given in zip(made, embedded, strict=True):
+                    keys.append(context_keys(self._ops, weights, *given))
                 held.clear()
 
         self._weights.visit(self._of_context, take)
         return made
+
+    def _embedded(self, text: Tensor, vision: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Text, picture, and how many rows the last one of the text stands for: rows that are zero
+        are padding, and equal after the embedding too.
+        """
+        padding = count_padding(text)
+        rows = text[: len(text) - max(padding - 1, 0)]
+        made = self._outside.embed_context(rows.to(self.device), vision)
+        return made.text, made.vision, max(padding, 1)
 
 
 def outside_the_blocks(package: Package, weights: Weights) -> Scail:

@@ -1,15 +1,15 @@
 """A checkpoint run as it is, in plain PyTorch: slow, and what every package is compared with."""
 
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
-from engine.binding import Forward, bind, check_widths
+from engine.binding import bind, check_widths, texts
 from engine.flow import Conditions, Recipe
 from engine.models.attention import Attention
 from engine.models.checkpoint import Checkpoint, load_transformer
-from engine.models.dit import Scail
+from engine.models.dit import Context, Scail
 from engine.resident import Resident
 from engine.windows import WindowVelocity
 
@@ -43,16 +43,16 @@ class ExactDenoiser:
         reference, vision = conditions.reference.to(self.device), conditions.vision.to(self.device)
         strength = recipe.pose_strength
 
-        def toward(text: Tensor) -> Forward:
-            with torch.inference_mode():
-                context = self.model.embed_context(text.to(self.device), vision)
+        with torch.inference_mode():
+            contexts = [
+                self.model.embed_context(text.to(self.device), vision) for text in texts(conditions)
+            ]
 
-            def forward(latents: Tensor, step: int, timestep: float, pose: Tensor | None) -> Tensor:
-                with torch.inference_mode():
-                    return self.model(
-                        latents, timestep, context, reference, pose, pose_strength=strength
-                    )
+        @torch.inference_mode()
+        def forward(
+            context: Context, latents: Tensor, step: int, timestep: float, pose: Tensor | None
+        ) -> Tensor:
+            return self.model(latents, timestep, context, reference, pose, pose_strength=strength)
 
-            return forward
-
-        return bind(toward, conditions, recipe, conditions.pose.to(self.device))
+        forwards = [partial(forward, context) for context in contexts]
+        return bind(forwards, recipe, conditions.pose.to(self.device))

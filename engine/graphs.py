@@ -6,15 +6,14 @@ recording needs memory of its own for what lies between the kernels, which all g
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from engine.block import ContextKeys
-from engine.models.dit import Rope
-from engine.steps import Steps
+from engine.steps import Pass, Steps
 
 KEPT_GRAPHS = 4  # with and without a skeleton, for the prompt and the negative prompt
 
@@ -24,12 +23,9 @@ Capture: TypeAlias = Callable[[Callable[[], object]], Callable[[], None]]
 
 @dataclass(frozen=True, slots=True)
 class _Recorded:
-    """A graph and the memory that it reads and writes. What it was recorded with stays alive."""
+    """A graph and the memory that it reads and writes: what it was recorded with stays alive."""
 
-    x: Tensor
-    modulation: Tensor
-    context: Sequence[ContextKeys]
-    rope: Rope
+    given: Pass
     replay: Callable[[], None]
 
 
@@ -42,26 +38,19 @@ class GraphedSteps:
             OrderedDict()
         )
 
-    def __call__(
-        self,
-        x: Tensor,
-        modulation: Tensor,
-        context: Sequence[ContextKeys],
-        rope: Rope,
-        kept: int,
-    ) -> Tensor:
-        key = id(context), len(x), kept
+    def __call__(self, given: Pass) -> Tensor:
+        key = id(given.context), len(given.x), given.kept
         known = self._seen.get(key)
         if known is None:  # a first run leaves nothing to be set up while recording
-            self._remember(key, context)
-            return self._steps(x, modulation, context, rope, kept)
+            self._remember(key, given.context)
+            return self._steps(given)
         if not isinstance(known, _Recorded):
-            known = self._record(x, modulation, context, rope, kept)
+            known = self._record(given)
             self._remember(key, known)
-        known.x.copy_(x)
-        known.modulation.copy_(modulation)
+        known.given.x.copy_(given.x)
+        known.given.modulation.copy_(given.modulation)
         known.replay()
-        return known.x[:kept]
+        return known.given.x[: given.kept]
 
     def forget(self) -> None:
         """Gives the memory of all graphs back."""
@@ -75,17 +64,9 @@ class GraphedSteps:
         while len(self._seen) > KEPT_GRAPHS:
             self._seen.popitem(last=False)
 
-    def _record(
-        self,
-        x: Tensor,
-        modulation: Tensor,
-        context: Sequence[ContextKeys],
-        rope: Rope,
-        kept: int,
-    ) -> _Recorded:
-        own, table = x.clone(), modulation.clone()
-        replay = self._capture(lambda: self._steps(own, table, context, rope, kept))
-        return _Recorded(own, table, context, rope, replay)
+    def _record(self, given: Pass) -> _Recorded:
+        own = replace(given, x=given.x.clone(), modulation=given.modulation.clone())
+        return _Recorded(own, self._capture(lambda: self._steps(own)))
 
 
 class CudaCapture:

@@ -1,7 +1,7 @@
 """From files to a pipeline that is ready for its first job."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,7 @@ from engine.models.locate import IMAGE_ENCODER, TEXT_ENCODER, VAE, find_model
 from engine.models.lora import Lora
 from engine.models.stored_prompts import StoredPrompts, load_prompts
 from engine.models.text import embed_prompts, encoder_bytes
-from engine.models.vae import Vae, load_vae
+from engine.models.vae import Norm, Vae, load_vae
 from engine.models.vae_decode import VaeDecoder
 from engine.models.vision import VisionEncoder
 from engine.package import Package, find_packages, open_package
@@ -42,7 +42,13 @@ from engine.upload import Weights
 from engine.variants import attention_kernel, choose_variants, gemm_ways
 from kernels.arch import ARCHS, Arch
 from kernels.attention import FORMS, variants
-from kernels.channel_norm import TYPES, ChannelNorm, channel_norm, channel_norm_reference
+from kernels.channel_norm import (
+    TYPES,
+    ChannelNorm,
+    channel_norm,
+    channel_norm_reference,
+    channel_norm_spec,
+)
 from kernels.fp8 import LIMITS
 from kernels.launch import KernelBank
 from kernels.ops import Ops, native_ops, native_specs, plain_attention, reference_ops
@@ -125,7 +131,7 @@ def load_package(path: Path, models: Path, networks: Networks, settings: Setting
         weights = Weights(package, settings.device)
         denoiser = PackagedDenoiser(weights, native.ops, graphed, make_steps)
         text, vision, vae = encoding.result()
-    decoder = VaeDecoder(vae, native.norm, frames_to_u8, native.capture)
+    decoder = VaeDecoder(vae, native.norm_of(vae), frames_to_u8, native.capture)
     device, host = settings.device, torch.device("cpu")
     homes = (
         Resident(lambda: vision.move(device), lambda: vision.move(host)),
@@ -149,7 +155,7 @@ class _Native:
 
     package: Package
     ops: Ops
-    norm: ChannelNorm
+    norm_of: Callable[[Vae], ChannelNorm]
     capture: Capture | None
     gpu: Gpu | None
 
@@ -179,12 +185,26 @@ def _native(path: Path, settings: Settings) -> _Native:
     )
     manifest = package.manifest
     _require_known(bank, native_specs(manifest.model.dim, manifest.padded_ffn, dtypes, arch))
-    norm = channel_norm_reference
-    if settings.dtype in TYPES:
-        norm = partial(channel_norm, bank)
-    else:
-        log.info("the VAE's norm has no kernel for %s: PyTorch computes it", settings.precision)
-    return _Native(package, _with_attention(ops, attention), norm, CudaCapture(), gpu)
+    norm_of = partial(vae_norm, bank, {kernel.name for kernel in package.kernels})
+    return _Native(package, _with_attention(ops, attention), norm_of, CudaCapture(), gpu)
+
+
+def vae_norm(bank: Bank, held: Collection[str], vae: Vae) -> ChannelNorm:
+    """The norm of a VAE's decoder: by `bank`, if kernels for its type and channels are among those
+    whose names are `held`, else by PyTorch.
+    """
+    dtype = vae.conv2.weight.dtype
+    norms = [module for module in vae.decoder.modules() if isinstance(module, Norm)]
+    channels = sorted({norm.gamma.numel() for norm in norms})
+    if dtype in TYPES and all(
+        channel_norm_spec(count, dtype, has_branch=has_branch).name in held
+        for count in channels
+        for has_branch in (False, True)
+    ):
+        return partial(channel_norm, bank)
+    widths = ", ".join(map(str, channels))
+    log.info("no kernels for the VAE's norm over %s channels of %s: PyTorch does it", widths, dtype)
+    return channel_norm_reference
 
 
 def _require_known(bank: Bank, specs: Sequence[KernelSpec]) -> None:
@@ -204,7 +224,8 @@ def _references(path: Path, settings: Settings) -> _Native:
     attention = settings.attention or DEFAULT_ATTENTION
     form = attention if attention in FORMS else DEFAULT_ATTENTION
     ops = reference_ops(variants(form, _arch(package))[0])
-    return _Native(package, _with_attention(ops, attention), channel_norm_reference, None, None)
+    ops = _with_attention(ops, attention)
+    return _Native(package, ops, lambda _: channel_norm_reference, None, None)
 
 
 def _arch(package: Package) -> Arch:

@@ -9,9 +9,9 @@ from engine.flow import Recipe, Request, Source
 from engine.media.framing import Size
 from engine.media.video import frame_count, probe_video
 from engine.memory import Shape
-from engine.pipeline import evaluations
 from engine.residency import shape_of
 from engine.source import load_source
+from engine.watch import evaluations
 from engine.windows import latent_frames
 
 _EVEN_TOKENS = 29_000  # of a 14B evaluation in which attention computes as much as the products

@@ -1,8 +1,7 @@
 """The whole system on one screen: a request goes in, an MP4 comes out, stage by stage."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,21 +12,15 @@ from engine.blank import refuse_blank
 from engine.clock import Clock
 from engine.conditioning import Encoders, condition
 from engine.errors import NotFinite, TooLarge
-from engine.flow import Clip, Conditions, Recipe, Request, Source
+from engine.flow import Clip, Conditions, Request, Source
 from engine.media.mp4 import encode_mp4
 from engine.recipes import check_request
 from engine.residency import Memory
 from engine.sampler import denoise, noise_like, seeded
 from engine.source import Capture, load_source
 from engine.stages import Stages
-from engine.windows import WindowVelocity, in_latents, share_noise, windowed, windows
-
-# stage, share of it that is done; called between forwards, and what it raises ends the job
-Watch: TypeAlias = Callable[[str, float], None]
-
-
-def unwatched(stage: str, share: float) -> None:
-    """Nobody waits."""
+from engine.watch import Watch, evaluations, unwatched, watched
+from engine.windows import in_latents, share_noise, windowed
 
 
 class Pipeline:
@@ -57,12 +50,14 @@ class Pipeline:
             stages.keep_skeleton(source)
         watch("media", 1.0)
         self.memory.prepare(request, source)
-        while True:
-            try:
-                self._make(request, source, out, comment, stages, clock, watch)
-                break
-            except torch.OutOfMemoryError as error:
-                self.memory.step_down(error)
+        attempt = self.memory.attempt
+        with clock("conditioning"):
+            conditions = attempt("conditioning", lambda: condition(self.encoders, request, source))
+        watch("conditioning", 1.0)
+        with clock("denoise"):
+            latents = attempt("denoise", lambda: self._latents(request, conditions, stages, watch))
+        with clock("decode"):
+            attempt("decode", lambda: self._write(latents, source, out, comment, watch))
         stages.keep_timings(clock.laps)
         frames, (height, width) = len(source.skeleton), source.image.shape[1:]
         notes = tuple(self.memory.notes)
@@ -77,27 +72,21 @@ class Pipeline:
                 "skeleton itself as a video."
             ) from error
 
-    def _make(
-        self,
-        request: Request,
-        source: Source,
-        out: Path,
-        comment: str,
-        stages: Stages,
-        clock: Clock,
-        watch: Watch,
-    ) -> None:
-        with clock("conditioning"), self.memory.stage("conditioning"):
-            conditions = condition(self.encoders, request, source)
-        watch("conditioning", 1.0)
-        with clock("denoise"), self.memory.stage("denoise"), stages.watch(self.denoiser.watched):
-            latents = self.denoise(request, conditions, watch)  # [16, t, h, w]
+    def _latents(
+        self, request: Request, conditions: Conditions, stages: Stages, watch: Watch
+    ) -> Tensor:
+        with stages.watch(self.denoiser.watched):
+            latents = self.denoise(request, conditions, watch)
             self.require_finite(latents)
             stages.keep_latents(conditions, latents)
-        with clock("decode"), self.memory.stage("decode"), self.encoders.vae_home.present():
-            audio = source.audio
+        return latents
+
+    def _write(
+        self, latents: Tensor, source: Source, out: Path, comment: str, watch: Watch
+    ) -> None:
+        with self.encoders.vae_home.present():
             frames = refuse_blank(self.decode(latents, watch))
-            encode_mp4(frames, source.fps, out, audio=audio, comment=comment)
+            encode_mp4(frames, source.fps, out, audio=source.audio, comment=comment)
 
     def denoise(self, request: Request, conditions: Conditions, watch: Watch = unwatched) -> Tensor:
         """Latents [16, t, h, w] of the clip, of any length: long ones in windows."""
@@ -111,7 +100,7 @@ class Pipeline:
             tqdm(total=recipe.steps, desc="denoise", unit="step", disable=None) as bar,
         ):
             total = evaluations(recipe, shape[1])
-            velocity = _watched(self.denoiser.bind(conditions, recipe), total, watch)
+            velocity = watched(self.denoiser.bind(conditions, recipe), total, watch)
             return denoise(
                 windowed(velocity, cut),
                 noise.to(self.denoiser.device),
@@ -135,28 +124,6 @@ class Pipeline:
                 watch("decode", done / total)
                 yield frames
                 bar.update()
-
-
-def evaluations(recipe: Recipe, latents: int) -> int:
-    """How often the velocity of a window is asked for, in all steps of a clip."""
-    cut = in_latents(recipe.window_frames, recipe.overlap_frames)
-    return sum(len(windows(step, latents, cut)) for step in range(recipe.steps))
-
-
-def _watched(velocity: WindowVelocity, total: int, watch: Watch) -> WindowVelocity:
-    """Tells `watch` after each of `total` evaluations."""
-    done = 0
-
-    def told(latents: Tensor, frames: Sequence[int], step: int, timestep: float) -> Tensor:
-        nonlocal done
-        found = velocity(latents, frames, step, timestep)
-        if found.is_cuda:  # the host would queue the whole clip, and nothing could be called off
-            torch.cuda.current_stream(found.device).synchronize()
-        done += 1
-        watch("denoise", done / total)
-        return found
-
-    return told
 
 
 def _advance(bar: tqdm, done: int) -> None:

@@ -1,4 +1,4 @@
-"""The TensorRT plans of a package: opened with the library, and run on tensors by name.
+"""The TensorRT plans of a package: their record, opened with the library, and run by name.
 
 Experimental: no GPU here can run a plan. The library is asked for only when somebody wants its
 program; its licence restricts offering that as a hosted service (THIRD_PARTY_NOTICES.md). A plan
@@ -43,7 +43,9 @@ KERNEL_BYTES = 2**30  # the most that compiled kernels take on the disk
 
 @dataclass(frozen=True, slots=True)
 class TokenRange:
-    """Tokens S that a program takes."""
+    """Tokens S that a program takes; kernels are chosen for the usual number. FP8 attention has
+    none for ranges that begin at 16.
+    """
 
     least: int
     usual: int
@@ -52,25 +54,27 @@ class TokenRange:
 
 @dataclass(frozen=True, slots=True)
 class PlanRecord:
-    """One plan, as the manifest has it."""
+    """One plan, as the manifest has it: a file that the library runs, and what is known of it."""
 
     file: str
     bytes: int
     sha256: str
-    inputs: tuple[object, ...]  # [name, dtype, shape] each
+    inputs: tuple[object, ...]  # `Port.record` each
     outputs: tuple[object, ...]
     proof: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
 class ProgramRecord:
-    """A program, as the manifest has it."""
+    """A program, as the manifest has it: `block`, or `pre` and `post` around our own attention;
+    `context` once a clip for both.
+    """
 
     arch: str
     library: str  # the version whose runtime alone reads the plans
     tokens: TokenRange
-    plans: Mapping[str, PlanRecord]
-    graphs: tuple[str, ...]
+    plans: Mapping[str, PlanRecord]  # by segment
+    graphs: tuple[str, ...]  # files they were made from, and layer tables: the evidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,15 @@ class Port:
 
     def sized(self, tokens: int) -> tuple[int, ...]:
         return tuple(tokens if isinstance(size, str) else size for size in self.shape)
+
+    @property
+    def kind(self) -> str:
+        """The dtype as the library calls it: a key of `DTYPES`."""
+        return next(kind for kind, dtype in DTYPES.items() if dtype == self.dtype)
+
+    def record(self) -> list[object]:
+        """For a manifest. `_read_port` reads it."""
+        return [self.name, self.kind, list(self.shape)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,10 @@ from engine.heap import keep_freed_memory
 from engine.load import DEFAULT_ATTENTION, Settings, load_package
 from engine.media.mp4 import encode_mp4
 from engine.models.attention import find_attention
-from engine.pipeline import Pipeline, Watch, unwatched
+from engine.pipeline import Pipeline
 from engine.pose.networks import Networks
 from engine.stages import Stages
+from engine.watch import Watch
 from engine.worker import Renderer
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def _warm(pipeline: Pipeline) -> None:
             picture, skeleton, "pose", _WARM, _WARM_PROMPT, width=_WARM_SIDE, height=_WARM_SIDE
         )
         try:
-            pipeline.run(request, clip, "warm", Stages(None), unwatched)
+            pipeline.run(request, clip, "warm", Stages(None))
         except EngineError as error:
             log.warning("the first clip, of nothing, did not come out: %s", error)
 

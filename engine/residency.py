@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from traceback import clear_frames
+from typing import TypeVar
 
 import torch
 
@@ -16,6 +17,8 @@ from engine.memory import Plan, Rung, Shape, Stage, next_rung
 from engine.resident import Resident
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,17 @@ class Memory:
         `TooLarge`.
         """
         return None if self._planner is None else self._planner(shape)
+
+    def attempt(self, stage: Stage, work: Callable[[], T]) -> T:
+        """What the work of a stage returns; begun again, with less on the GPU, each time that it
+        runs out of memory. Raises `TooLarge` when nothing is left to be moved.
+        """
+        while True:
+            try:
+                with self.stage(stage):
+                    return work()
+            except torch.OutOfMemoryError as error:
+                self.step_down(error)
 
     @contextmanager
     def stage(self, name: Stage) -> Iterator[None]:

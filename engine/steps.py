@@ -1,8 +1,8 @@
 """How the blocks of one evaluation are run: one launch after another, or as one CUDA graph."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeAlias
 
 from torch import Tensor
 
@@ -11,38 +11,32 @@ from engine.models.dit import Rope
 from kernels.ops import Ops
 
 
-class Steps(Protocol):
-    def __call__(
-        self,
-        x: Tensor,
-        modulation: Tensor,
-        context: Sequence[ContextKeys],
-        rope: Rope,
-        kept: int,
-    ) -> Tensor:
-        """x [S, D] fp32, used up; modulation [6, D] of the time step; context of each block.
-        Returns the first `kept` tokens after the last block, valid until the next call.
-        """
-        ...
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What the blocks are given for one evaluation."""
+
+    x: Tensor  # [S, D] fp32, used up
+    modulation: Tensor  # [6, D] fp32, of the time step
+    context: Sequence[ContextKeys]  # of each block
+    rope: Rope
+    kept: int  # tokens that are asked for, the first ones
+
+
+# The kept tokens after the last block, valid until the next call
+Steps: TypeAlias = Callable[[Pass], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """Launches one after another."""
+    """Launches one after another. A `Steps`."""
 
     ops: Ops
     weights: Sequence[BlockWeights]
 
-    def __call__(
-        self,
-        x: Tensor,
-        modulation: Tensor,
-        context: Sequence[ContextKeys],
-        rope: Rope,
-        kept: int,
-    ) -> Tensor:
-        for n, (weights, seen) in enumerate(zip(self.weights, context, strict=True), start=1):
-            last = n == len(self.weights)
-            own = block_modulation(weights, modulation)
-            x = run_block(self.ops, weights, seen, x, own, rope, kept if last else None)
+    def __call__(self, given: Pass) -> Tensor:
+        x = given.x
+        for n, (weights, seen) in enumerate(zip(self.weights, given.context, strict=True), start=1):
+            kept = given.kept if n == len(self.weights) else None
+            own = block_modulation(weights, given.modulation)
+            x = run_block(self.ops, weights, seen, x, own, given.rope, kept)
         return x

@@ -23,16 +23,9 @@ from engine.config import TEXT_TOKENS
 from engine.diskcache import DiskCache
 from engine.errors import Unavailable
 from engine.gpu import Gpu
-from engine.models.dit import Rope
 from engine.package import Package
-from engine.plans import (
-    KERNEL_BYTES,
-    Host,
-    Opener,
-    Plan,
-    read_record,
-)
-from engine.steps import Steps
+from engine.plans import KERNEL_BYTES, Host, Opener, Plan, read_record
+from engine.steps import Pass, Steps
 from engine.tensorrt_library import INSTEAD, Library, import_library
 from kernels.cross_attention import CrossKeys
 from kernels.ops import Ops
@@ -99,24 +92,17 @@ class PlannedBlocks:
     run: RunBlock
     weights: Sequence[BlockWeights]
 
-    def __call__(
-        self,
-        x: Tensor,
-        modulation: Tensor,
-        context: Sequence[ContextKeys],
-        rope: Rope,
-        kept: int,
-    ) -> Tensor:
-        """As `Steps`. A plan does not write where it reads: x and a second one take turns."""
-        out = torch.empty_like(x)
-        tables = {"cos": rope.cos[None, :, 0], "sin": rope.sin[None, :, 0]}
-        keys = PlanKeys(context[0])
-        for weights, seen in zip(self.weights, context, strict=True):
-            own = block_modulation(weights, modulation)
+    def __call__(self, given: Pass) -> Tensor:
+        """A plan does not write where it reads: x and a second one take turns."""
+        x, out = given.x, torch.empty_like(given.x)
+        tables = {"cos": given.rope.cos[None, :, 0], "sin": given.rope.sin[None, :, 0]}
+        keys = PlanKeys(given.context[0])
+        for weights, seen in zip(self.weights, given.context, strict=True):
+            own = block_modulation(weights, given.modulation)
             turns = {"x": x[None], "out": out[None], "modulation": own[None]}
             self.run({**turns, **tables, **keys.of(seen), **block_tensors(weights)}, len(x))
             x, out = out, x
-        return x[:kept]
+        return x[: given.kept]
 
 
 class PlanKeys:

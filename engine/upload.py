@@ -29,6 +29,8 @@ class Weights:
         """Calls `take` with each of these tensors, in the order of the file. Raises `BadPackage`.
 
         On the CPU a tensor is a view of the file: what is written to it stays in this process.
+        On a GPU the first visit reads past the page cache, later ones through it: whoever comes
+        back once, as for the weights of contexts, comes back for every clip.
         """
         wanted = set(names)
         ordered = [name for name in self.package.names if name in wanted]
@@ -39,7 +41,9 @@ class Weights:
                 take(name, self.package.read(name))
         else:
             pieces = [self._piece(name) for name in ordered]
-            stream(self.package.weights, pieces, partial(self._upload, take), buffers=pinned)
+            deliver = partial(self._upload, take)
+            direct = False if wanted <= self._verified else None
+            stream(self.package.weights, pieces, deliver, direct=direct, buffers=pinned)
             self._verified |= wanted
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:

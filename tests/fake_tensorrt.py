@@ -8,7 +8,7 @@ import ctypes
 import enum
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import packages
@@ -16,10 +16,10 @@ import torch
 
 from engine.build.plan_proofs import Proof
 from engine.build.segments import DEPLOY, SEGMENTS, Segment
-from engine.build.tensorrt import Plan, TensorRtProgram, TokenRange
 from engine.config import ModelConfig
 from engine.gpu import Gpu
 from engine.package import PackageWriter, open_package
+from engine.plans import PlanRecord, ProgramRecord, TokenRange
 
 VERSION = "1.7.1.116"
 GPU = Gpu("RTX 4090", "GPU-1", (8, 9), (12, 8), "570.86.15", 24 * 2**30, 23 * 2**30)
@@ -179,14 +179,22 @@ def fake_plans(config):
     return {name: plan_data(name, config) for name in SEGMENTS}
 
 
-def record(config, files=None):
-    """As a build writes it into the manifest; `config.ffn` is padded. `files`: data by name."""
+def program(config, files=None):
+    """What a build makes; `config.ffn` is padded. `files`: data by name."""
     plans = {}
     for name, data in (files or fake_plans(config)).items():
         segment, digest = Segment(name, config, DEPLOY), hashlib.sha256(data).hexdigest()
-        ports = segment.inputs, segment.outputs
-        plans[name] = Plan(f"{name}.plan", len(data), digest, *ports, PROOF)
-    return TensorRtProgram("sm89", VERSION, RANGE, plans, ()).record()
+        inputs, outputs = (
+            tuple(port.record() for port in ports) for ports in (segment.inputs, segment.outputs)
+        )
+        plan = PlanRecord(f"{name}.plan", len(data), digest, inputs, outputs, asdict(PROOF))
+        plans[name] = plan
+    return ProgramRecord("sm89", VERSION, RANGE, plans, ())
+
+
+def record(config, files=None):
+    """As it is written into the manifest."""
+    return asdict(program(config, files))
 
 
 def planned_package(folder, config, tensorrt=None, files=None):

@@ -11,7 +11,7 @@ from compiled import STATE
 from packages import reseal
 from safetensors.torch import load_file
 
-from engine.block import BlockWeights, assemble, run_block
+from engine.block import BlockWeights, ContextWeights, assemble, run_block, tensor_names
 from engine.build.make import Order, make_package
 from engine.config import state_dir
 from engine.denoiser import PackagedDenoiser, count_padding, video_first
@@ -264,6 +264,37 @@ class Counted:
         self.ops = replace(ops, attention=attention)
 
 
+class Visits(Weights):
+    """Writes down what is asked for."""
+
+    def __init__(self, package):
+        super().__init__(package, CPU)
+        self.asked = []
+
+    def visit(self, names, take):
+        names = [*names]
+        self.asked.append(len(names))
+        super().visit(names, take)
+
+
+def test_the_weights_of_the_context_are_read_once_for_both_prompts(golden, scene, package):
+    known, weights = scene(golden, "a"), Visits(package(golden, "mixed"))
+    denoiser = PackagedDenoiser(weights, reference_ops())
+    told = known.conditions.text, known.guided.negative
+    alone = [denoiser.contexts([text], known.conditions.vision)[0] for text in told]
+    weights.asked.clear()
+    together = denoiser.contexts(told, known.conditions.vision)
+    assert weights.asked == [3 * len(tensor_names(ContextWeights))]  # of 3 blocks
+    for one, want in zip(together, alone, strict=True):
+        for got, keys in zip(one, want, strict=True):
+            assert all(map(torch.equal, tensors_of(got), tensors_of(keys)))
+    assert not torch.equal(together[0][0].text.k, together[1][0].text.k)
+
+
+def tensors_of(keys):
+    return [tensor for side in (keys.text, keys.vision) for tensor in (side.k, side.v, side.bias)]
+
+
 def test_after_the_last_block_only_the_video_is_computed(golden, scene, packaged):
     known, counted = scene(golden, "a"), Counted()
     known.velocity(packaged(ops=counted.ops))
@@ -279,9 +310,8 @@ def test_tokens_that_are_not_kept_change_nothing_of_those_that_are(golden, packa
     x, modulation = torch.randn(70, 256, generator=draw), torch.randn(6, 256, generator=draw)
     angles = torch.rand(70, 1, 64, generator=draw)
     rope, ops = Rope(angles.cos(), angles.sin()), reference_ops()
-    seen = PackagedDenoiser(Weights(held, CPU), ops).context(
-        torch.randn(5, 64, generator=draw), torch.randn(257, 1280, generator=draw)
-    )[2]
+    text, vision = torch.randn(5, 64, generator=draw), torch.randn(257, 1280, generator=draw)
+    ((*_, seen),) = PackagedDenoiser(Weights(held, CPU), ops).contexts([text], vision)
     whole = run_block(ops, weights, seen, x.clone(), modulation, rope)
     kept = run_block(ops, weights, seen, x.clone(), modulation, rope, 40)
     assert kept.shape == (40, 256)

@@ -4,14 +4,15 @@ import torch
 
 from engine.graphs import KEPT_GRAPHS, GraphedSteps
 from engine.models.dit import Rope
+from engine.steps import Pass
 
 ROPE = Rope(torch.zeros(1), torch.zeros(1))
 
 
-def steps(x, modulation, context, rope, kept):
+def steps(given):
     """In place, as blocks are."""
-    x.mul_(2).add_(modulation.sum() + context[0])
-    return x[:kept]
+    given.x.mul_(2).add_(given.modulation.sum() + given.context[0])
+    return given.x[: given.kept]
 
 
 class Recorder:
@@ -33,7 +34,7 @@ class Recorder:
 def evaluate(run, seed, context, tokens=5, kept=3):
     draw = torch.Generator().manual_seed(seed)
     x, modulation = torch.randn(tokens, 2, generator=draw), torch.randn(6, 2, generator=draw)
-    return run(x, modulation, context, ROPE, kept).clone()
+    return run(Pass(x, modulation, context, ROPE, kept)).clone()
 
 
 def test_a_replay_computes_what_a_run_computes_for_its_own_inputs():

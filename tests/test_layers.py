@@ -29,7 +29,7 @@ engine.sampler engine.windows engine.gpu engine.media engine.download engine.mod
 engine.pose engine.manifest engine.endpoint
 engine.weightfile engine.variants engine.block engine.binding engine.fetch
 engine.recipes engine.comfy engine.body
-engine.package engine.steps engine.honoured
+engine.package engine.steps engine.honoured engine.watch
 engine.upload engine.graphs engine.workflow engine.plans
 engine.exact engine.denoiser engine.tensorrt_steps engine.request engine.stages engine.source
 engine.capture engine.conditioning engine.memory

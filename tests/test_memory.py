@@ -199,7 +199,7 @@ def test_the_weights_of_the_steps_are_those_of_the_specification():
 def test_names_and_shapes_are_those_that_a_denoiser_reads():
     package = MetaPackage(manifest_of(TINY, 512))
     denoiser = PackagedDenoiser(package, native_ops(NoLaunches(), SM89))
-    denoiser.context(torch.ones(3, TINY.text_dim), meta(257, TINY.clip_dim))
+    denoiser.contexts([torch.ones(3, TINY.text_dim)], meta(257, TINY.clip_dim))
     times = {name for name in package.names if name.startswith(TIME)}
     assert package.handed_over == {*package.names} - times
 

@@ -9,7 +9,16 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from fake_tensorrt import GPU, RANGE, STREAM, VERSION, FakeLibrary, planned_package, record
+from fake_tensorrt import (
+    GPU,
+    RANGE,
+    STREAM,
+    VERSION,
+    FakeLibrary,
+    planned_package,
+    program,
+    record,
+)
 from packages import reseal
 
 from engine import tensorrt_library
@@ -246,9 +255,9 @@ def test_a_package_without_the_program_says_why(tmp_path):
 
 def test_a_record_is_read_as_it_was_written(package):
     found = read_record(package)
-    assert (found.arch, found.library) == ("sm89", VERSION)
-    assert (found.tokens.least, found.tokens.most) == (RANGE.least, RANGE.most)
+    assert found == program(TINY)
     assert set(found.plans) == {"block", "pre", "post", "context"}
+    assert found.plans["pre"].outputs == (["qkv", "BF16", [1, "S", 3 * TINY.dim]],)
 
 
 def without(name):

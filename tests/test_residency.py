@@ -25,11 +25,13 @@ from engine.pose.networks import Networks
 from engine.residency import Memory, Movable, shape_of
 from engine.resident import Resident
 from engine.stages import Stages
+from engine.watch import unwatched
 from kernels.arch import SM90
 
 QUICK = Recipe(sampler="euler", steps=2, cfg=1.0, shift=5.0)
 GB = 10**9
 ENCODERS = EncoderBytes(text=0, vision=GB, vae=GB)
+STAGES = ["conditioning", "denoise", "decode"]
 
 
 def full():
@@ -247,6 +249,24 @@ def test_what_a_failed_stage_held_is_gone_before_models_are_moved(made):
     assert gpu.was_held == (False, False)
 
 
+def test_a_stage_is_begun_again_until_it_is_done(made):
+    gpu, runs_out = Watching(), [True, True, False]
+    gpu.memory.prepare(*made(gpu))
+
+    def work():
+        activations = Activations()
+        gpu.held = weakref.ref(activations)
+        if runs_out.pop(0):
+            raise full()
+        return 17
+
+    assert gpu.memory.attempt("denoise", work) == 17
+    assert runs_out == []
+    assert gpu.was_held == (False, False, False)
+    assert len(gpu.memory.notes) == 2
+    assert gpu.diary.count("forget") == 3
+
+
 @pytest.mark.parametrize(
     ("changes", "frames", "want"),
     [
@@ -274,6 +294,7 @@ class Hungry:
     def __init__(self, encoders, blocks):
         self.home, self._encoders = blocks, encoders
         self.fails = {"conditioning": 0, "denoise": 0, "decode": 0}
+        self.begun = []
         self.encoders = dataclasses.replace(encoders, text=self.text, decode=self.decode)
 
     def use(self, stage):
@@ -282,10 +303,13 @@ class Hungry:
             raise full()
 
     def text(self, prompts):
+        self.begun.append("conditioning")
         self.use("conditioning")
         return self._encoders.text(prompts)
 
     def bind(self, conditions, recipe):
+        self.begun.append("denoise")
+
         def velocity(latents, frames, step, timestep):
             if step == 1:
                 self.use("denoise")
@@ -294,6 +318,7 @@ class Hungry:
         return velocity
 
     def decode(self, latents):
+        self.begun.append("decode")
         for number, frames in enumerate(self._encoders.decode(latents)):
             if number == 1:
                 self.use("decode")
@@ -327,13 +352,13 @@ def run(tmp_path):
         image=picture, motion=pose, kind="pose", recipe=QUICK, width=96, height=64, audio=False
     )
 
-    def make(pipeline):
-        return pipeline.run(request, tmp_path / "clip.mp4", "test", Stages(None))
+    def make(pipeline, watch=unwatched):
+        return pipeline.run(request, tmp_path / "clip.mp4", "test", Stages(None), watch)
 
     return make
 
 
-@pytest.mark.parametrize("stage", ["conditioning", "denoise", "decode"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_that_runs_out_is_tried_again_with_less_and_the_clip_says_so(hungry, run, stage):
     plain = run(hungry.pipeline)
     assert plain.notes == ()
@@ -345,8 +370,25 @@ def test_a_stage_that_runs_out_is_tried_again_with_less_and_the_clip_says_so(hun
     assert made.path.read_bytes() == pixels
     assert made.timings_ms.keys() == {"media", "conditioning", "denoise", "decode"}
     diary = hungry.gpu.diary
-    assert diary.count("forget") == (2 if stage == "conditioning" else 3)
+    assert diary.count("forget") == (3 if stage == "denoise" else 2)
     assert "graphs False" in diary
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_only_the_stage_that_ran_out_is_begun_again_and_progress_stays_in_it(hungry, run, stage):
+    told = []
+    hungry.fails[stage] = 1
+    run(hungry.pipeline, lambda *share: told.append(share))
+    assert hungry.begun == sorted([*STAGES, stage], key=STAGES.index)
+    stages = [name for name, _ in told]
+    assert stages == sorted(stages, key=["media", *STAGES].index)
+    assert told[-1] == ("decode", 1.0)
+    for name in STAGES:
+        shares = [share for stage, share in told if stage == name]
+        assert shares[-1] == 1.0
+        begins = [0.0, *shares[:-1]]
+        falls = sum(after <= before for before, after in zip(begins, shares))
+        assert falls == (name == stage != "conditioning")
 
 
 def test_every_rung_is_tried_once_then_the_clip_is_too_large(hungry, run, tmp_path):
@@ -365,7 +407,7 @@ def test_every_rung_is_tried_once_then_the_clip_is_too_large(hungry, run, tmp_pa
     assert (tmp_path / "clip.mp4").read_bytes() == b"precious"
 
 
-@pytest.mark.parametrize("stage", ["conditioning", "denoise", "decode"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_the_job_after_a_clip_that_was_too_large_works_and_has_all_memory(hungry, run, stage):
     hungry.fails[stage] = 1000
     with pytest.raises(TooLarge):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 import time
+from dataclasses import asdict
 from importlib.util import find_spec
 
 import pytest
@@ -15,7 +16,6 @@ from engine.build.plan_proofs import Proof, layer_table, prove, read_layers
 from engine.build.segments import DEPLOY, SEGMENTS, Segment
 from engine.build.tensorrt import (
     RANGES,
-    TokenRange,
     build_plan,
     build_program,
     run_builder,
@@ -23,6 +23,7 @@ from engine.build.tensorrt import (
 )
 from engine.config import SCAIL_14B, TINY
 from engine.errors import BuildFailed
+from engine.plans import TokenRange
 from kernels.arch import SM89, SM90, SM120
 
 TIMEOUT_S = 120  # a build takes 2
@@ -55,7 +56,7 @@ WHOLE_WIDTH_SECONDS = 30.0  # of one plan, its graph included
 def test_a_tiny_plan_is_built_for_both_architectures_and_proven(tmp_path, name):
     found = planned(name, TINY, tmp_path, SM89, SM120)
     for plan in found:
-        assert plan.proof == PROOFS[name]
+        assert plan.proof == asdict(PROOFS[name])
         assert plan.bytes < 2**22
     assert len({plan.sha256 for plan in found}) == 2
     assert hashlib.sha256((tmp_path / f"{name}.plan").read_bytes()).hexdigest() == found[1].sha256
@@ -71,7 +72,7 @@ def test_a_tiny_plan_is_built_for_both_architectures_and_proven(tmp_path, name):
 def test_a_plan_of_the_whole_width_is_built_for_both_architectures_and_proven(tmp_path, name):
     start = time.monotonic()
     for plan in planned(name, SCAIL_14B, tmp_path, SM89, SM120):
-        assert plan.proof == PROOFS[name]
+        assert plan.proof == asdict(PROOFS[name])
         assert plan.bytes < 2**22
     assert time.monotonic() - start < 2 * WHOLE_WIDTH_SECONDS
 
@@ -81,8 +82,9 @@ def test_a_plan_of_the_whole_width_is_built_for_both_architectures_and_proven(tm
 @TARGETS
 def test_a_program_is_all_plans_with_their_graphs_and_a_record_of_them(tmp_path, arch):
     program = build_program(TINY, arch, tmp_path, timeout_s=TIMEOUT_S)
-    assert {name: plan.proof for name, plan in program.plans.items()} == PROOFS
-    record = json.loads(json.dumps(program.record()))
+    proofs = {name: plan.proof for name, plan in program.plans.items()}
+    assert proofs == {name: asdict(proof) for name, proof in PROOFS.items()}
+    record = json.loads(json.dumps(asdict(program)))
     assert (record["arch"], record["library"]) == (arch.name, "1.7.1.116")
     assert record["tokens"] == {"least": 64, "usual": 1024, "most": 16_384}
     assert ["qkv.q", "FP8", [1, 768, 256]] in record["plans"]["block"]["inputs"]

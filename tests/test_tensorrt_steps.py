@@ -23,7 +23,7 @@ from engine.config import TEXT_TOKENS, ModelConfig
 from engine.errors import BadRequest, Unavailable
 from engine.models.attention import sdpa
 from engine.models.dit import Block, Context, rope_tables
-from engine.steps import Blocks
+from engine.steps import Blocks, Pass
 from engine.tensorrt_steps import PlanKeys, block_tensors, open_program
 from kernels.attention import ATTENTION
 from kernels.cross_attention import cross_attention_reference, cross_keys
@@ -119,7 +119,7 @@ class Scene:
     @torch.inference_mode()
     def run(self, steps, layers, kept=None, keys=None):
         given = self.x.clone(), self.modulation, keys or self.keys[:layers], self.rope
-        return steps(*given, kept or len(self.x))
+        return steps(Pass(*given, kept or len(self.x)))
 
     def plain(self, layers):
         """The weights without smoothing, so that `exact` is what they compute."""
@@ -358,4 +358,4 @@ def test_a_clip_with_too_many_tokens_is_refused(scene, opened, program):
     rope = rope_tables((4, 6, 8), False, CPU)
     x = torch.randn(len(rope.cos), 256)
     with pytest.raises(BadRequest, match=f"has {len(x)} tokens; .* takes 64 to {RANGE.most}"):
-        steps(x, scene.modulation, scene.keys[:1], rope, len(x))
+        steps(Pass(x, scene.modulation, scene.keys[:1], rope, len(x)))

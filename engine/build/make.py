@@ -171,7 +171,7 @@ def add_tensorrt(
         program = build_program(built, order.arch, Path(folder), timeout_s=PLAN_SECONDS)
         for path in sorted(Path(folder).iterdir()):
             writer.add_file(f"{PLANS}/{path.name}", path.read_bytes())
-    return program.record()
+    return asdict(program)
 
 
 def find_encoder(models: Path) -> Path:

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from engine.build.operators import E4M3, attention8, to_e4m3, turn, widen
 from engine.config import HEAD_SIZE, TEXT_TOKENS, ModelConfig
 from engine.models.dit import EPS
+from engine.plans import TOKENS, Port
 from kernels.fp8 import E4M3_MAX, TINY
 
-TOKENS = "S"  # the one size that a plan leaves open
 VISION_TOKENS = 257
 SOFTMAX_FACTOR = 1 / math.sqrt(HEAD_SIZE)  # multiplies q
 
@@ -46,18 +46,6 @@ class Numerics:
 EXACT = Numerics(torch.float32, quantised=False)  # to compare with `dit.Block`
 TWIN = Numerics(torch.float32, quantised=True)  # for onnxruntime, which has no BF16
 DEPLOY = Numerics(torch.bfloat16, quantised=True)  # for TensorRT-RTX
-
-
-@dataclass(frozen=True, slots=True)
-class Port:
-    """An input or output of a plan, contiguous."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int | str, ...]  # `TOKENS` where it depends on the clip
-
-    def sized(self, tokens: int) -> tuple[int, ...]:
-        return tuple(tokens if isinstance(size, str) else size for size in self.shape)
 
 
 Tensors: TypeAlias = Mapping[str, Tensor]

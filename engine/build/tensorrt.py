@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,10 +24,11 @@ import torch
 from tqdm import tqdm
 
 from engine.build.export import export
-from engine.build.plan_proofs import Proof, layer_table, prove, read_layers
-from engine.build.segments import DEPLOY, SEGMENTS, TWIN, Port, Segment
+from engine.build.plan_proofs import layer_table, prove, read_layers
+from engine.build.segments import DEPLOY, SEGMENTS, TWIN, Segment
 from engine.config import ModelConfig
 from engine.errors import BuildFailed
+from engine.plans import PlanRecord, ProgramRecord, TokenRange
 from kernels.arch import SM89, SM120, Arch
 
 log = logging.getLogger(__name__)
@@ -35,58 +36,12 @@ log = logging.getLogger(__name__)
 TARGETS: Mapping[Arch, str] = {SM89: "SM89", SM120: "SM120"}  # as the library calls them
 NEEDS = ("tensorrt_rtx", "onnx", "onnxscript")
 WORKER = (sys.executable, "-m", "engine.build.plan_worker")
-DTYPES = {torch.float32: "FLOAT", torch.bfloat16: "BF16", torch.float8_e4m3fn: "FP8"}
 ERRORS = ("[ERROR]", "[INTERNAL_ERROR]")  # how such lines of the builder's log begin
 TWIN_FILE = "block_fp32.onnx"
 
 
-@dataclass(frozen=True, slots=True)
-class TokenRange:
-    """Tokens S that a plan takes; kernels are chosen for the usual number. FP8 attention has none
-    for ranges that begin at 16.
-    """
-
-    least: int
-    usual: int
-    most: int
-
-
 # Widest model -> tokens of its clips: test models', and the real ones' of 480p to 720p.
 RANGES = {512: TokenRange(64, 1024, 16_384), 65_536: TokenRange(12_288, 36_864, 98_304)}
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A file that the library runs, and what is known of it."""
-
-    file: str
-    bytes: int
-    sha256: str
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
-    proof: Proof
-
-
-@dataclass(frozen=True, slots=True)
-class TensorRtProgram:
-    """`block`, or `pre` and `post` around our own attention; `context` once a clip for both."""
-
-    arch: str
-    library: str  # the version whose runtime alone reads the plans
-    tokens: TokenRange
-    plans: Mapping[str, Plan]  # by segment
-    graphs: tuple[str, ...]  # files they were made from, and layer tables: the evidence
-
-    def record(self) -> dict[str, object]:
-        """For a manifest: nothing but JSON."""
-        plans = {name: _record(plan) for name, plan in self.plans.items()}
-        return {
-            "arch": self.arch,
-            "library": self.library,
-            "tokens": asdict(self.tokens),
-            "plans": plans,
-            "graphs": list(self.graphs),
-        }
 
 
 def unavailable(arch: Arch, weights_form: str, needs: Sequence[str] = NEEDS) -> str | None:
@@ -112,7 +67,7 @@ def unavailable(arch: Arch, weights_form: str, needs: Sequence[str] = NEEDS) -> 
 
 def build_program(
     config: ModelConfig, arch: Arch, folder: Path, *, timeout_s: float
-) -> TensorRtProgram:
+) -> ProgramRecord:
     """Writes graphs, plans and their layer tables into `folder`, which exists.
 
     `config.ffn` is that of the package's weights, padded. Raises `BuildFailed` with the graph and
@@ -128,7 +83,7 @@ def build_program(
         versions.add(version)
     export(Segment("block", config, TWIN), folder / TWIN_FILE)
     evidence = [f"{name}.{kind}" for name in SEGMENTS for kind in ("onnx", "layers.txt")]
-    return TensorRtProgram(arch.name, versions.pop(), tokens, plans, (*evidence, TWIN_FILE))
+    return ProgramRecord(arch.name, versions.pop(), tokens, plans, (*evidence, TWIN_FILE))
 
 
 def build_plan(
@@ -139,7 +94,7 @@ def build_plan(
     *,
     timeout_s: float,
     worker: Sequence[str] = WORKER,
-) -> tuple[Plan, str]:
+) -> tuple[PlanRecord, str]:
     """A plan of the graph that is in `folder`, proven, and the library's version. Raises as
     `build_program`.
     """
@@ -168,7 +123,10 @@ def build_plan(
     data = path.read_bytes()
     log.info("%s: %s, %.0f ms", name, proof, 1e3 * (time.perf_counter() - start))
     digest = hashlib.sha256(data).hexdigest()
-    plan = Plan(path.name, len(data), digest, segment.inputs, segment.outputs, proof)
+    inputs, outputs = (
+        tuple(port.record() for port in ports) for ports in (segment.inputs, segment.outputs)
+    )
+    plan = PlanRecord(path.name, len(data), digest, inputs, outputs, asdict(proof))
     return plan, str(facts["library"])
 
 
@@ -215,23 +173,9 @@ def run_builder(
 
 def _check_ports(name: str, segment: Segment, facts: Mapping[str, object]) -> None:
     for side, ports in (("inputs", segment.inputs), ("outputs", segment.outputs)):
-        wanted = [[port.name, DTYPES[port.dtype], list(port.sized(-1))] for port in ports]
+        wanted = [[port.name, port.kind, list(port.sized(-1))] for port in ports]
         if facts[side] != wanted:
             raise BuildFailed(
                 f"{name} has the {side} {facts[side]}, expected {wanted}. pyproject.toml names the "
                 "version of TensorRT-RTX that keeps them."
             )
-
-
-def _record(plan: Plan) -> dict[str, object]:
-    def ports(given: Sequence[Port]) -> list[list[object]]:
-        return [[port.name, DTYPES[port.dtype], list(port.shape)] for port in given]
-
-    return {
-        "file": plan.file,
-        "bytes": plan.bytes,
-        "sha256": plan.sha256,
-        "inputs": ports(plan.inputs),
-        "outputs": ports(plan.outputs),
-        "proof": asdict(plan.proof),
-    }

@@ -158,9 +158,10 @@ def read_into(process: subprocess.Popen[bytes], view: memoryview, timeout_s: flo
     """Fill `view` from the process's output; fewer bytes only at its end. Raises `FfmpegFailed`
     if nothing comes for `timeout_s`."""
     assert process.stdout is not None
-    filled = 0
+    ready, filled = select.poll(), 0  # `select.select` knows no descriptor above 1023
+    ready.register(process.stdout, select.POLLIN)
     while filled < len(view):
-        if not select.select([process.stdout], [], [], timeout_s)[0]:
+        if not ready.poll(1000 * timeout_s):
             raise FfmpegFailed(f"no progress in {timeout_s:.0f} s")
         size = os.readv(process.stdout.fileno(), [view[filled:]])
         if not size:

@@ -7,6 +7,7 @@ TORCH := torch==2.13.0
 TRITON := triton==3.6.0
 # of the package that the demo builds; without a GPU any is run by references
 ARCH ?= sm89
+NANO := engine/demo/nano
 
 .PHONY: setup demo test test-slow lint bench clean
 
@@ -22,10 +23,12 @@ setup: .venv/ready
 	touch $@
 
 demo: setup
-	mkdir -p out
-	$(BIN)/python build_engine.py --arch $(ARCH) --preset tiny --out out/packages
-	$(BIN)/python -m engine generate --package out/packages/$(ARCH) --image engine/demo/dancer.png --joints engine/demo/dance.npz \
-	  --width 256 --height 448 --out out/demo.mp4
+	mkdir -p out/stages
+	$(BIN)/python build_engine.py --arch $(ARCH) --preset nano --out out/packages
+	$(BIN)/python -m engine generate --package out/packages/$(ARCH) --image $(NANO)/dancer.png --joints $(NANO)/dance.npz \
+	  --stages out/stages --out out/stages/clip.mp4
+	$(BIN)/python -m engine.demo.show --image $(NANO)/dancer.png --stages out/stages --clip out/stages/clip.mp4 \
+	  --out out/demo.mp4 --beside out/demo-side-by-side.mp4
 
 lint: setup
 	$(BIN)/ruff check .

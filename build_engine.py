@@ -15,7 +15,7 @@ from typing import NoReturn
 from engine.build.make import PROGRAMS, Order, make_package
 from engine.build.native import build_native
 from engine.config import SCAIL_14B, models_dir, state_dir
-from engine.demo.weights import demo_weights
+from engine.demo.presets import PRESETS
 from engine.errors import BadRequest, EngineError
 from engine.models.lora import file_and_strength
 from kernels.arch import ARCHS, Arch
@@ -53,12 +53,12 @@ def _arch(args: argparse.Namespace) -> Arch:
 
 def _order(args: argparse.Namespace) -> Order:
     if (args.checkpoint is None) == (args.preset is None):
-        raise BadRequest("Give either --checkpoint or --preset tiny.")
+        raise BadRequest("Give either --checkpoint or --preset.")
     if args.out is None:
         raise BadRequest("Give --out: the folder that the package is written to.")
     checkpoint, models = args.checkpoint, args.models or models_dir()
     if args.preset is not None:
-        demo = demo_weights(state_dir())
+        demo = PRESETS[args.preset].weights(state_dir())
         checkpoint, models = demo.checkpoint, args.models or demo.models
     return Order(
         arch=_arch(args),
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--arch", required=True, choices=[arch.name for arch in ARCHS])
     add("--checkpoint", type=Path, metavar="FILE", help="a SCAIL transformer, any layout")
-    add("--preset", choices=["tiny"], help="in place of a checkpoint: the demo weights")
+    add("--preset", choices=[*PRESETS], help="in place of a checkpoint: a demo model")
     add("--kernels-only", action="store_true", help="compile the 14B model's into $SCAIL_STATE")
     add("--out", type=Path, metavar="DIR", help="the package becomes DIR/ARCH")
     add("--lora", type=file_and_strength, action="append", default=[], metavar="FILE[:STRENGTH]")

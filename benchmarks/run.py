@@ -58,6 +58,7 @@ OPTIONS = {"archs": "--project"}  # where an option is not called like what `mea
 # What others bring with them; not to be asked for by themselves
 PROJECTION = "projection"  # of `denoiser --project`
 NANO = "nano"  # of `quality` without a checkpoint
+BROUGHT = (PROJECTION, NANO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +177,7 @@ def keep(record: Record, rows: Mapping[str, Sequence[Any]], folder: Path) -> lis
 def _parser() -> argparse.ArgumentParser:
     about = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=about)
-    suites = [name for name in SUITES if name not in (PROJECTION, NANO)]
+    suites = [name for name in SUITES if name not in BROUGHT]
     parser.add_argument("suites", nargs="+", choices=suites, metavar="SUITE",
         help=", ".join(suites))  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the last line here too")

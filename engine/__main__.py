@@ -10,15 +10,15 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn, get_args
 
 import torch
 
 from engine.capture import capture_motion
-from engine.config import TINY, models_dir, state_dir
-from engine.demo.weights import demo_weights
+from engine.config import models_dir, state_dir
+from engine.demo.presets import SHIPPED, Preset, preset_of
 from engine.errors import BadRequest, EngineError
 from engine.flow import Align, Motion, Request
 from engine.golden.verify import recompute
@@ -47,7 +47,6 @@ LICENCES = {
     "NLF and SMPL (motion capture)": "non-commercial research use only",
     "TensorRT (optional program)": "its licence restricts offering it as a hosted service",
 }
-DEMO_RECIPE = dataclasses.replace(RECIPES["official"], steps=4, cfg=1.0)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -70,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def generate(args: argparse.Namespace) -> None:
     """The main job."""
-    request = _request(args)
+    demo = _demo(args)
+    request = _request(args, demo)
     check_request(request)
     given = [request.image, request.motion, *(path for path, _ in args.lora)]
     check_output(args.out, ".mp4", *given, *([args.checkpoint] if args.checkpoint else []))
@@ -86,8 +86,9 @@ def generate(args: argparse.Namespace) -> None:
         networks.require()
     precision = args.precision or ("bf16" if device.type == "cuda" else "fp32")
     settings = Settings(device, precision, args.attention, state_dir(), args.program)
-    pipeline, comment = _load(args, networks, settings)
-    clip = pipeline.run(request, args.out, f"{comment}, seed {request.seed}", stages)
+    pipeline = _load(args, networks, settings, demo)
+    origin = "SCAIL" if demo is None else "DEMO WEIGHTS"
+    clip = pipeline.run(request, args.out, f"{origin}, seed {request.seed}", stages)
     print(
         f"{clip.path}: {clip.frames} frames of {clip.width}x{clip.height} at {clip.fps:g} fps, "
         f"seed {clip.seed}, {sum(clip.timings_ms.values()) / 1000:.1f} s"
@@ -109,30 +110,33 @@ def _check_models(args: argparse.Namespace, request: Request) -> None:
         raise BadRequest("--attention belongs to --program native or hybrid; tensorrt has its own.")
 
 
-def _load(args: argparse.Namespace, networks: Networks, settings: Settings) -> tuple[Pipeline, str]:
-    """The pipeline that was asked for, and what its clips say of their origin."""
+def _load(
+    args: argparse.Namespace, networks: Networks, settings: Settings, demo: Preset | None
+) -> Pipeline:
+    """The pipeline that was asked for."""
     log = logging.getLogger("engine")
-    models = args.models or models_dir()
-    if args.checkpoint is not None:
-        log.info("exact model in %s on %s", settings.precision, settings.device.type)
-        return load_exact(args.checkpoint, args.lora, models, networks, settings), "SCAIL"
+    checkpoint, models = args.checkpoint, args.models or models_dir()
+    if demo is not None:
+        print(demo.warning, file=sys.stderr)
+        shipped = demo.weights(state_dir())
+        checkpoint = shipped.checkpoint
+        # of a clip without package and checkpoint, --models names the networks of motion capture
+        models = args.models if args.models and args.package else shipped.models
     if args.package is not None:
         log.info("package %s on %s", args.package, settings.device.type)
-        if not _is_demo(args.package):
-            return load_package(args.package, models, networks, settings), "SCAIL"
-    print("DEMO WEIGHTS: random numbers, not a trained model", file=sys.stderr)
-    demo = demo_weights(state_dir())
-    if args.package is not None:
-        models = args.models or demo.models
-        return load_package(args.package, models, networks, settings), "DEMO WEIGHTS"
+        return load_package(args.package, models, networks, settings)
     log.info("exact model in %s on %s", settings.precision, settings.device.type)
-    return load_exact(demo.checkpoint, [], demo.models, networks, settings), "DEMO WEIGHTS"
+    return load_exact(checkpoint, args.lora, models, networks, settings)
 
 
-def _is_demo(path: Path) -> bool:
-    """Packages of `build_engine.py --preset tiny`: no trained model is so small."""
-    found = [open_package(folder) for _, folder in find_packages(path)]
-    return bool(found) and all(package.manifest.model == TINY for package in found)
+def _demo(args: argparse.Namespace) -> Preset | None:
+    """The demo model that is meant: the shipped one where nothing is named, or the package's."""
+    if args.checkpoint is not None:
+        return None
+    if args.package is None:
+        return SHIPPED
+    found = {open_package(folder).manifest.model for _, folder in find_packages(args.package)}
+    return preset_of(found.pop()) if len(found) == 1 else None
 
 
 def pose(args: argparse.Namespace) -> None:
@@ -227,12 +231,14 @@ def _choice(gpu: Gpu | None, packages: Sequence[Package]) -> dict[str, object]:
     }
 
 
-def _request(args: argparse.Namespace) -> Request:
+def _request(args: argparse.Namespace, demo: Preset | None) -> Request:
     kinds: tuple[Motion, ...] = ("video", "pose", "joints")
     kind: Motion = next(kind for kind in kinds if getattr(args, kind) is not None)
-    demo = args.checkpoint is None and args.recipe is None
-    demo = demo and (args.package is None or _is_demo(args.package))
-    recipe = DEMO_RECIPE if demo else RECIPES[args.recipe or "official"]
+    usual = RECIPES["official"] if demo is None else demo.recipe
+    size = args.height, args.width
+    if size == (None, None) and demo is not None and demo.size is not None:
+        size = demo.size
+    recipe = RECIPES.get(args.recipe, usual)
     changes = {
         name: getattr(args, name)
         for name in ("sampler", "steps", "cfg", "shift")
@@ -246,8 +252,8 @@ def _request(args: argparse.Namespace) -> Request:
         prompt=args.prompt,
         negative_prompt=args.negative_prompt,
         seed=args.seed,
-        width=args.width,
-        height=args.height,
+        width=size[1],
+        height=size[0],
         fps=args.fps,
         frames=args.frames,
         audio=not args.no_audio,
@@ -288,8 +294,26 @@ def _parser() -> argparse.ArgumentParser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = commands.add_parser("generate", help="make a clip")
-    command.set_defaults(run=generate)
+    def command(run: Callable[[argparse.Namespace], None], name: str, what: str) -> _Parser:
+        made = commands.add_parser(name, help=what)
+        made.set_defaults(run=run)
+        return made
+
+    _add_generate_options(command(generate, "generate", "make a clip"))
+    _add_pose_options(command(pose, "pose", "motion capture alone"))
+    add = command(verify, "verify", "recompute golden data").add_argument
+    add("folder", type=_path, metavar="DIR")
+    add = command(info, "info", "what this machine has").add_argument
+    add("--package", type=_path, metavar="DIR", help="a package, or a folder of packages")
+    add("--verify", action="store_true", help="hash every file of the packages")
+    add = command(hub_check, "hub-check", "do hub.json and tests.json agree").add_argument
+    add("folder", type=_path, nargs="?", default=Path(), metavar="DIR")
+    for made in commands.choices.values():
+        made.add_argument("--quiet", action="store_true", help="warnings and errors only")
+    return parser
+
+
+def _add_generate_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--image", type=_path, required=True, help="the picture of the character")
     motion = command.add_mutually_exclusive_group(required=True)
@@ -321,8 +345,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--precision", choices=PRECISIONS, help="fp32 on a CPU, bf16 on a GPU")
     add("--stages", type=_path, metavar="DIR", help="keep skeleton, latents, activations, timings")
 
-    command = commands.add_parser("pose", help="motion capture alone")
-    command.set_defaults(run=pose)
+
+def _add_pose_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--video", type=_path, required=True, help="a video of somebody dancing")
     add("--image", type=_path, help="fit the skeleton to the person in this picture")
@@ -330,25 +354,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--joints", type=_path, metavar="JOINTS.npz", help="keep the joints too")
     add("--models", type=_path, metavar="DIR", help="the networks ($SCAIL_MODELS)")
     _add_motion_options(command)
-
-    command = commands.add_parser("verify", help="recompute golden data")
-    command.set_defaults(run=verify)
-    command.add_argument("folder", type=_path, metavar="DIR")
-
-    command = commands.add_parser("info", help="what this machine has")
-    command.set_defaults(run=info)
-    command.add_argument(
-        "--package", type=_path, metavar="DIR", help="a package, or a folder of packages"
-    )
-    command.add_argument("--verify", action="store_true", help="hash every file of the packages")
-
-    command = commands.add_parser("hub-check", help="do hub.json and tests.json agree")
-    command.set_defaults(run=hub_check)
-    command.add_argument("folder", type=_path, nargs="?", default=Path(), metavar="DIR")
-
-    for command in commands.choices.values():
-        command.add_argument("--quiet", action="store_true", help="warnings and errors only")
-    return parser
 
 
 def _add_motion_options(command: argparse.ArgumentParser) -> None:

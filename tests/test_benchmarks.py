@@ -193,7 +193,7 @@ def test_a_projection_is_measured_after_the_suites_that_were_asked_for():
 
 
 def test_the_suites_are_those_of_the_design_and_each_takes_what_its_function_does():
-    assert set(run.SUITES) - {run.PROJECTION} == {
+    assert set(run.SUITES) - set(run.BROUGHT) == {
         "kernels", "denoiser", "clip", "cold-start", "media", "quality",
     }  # fmt: skip
     known = set(vars(run.parse(["media"])))
@@ -231,3 +231,9 @@ def test_an_unknown_suite_or_none_is_an_error(capsys, arguments):
         run.main(arguments)
     assert end.value.code == 2
     assert "usage:" in capsys.readouterr().err
+
+
+def test_quality_brings_the_nano_model_unless_a_checkpoint_is_measured():
+    assert run.parse(["quality"]).suites == ["quality", run.NANO]
+    assert run.parse(["quality", "--checkpoint", "a.pt"]).suites == ["quality"]
+    assert run.parse(["media"]).suites == ["media"]

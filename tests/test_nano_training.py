@@ -16,7 +16,7 @@ from engine.models.vae import Vae
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks"))  # as it is for its scripts
 
-from nano import autoencoder, export, judge, latents, scenes, train, train_vae, training
+from nano import autoencoder, export, judge, latents, scenes, start, train, train_vae, training
 from nano.optimizer import NanoOptimizer, orthogonal
 from nano.transformer import Known, fresh_transformer, texts_of, velocity
 
@@ -167,7 +167,7 @@ def test_the_rate_rises_holds_and_falls_to_nothing():
 
 def test_a_fresh_vae_already_passes_colours(scene):
     torch.manual_seed(0)
-    vae = train_vae.fresh_vae()
+    vae = start.fresh_vae(8)
     clip = latents.to_network(torch.from_numpy(scene.frames[:5])).transpose(0, 1)[None]
     with torch.no_grad():
         made = autoencoder.decode(vae, autoencoder.encode(vae, clip))
@@ -181,7 +181,7 @@ def test_normalising_a_vae_changes_its_latents_alone(scene):
     clip = latents.to_network(torch.from_numpy(scene.frames[:5]))[None]
     with torch.no_grad():
         before = autoencoder.decode(vae, autoencoder.encode(vae, clip.transpose(1, 2)))
-        train_vae.normalise(vae, clip)
+        start.normalise(vae, clip)
         after = autoencoder.encode(vae, clip.transpose(1, 2))
         cells = after.transpose(0, 2).flatten(1)
         torch.testing.assert_close(cells.mean(1), torch.zeros(16), rtol=0, atol=1e-3)
@@ -191,7 +191,7 @@ def test_normalising_a_vae_changes_its_latents_alone(scene):
 
 def test_steps_of_both_trainings_lower_their_loss(tmp_path, scene):
     torch.manual_seed(0)
-    vae = train_vae.fresh_vae()
+    vae = start.fresh_vae(8)
     clip = latents.to_network(torch.from_numpy(scene.frames[:1, 32:64, 32:64])).transpose(0, 1)
     optimizer = NanoOptimizer([], vae.parameters())
     optimizer.set_rates(0, 1e-3)

@@ -1,7 +1,7 @@
 """Writes what was trained as the files that the engine loads: FP16, official names.
 
-python -m benchmarks.nano.export vae FOLDER MODELS --scenes SCENES      # before latents are made
-python -m benchmarks.nano.export transformer FOLDER MODELS
+python -m nano.export vae FOLDER MODELS --scenes SCENES      # before latents are made
+python -m nano.export transformer FOLDER MODELS
 """
 
 import argparse
@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from nano.latents import to_network
+from nano.scenes import read
+from nano.start import normalise
+from nano.train_vae import WIDTH
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from engine.config import NANO
 from engine.models.dit import Scail
 from engine.models.vae import Vae
-
-from .latents import to_network
-from .scenes import read
-from .train_vae import WIDTH, normalise
 
 SAMPLES = 64  # scenes from which the spread of latents is measured
 FOLDERS = ("text_encoders", "clip_vision")  # random weights, as the tiny preset writes them

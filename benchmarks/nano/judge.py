@@ -10,13 +10,12 @@ from itertools import pairwise
 
 import cv2
 import numpy as np
+from nano.scenes import HEIGHT, WIDTH, Frames, Plan
 from numpy.typing import NDArray
 
 from engine.demo.dance import ARMS, LEGS
 from engine.demo.drawing import Look, draw_dancer
 from engine.pose.camera import base_camera
-
-from .scenes import HEIGHT, WIDTH, Frames, Plan
 
 Reals = NDArray[np.floating]
 
@@ -98,11 +97,11 @@ def iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
 
 def _distance(frames: Frames, truth: Frames, mask: NDArray[np.bool_]) -> float:
     """Hellinger distance of the colours that lie where the true part is."""
-    histograms = [
+    made, true = (
         cv2.calcHist([clip[mask].reshape(-1, 1, 3)], [0, 1, 2], None, [BINS] * 3, [0, 256] * 3)
         for clip in (frames, truth)
-    ]
-    return cv2.compareHist(*histograms, cv2.HISTCMP_BHATTACHARYYA)
+    )
+    return cv2.compareHist(made, true, cv2.HISTCMP_BHATTACHARYYA)
 
 
 def _mean(values: list[float]) -> float:

@@ -1,6 +1,6 @@
 """Scenes as the transformer sees them: encoded once by the trained VAE and the image encoder.
 
-python -m benchmarks.nano.latents SCENES LATENTS --models FOLDER [--stay]
+python -m nano.latents SCENES LATENTS --models FOLDER [--stay]
 """
 
 import argparse
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from nano.scenes import Scene, read
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -17,8 +18,6 @@ from engine.media.framing import skeleton_to_network
 from engine.models.locate import IMAGE_ENCODER, VAE, find_model
 from engine.models.vae import Vae, load_vae
 from engine.models.vision import VisionEncoder
-
-from .scenes import Scene, read
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
-"""What trains the nano models: Muon for the matrices within, AdamW for everything else.
+"""What trains the nano models: Muon for the matrices within, Adam for everything else.
 
 Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest orthogonal matrix, found by
 Newton-Schulz iterations, so that all directions of a layer learn at one speed. On small models that
-see few samples it needs about half the steps of AdamW.
+see few samples it needs about half the steps of Adam.
 """
 
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ class NanoOptimizer(Optimizer):
         self.param_groups[0]["lr"], self.param_groups[1]["lr"] = muon, adam
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:

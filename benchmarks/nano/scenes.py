@@ -2,7 +2,7 @@
 
 A scene is a function of its number. Numbers from `HELD_OUT` on are never trained on.
 
-python -m benchmarks.nano.scenes FOLDER --first 0 --count 1000      # writes what is missing
+python -m nano.scenes FOLDER --first 0 --count 1000      # writes what is missing
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Trains the nano transformer by rectified flow; run again, it goes on where it stopped.
 
-python -m benchmarks.nano.train LATENTS FOLDER --models DIR --minutes 75
+python -m nano.train LATENTS FOLDER --models DIR --minutes 75
 """
 
 import argparse
@@ -14,6 +14,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from nano.latents import Encoded, load
+from nano.optimizer import NanoOptimizer
+from nano.training import Log, keep, resume, schedule
+from nano.transformer import Known, Texts, fresh_transformer, texts_of, velocity
 from torch import Tensor
 
 from engine.config import NANO, state_dir
@@ -22,19 +26,14 @@ from engine.models.locate import TEXT_ENCODER, find_model
 from engine.models.text import embed_prompts
 from engine.recipes import NEGATIVE_PROMPT, PROMPT
 
-from .latents import Encoded, load
-from .optimizer import NanoOptimizer
-from .training import Log, keep, resume, schedule
-from .transformer import Known, Texts, fresh_transformer, texts_of, velocity
-
 SEED = 2
 PROMPTS = (PROMPT, "a person dances", "someone dances in a room", "", NEGATIVE_PROMPT)
 EMPTY = (3, 4)  # what stands for no prompt
 NO_TEXT, NO_POSE = 0.1, 0.1  # shares of the steps
 SHIFT = 3.0  # of the noise levels: more of the noisy ones, where poses are decided
 BODY = 2.0  # added to the weight of the loss where the skeleton is
-CROSS = ".cross_attn."  # has little to say here: AdamW will do, and costs nothing
-RATES = (0.015, 1.5e-3)  # of Muon and of AdamW
+CROSS = ".cross_attn."  # has little to say here: Adam will do, and costs nothing
+RATES = (0.015, 1.5e-3)  # of Muon and of Adam
 AVERAGE = 0.997  # of the averaged weights, which are the ones kept
 RESCAN = 60.0  # s
 VISION_TOKENS, VISION_SEEN = 257, 63

@@ -1,6 +1,6 @@
 """Trains the nano VAE on crops of scenes; run again, it goes on where it stopped.
 
-python -m benchmarks.nano.train_vae SCENES FOLDER --minutes 25
+python -m nano.train_vae SCENES FOLDER --minutes 25
 """
 
 import argparse
@@ -11,24 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from nano.autoencoder import decode, encode
+from nano.optimizer import NanoOptimizer
+from nano.scenes import read
+from nano.start import fresh_vae, normalise
+from nano.training import Log, keep, resume, schedule
 from torch import Tensor, nn
 
-from engine.config import LATENT_CHANNELS
 from engine.media.framing import skeleton_to_network
-from engine.models.vae import LATENT_MEAN, LATENT_STD, Down, FrameConv, ResBlock, Up, Vae
-
-from .autoencoder import decode, encode
-from .optimizer import NanoOptimizer
-from .scenes import read
-from .training import Log, keep, resume, schedule
+from engine.models.vae import Vae
 
 WIDTH = 8
 SEED = 1
 BATCH = 4
 NOISE = 0.12  # added to latents of spread 1, so that their neighbourhood decodes as they do
 HELD = 300  # scenes in memory at a time
-STEADY = 3.0  # the constant beside colours before a head
-RATES = (0.006, 1e-3)  # of Muon and of AdamW
+RATES = (0.006, 1e-3)  # of Muon and of Adam
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,85 +49,6 @@ CLIPS = (
     Crop(9, 64, 48, True, 2, 0.2),
 )
 STILL = 0.35  # share of the time in which it sees pictures alone
-
-
-def fresh_vae(width: int = WIDTH) -> Vae:
-    """Residual branches start at zero, and the mean colour of each cell passes from end to end.
-
-    No convolution sees the past at first: what is learned on pictures holds for clips.
-
-    Channels 0 to 2 carry it, all others start at random. Before a head they come with both signs,
-    as silu(x) - silu(-x) = x, beside a constant that keeps the norm from dividing by their length.
-    """
-    vae = Vae(width)
-    for module in vae.modules():
-        if isinstance(module, FrameConv):
-            nn.init.zeros_(module.weight[:, :, :-1])
-        if isinstance(module, ResBlock):
-            nn.init.zeros_(module.residual["6"].weight)
-            nn.init.zeros_(module.residual["6"].bias)
-    encoder, decoder = vae.encoder, vae.decoder
-    downs = [layer for layer in encoder.downsamples if isinstance(layer, Down)]
-    ups = [layer for layer in decoder.upsamples if isinstance(layer, Up)]
-    with torch.no_grad():
-        _pass(encoder.conv1, (-1, 1, 1))
-        _pass(decoder.conv1, (-1, 1, 1))
-        for layer in (*encoder.downsamples, *decoder.upsamples):
-            if isinstance(layer, ResBlock) and layer.shortcut is not None:
-                _pass(layer.shortcut, (0, 0, 0))
-        for down in downs:
-            _pass(down.resample["1"], (slice(0, 2), slice(0, 2)), 0.25)
-        for up in ups:
-            _pass(up.resample["1"], (1, 1))
-        for layer in (*downs, *ups):
-            if layer.time_conv is not None:
-                nn.init.zeros_(layer.time_conv.weight)
-                nn.init.zeros_(layer.time_conv.bias)
-                taps, count = ((1, 2), 1) if isinstance(layer, Down) else ((2,), 2)
-                same = torch.eye(layer.time_conv.weight.shape[1]).repeat(count, 1) / len(taps)
-                for tap in taps:
-                    layer.time_conv.weight[:, :, tap, 0, 0] = same
-        for last, head in ((downs[-1], encoder.head["2"]), (ups[-1], decoder.head["2"])):
-            conv = last.resample["1"]
-            conv.weight[3:6], conv.bias[3:6] = -conv.weight[:3], 0.0
-            conv.weight[6], conv.bias[6] = 0.0, STEADY
-            _pass(head, (-1, 1, 1))
-            head.weight[[0, 1, 2], [3, 4, 5], -1, 1, 1] = -1.0
-        _pass(vae.conv1, (0, 0, 0))
-        _pass(vae.conv2, (0, 0, 0))
-        mean, std = torch.tensor(LATENT_MEAN), torch.tensor(LATENT_STD)
-        rows = slice(0, len(mean))
-        vae.conv1.weight[rows] *= std.view(-1, 1, 1, 1, 1)
-        vae.conv1.bias[rows] = mean
-        vae.conv2.weight.copy_(vae.conv2.weight / std.view(-1, 1, 1, 1))
-        vae.conv2.bias.copy_(-vae.conv2.weight.flatten(1) @ mean)
-    return vae
-
-
-@torch.no_grad()
-def normalise(vae: Vae, clips: Tensor) -> None:
-    """Folds into the outermost layers what gives latents of clips [B, 3, T, H, W] mean 0, spread 1.
-
-    With m and s of what the encoder says now, a raw value r becomes r / s + k, and back.
-    """
-    latents = torch.cat([encode(vae, clip[None].transpose(1, 2)) for clip in clips])
-    cells = latents.transpose(0, 2).flatten(1)  # [16, cells]
-    m, s = cells.mean(1), cells.std(1)
-    mean, std = torch.tensor(LATENT_MEAN), torch.tensor(LATENT_STD)
-    k = mean * (1 - 1 / s) - m * std / s
-    rows = slice(0, LATENT_CHANNELS)
-    vae.conv1.weight[rows] /= s.view(-1, 1, 1, 1, 1)
-    vae.conv1.bias[rows] = vae.conv1.bias[rows] / s + k
-    matrix = vae.conv2.weight.flatten(1)
-    vae.conv2.bias -= matrix @ (s * k)
-    vae.conv2.weight.copy_((matrix * s).view_as(vae.conv2.weight))
-
-
-def _pass(conv: nn.Module, taps: tuple[int | slice, ...], share: float = 1.0) -> None:
-    """The first three channels go through as they are."""
-    conv.weight[:3], conv.bias[:3] = 0.0, 0.0
-    for channel in range(3):
-        conv.weight[(channel, channel, *taps)] = share
 
 
 def losses(vae: Vae, clips: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     args.folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
-    vae = fresh_vae()
+    vae = fresh_vae(WIDTH)
     inner = [p for p in vae.parameters() if p.ndim >= 3 and min(p.shape[0], p.shape[1]) >= 8]
     chosen = {id(p) for p in inner}
     optimizer = NanoOptimizer(inner, [p for p in vae.parameters() if id(p) not in chosen])

@@ -6,6 +6,7 @@ added to its attention logits. B clips, t latent frames, S tokens, D features, L
 
 import math
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,6 @@ from engine.models.dit import (
     ROPE_DIMS,
     ROPE_THETA,
     TIME_FREQUENCIES,
-    Block,
-    CrossAttention,
     Rope,
     Scail,
     rope_tables,
@@ -28,6 +27,7 @@ from engine.models.dit import (
     split_heads,
 )
 
+Layer: TypeAlias = Any  # what torch's containers hold: they say no more than Module
 PEAK = 3.0  # length of the pairs that tie a head to a place, where what it reads has about 1
 NEAREST = 0.03  # the slowest frequency that tells neighbours apart
 # Layer -> for each head where it looks at first: the same place in the picture, the skeleton there
@@ -108,7 +108,7 @@ def velocity(
 
 
 def _block(
-    block: Block,
+    block: Layer,
     x: Tensor,
     modulation: Tensor,
     context: Told,
@@ -127,7 +127,7 @@ def _block(
     return x + gate2 * block.ffn(_modulate(x, shift2, scale2))
 
 
-def _cross(cross: CrossAttention, x: Tensor, context: Told) -> Tensor:
+def _cross(cross: Layer, x: Tensor, context: Told) -> Tensor:
     q = split_heads(cross.norm_q(cross.q(x)))
     k, v = cross.norm_k(cross.k(context.texts)), cross.v(context.texts)
     k, v = (split_heads(side)[context.chosen] for side in (k, v))
@@ -170,12 +170,14 @@ def fresh_transformer(config: ModelConfig) -> Scail:
     on, in place of after thousands.
     """
     model = Scail(config)
-    nn.init.zeros_(model.time_projection[1].weight)
-    nn.init.zeros_(model.time_projection[1].bias)
+    blocks: Layer = model.blocks
+    last: Layer = model.time_projection[1]
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
     nn.init.zeros_(model.head.head.weight)
     nn.init.zeros_(model.head.head.bias)
     nn.init.zeros_(model.head.modulation)
-    for number, block in enumerate(model.blocks):
+    for number, block in enumerate(blocks):
         for out in (block.self_attn.o, block.cross_attn.o, block.ffn[2]):
             nn.init.zeros_(out.weight)
             nn.init.zeros_(out.bias)

@@ -4,6 +4,7 @@ python -m engine.demo.show --image I.png --stages DIR --clip C.mp4 --out LARGE.m
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from engine.media.framing import crop_frames
 from engine.media.mp4 import encode_mp4
 from engine.media.picture import load_image
 from engine.media.video import frame_count, probe_video, read_video
-from engine.stages import SKELETON
+from engine.stages import SKELETON, TIMINGS
 
 TIMES = 4  # as large
 
@@ -25,7 +26,7 @@ TIMES = 4  # as large
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--image", type=Path, required=True, help="the reference picture")
-    parser.add_argument("--stages", type=Path, required=True, help="folder of the skeleton")
+    parser.add_argument("--stages", type=Path, required=True, help="as generate kept them")
     parser.add_argument("--clip", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--beside", type=Path, required=True)
@@ -34,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         show(args.image, args.stages / SKELETON, args.clip, args.out, args.beside)
     except EngineError as error:
         sys.exit(f"error: {error}")
+    laps = json.loads((args.stages / TIMINGS).read_text())
+    print(", ".join(f"{stage} {ms / 1000:.1f} s" for stage, ms in laps.items()))
+    print(f"the clip: {args.out}\npicture, skeleton and clip side by side: {args.beside}")
 
 
 def show(image: Path, skeleton: Path, clip: Path, out: Path, beside: Path) -> None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from figures import Figure
-from kernel_cases import SCAIL_14B, Case, cases
+from kernel_cases import SCAIL_14B, Case, Job, cases
 from kernel_model import GPUS, estimated_tflops, limit_ms
-from peers import Peer, peers
+from peers import ATTENTION, OF_KERNELS, PRODUCTS, Clock, Peer, Work, interleaved, lacking, peers
 from timing import WrongResult
 
 from engine.config import state_dir
@@ -26,7 +26,6 @@ from kernels.trial import event_ms
 TOKENS = (29757, 48832)  # 416x672 and 512x896, 81 frames
 RUNS_MS = 200  # of repeated launches for one median
 FEWEST, MOST = 5, 50  # runs
-MEDIANS = 3  # that are compared: their spread is the noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,7 @@ class Place:
     bank: Bank
     device: torch.device
     cubins: dict[str, Cubin]  # by the names of specs
-    clock: Callable[[Callable[[], object]], float | None]  # ms; None: runs, but has no clock
+    clock: Clock
 
 
 def measure_kernels() -> tuple[str, list[KernelRow]]:
@@ -72,10 +71,11 @@ def measure_kernels() -> tuple[str, list[KernelRow]]:
             with KernelBank(cubins.values(), arch, current_stream) as bank:
                 place = Place(arch, bank, torch.device("cuda:0"), cubins, median_ms)
                 for tokens in TOKENS:
-                    rows += [timed_row(case, place, tokens) for case in everything]
-                    rows += [peer_row(peer, arch, tokens) for peer in peers(tokens)]
+                    for ours, theirs in rivals(everything, [*peers(tokens)]):
+                        rows += rival_rows(ours, theirs, place, tokens)
     if any(runs_here(arch) for arch in ARCHS):
         return "the references beside the kernels", rows
+    rows += [KernelRow(one.measures, "", note=lacking((one,), False)) for one in OF_KERNELS]
     return "the proofs of their machine code alone: no GPU here runs them", rows
 
 
@@ -108,19 +108,89 @@ def static_row(case: Case, arch: Arch, cubins: dict[str, Cubin]) -> KernelRow:
     )
 
 
+def rivals(
+    everything: Sequence[Case], others: Sequence[Peer]
+) -> list[tuple[list[Case], list[Peer]]]:
+    """Cases and peers that do the same work; every one of both is in one group."""
+    groups: dict[str, tuple[list[Case], list[Peer]]] = {}
+    for case in everything:
+        groups.setdefault(_work_of(case), ([], []))[0].append(case)
+    for peer in others:
+        groups.setdefault(peer.beside, ([], []))[1].append(peer)
+    return [*groups.values()]
+
+
+def _work_of(case: Case) -> str:
+    if case.name.startswith(ATTENTION):
+        return ATTENTION
+    words = case.name.split()
+    return words[1] if case.name.startswith("gemm") and words[1] in PRODUCTS else case.name
+
+
+def rival_rows(
+    ours: Sequence[Case], theirs: Sequence[Peer], place: Place, tokens: int
+) -> list[KernelRow]:
+    """Rows of both, timed in turns. Raises `WrongResult` before any is timed."""
+    checked = [_checked(case, place, tokens) for case in ours]
+    works: dict[str, Work] = {row.name: job.run for job, row in checked}
+    begun = {peer.name: _begun(peer) for peer in theirs}
+    works |= {name: work for name, work in begun.items() if not isinstance(work, str)}
+    times = interleaved(works, place.clock)
+    rows = [
+        _with_times(case, row, place, spread(times[row.name]))
+        for case, (_, row) in zip(ours, checked, strict=True)
+    ]
+    for peer in theirs:
+        work = begun[peer.name]
+        note = work if isinstance(work, str) else ""
+        row = KernelRow(peer.name, place.arch.name, tokens=tokens, note=note)
+        rows.append(_with_rate(row, peer, spread(times.get(peer.name, []))))
+    return rows
+
+
 def timed_row(case: Case, place: Place, tokens: int) -> KernelRow:
-    """Checks first: raises `WrongResult` instead of giving the time of a wrong result."""
+    """A case alone. Raises `WrongResult` instead of giving the time of a wrong result."""
+    return rival_rows([case], [], place, tokens)[0]
+
+
+def peer_row(peer: Peer, arch: Arch, tokens: int) -> KernelRow:
+    """A peer alone."""
+    work = _begun(peer)
+    if isinstance(work, str):
+        return KernelRow(peer.name, arch.name, tokens=tokens, note=work)
+    row = KernelRow(peer.name, arch.name, tokens=tokens)
+    return _with_rate(row, peer, spread_ms(median_ms, work))
+
+
+def _checked(case: Case, place: Place, tokens: int) -> tuple[Job, KernelRow]:
     job = case.prepare(place.bank, tokens, place.device)
     error, cosine = difference(*job.compare())
     if not error <= case.limit:  # NaN too
         raise WrongResult(
             f"{case.name}, {tokens} tokens: relative error {error:.2e}, limit {case.limit:.0e}"
         )
-    row = KernelRow(case.name, place.arch.name, tokens=tokens, error=error, cosine=cosine)
-    timed = spread_ms(place.clock, job.run)
+    return job, KernelRow(case.name, place.arch.name, tokens=tokens, error=error, cosine=cosine)
+
+
+def _begun(peer: Peer) -> Work | str:
+    """Its work, which has been done once, or why there is none."""
+    if peer.run is None:
+        return peer.missing
+    try:
+        work = peer.run()
+        work()
+    except (RuntimeError, NotImplementedError, ValueError, ImportError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        return f"failed: {reason[:100]}"
+    return work
+
+
+def _with_times(
+    case: Case, row: KernelRow, place: Place, timed: tuple[float, float] | None
+) -> KernelRow:
     if timed is None:
         return row
-    ms, noise = timed
+    (ms, noise), tokens = timed, row.tokens or 0
     work, moved = case.flop(tokens), case.moved(tokens)
     best = limit_ms(work, moved, place.cubins[case.specs[0].name].loop, GPUS[place.arch])
     return replace(
@@ -133,18 +203,11 @@ def timed_row(case: Case, place: Place, tokens: int) -> KernelRow:
     )
 
 
-def peer_row(peer: Peer, arch: Arch, tokens: int) -> KernelRow:
-    if peer.run is None:
-        return KernelRow(peer.name, arch.name, tokens=tokens, note=peer.missing)
-    try:
-        timed = spread_ms(median_ms, peer.run())
-    except (RuntimeError, NotImplementedError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        return KernelRow(peer.name, arch.name, tokens=tokens, note=f"failed: {reason[:100]}")
-    assert timed is not None
+def _with_rate(row: KernelRow, peer: Peer, timed: tuple[float, float] | None) -> KernelRow:
+    if timed is None:
+        return row
     ms, noise = timed
-    rate = peer.flop / ms / 1e9
-    return KernelRow(peer.name, arch.name, tokens=tokens, ms=ms, tflops=rate, noise_ms=noise)
+    return replace(row, ms=ms, tflops=peer.flop / ms / 1e9, noise_ms=noise)
 
 
 def difference(got: torch.Tensor, want: torch.Tensor) -> tuple[float, float]:
@@ -160,17 +223,14 @@ def _norm(x: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(x, dtype=torch.float64)
 
 
-def spread_ms(
-    clock: Callable[[Callable[[], object]], float | None], run: Callable[[], object]
-) -> tuple[float, float] | None:
+def spread_ms(clock: Clock, run: Work) -> tuple[float, float] | None:
     """The median of several times and half of their spread; None: the clock gives no times."""
-    times = []
-    for _ in range(MEDIANS):
-        ms = clock(run)
-        if ms is None:
-            return None
-        times.append(ms)
-    return statistics.median(times), (max(times) - min(times)) / 2
+    return spread(interleaved({"alone": run}, clock)["alone"])
+
+
+def spread(times: Sequence[float]) -> tuple[float, float] | None:
+    """Their median, and half of what lies between the best and the worst; None: there are none."""
+    return (statistics.median(times), (max(times) - min(times)) / 2) if times else None
 
 
 def median_ms(run: Callable[[], object]) -> float:

@@ -1,13 +1,15 @@
-"""The same work in other libraries, as far as they are installed: attention, and 8-bit products.
+"""The same work in other libraries: which they are, how to get one, and their times beside ours.
 
 Their inputs are ready before the clock starts; ours are too, quantisation is a kernel of its own.
-A peer's result is not checked here.
+The result of a kernel's peer is not checked here.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from shutil import which
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +19,79 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 HEADS, HEAD = 40, 128
 DIM, FFN = HEADS * HEAD, 13824
 PRODUCTS = {"qkv": (3 * DIM, DIM), "o": (DIM, DIM), "up": (FFN, DIM), "down": (DIM, FFN)}  # N, K
+ATTENTION = "attention"  # the work of a peer that is no product
+ROUNDS = 3  # of turns: their spread is the noise
+
+Timed = TypeVar("Timed")
+Work = Callable[[], object]
+Clock = Callable[[Work], float | None]  # ms; None: runs, but has no clock
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """What a peer needs, and how to get it."""
+
+    name: str
+    measures: str
+    install: str
+    module: str = ""  # that is imported
+    programs: tuple[str, ...] = ()  # of which one has to be found, where it is no module
+
+
+TORCH = Library("torch", "SDPA, _scaled_mm, _int_mm", "pip install torch==2.10.0", "torch")
+XFORMERS = Library("xformers", "attention BF16", "pip install xformers==0.0.35", "xformers")
+SAGE = Library(
+    "sageattention", "attention INT8", "pip install sageattention==1.0.6", "sageattention"
+)
+CUDNN = Library(
+    "nvidia-cudnn-frontend", "attention FP8", "pip install nvidia-cudnn-frontend==1.32.0", "cudnn"
+)
+DIFFUSERS = Library(
+    "diffusers", "block of Wan, decoder of its VAE", "pip install diffusers==0.42.1", "diffusers"
+)
+TRITON = Library("triton", "compiled block", "pip install triton==3.6.0", "triton")
+COMPILER = Library("C compiler", "compiled block", "apt-get install gcc", programs=("gcc", "clang"))
+TORCHAO = Library("torchao", "compiled FP8 block", "pip install torchao==0.18.0", "torchao")
+OF_KERNELS = (TORCH, XFORMERS, SAGE, CUDNN)
+
+
+def lacking(libraries: Sequence[Library], on_gpu: bool) -> str:
+    """Why a peer that needs these does not run here, and how to change that; "": it does."""
+    lacks = [f"{one.name}: not here; {one.install}" for one in libraries if not _is_here(one)]
+    if lacks or on_gpu:
+        return ", ".join(lacks)
+    return f"{' + '.join(one.name for one in libraries)}: needs a GPU"
+
+
+def _is_here(library: Library) -> bool:
+    if library.programs:
+        return any(which(program) for program in library.programs)
+    return find_spec(library.module) is not None
+
+
+def interleaved(
+    works: Mapping[str, Timed], clock: Callable[[Timed], float | None], runs: int = ROUNDS
+) -> dict[str, list[float]]:
+    """ms of each, taken in turns (A B A B), so that clocks and heat of the machine hit all alike.
+
+    A clock that gives no times leaves the lists empty, and each work has been run `runs` times.
+    """
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(runs):
+        for name, work in works.items():
+            ms = clock(work)
+            if ms is not None:
+                times[name].append(ms)
+    return times
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
     name: str
     flop: float
-    run: Callable[[], Callable[[], object]] | None  # makes inputs, returns the work
+    run: Callable[[], Work] | None  # makes inputs, returns the work
     missing: str = ""  # how to get it, where it is not installed
+    beside: str = ATTENTION  # the work of ours that it is timed in turns with
 
 
 def peers(tokens: int) -> Iterator[Peer]:
@@ -32,26 +99,22 @@ def peers(tokens: int) -> Iterator[Peer]:
     for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
         name = backend.name.removesuffix("_ATTENTION").lower()
         yield Peer(f"torch sdpa {name} bf16", flop, lambda backend=backend: _sdpa(tokens, backend))
-    yield _if_installed("xformers", "pip install xformers==0.0.35", flop, lambda: _xformers(tokens))
-    yield _if_installed(
-        "sageattention", "pip install sageattention==1.0.6", flop, lambda: _sage(tokens)
-    )
-    how = "pip install nvidia-cudnn-frontend"
-    yield _if_installed("cudnn", how, flop, lambda: _cudnn_fp8(tokens), "cudnn sdpa fp8")
+    for label, library, make in (
+        ("xformers", XFORMERS, _xformers),
+        ("sageattention", SAGE, _sage),
+        ("cudnn sdpa fp8", CUDNN, _cudnn_fp8),
+    ):
+        missing = lacking((library,), on_gpu=True)
+        run = None if missing else lambda make=make: make(tokens)
+        yield Peer(label, flop, run, missing)
     for name, (n, k) in PRODUCTS.items():
         work = 2.0 * tokens * n * k
         for fast in (True, False):
             label = f"torch _scaled_mm {name}{' fast' if fast else ''}"
-            yield Peer(label, work, lambda n=n, k=k, fast=fast: _scaled_mm(tokens, n, k, fast))
-        yield Peer(f"torch _int_mm {name}", work, lambda n=n, k=k: _int_mm(tokens, n, k))
-
-
-def _if_installed(
-    package: str, how: str, flop: float, run: Callable[[], Callable[[], object]], name: str = ""
-) -> Peer:
-    if find_spec(package) is None:
-        return Peer(name or package, flop, None, f"not installed: {how}")
-    return Peer(name or package, flop, run)
+            run = lambda n=n, k=k, fast=fast: _scaled_mm(tokens, n, k, fast)  # noqa: E731
+            yield Peer(label, work, run, beside=name)
+        run = lambda n=n, k=k: _int_mm(tokens, n, k)  # noqa: E731
+        yield Peer(f"torch _int_mm {name}", work, run, beside=name)
 
 
 def _heads_first(tokens: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -60,7 +123,7 @@ def _heads_first(tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-def _sdpa(tokens: int, backend: SDPBackend) -> Callable[[], object]:
+def _sdpa(tokens: int, backend: SDPBackend) -> Work:
     q, k, v = _heads_first(tokens)
 
     def run() -> Tensor:
@@ -70,20 +133,20 @@ def _sdpa(tokens: int, backend: SDPBackend) -> Callable[[], object]:
     return run
 
 
-def _xformers(tokens: int) -> Callable[[], object]:
+def _xformers(tokens: int) -> Work:
     q, k, v = (side.transpose(1, 2).contiguous() for side in _heads_first(tokens))
     attend = import_module("xformers.ops").memory_efficient_attention
     return lambda: attend(q, k, v)
 
 
-def _sage(tokens: int) -> Callable[[], object]:
+def _sage(tokens: int) -> Work:
     """Its own quantisation is inside, as it has no interface without."""
     q, k, v = _heads_first(tokens)
     attend = import_module("sageattention").sageattn
     return lambda: attend(q, k, v, tensor_layout="HND")
 
 
-def _cudnn_fp8(tokens: int) -> Callable[[], object]:
+def _cudnn_fp8(tokens: int) -> Work:
     """E4M3 in and out, one scale a tensor, all of them 1. Never run yet: no GPU was at hand."""
     cudnn = import_module("cudnn")
     e4m3, fp32 = cudnn.data_type.FP8_E4M3, cudnn.data_type.FLOAT
@@ -114,7 +177,7 @@ def _cudnn_fp8(tokens: int) -> Callable[[], object]:
     return lambda: graph.execute(given | made | {o: out}, space)
 
 
-def _scaled_mm(tokens: int, n: int, k: int, fast: bool) -> Callable[[], object]:
+def _scaled_mm(tokens: int, n: int, k: int, fast: bool) -> Work:
     """`fast`: sums stay in the tensor core's short accumulator."""
     a, b = (torch.randn(rows, k, device="cuda").to(torch.float8_e4m3fn) for rows in (tokens, n))
     a_scale, b_scale = torch.ones(tokens, 1, device="cuda"), torch.ones(1, n, device="cuda")
@@ -123,7 +186,7 @@ def _scaled_mm(tokens: int, n: int, k: int, fast: bool) -> Callable[[], object]:
     )
 
 
-def _int_mm(tokens: int, n: int, k: int) -> Callable[[], object]:
+def _int_mm(tokens: int, n: int, k: int) -> Work:
     """Sums in INT32 come back without scales."""
     a, b = (
         torch.randint(-127, 128, (rows, k), device="cuda", dtype=torch.int8) for rows in (tokens, n)

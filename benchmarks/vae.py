@@ -5,7 +5,8 @@ python benchmarks/vae.py run --cubins DIR          on a GPU machine: 81 frames o
 python benchmarks/vae.py run                       on a CPU: a small clip and a narrow model, FP32
 
 Weights are random. A run ends with all frames as bytes on the host. Results are compared before
-times are taken; the last line is one JSON object. Needs torch and diffusers, on a GPU no Triton.
+times are taken; the last line is one JSON object. Without diffusers a line says how to get it, and
+ours is held against the plain one. Needs torch, on a GPU no Triton.
 """
 
 import argparse
@@ -20,10 +21,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
-from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from gpu import load
 from kernel_suite import current_stream
+from peers import DIFFUSERS, Library, interleaved, lacking
 from timing import WrongResult, require
 from torch import Tensor
 
@@ -75,7 +75,10 @@ def random_vae(job: Job) -> Vae:
 
 
 def library(vae: Vae, job: Job) -> Way:
-    """As a user of diffusers has it, who knows nothing of layouts."""
+    """As a user of diffusers has it, who knows nothing of layouts. Raises `ImportError`."""
+    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
     theirs = AutoencoderKLWan(base_dim=job.model_width)
     weights = {name: weight.float().cpu() for name, weight in vae.state_dict().items()}
     weights = {name: weight.contiguous() for name, weight in weights.items()}
@@ -96,35 +99,37 @@ def library(vae: Vae, job: Job) -> Way:
     return run
 
 
-def ways(vae: Vae, job: Job, bank: KernelBank | None) -> Mapping[str, Way]:
+def ways(vae: Vae, job: Job, bank: KernelBank | None, peer: Library) -> Mapping[str, Way]:
+    """The definition of correct first: the library's where it is, else the plain one."""
     norm = channel_norm_reference if bank is None else partial(channel_norm, bank)
     capture = CudaCapture() if job.device.type == "cuda" else None
     fast = VaeDecoder(vae, norm, frames_to_u8, capture)
-    return {
-        "diffusers": library(vae, job),
+    theirs = {} if lacking((peer,), on_gpu=True) else {"diffusers": library(vae, job)}
+    return theirs | {
         "plain": lambda z: torch.cat([frames_to_u8(p).cpu() for p in vae.decode(z)]),
         "buffers": lambda z: torch.cat(list(fast.decode(z))),
     }
 
 
-def measure(job: Job, bank: KernelBank | None, runs: int) -> dict[str, object]:
+def measure(
+    job: Job, bank: KernelBank | None, runs: int, peer: Library = DIFFUSERS
+) -> dict[str, object]:
+    """Raises `WrongResult`. Without `peer` it has no times, and `missing` says how to get it."""
     vae = random_vae(job)
     size = job.height // VAE_STRIDE[1], job.width // VAE_STRIDE[2]
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(LATENT_CHANNELS, job.latents, *size, generator=generator).to(job.device)
-    compared = ways(vae, job, bank)
+    compared = ways(vae, job, bank, peer)
     first, peaks, frames = {}, {}, {}
     for name, way in compared.items():  # kernels are loaded, algorithms chosen, graphs captured
         frames[name], first[name], peaks[name] = timed(way, latents, job)
-    want = frames["diffusers"].float() - 127.5
+    truth, *others = compared
+    want = frames[truth].float() - 127.5
     errors = {}
-    for name in ("plain", "buffers"):
+    for name in others:
         errors[name] = float((frames[name].float() - 127.5 - want).norm() / want.norm())
         require(errors[name] < LIMITS[job.dtype], f"{name}: relative error {errors[name]:.1e}")
-    times: dict[str, list[float]] = {name: [] for name in compared}
-    for _ in range(runs):
-        for name, way in compared.items():
-            times[name].append(timed(way, latents, job)[1])
+    times = interleaved(compared, lambda way: timed(way, latents, job)[1], runs)
     ms = {name: statistics.median(found) for name, found in times.items()}
     return {
         "device": torch.cuda.get_device_name() if job.device.type == "cuda" else "cpu, one thread",
@@ -137,7 +142,8 @@ def measure(job: Job, bank: KernelBank | None, runs: int) -> dict[str, object]:
         "first_ms": first,
         "ms": ms,
         "best_ms": {name: min(found) for name, found in times.items()},
-        "faster_than_diffusers": ms["diffusers"] / ms["buffers"],
+        "missing": lacking((peer,), on_gpu=True),
+        "faster_than_diffusers": ms["diffusers"] / ms["buffers"] if "diffusers" in ms else None,
         "faster_than_plain": ms["plain"] / ms["buffers"],
         "peak_bytes": peaks,
         "decode_bytes": decode_bytes(job.height, job.width, job.dtype, job.model_width),
@@ -185,7 +191,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         torch.set_num_threads(1)
     try:
         with bank as loaded:
-            print(json.dumps(measure(job, loaded, args.runs)))
+            found = measure(job, loaded, args.runs)
+            if found["missing"]:
+                print(found["missing"])
+            print(json.dumps(found))
     except WrongResult as error:
         sys.exit(f"error: {error}")
 

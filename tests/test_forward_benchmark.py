@@ -26,9 +26,10 @@ import first_hour
 import forward_blocks
 from first_hour import Step, parsed, steps
 from forward import main, tflop, verdict
-from forward_blocks import drawn_scene, measure_blocks
+from forward_blocks import FORMS, Form, compiled, drawn_scene, eager, measure_blocks
 from forward_place import DRY_SIZES, Place, prepared
 from kernel_suite import difference
+from peers import DIFFUSERS, Library, lacking
 from random_package import RandomWeights, drawn, form_of, random_package
 from timing import WrongResult
 
@@ -118,10 +119,34 @@ def test_the_plain_block_stands_for_the_weights_of_ours(place):
 
 def test_a_block_that_is_right_gets_its_line_and_one_that_is_wrong_no_time(place):
     measure_blocks(place, DRY_SIZES[0])
-    check, *blocks = lines(place.out)
-    assert check["step"] == "check" and check["ok"]
-    assert 0 < check["error"] < 0.06
-    assert [block["program"].split()[0] for block in blocks] == ["PyTorch", "ours", "diffusers"]
+    found = lines(place.out)
+    checks = {line["program"]: line for line in found if line["step"] == "check"}
+    assert [*checks] == ["ours", FORMS[0].program] and all(one["ok"] for one in checks.values())
+    assert 0 < checks["ours"]["error"] < 0.06
+    assert 0 < checks[FORMS[0].program]["error"] < 0.02  # the same weights, in BF16
+    blocks = {line["program"]: line["note"] for line in found if line["step"] == "block"}
+    assert {*blocks} == {"PyTorch float32, sdpa math", "ours", *(form.program for form in FORMS)}
+    for form in FORMS:
+        note = blocks[form.program]
+        assert note == ("" if form.on_cpu else lacking(form.needs, on_gpu=False))
+
+
+def test_blocks_are_timed_in_turns_and_the_plain_one_gives_the_seconds(place):
+    order = []
+
+    def clock(work):
+        order.append(work)
+        return float(len(order))
+
+    seconds = measure_blocks(replace(place, clock=clock), DRY_SIZES[0])
+    first, *rounds = order  # the first chooses the best attention
+    assert len(rounds) == 9 and len({*rounds}) == 3
+    assert rounds[:3] == rounds[3:6] == rounds[6:] and rounds[0] is first
+    found = {line["program"]: line for line in lines(place.out) if line["step"] == "block"}
+    plain, ours = found["PyTorch float32, sdpa math"], found["ours"]
+    assert (plain["ms"], ours["ms"], found[FORMS[0].program]["ms"]) == (5, 6, 7)
+    assert plain["noise_ms"] == ours["noise_ms"] == 3
+    assert seconds == pytest.approx(TINY.layers * 5e-3)
 
 
 def wrong(ops, name):
@@ -137,13 +162,86 @@ def test_a_block_that_is_wrong_gets_no_time(place, name):
     assert [line["step"] for line in lines(place.out)] == ["check"]
 
 
-def test_diffusers_runs_the_same_sizes(place):
+def begun_of(place, finish, limit=0.02, needs=()):
+    """What `begun` gives for diffusers' block in a form of ours, and the line about it."""
+    shape, scene = DRY_SIZES[0], drawn_scene(place, DRY_SIZES[0])
+    plain = plain_of(scene)
+    update = plain(scene.x, scene.modulation, scene.context, scene.rope) - scene.x
+    form = Form("theirs", (DIFFUSERS, *needs), True, limit, finish)
+
+    def begin():
+        return forward_blocks.diffusers_block(TINY, plain, scene, form.finish)
+
+    work = forward_blocks.begun(place, shape, form, begin, scene.x, update)
+    return work, lines(place.out)[-1]
+
+
+def plain_of(scene):
+    given = scene.weights, scene.context_weights, torch.float32, forward_blocks.sdpa
+    return forward_blocks.plain_block(TINY, *given)
+
+
+def refuse(block):
+    raise AssertionError("requires CUDA compute capability 8.9\nand more")
+
+
+def spoil(block):
+    block.ffn.net[2].weight.data = -block.ffn.net[2].weight
+    return block
+
+
+def blow_up_block(block):
+    block.ffn.net[2].bias.data.fill_(float("nan"))
+    return block
+
+
+@pytest.mark.parametrize(
+    ("finish", "note"),
+    [
+        (refuse, "requires CUDA compute capability 8.9"),
+        (spoil, "wrong: off by 1.3e+00, limit 0.02, so there is no time"),
+        (blow_up_block, "wrong: off by nan, limit 0.02, so there is no time"),
+    ],
+    ids=["refuses", "wrong", "NaN"],
+)
+def test_a_peer_that_refuses_or_is_wrong_is_a_line_without_a_time(place, finish, note):
+    work, line = begun_of(place, finish)
+    assert work is None
+    if finish is spoil:
+        note, line["note"] = (text[:16] + text[23:] for text in (note, line["note"]))
+    assert (line["program"], line["ms"], line["note"]) == ("theirs", None, note)
+
+
+def test_a_peer_that_is_not_here_is_a_line_that_says_how_to_get_it(place):
+    absent = Library("other", "block", "pip install other==3", "no_such_module")
+    work, line = begun_of(place, eager, needs=(absent,))
+    assert work is None
+    assert line["note"] == "other: not here; pip install other==3"
+
+
+@pytest.mark.slow
+def test_the_compiled_block_of_diffusers_is_right_too(place):
+    """Half a minute of a C++ compiler."""
+    work, line = begun_of(place, compiled)
+    assert line["step"] == "check" and line["ok"] and line["error"] < 0.02
+    assert torch.equal(work(), work())
+
+
+def test_the_block_of_diffusers_has_every_weight_of_the_plain_one(place):
+    """A weight that changes, changes both alike."""
     scene = drawn_scene(place, DRY_SIZES[0])
-    given = scene.x, scene.context, scene.modulation, scene.rope
-    out = forward_blocks.diffusers_block(TINY, *given)()
-    assert out.shape == (DRY_SIZES[0].tokens, TINY.dim)
-    assert out.isfinite().all()
-    assert difference(out, scene.x)[0] > 0.05  # it did something
+    plain = plain_of(scene)
+    given = scene.x, scene.modulation, scene.context, scene.rope
+    before = plain(*given)
+    for name, weight in plain.state_dict().items():
+        kept = weight.clone()
+        weight.mul_(-0.5)
+        want = plain(*given)
+        got = forward_blocks.diffusers_block(TINY, plain, scene, eager)()
+        assert difference(got - scene.x, want - scene.x)[0] < 0.02, name
+        if not name.endswith("bias"):
+            assert difference(want - scene.x, before - scene.x)[0] > 0.02, name
+        weight.copy_(kept)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +274,7 @@ def test_the_dry_run_goes_through_all_steps_and_gives_no_times(tmp_path, capsys)
     found = lines(tmp_path / "found.jsonl")
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == found
     assert [line["step"] for line in found] == [
-        "machine", "weights", "forward", "forward", "check", "block", "block", "block", "result",
+        "machine", "weights", "forward", "forward", "check", "check", *["block"] * 5, "result",
     ]  # fmt: skip
     assert [line["way"] for line in found if line["step"] == "forward"] == ["launched", "graph"]
     assert all(line["ms"] is None for line in found if "ms" in line)

@@ -27,8 +27,17 @@ from kernel_model import (
     peak_tflops,
     turns_a_cycle,
 )
-from kernel_suite import KernelRow, Place, difference, kernel_table, peer_row, timed_row
-from peers import Peer
+from kernel_suite import (
+    KernelRow,
+    Place,
+    difference,
+    kernel_table,
+    peer_row,
+    rival_rows,
+    rivals,
+    timed_row,
+)
+from peers import OF_KERNELS, PRODUCTS, TORCH, Library, Peer, interleaved, lacking, peers
 from timing import WrongResult
 
 from kernels.arch import ARCHS, SM89, SM90, SM120
@@ -151,6 +160,96 @@ def test_a_wrong_result_has_no_time(got):
 
     with pytest.raises(WrongResult, match=r"gemm.i8 qkv, 1000 tokens: relative error"):
         timed_row(case_with(torch.full((3,), got), torch.ones(3)), place(clock), 1000)
+
+
+class Heating:
+    """A clock of a machine that gets slower by 1 ms with each run."""
+
+    def __init__(self):
+        self.ran = []
+
+    def __call__(self, work):
+        self.ran.append(work())
+        return float(len(self.ran))
+
+
+def test_works_are_timed_in_turns_so_that_heat_hits_all_alike():
+    clock = Heating()
+    times = interleaved({"ours": lambda: "A", "theirs": lambda: "B"}, clock)
+    assert "".join(clock.ran) == "ABABAB"
+    assert times == {"ours": [1, 3, 5], "theirs": [2, 4, 6]}
+
+
+def test_without_a_clock_works_run_and_have_no_times():
+    ran = []
+    assert interleaved({"a": lambda: ran.append(1)}, lambda work: work(), 2) == {"a": []}
+    assert ran == [1, 1]
+    assert interleaved({}, Heating()) == {}
+
+
+def test_a_kernel_and_its_peers_are_timed_in_turns_and_a_peer_that_fails_is_not():
+    def refuse():
+        raise ImportError("built for another torch\nand a stack")
+
+    clock = Heating()
+    others = [
+        Peer("right", 2e12, lambda: lambda: "peer", beside="qkv"),
+        Peer("refuses", 2e12, refuse, beside="qkv"),
+        Peer("absent", 2e12, None, "absent: not here; pip install absent==1", beside="qkv"),
+    ]
+    ours = [case_with(torch.ones(3), torch.ones(3))]
+    rows = rival_rows(ours, others, place(clock), 1000)
+    assert clock.ran == [None, "peer"] * 3
+    assert [(row.name, row.ms, row.noise_ms) for row in rows] == [
+        ("gemm.i8 qkv", 3.0, 2.0), ("right", 4.0, 2.0), ("refuses", None, None),
+        ("absent", None, None),
+    ]  # fmt: skip
+    assert [row.note for row in rows] == [
+        "", "", "failed: built for another torch", "absent: not here; pip install absent==1",
+    ]  # fmt: skip
+    assert rows[1].tflops == pytest.approx(500)
+
+
+@pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
+def test_each_case_and_each_peer_is_in_one_group_and_peers_stand_beside_cases(arch):
+    everything, others = cases(arch, SCAIL_14B), [*peers(100)]
+    groups = rivals(everything, others)
+    assert sorted(case.name for ours, _ in groups for case in ours) == sorted(
+        case.name for case in everything
+    )
+    met = {peer.name: {case.name for case in ours} for ours, theirs in groups for peer in theirs}
+    assert len(met) == len(others)
+    for name, beside in met.items():
+        product = next((product for product in PRODUCTS if f"mm {product}" in name), None)
+        if product is None:
+            assert beside and all(other.startswith("attention") for other in beside)
+        else:
+            forms = {n for n, form in GEMM.items() if arch in form.bias.tuning}
+            assert forms and all(other.split()[1] == product for other in beside)
+            assert {other.split()[0] for other in beside} == {f"gemm.{form}" for form in forms}
+
+
+def test_what_a_peer_lacks_is_said_with_the_command_that_brings_it():
+    absent = Library("other-name", "rows", "pip install other-name==1.2", "no_such_module")
+    compiler = Library(
+        "C compiler", "rows", "apt-get install cc", programs=("no-such-cc", "nor-it")
+    )
+    assert lacking((TORCH,), on_gpu=True) == ""
+    assert lacking((TORCH, TORCH), on_gpu=False) == "torch + torch: needs a GPU"
+    said = (
+        "other-name: not here; pip install other-name==1.2, "
+        "C compiler: not here; apt-get install cc"
+    )
+    assert lacking((TORCH, absent, compiler), on_gpu=True) == said
+    assert lacking((TORCH, absent, compiler), on_gpu=False) == said
+    found = Library("python", "rows", "", programs=("no-cc", "sh"))
+    assert lacking((found,), on_gpu=True) == ""
+
+
+def test_every_peer_that_a_pip_command_brings_has_its_version_in_it():
+    for library in OF_KERNELS:
+        assert library.install.startswith(f"pip install {library.name}==")
+        assert library.install.rpartition("==")[2][0].isdigit()
 
 
 def test_a_library_that_is_missing_is_a_line_that_says_how_to_install_it():

@@ -11,6 +11,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))  # as i
 
 import vae as benchmark
 from interpreter import InterpretedBank
+from peers import Library
 from safetensors.torch import load_file
 from test_vae import random_latents, random_vae, relative_error
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -350,3 +351,14 @@ def test_the_benchmark_compares_before_it_measures():
     ms = found["ms"]
     assert found["faster_than_diffusers"] == pytest.approx(ms["diffusers"] / ms["buffers"])
     assert found["faster_than_plain"] == pytest.approx(ms["plain"] / ms["buffers"])
+    assert found["missing"] == ""
+
+
+def test_without_the_library_the_benchmark_compares_with_the_plain_one_and_says_how_to_get_it():
+    job = benchmark.Job(torch.device("cpu"), torch.float32, 8, 16, 24, 3)
+    absent = Library("other", "its decoder", "pip install other==1.2", "no_such_module")
+    found = benchmark.measure(job, None, 1, absent)
+    assert found["missing"] == "other: not here; pip install other==1.2"
+    assert found["ms"].keys() == {"plain", "buffers"} and found["errors"].keys() == {"buffers"}
+    assert found["errors"]["buffers"] < 2e-3
+    assert found["faster_than_diffusers"] is None

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         right.plot(*smooth(minutes, loss), color=colour, label=label)
     right.set(title="Transformer", xlabel="minutes on one core", ylabel="loss of velocities")
     for axes in (left, right):
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=4)
     save(drawing, args.out, "loss")
 
 

@@ -44,7 +44,7 @@ test-slow: setup
 
 # one thread, so that the times of two machines can be compared
 bench: setup
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/run.py media kernels denoiser clip quality cold-start --runs 2
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/run.py media kernels denoiser clip quality cold-start --runs 2 --sizes 96x64
 
 clean:
 	rm -rf out .venv

@@ -40,7 +40,7 @@ from engine.pose.joints import JointClip, save_joints
 from engine.recipes import PROMPT
 from engine.source import load_source
 
-CLIPS = 4
+CLIPS = 2
 FRAMES = 21
 EXACT = "exact"
 

@@ -22,7 +22,7 @@ from quality_suite import PLAIN, build, networks, settings
 from engine.demo.presets import SHIPPED
 from engine.load import load_exact, load_package
 
-LEAST_IOU, LEAST_PSNR = 0.45, 20.0
+LEAST_IOU, LEAST_PSNR = 0.6, 21.0  # 0.45 is the floor of the issue, 0.6 its goal
 MOST_LOST_DB, MOST_LOST_IOU = 1.0, 0.03
 LEAST_LIKENESS = 30.0  # dB against the exact program: goal F8 of spec/performance.md
 CLIPS = 2

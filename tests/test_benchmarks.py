@@ -218,9 +218,12 @@ def test_without_a_gpu_kernels_have_what_their_machine_code_says_and_no_times(mo
     monkeypatch.setenv("SCAIL_STATE", str(STATE))
     checked, rows = measure_kernels()
     assert checked.startswith("the proofs of their machine code alone")
-    assert {row.arch for row in rows} == {arch.name for arch in ARCHS}
-    assert all(row.ms is row.error is None and row.registers > 0 for row in rows)
-    products = [row for row in rows if row.name.startswith(("gemm", "attention"))]
+    ours = [row for row in rows if row.arch]  # peers have none, and a line that says why
+    assert {row.arch for row in ours} == {arch.name for arch in ARCHS}
+    assert all(row.registers > 0 for row in ours)
+    assert all(row.ms is row.error is None for row in rows)
+    assert all(row.note for row in rows if not row.arch)
+    products = [row for row in ours if row.name.startswith(("gemm", "attention"))]
     assert len(products) > 50
     assert all(row.estimated_tflops > 100 and row.instructions_per_mma > 1 for row in products)
 

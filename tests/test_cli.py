@@ -163,7 +163,10 @@ def test_a_run_that_is_stopped_leaves_nothing(files, number):
         "--width", "640", "--height", "640", "--steps", "1",
     ]  # fmt: skip
     before = sorted(files.iterdir())
+    # a shell's background job ignores Ctrl-C, and so would its children
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+        signal.signal(signal.SIGINT, inherited)
         deadline = time.monotonic() + 120
         while not list(files.glob(".encoding-*")) and time.monotonic() < deadline:
             assert child.poll() is None

@@ -17,7 +17,8 @@ from nano.train_vae import WIDTH
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from engine.config import NANO
+from engine.config import NANO, state_dir
+from engine.demo.weights import demo_weights
 from engine.models.dit import Scail
 from engine.models.vae import Vae
 
@@ -33,15 +34,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="of the training")
     parser.add_argument("models", type=Path, help="where the engine will look")
     parser.add_argument("--scenes", type=Path, help="for the VAE")
-    parser.add_argument("--tiny", type=Path, help="the tiny preset, for the VAE")
     args = parser.parse_args(argv)
+    if args.part == "vae" and args.scenes is None:
+        parser.error("vae needs --scenes: latents are measured on them")
     if args.part == "vae":
         vae = Vae(WIDTH)
         vae.load_state_dict(_trained(args.folder / "vae.pt"))
         paths = sorted(args.scenes.glob("*[0-9].npz"))[:SAMPLES]
         normalise(vae, torch.stack([to_network(torch.from_numpy(read(p).frames)) for p in paths]))
+        tiny = demo_weights(state_dir()).models
         for name in FOLDERS:
-            shutil.copytree(args.tiny / name, args.models / name, dirs_exist_ok=True)
+            shutil.copytree(tiny / name, args.models / name, dirs_exist_ok=True)
         save(vae, args.models / AUTOENCODER)
     else:
         model = Scail(NANO)

@@ -120,6 +120,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--models", type=Path, required=True, metavar="DIR")
     parser.add_argument("--minutes", type=float, default=75.0, help="of the whole training")
     args = parser.parse_args(argv)
+    if not any(args.latents.glob("*.safetensors")):
+        parser.error(f"{args.latents} holds no latents: python -m nano.latents makes them")
+    args.folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
     texts = texts_of(embedded(args.models))
     model = fresh_transformer(NANO)

@@ -94,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--minutes", type=float, default=25.0, help="of the whole training")
     args = parser.parse_args(argv)
+    if not any(args.scenes.glob("*[0-9].npz")):
+        parser.error(f"{args.scenes} holds no scenes: python -m nano.scenes makes them")
     args.folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
     vae = fresh_vae(WIDTH)

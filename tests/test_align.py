@@ -16,6 +16,7 @@ from engine.pose.align import (
     SMPL_OF_SLOT,
     UPPER,
     Alignment,
+    Matches,
     face_scale,
     fit,
     place,
@@ -78,11 +79,11 @@ def test_every_golden_check_passes(golden, name):
 @pytest.mark.parametrize(
     ("name", "tensor", "damage", "failing"),
     [
-        ("align_solver", "03_K", 1 + 2e-6, "K_new"),
-        ("align_solver", "03_ms", 1 + 2e-6, "m"),
-        ("align_solver", "08_p2", 1.001, "K_new"),
-        ("align_clean_336x208", "K_new", 1 + 2e-6, "K_new"),
-        ("align_clean_336x208", "s", 1 + 2e-6, "s"),
+        ("align_solver", "03_K", 1 + 2e-6, "K_new, focal"),
+        ("align_solver", "03_ms", 1 + 2e-6, "K_new, focal"),
+        ("align_solver", "08_p2", 2, "cost of the start"),
+        ("align_clean_336x208", "K_new", 1 + 2e-6, "K_new, focal"),
+        ("align_clean_336x208", "s", 1 + 2e-6, "K_new, vertical focal"),
         ("align_clean_336x208", "scale_face", 1 + 2e-6, "scale_face"),
         ("align_clean_336x208", "scaled_faces", 1 + 1e-4, "scaled_faces"),
         ("align_clean_336x208", "out_hands", 1 + 1e-4, "out_hands"),
@@ -100,6 +101,36 @@ def test_a_damaged_golden_file_fails(golden, tmp_path, name, tensor, damage, fai
     np.savez(tmp_path / "other_name.npz", **arrays)
     failed = [c.check for c in golden_align.checks(tmp_path / "other_name.npz") if not c.ok]
     assert any(check.endswith(failing) for check in failed), failed
+
+
+def stopped_early(arrays, index, share):
+    """A copy whose minimiser stopped at this share of the way from the start to where it did."""
+    key = f"{index:02d}_"
+    height, width = arrays[key + "hw"]
+    base = base_camera(int(height), int(width))
+    m, s = 1 + share * (arrays[key + "ms"] - 1)
+    camera = base.matrix + share * (arrays[key + "K"] - base.matrix)
+    camera[0, 0], camera[1, 1] = base.fx * m, base.fx * m * s
+    return dict(arrays) | {key + "ms": np.array([m, s]), key + "K": camera}
+
+
+def failed(folder, arrays):
+    np.savez(folder / "problems.npz", **arrays)
+    return [c.check for c in golden_align.checks(folder / "problems.npz") if not c.ok]
+
+
+@pytest.mark.golden
+def test_a_few_fits_may_stop_early_between_start_and_optimum(golden, tmp_path):
+    with np.load(golden / "pose" / "align_solver.npz") as file:
+        arrays = dict(file)
+    for index in (1, 3, 5):
+        arrays = stopped_early(arrays, index, 0.9)
+    assert failed(tmp_path, arrays) == []
+    for index in (7, 9, 11):
+        arrays = stopped_early(arrays, index, 0.9)
+    assert failed(tmp_path, arrays) == ["problems.npz early stops"]
+    one = failed(tmp_path, stopped_early(arrays, 1, -0.1))
+    assert "problems.npz 01 stopped early, golden: cost of the start" in one
 
 
 @pytest.mark.golden
@@ -137,7 +168,7 @@ def test_no_camera_within_the_bounds_costs_less_than_the_exact_one(body, seed):
     true = camera_of(*rng.uniform((0.5, 0.6, -90, -90), (1.7, 1.5, 90, 90)))
     pixels = project(true, points) + rng.normal(0, 10, (len(points), 2))
     weights = np.array([1] + [4] * 4 if body == "down" else [8] + [1] * 5, float)
-    found = solve(points, pixels, body, HEIGHT, WIDTH, "exact")
+    found = solve(Matches(points, pixels, body, True), HEIGHT, WIDTH, "exact")
     assert 0.7 - 1e-12 <= found.m <= 1.4 + 1e-12
     assert 0.8 - 1e-12 <= found.s <= 1.15 + 1e-12
     best = cost(found.camera, points, pixels, weights)
@@ -173,7 +204,7 @@ def test_the_reference_programs_own_words_give_the_official_camera():
 def test_points_in_one_column_leave_the_width_alone():
     points = np.float32([[0, y, 3000] for y in (-700, -300, 100, 500, 900)])
     pixels = project(camera_of(1, 0.9, 40, 10), points)
-    found = solve(points, pixels, "down", HEIGHT, WIDTH, "exact")
+    found = solve(Matches(points, pixels, "down", True), HEIGHT, WIDTH, "exact")
     assert (found.m, found.s) == pytest.approx((1, 0.9))
     np.testing.assert_allclose(project(found.camera, points), pixels, atol=1e-9)
 
@@ -181,14 +212,14 @@ def test_points_in_one_column_leave_the_width_alone():
 def test_points_in_one_row_keep_the_proportions():
     points = np.float32([[x, 0, 3000] for x in (-700, -300, 100, 500, 900)])
     pixels = project(camera_of(1.3, 0.9, 40, 10), points)
-    found = solve(points, pixels, "down", HEIGHT, WIDTH, "exact")
+    found = solve(Matches(points, pixels, "down", True), HEIGHT, WIDTH, "exact")
     assert (found.m, found.s) == pytest.approx((1.3, 1))
 
 
 def test_points_in_one_spot_are_only_moved():
     points = np.float32([[10, 20, 3000]] * 5)
     pixels = np.full((5, 2), 300.0)
-    found = solve(points, pixels, "down", HEIGHT, WIDTH, "exact")
+    found = solve(Matches(points, pixels, "down", True), HEIGHT, WIDTH, "exact")
     assert (found.m, found.s) == (1, 1)
     np.testing.assert_allclose(project(found.camera, points), pixels)
 

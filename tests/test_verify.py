@@ -71,6 +71,15 @@ def test_all_golden_data_is_met(golden, capsys):
 
 
 @pytest.mark.golden
+def test_files_of_kinds_that_are_not_built_are_told_and_do_not_fail(golden):
+    for kind in ("scail2", "formats"):
+        files = [path for path in (golden / kind).iterdir() if path.suffix != ".md"]
+        checks = list(recompute(golden / kind))
+        assert {check.check for check in checks} == {path.name for path in files}
+        assert {check.ok for check in checks} == {None}
+
+
+@pytest.mark.golden
 def test_files_of_random_names_in_one_folder_are_met_too(golden, tmp_path):
     draw = random.Random(0)
     kinds = ("transformer", "encoders")

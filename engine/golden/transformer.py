@@ -36,12 +36,14 @@ Metadata = Mapping[str, str]
 
 
 def recognises(names: frozenset[str], metadata: Metadata) -> bool:
+    if _is_of_another_model(metadata):
+        return False
     return "case" in metadata and ("in.x" in names or any(map(_is_result, names)))
 
 
 def supports(names: frozenset[str], metadata: Metadata) -> bool:
     """True for weights: they are read by the checks of other files and hold nothing to check."""
-    if "prefix" not in metadata or "case" in metadata:
+    if "prefix" not in metadata or "case" in metadata or _is_of_another_model(metadata):
         return False
     return all(name.startswith(metadata["prefix"]) for name in names)
 
@@ -64,6 +66,11 @@ def checks(path: Path) -> Iterator[Check]:
     if "out.out" in wanted:
         yield _bf16(file, checkpoint, case, wanted)
     yield from _trajectories(file, case, wanted, metadata)
+
+
+def _is_of_another_model(metadata: Metadata) -> bool:
+    """SCAIL-2 takes masks, and its configuration says how many channels they have."""
+    return "mask_channels" in _fields(metadata, "config")
 
 
 def _is_result(name: str) -> bool:

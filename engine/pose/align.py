@@ -7,8 +7,9 @@ they stay on the drawn bones.                                      (spec/pose.md
 One switch, `Mode`, chooses between the two ways to do it:
 
 exact     the true optimum in closed form; hidden points are ignored and stay hidden
-official  scipy's L-BFGS-B in the reference program's order of operations, so that its early stops
-          are met bit for bit, and its treatment of hidden points as points at (-1, -1)
+official  scipy's L-BFGS-B on the reference program's cost, from its start and with its defaults;
+          where it stops early depends on the processor, there as here. Hidden points are treated
+          as points at (-1, -1)
 """
 
 import logging
@@ -55,6 +56,25 @@ class Alignment:
     width: int
 
 
+@dataclass(frozen=True, slots=True)
+class Matches:
+    """Points that dance and reference have in common; the neck comes first if it is there."""
+
+    points: Floats  # [n, 3] mm, Z > 0
+    pixels: Floats  # [n, 2], where the reference shows them
+    body: Body
+    has_neck: bool
+
+    @property
+    def weights(self) -> Doubles:
+        """How much the squared distance of each point counts [n]."""
+        neck, other = WEIGHTS[self.body]
+        weights = np.full(len(self.points), other, np.float64)
+        if self.has_neck:
+            weights[0] = neck
+        return weights
+
+
 def fit(
     joints: Floats, reference: Keypoints, height: int, width: int, mode: Mode = "exact"
 ) -> Alignment:
@@ -63,55 +83,48 @@ def fit(
     `joints` [24, 3] mm, camera space, of the first driving frame that shows the dancer. With too
     few points in common the base camera is kept and a warning logged: `body` is then "none".
     """
-    points = np.asarray(joints, np.float32)[list(SMPL_OF_SLOT)]  # [14, 3]
-    slots, body = _slots(points, reference, mode)
-    if len(slots) < 2 or not (points[slots, 2] > NEAREST_MM).all():
+    both = matches(joints, reference, height, width, mode)
+    if len(both.points) < 2 or not (both.points[:, 2] > NEAREST_MM).all():
         log.warning(
             "the camera is not aligned: it takes two body points or more, all in front of the "
             "camera, seen in the dance and in the reference; there are %d",
-            len(slots),
+            len(both.points),
         )
         base = base_camera(height, width)
         return Alignment(base, 1.0, 1.0, "none", mode, height, width)
-    pixels = reference.body[0, slots].astype(np.float32) * np.array([width, height], np.float32)
-    neck = NECK in slots
-    found = solve(points[slots], pixels, body, height, width, mode, has_neck=neck)
-    log.info("camera aligned on the %s body: m %.4f, s %.4f (%s)", body, found.m, found.s, mode)
+    found = solve(both, height, width, mode)
+    log.info(
+        "camera aligned on the %s body: m %.4f, s %.4f (%s)", both.body, found.m, found.s, mode
+    )
     return found
 
 
-def solve(
-    points: Floats,
-    pixels: Floats,
-    body: Body,
-    height: int,
-    width: int,
-    mode: Mode,
-    *,
-    has_neck: bool = True,
-) -> Alignment:
-    """`points` [n, 3] mm with Z > 0, seen at `pixels` [n, 2]; the neck comes first if it is there.
+def matches(joints: Floats, reference: Keypoints, height: int, width: int, mode: Mode) -> Matches:
+    """The points that the fit compares. (spec/pose.md 5.2)"""
+    points = np.asarray(joints, np.float32)[list(SMPL_OF_SLOT)]  # [14, 3]
+    slots, body = _slots(points, reference, mode)
+    size = np.array([width, height], np.float32)
+    seen = reference.body[0, slots] if slots else np.zeros((0, 2))
+    return Matches(points[slots], seen.astype(np.float32) * size, body, NECK in slots)
 
-    Minimises the weighted squared distance in pixels over m, s and a shift of the picture.
-    """
+
+def solve(both: Matches, height: int, width: int, mode: Mode) -> Alignment:
+    """Minimises the weighted squared distance in pixels over m, s and a shift of the picture."""
     base = base_camera(height, width)
-    p, r = np.asarray(points, np.float64), np.asarray(pixels, np.float64)
-    weights = np.full((len(p), 1), WEIGHTS[body][1], np.float64)
-    if has_neck:
-        weights[0] = WEIGHTS[body][0]
+    p, r = np.asarray(both.points, np.float64), np.asarray(both.pixels, np.float64)
     if mode == "official":
-        m, s, right, down = _official(p, r, base, weights[:, 0])
+        m, s, right, down = _official(p, r, base, both.weights)
         camera = Camera(base.fx * m, base.fx * m * s, base.cx + right, base.cy + down)
-        return Alignment(camera, m, s, body, mode, height, width)
+        return Alignment(camera, m, s, both.body, mode, height, width)
+    weights = both.weights[:, None] / both.weights.sum()
     rays = base.fx * p[:, :2] / p[:, 2:]  # [n, 2] pixels from the picture's centre
-    weights /= weights.sum()
     ray, seen = (weights * rays).sum(0), (weights * r).sum(0)  # [2] weighted means
     spread = (weights * (rays - ray) ** 2).sum(0)  # [2] Sxx, Syy
     slope = (weights * (rays - ray) * (r - seen)).sum(0)  # [2] Sxu, Syv
     a, b = _exact(spread, slope)
     cx, cy = (seen - np.array([a, b]) * ray).tolist()
     camera = Camera(base.fx * a, base.fx * b, cx, cy)
-    return Alignment(camera, a, b / a, body, mode, height, width)
+    return Alignment(camera, a, b / a, both.body, mode, height, width)
 
 
 def place(
@@ -226,7 +239,7 @@ def _exact(spread: Doubles, slope: Doubles) -> tuple[float, float]:
 def _official(
     points: Doubles, pixels: Doubles, base: Camera, weights: Doubles
 ) -> tuple[float, float, float, float]:
-    """m, s and the shift, where scipy's defaults stop. Any other order of operations moves it."""
+    """m, s and the shift, where scipy's defaults stop."""
     from scipy.optimize import minimize  # slow to import: only when used
 
     f, (x, y, z) = base.fx, points.T

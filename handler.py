@@ -14,11 +14,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError
-from engine.joblog import Redactor, job_named, log_as_json
+from engine.worker.joblog import Redactor, job_named, log_as_json
 
 if TYPE_CHECKING:
-    from engine.progress import Report
-    from engine.worker import Response, Worker
+    from engine.worker.progress import Report
+    from engine.worker.service import Response, Worker
 
 log = logging.getLogger("engine.handler")
 
@@ -53,11 +53,11 @@ def main() -> None:
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")  # below that it prints whole results
     platform = ThreadPoolExecutor(1).submit(import_module, "runpod")  # 1.5 s, beside the loading
 
-    from engine.endpoint import read_endpoint
-    from engine.fitness import fitness_checks
-    from engine.renderer import load_renderer
-    from engine.scratch import Scratch
-    from engine.worker import Worker
+    from engine.worker.endpoint import read_endpoint
+    from engine.worker.fitness import fitness_checks
+    from engine.worker.renderer import load_renderer
+    from engine.worker.scratch import Scratch
+    from engine.worker.service import Worker
 
     endpoint = read_endpoint()
     log_as_json(endpoint.redact)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from figures import Figure
-from record import PLACE, BadRecord, Record, read_record
+from benchmarks.figures import Figure
+from benchmarks.record import PLACE, BadRecord, Record, read_record
 
 FLOOR = 0.05  # of a measured figure, in a unit of `TIMED`
 TIMED = {"us", "ms", "s", "ms/frame", "frames/s", "fps", "GB/s", "MB/s", "TFLOPS", "MiB", "GiB"}

@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from engine.config import state_dir
-from engine.gpu import find_gpu
+from engine.machine.gpu import find_gpu
 from kernels.arch import ARCHS, SM89
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,7 +51,7 @@ def steps(
 ) -> list[Step]:
     """In order of what is most worth knowing. `folder` takes what they make."""
     python, kernels, tiny = sys.executable, folder / "kernels", folder / "tiny"
-    forward = (python, "benchmarks/forward.py")
+    forward = (python, "benchmarks/denoiser/forward.py")
     size = ("--width", "64", "--height", "64", "--frames", "5") if dry else ()
     small = ("--steps", "2") if dry else ("--width", "256", "--height", "448")
     clip = (python, "-m", "engine", "generate", *DEMO)
@@ -64,7 +64,7 @@ def steps(
         ),
         Step(
             "kernels", "do all load, is each right, how fast is it",
-            (python, "benchmarks/gpu.py", "run", "--dry", "--only", "rms",
+            (python, "benchmarks/kernel/gpu.py", "run", "--dry", "--only", "rms",
              "--out", str(folder / "gpu.jsonl"), str(kernels))
             if dry else (python, "benchmarks/run.py", "kernels"), 1800,
         ),
@@ -85,7 +85,8 @@ def steps(
         ),
         Step(
             "cold start", "how long until the first job and the first forward",
-            (python, "benchmarks/cold_start.py", *(["--runs", "1"] if dry else ["--jit"])), 1800,
+            (python, "benchmarks/cold_start/suite.py", *(["--runs", "1"] if dry else ["--jit"])),
+            1800,
         ),
     ]  # fmt: skip
     skipped = {"smi", "build"} if dry else set()
@@ -94,7 +95,7 @@ def steps(
         out = ("--stages", str(folder / "stages"), "--out", str(folder / "b.mp4"))
         real = (*clip, "--recipe", "production", *held, *out)
         found.append(Step("real clip", "how long is a clip of a real package", real, 3600))
-        cold = (python, "benchmarks/cold_start.py", *held)
+        cold = (python, "benchmarks/cold_start/suite.py", *held)
         found.append(Step("real cold start", "the same with all weights", cold, 3600))
     return [step for step in found if step.name not in skipped]
 

@@ -17,13 +17,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from timing import RUNS, Row, measure, require
 from torch import Tensor
 
-from engine.delivery import upload
+from benchmarks.timing import RUNS, Row, measure, require
 from engine.golden import render as golden_render
-from engine.heap import keep_freed_memory
-from engine.job import Bucket
+from engine.jobs.job import Bucket
+from engine.machine.heap import keep_freed_memory
 from engine.media.framing import crop_frames
 from engine.media.mp4 import encode_mp4
 from engine.media.picture import load_image
@@ -33,6 +32,7 @@ from engine.pose.camera import base_camera
 from engine.pose.joints import load_joints
 from engine.pose.keypoints import Keypoints
 from engine.pose.skeleton import draw_skeleton
+from engine.worker.delivery import upload
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT.parent / "shared" / "golden" / "pose"

@@ -1,6 +1,6 @@
 """A package of the 14B model's size that lies in no file: tensors are drawn where they are used.
 
-Names, shapes and dtypes are those of a build (tests/test_forward_benchmark.py holds them against
+Names, shapes and dtypes are those of a build (tests/benchmarks/test_forward.py holds them against
 one), values are random and in a range that keeps 40 layers finite. Each tensor depends on its name
 alone, so that it is the same however often it is asked for.
 """
@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.block import FP8, LINEARS, MIXED, BlockWeights, ContextWeights, Form, Weight
 from engine.config import ModelConfig
-from engine.manifest import ITEM_BYTES, Entry, Manifest, Native, aligned
+from engine.denoise.block import FP8, LINEARS, MIXED, BlockWeights, ContextWeights, Form, Weight
+from engine.machine.upload import Take, Weights
 from engine.models.dit import Scail
-from engine.package import Package
-from engine.upload import Take, Weights
+from engine.package.folder import Package
+from engine.package.manifest import ITEM_BYTES, Entry, Manifest, Native, aligned
 from kernels.arch import Arch
 from kernels.fp8 import LIMITS, to_8bit
 
@@ -30,14 +30,14 @@ SPREAD = 4  # standard deviations from the mean to the largest code
 
 
 class RandomPackage(Package):
-    """An `engine.package.Package` without a folder."""
+    """An `engine.package.folder.Package` without a folder."""
 
     def read(self, name: str) -> Tensor:
         return drawn(self.manifest, self.entry(name), torch.device("cpu"))
 
 
 class RandomWeights(Weights):
-    """`engine.upload.Weights`, drawn on the device."""
+    """`engine.machine.upload.Weights`, drawn on the device."""
 
     def visit(self, names: Iterable[str], take: Take) -> None:
         wanted = {*names}

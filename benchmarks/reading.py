@@ -17,11 +17,10 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
-from timing import WrongResult, require
-
+from benchmarks.timing import WrongResult, require
 from engine.errors import EngineError
-from engine.rawfile import cached_bytes
-from engine.stream import Piece, Report, stream
+from engine.package.direct_file import cached_bytes
+from engine.package.stream import Piece, Report, stream
 
 PIECE_BYTES = 5120 * 5120  # one 8-bit weight of the 14B model
 DD_BLOCK_BYTES = 16 << 20

@@ -13,7 +13,8 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from figures import Figure
+
+from benchmarks.figures import Figure
 
 SCHEMA = 1
 # Runs that differ in one of these are of different machines; versions may differ, they are what

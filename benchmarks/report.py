@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from figures import Figure
-from record import BadRecord, Record, SuiteResult, read_record, slug
+from benchmarks.figures import Figure
+from benchmarks.record import BadRecord, Record, SuiteResult, read_record, slug
 
 RESULTS = Path(__file__).with_name("results")
 REPORT = "RESULTS.md"

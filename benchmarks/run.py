@@ -17,25 +17,29 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import compare
-import report
-from clip_rows import clip_figures, clip_pictures, clip_table
-from clip_suite import measure_clip, recipes_of, sizes_of
-from cold_start import cold_figures, cold_pictures, cold_table, measure_cold_start
-from denoiser_suite import denoiser_figures, denoiser_pictures, denoiser_table, measure_denoiser
-from figures import Figure
-from kernel_suite import kernel_figures, kernel_table, measure_kernels
-from media import measure_media
-from nano_suite import measure_nano, nano_figures, nano_pictures, nano_table
-from projection import (
+from benchmarks import compare, report
+from benchmarks.clip.rows import clip_figures, clip_pictures, clip_table
+from benchmarks.clip.suite import measure_clip, recipes_of, sizes_of
+from benchmarks.cold_start.suite import cold_figures, cold_pictures, cold_table, measure_cold_start
+from benchmarks.denoiser.projection import (
     measure_projection,
     projection_figures,
     projection_pictures,
     projection_table,
 )
-from quality_report import quality_figures, quality_pictures, quality_table
-from quality_suite import measure_quality
-from record import (
+from benchmarks.denoiser.suite import (
+    denoiser_figures,
+    denoiser_pictures,
+    denoiser_table,
+    measure_denoiser,
+)
+from benchmarks.figures import Figure
+from benchmarks.kernel.suite import kernel_figures, kernel_table, measure_kernels
+from benchmarks.media import measure_media
+from benchmarks.nano.suite import measure_nano, nano_figures, nano_pictures, nano_table
+from benchmarks.quality.suite import measure_quality
+from benchmarks.quality.tables import quality_figures, quality_pictures, quality_table
+from benchmarks.record import (
     BadRecord,
     Record,
     SuiteResult,
@@ -45,9 +49,8 @@ from record import (
     read_record,
     write_record,
 )
-from synthetic import build
-from timing import WrongResult, figures, table
-
+from benchmarks.synthetic import build
+from benchmarks.timing import WrongResult, figures, table
 from engine.config import state_dir
 from engine.errors import EngineError
 from engine.recipes import RECIPES

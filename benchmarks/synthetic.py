@@ -16,14 +16,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from engine.block import FP8, MIXED
 from engine.build.make import write_weights
 from engine.build.quantize import Quantization
 from engine.config import SCAIL_14B, ModelConfig
-from engine.manifest import WEIGHTS
+from engine.denoise.block import FP8, MIXED
 from engine.models.checkpoint import Checkpoint
 from engine.models.dit import Scail
-from engine.package import PARTIAL, PackageWriter
+from engine.package.folder import PARTIAL, PackageWriter
+from engine.package.manifest import WEIGHTS
 
 FORMS = {"fp8": FP8, "mixed": MIXED}
 LAYER_FILE = "one-layer-bf16.safetensors"

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from figures import Figure
+from benchmarks.figures import Figure
 
 RUNS = 7
 

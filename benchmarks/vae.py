@@ -21,20 +21,20 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from gpu import load
-from kernel_suite import current_stream
-from peers import DIFFUSERS, Library, interleaved, lacking
-from timing import WrongResult, require
 from torch import Tensor
 
+from benchmarks.kernel.gpu import load
+from benchmarks.kernel.peers import DIFFUSERS, Library, interleaved, lacking
+from benchmarks.kernel.suite import current_stream
+from benchmarks.timing import WrongResult, require
 from engine.config import LATENT_CHANNELS, VAE_STRIDE, state_dir
-from engine.graphs import CudaCapture
+from engine.denoise.cuda_graphs import CudaCapture
 from engine.media.framing import frames_to_u8
 from engine.models.vae import LATENT_MEAN, LATENT_STD, Vae, in_layout
 from engine.models.vae_decode import VaeDecoder, decode_bytes
+from kernels.aot.compile import compile_kernels
 from kernels.arch import ARCHS
 from kernels.channel_norm import CHANNEL_NORM, channel_norm, channel_norm_reference
-from kernels.compile import compile_kernels
 from kernels.launch import KernelBank
 
 LIMITS = {torch.float32: 2e-3, torch.bfloat16: 5e-2}  # of the relative error, in bytes

@@ -16,32 +16,32 @@ from typing import NoReturn, get_args
 
 import torch
 
-from engine.capture import capture_motion
 from engine.config import models_dir, state_dir
 from engine.demo.presets import SHIPPED, Preset, preset_of
 from engine.errors import BadRequest, EngineError
 from engine.flow import Align, Motion, Request
 from engine.golden.verify import recompute
-from engine.gpu import Gpu, arch_of, find_gpu, require_driver
-from engine.heap import keep_freed_memory
-from engine.hub import check as check_hub
 from engine.load import NATIVE, PRECISIONS, Settings, load_exact, load_package
+from engine.machine.gpu import Gpu, arch_of, find_gpu, require_driver
+from engine.machine.heap import keep_freed_memory
+from engine.machine.kernel_choice import known_choices
 from engine.media.framing import crop_frames, target_size
 from engine.media.mp4 import encode_mp4
 from engine.media.picture import load_image
 from engine.media.video import probe_video
 from engine.models.attention import available
 from engine.models.lora import file_and_strength
-from engine.package import Package, find_packages, open_package, summary
+from engine.package.folder import Package, find_packages, open_package, summary
 from engine.pipeline import Pipeline
+from engine.pose.capture import capture_motion
 from engine.pose.extract import PoseExtractor
 from engine.pose.joints import JointClip, save_joints
 from engine.pose.networks import Networks
 from engine.recipes import RECIPES, check_output, check_request, check_shape
 from engine.source import check_source
-from engine.stages import Stages
-from engine.tensorrt_steps import PROGRAMS
-from engine.variants import known_choices
+from engine.stage_dump import Stages
+from engine.tensorrt.block_runner import PROGRAMS
+from engine.worker.hub import check as check_hub
 
 LICENCES = {
     "NLF and SMPL (motion capture)": "non-commercial research use only",

@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from engine.errors import NotFinite
 from engine.flow import Conditions, Request, Source
+from engine.machine.resident import Resident
 from engine.media.framing import skeleton_to_network
 from engine.models.vae import Vae
 from engine.models.vision import VisionEncoder
-from engine.resident import Resident
 
 PIECE = 16  # skeleton frames encoded at once
 

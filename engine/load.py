@@ -10,14 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.capture import capture_skeleton
 from engine.conditioning import Encoders
-from engine.denoiser import PackagedDenoiser
+from engine.denoise.block_runner import Blocks
+from engine.denoise.cuda_graphs import Capture, CudaCapture, GraphedSteps
+from engine.denoise.exact import ExactDenoiser
+from engine.denoise.packaged import PackagedDenoiser
 from engine.errors import BadPackage, MissingModel, Unavailable, UnsupportedGpu
-from engine.exact import ExactDenoiser
-from engine.gpu import Gpu, arch_of, find_gpu, require_cudnn, require_driver
-from engine.graphs import Capture, CudaCapture, GraphedSteps
-from engine.manifest import PROMPTS
+from engine.machine.gpu import Gpu, arch_of, find_gpu, require_cudnn, require_driver
+from engine.machine.kernel_choice import attention_kernel, choose_variants, gemm_ways
+from engine.machine.resident import Resident
+from engine.machine.upload import Weights
 from engine.media.framing import frames_to_u8
 from engine.memory import EncoderBytes, Plan, Shape, plan
 from engine.models.attention import ATTENTIONS, find_attention
@@ -29,17 +31,15 @@ from engine.models.text import embed_prompts, encoder_bytes
 from engine.models.vae import Norm, Vae, load_vae
 from engine.models.vae_decode import VaeDecoder
 from engine.models.vision import VisionEncoder
-from engine.package import Package, find_packages, open_package
+from engine.package.folder import Package, find_packages, open_package
+from engine.package.manifest import PROMPTS
 from engine.pipeline import Pipeline
+from engine.pose.capture import capture_skeleton
 from engine.pose.extract import PoseExtractor
 from engine.pose.networks import Networks
 from engine.residency import Memory, Movable
-from engine.resident import Resident
 from engine.source import Capture as MotionCapture
-from engine.steps import Blocks
-from engine.tensorrt_steps import open_program
-from engine.upload import Weights
-from engine.variants import attention_kernel, choose_variants, gemm_ways
+from engine.tensorrt.block_runner import open_program
 from kernels.arch import ARCHS, Arch
 from kernels.attention import FORMS, variants
 from kernels.channel_norm import (
@@ -72,7 +72,7 @@ class Settings:
     precision: str  # a key of PRECISIONS
     attention: str | None  # None: the default of what is loaded
     state: Path  # what can be recomputed is kept here
-    program: str = NATIVE  # or a key of `engine.tensorrt_steps.PROGRAMS`
+    program: str = NATIVE  # or a key of `engine.tensorrt.block_runner.PROGRAMS`
 
     @property
     def dtype(self) -> torch.dtype:

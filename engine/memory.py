@@ -18,12 +18,12 @@ from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import Literal, TypeAlias
 
-from engine.block import BlockWeights
 from engine.config import LATENT_CHANNELS, SIZE_MULTIPLE, TEXT_TOKENS, VAE_STRIDE
-from engine.denoiser import TIME
+from engine.denoise.block import BlockWeights
+from engine.denoise.packaged import TIME
+from engine.denoise.windows import latent_frames
 from engine.errors import BadRequest, TooLarge
-from engine.manifest import Entry, Manifest
-from engine.windows import latent_frames
+from engine.package.manifest import Entry, Manifest
 from kernels.cross_attention import KEY_TILE
 from kernels.layout import HEAD, K_BLOCK, Q_BLOCK
 
@@ -301,7 +301,7 @@ def _evaluation(manifest: Manifest, picture: int, skeleton: int, video: int) -> 
     )
 
 
-# The launches of `engine.block.run_block`, in order.
+# The launches of `engine.denoise.block.run_block`, in order.
 LAUNCHES = (
     "norm", "qkv", "statistics", "rope", "attention", "o rows", "o",
     "norm3", "cross q", "cross attention", "cross o rows", "cross o",

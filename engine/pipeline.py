@@ -7,20 +7,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from engine.binding import Denoiser
-from engine.blank import refuse_blank
 from engine.clock import Clock
 from engine.conditioning import Encoders, condition
+from engine.denoise.guidance import Denoiser
+from engine.denoise.sampler import denoise, noise_like, seeded
+from engine.denoise.watch import Watch, evaluations, unwatched, watched
+from engine.denoise.windows import in_latents, share_noise, windowed
 from engine.errors import NotFinite, TooLarge
 from engine.flow import Clip, Conditions, Request, Source
+from engine.media.blank import refuse_blank
 from engine.media.mp4 import encode_mp4
 from engine.recipes import check_request
 from engine.residency import Memory
-from engine.sampler import denoise, noise_like, seeded
 from engine.source import Capture, load_source
-from engine.stages import Stages
-from engine.watch import Watch, evaluations, unwatched, watched
-from engine.windows import in_latents, share_noise, windowed
+from engine.stage_dump import Stages
 
 
 class Pipeline:

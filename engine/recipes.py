@@ -5,10 +5,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from engine.config import LIMITS
+from engine.denoise.sampler import grid
 from engine.errors import BadRequest, OutputError
 from engine.flow import Recipe, Request
 from engine.media.framing import check_size
-from engine.sampler import grid
 
 RECIPES = {
     # the released sampling script (spec/denoiser.md 4)

@@ -13,8 +13,8 @@ import torch
 
 from engine.errors import TooLarge
 from engine.flow import Request, Source
+from engine.machine.resident import Resident
 from engine.memory import Plan, Rung, Shape, Stage, next_rung
-from engine.resident import Resident
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ Shapes    A: Rows [M, K], any M > 0;  B: Rows [N, K], a weight with a scale for 
           bias, gate [N] fp32;  x [M, N] fp32.  N and K are multiples of the tile's.
 Numerics  codes are summed in INT32 (exact) or FP32, everything after that is FP32.  What Ada and
           Hopper call FP32 here is an accumulator of about 14 bits in the tensor core.  `fp8` lets
-          it run over all of K; `fp8_promoted` moves its sum to registers every 128.  In a
-          simulation of it (tests/test_gemm.py) the short one adds less than 1 % to the error that
+          it run over all of K; `fp8_promoted` moves its sum to registers every 128.  Simulated
+          in tests/kernels/test_gemm.py, the short one adds less than 1 % to the error that
           E4M3 has anyway.  `mx` sums in true FP32.
 
 The feed forward needs GELU's result as 8-bit rows, whose scale is known when a whole row is: 13824

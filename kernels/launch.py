@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self, TypeAlias
 
+from kernels.aot.cubin import HIDDEN_POINTERS, WARP, Cubin, spec_digest
 from kernels.arch import Arch
-from kernels.cubin import HIDDEN_POINTERS, WARP, Cubin, spec_digest
 from kernels.signature import check_launch, parameters
 from kernels.spec import Argument, KernelError, KernelSpec, Tuning
 

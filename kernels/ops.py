@@ -2,7 +2,7 @@
 
 `native_ops` launches kernels through a bank; `reference_ops` is plain PyTorch and runs anywhere.
 Both quantise at the same places by the same rules and hand on BF16, so that they lie closer to each
-other than to exact arithmetic (tests/test_block.py), and each can stand in for the other.
+other than to exact arithmetic (tests/denoise/test_block.py), and each can stand in for the other.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -9,7 +9,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from clips import clip, tone
 from PIL import Image
 
 from engine.__main__ import main
@@ -18,6 +17,7 @@ from engine.demo.presets import SHIPPED
 from engine.demo.weights import demo_weights
 from engine.errors import OutputError
 from engine.media.video import probe_video, read_video
+from tests.support.clips import clip, tone
 
 SMALL = ("--width", "96", "--height", "64", "--steps", "1")
 

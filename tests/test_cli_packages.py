@@ -6,10 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from built import tiny_package
-from clips import clip
-from compiled import STATE
-from packages import build, reseal
 from PIL import Image
 
 import build_engine
@@ -18,8 +14,12 @@ from engine.build.make import Order, make_package
 from engine.config import state_dir
 from engine.demo.weights import demo_weights
 from engine.media.video import probe_video
-from engine.package import open_package
+from engine.package.folder import open_package
 from kernels.arch import SM89, SM90, SM120
+from tests.support.built import tiny_package
+from tests.support.clips import clip
+from tests.support.compiled import STATE
+from tests.support.packages import build, reseal
 
 
 @pytest.fixture

@@ -5,19 +5,19 @@ from functools import partial
 
 import pytest
 import torch
-from built import tiny_package
-from fake_driver import FakeDriver, build_driver
-from interpreter import InterpretedBank
-from test_vae import random_latents, random_vae
 
 from engine.load import vae_norm
 from engine.models.vae import GROWTH, Vae
 from engine.models.vae_decode import VaeDecoder
-from engine.package import open_package
+from engine.package.folder import open_package
 from kernels.arch import SM89
 from kernels.channel_norm import channel_norm, channel_norm_reference, channel_norm_spec
 from kernels.launch import KernelBank
 from kernels.spec import KernelError
+from tests.models.test_vae import random_latents, random_vae
+from tests.support.built import tiny_package
+from tests.support.fake_driver import FakeDriver, build_driver
+from tests.support.interpreter import InterpretedBank
 
 WIDTH = 8  # of the demo's VAE
 

@@ -12,17 +12,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from packages import MANIFEST
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from engine.block import BlockWeights, ContextKeys, ContextWeights, Weight, assemble, run_block
 from engine.config import SCAIL_1_3B, SCAIL_14B, TINY
-from engine.denoiser import TIME, PackagedDenoiser
+from engine.denoise.block import (
+    BlockWeights,
+    ContextKeys,
+    ContextWeights,
+    Weight,
+    assemble,
+    run_block,
+)
+from engine.denoise.cuda_graphs import GraphedSteps
+from engine.denoise.packaged import TIME, PackagedDenoiser
+from engine.denoise.sampler import grid
 from engine.errors import EngineError
 from engine.flow import Conditions, Recipe
-from engine.graphs import GraphedSteps
-from engine.manifest import ITEM_BYTES, Entry
 from engine.memory import (
     ALLOWANCES,
     LADDER,
@@ -34,10 +40,11 @@ from engine.memory import (
 )
 from engine.models.dit import Rope, Scail
 from engine.models.vae import Vae
-from engine.sampler import grid
+from engine.package.manifest import ITEM_BYTES, Entry
 from kernels.arch import SM89
 from kernels.cross_attention import CrossKeys
 from kernels.ops import native_ops
+from tests.support.packages import MANIFEST
 
 META = torch.device("meta")
 GB = 10**9
@@ -104,8 +111,8 @@ class Pool:
 
 
 class MetaPackage:
-    """A package of the right names and shapes, and its `engine.upload.Weights`: tensors on the meta
-    device, zeros on the CPU for what stays there.
+    """A package of the right names and shapes, and its `engine.machine.upload.Weights`: tensors on
+    the meta device, zeros on the CPU for what stays there.
     """
 
     path, device = Path("meta"), META

@@ -9,9 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from built import tiny_package
-from clips import clip
-from compiled import STATE
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -19,16 +16,19 @@ from engine.build.make import Order, make_package
 from engine.conditioning import condition
 from engine.config import state_dir
 from engine.demo.weights import demo_weights
+from engine.denoise.sampler import SAMPLERS
 from engine.errors import BadPackage, MissingModel, Unavailable
 from engine.flow import Request, Source
 from engine.load import Settings, load_exact, load_package
 from engine.media.video import probe_video, read_video
 from engine.pose.networks import Networks
 from engine.recipes import RECIPES
-from engine.sampler import SAMPLERS
-from engine.stages import Stages
+from engine.stage_dump import Stages
 from kernels.arch import ARCHS, SM89, SM90
 from kernels.attention import FORMS
+from tests.support.built import tiny_package
+from tests.support.clips import clip
+from tests.support.compiled import STATE
 
 GATE = 0.999  # cosine of latents, at 8 bits
 PROMPT = "a dancer in the rain"
@@ -127,7 +127,7 @@ def test_a_clip_of_97_frames_in_windows_is_that_of_the_exact_model(name):
 
 
 def test_the_gate_tells_other_clips():
-    """Not other texts: random weights hardly answer to them. tests/test_denoiser.py has others."""
+    """Other texts are held in denoise/test_packaged.py: random weights hardly answer to them."""
     recipe = dataclasses.replace(OFFICIAL, steps=6)
     assert cosine(wanted(recipe), wanted(dataclasses.replace(recipe, shift=3.0))) < GATE
     assert cosine(wanted(recipe), latents(exact(), recipe, seed=4)) < GATE

@@ -6,12 +6,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from clips import clip, tone
 from PIL import Image
 from safetensors.torch import load_file
 
+from benchmarks.nano.dance import dance
 from engine.config import state_dir
-from engine.demo.dance import dance
 from engine.demo.weights import demo_weights
 from engine.errors import BadCheckpoint, EngineError, NotFinite
 from engine.flow import Recipe, Request
@@ -21,7 +20,8 @@ from engine.media.picture import load_image
 from engine.media.video import probe_video, read_video
 from engine.pose.joints import JointClip, save_joints
 from engine.pose.networks import Networks
-from engine.stages import Stages
+from engine.stage_dump import Stages
+from tests.support.clips import clip, tone
 
 QUICK = Recipe(sampler="euler", steps=2, cfg=1.0, shift=5.0)
 

@@ -9,24 +9,24 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from built import tiny_package
-from clips import clip
 from PIL import Image
 
 from engine.config import state_dir
 from engine.demo.weights import demo_weights
+from engine.denoise.watch import unwatched
 from engine.errors import EngineError, TooLarge
 from engine.flow import Recipe, Request, Source
 from engine.load import Settings, load_exact
+from engine.machine.resident import Resident
 from engine.media.video import probe_video
 from engine.memory import LADDER, EncoderBytes, Shape, plan
-from engine.package import open_package
+from engine.package.folder import open_package
 from engine.pose.networks import Networks
 from engine.residency import Memory, Movable, shape_of
-from engine.resident import Resident
-from engine.stages import Stages
-from engine.watch import unwatched
+from engine.stage_dump import Stages
 from kernels.arch import SM90
+from tests.support.built import tiny_package
+from tests.support.clips import clip
 
 QUICK = Recipe(sampler="euler", steps=2, cfg=1.0, shift=5.0)
 GB = 10**9

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from pictures import COLOURS, figure, save
+
+from benchmarks.pictures import COLOURS, figure, save
 
 SMOOTH = 40  # steps of one kind in a mean
 KINDS = {  # of steps, as the logs call them

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from nano.latents import to_network
-from nano.scenes import read
-from nano.start import normalise
-from nano.train_vae import WIDTH
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from benchmarks.nano.latents import to_network
+from benchmarks.nano.scenes import read
+from benchmarks.nano.start import normalise
+from benchmarks.nano.train_vae import WIDTH
 from engine.config import NANO, state_dir
 from engine.demo.weights import demo_weights
 from engine.models.dit import Scail

@@ -10,11 +10,11 @@ from itertools import pairwise
 
 import cv2
 import numpy as np
-from nano.scenes import HEIGHT, WIDTH, Frames, Plan
 from numpy.typing import NDArray
 
-from engine.demo.dance import ARMS, LEGS
-from engine.demo.drawing import Look, draw_dancer
+from benchmarks.nano.dance import ARMS, LEGS
+from benchmarks.nano.drawing import Look, draw_dancer
+from benchmarks.nano.scenes import HEIGHT, WIDTH, Frames, Plan
 from engine.pose.camera import base_camera
 
 Reals = NDArray[np.floating]

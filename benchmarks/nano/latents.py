@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from nano.scenes import Scene, read
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from benchmarks.nano.scenes import Scene, read
 from engine.media.framing import skeleton_to_network
 from engine.models.locate import IMAGE_ENCODER, VAE, find_model
 from engine.models.vae import Vae, load_vae

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from engine.demo.dance import Body, dance
-from engine.demo.drawing import Look, draw_dancer, random_look
+from benchmarks.nano.dance import Body, dance
+from benchmarks.nano.drawing import Look, draw_dancer, random_look
 from engine.pose.skeleton import draw_skeleton
 
 HEIGHT, WIDTH = 160, 96

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 
 import torch
-from nano.autoencoder import Layer, encode
 from torch import Tensor, nn
 
+from benchmarks.nano.autoencoder import Layer, encode
 from engine.config import LATENT_CHANNELS
 from engine.models.vae import LATENT_MEAN, LATENT_STD, Down, FrameConv, ResBlock, Up, Vae
 

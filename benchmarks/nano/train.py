@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from nano.latents import Encoded, load
-from nano.optimizer import NanoOptimizer
-from nano.training import Log, keep, resume, schedule
-from nano.transformer import Known, Texts, fresh_transformer, texts_of, velocity
 from torch import Tensor
 
+from benchmarks.nano.latents import Encoded, load
+from benchmarks.nano.optimizer import NanoOptimizer
+from benchmarks.nano.training import Log, keep, resume, schedule
+from benchmarks.nano.transformer import Known, Texts, fresh_transformer, texts_of, velocity
 from engine.config import NANO, state_dir
 from engine.models.dit import Scail
 from engine.models.locate import TEXT_ENCODER, find_model

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from nano.autoencoder import decode, encode
-from nano.optimizer import NanoOptimizer
-from nano.scenes import read
-from nano.start import fresh_vae, normalise
-from nano.training import Log, keep, resume, schedule
 from torch import Tensor, nn
 
+from benchmarks.nano.autoencoder import decode, encode
+from benchmarks.nano.optimizer import NanoOptimizer
+from benchmarks.nano.scenes import read
+from benchmarks.nano.start import fresh_vae, normalise
+from benchmarks.nano.training import Log, keep, resume, schedule
 from engine.media.framing import skeleton_to_network
 from engine.models.vae import Vae
 

@@ -1,7 +1,7 @@
 """What the linears of a real clip were given, and which 8-bit rows suit each of them best.
 
 `generate --stages DIR` keeps, per input channel of each linear, the largest magnitude and the mean
-square (engine/stages.py). From them `choose` takes INT8 or E4M3 and a smoothing multiplier, for
+square (engine/stage_dump.py). From them `choose` takes INT8 or E4M3 and a smoothing multiplier, for
 the least expected error of the product (spec/kernels.md 4).
 
 A product y = x W^T keeps its value if the input is multiplied by m and the columns of W divided by
@@ -46,7 +46,7 @@ from engine.errors import BadCheckpoint, BadRequest, MissingModel
 from engine.models.attention import sdpa
 from engine.models.dit import Block, Linear
 from engine.models.tensorfile import TensorFile, is_finite
-from engine.stages import ACTIVATIONS
+from engine.stage_dump import ACTIVATIONS
 from kernels.fp8 import LIMITS, quantize_rows
 
 ALPHAS = (0.25, 0.5, 0.75)

@@ -19,7 +19,7 @@ import torch
 from engine.build.operators import ONNX_E4M3, SOFTMAX_SCALE, translations
 from engine.build.segments import DEPLOY, Segment
 from engine.errors import BuildFailed
-from engine.plans import TOKENS
+from engine.tensorrt.plans import TOKENS
 
 if TYPE_CHECKING:  # onnx is needed to build this program alone
     from onnx import GraphProto, ModelProto

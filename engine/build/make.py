@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from engine.block import FP8, MIXED
 from engine.build.calibration import load_activations
 from engine.build.native import build_native
 from engine.build.provenance import engine_version, own_sources, toolchain, wheels
@@ -23,16 +22,17 @@ from engine.build.quantize import Made, Quantization, groups, package_bytes, pad
 from engine.build.report import TensorError, lines, report
 from engine.build.tensorrt import build_program, unavailable
 from engine.config import LIMITS, ModelConfig
+from engine.denoise.block import FP8, MIXED
 from engine.diskcache import remembered_sha256
 from engine.errors import BadRequest
-from engine.heap import keep_freed_memory
-from engine.manifest import PROMPTS, Manifest, Native, Prompts, Source, kernel_path
+from engine.machine.heap import keep_freed_memory
 from engine.models.checkpoint import Checkpoint
 from engine.models.locate import TEXT_ENCODER, find_model
 from engine.models.lora import Lora
 from engine.models.text import find_tokenizer, store_prompts
-from engine.package import PackageWriter
-from engine.stages import ACTIVATIONS
+from engine.package.folder import PackageWriter
+from engine.package.manifest import PROMPTS, Manifest, Native, Prompts, Source, kernel_path
+from engine.stage_dump import ACTIVATIONS
 from kernels.arch import Arch
 
 log = logging.getLogger(__name__)

@@ -8,9 +8,9 @@ import torch
 from engine.build.quantize import FFN_MULTIPLE, padded_ffn
 from engine.config import ModelConfig
 from engine.errors import BuildFailed
+from kernels.aot.compile import compile_kernels
+from kernels.aot.cubin import Cubin
 from kernels.arch import Arch
-from kernels.compile import compile_kernels
-from kernels.cubin import Cubin
 from kernels.ops import native_specs
 from kernels.spec import BuildError
 

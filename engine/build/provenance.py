@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
-from kernels.compile import TRITON
-from kernels.cubin import Cubin
-from kernels.toolkit import PACKAGE, RELEASES
+from kernels.aot.compile import TRITON
+from kernels.aot.cubin import Cubin
+from kernels.aot.toolkit import PACKAGE, RELEASES
 
 DISTRIBUTIONS = ("torch", "triton", "numpy", "tensorrt_rtx_cu12")
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,8 +41,9 @@ def wheels(kernels: Iterable[Cubin]) -> Mapping[str, str]:
 def own_sources() -> str:
     """A digest of the files that decide what the weights of a package look like."""
     digest = hashlib.sha256()
-    paths = [*(ROOT / "engine" / "build").glob("*.py"), *(ROOT / "engine" / "models").glob("*.py")]
-    for path in sorted([*paths, ROOT / "engine" / "block.py", ROOT / "kernels" / "fp8.py"]):
+    folders, files = ("build", "models"), ("engine/denoise/block.py", "kernels/fp8.py")
+    paths = [path for folder in folders for path in (ROOT / "engine" / folder).glob("*.py")]
+    for path in sorted([*paths, *(ROOT / file for file in files)]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 

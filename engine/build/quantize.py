@@ -13,10 +13,10 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from engine.block import LINEARS, Form
 from engine.build.calibration import Activations, Choice, choose
 from engine.build.report import TensorError, measure, measure_cast
 from engine.config import ModelConfig
+from engine.denoise.block import LINEARS, Form
 from kernels.fp8 import quantize_rows
 
 FFN_MULTIPLE = 256  # of the products' tiles; more is filled with zeros, whose GELU is zero

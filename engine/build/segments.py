@@ -7,7 +7,7 @@
 
 The definition is `engine.models.dit.Block` (spec/denoiser.md 3.5). Weights are inputs, so a plan
 serves all layers; their names are a package's without `blocks.n.`. One definition is computed with
-three kinds of `Numerics`. What it rounds, and where, is what `engine.block` does, but for
+three kinds of `Numerics`. What it rounds, and where, is what `engine.denoise.block` does, but for
 attention: scales of q and k must be constants here, and RMSNorm makes constants do.
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from engine.build.operators import E4M3, attention8, to_e4m3, turn, widen
 from engine.config import HEAD_SIZE, TEXT_TOKENS, ModelConfig
 from engine.models.dit import EPS
-from engine.plans import TOKENS, Port
+from engine.tensorrt.plans import TOKENS, Port
 from kernels.fp8 import E4M3_MAX, TINY
 
 VISION_TOKENS = 257

@@ -28,7 +28,7 @@ from engine.build.plan_proofs import layer_table, prove, read_layers
 from engine.build.segments import DEPLOY, SEGMENTS, TWIN, Segment
 from engine.config import ModelConfig
 from engine.errors import BuildFailed
-from engine.plans import PlanRecord, ProgramRecord, TokenRange
+from engine.tensorrt.plans import PlanRecord, ProgramRecord, TokenRange
 from kernels.arch import SM89, SM120, Arch
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from engine.media.framing import crop_frames
 from engine.media.mp4 import encode_mp4
 from engine.media.picture import load_image
 from engine.media.video import frame_count, probe_video, read_video
-from engine.stages import SKELETON, TIMINGS
+from engine.stage_dump import SKELETON, TIMINGS
 
 TIMES = 4  # as large
 

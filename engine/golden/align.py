@@ -81,7 +81,8 @@ def _clip(name: str, arrays: Arrays) -> Iterator[Check]:
     yield from _written(name, base, camera, arrays["m"], arrays["s"])
     if fitted.body != "none":
         both = matches(joints[0], reference, height, width, "official")
-        yield from _Fit(both, height, width).against(name, camera, arrays["m"], arrays["s"])
+        m, s = float(arrays["m"]), float(arrays["s"])
+        yield from _Fit(both, height, width).against(name, camera, m, s)
     # What follows the fit is held from the golden camera, so that an early stop does not move it.
     alignment = replace(
         fitted, camera=camera_from_matrix(camera), m=float(arrays["m"]), s=float(arrays["s"])

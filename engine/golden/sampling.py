@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from engine.denoise.sampler import grid, trajectory
+from engine.denoise.windows import in_latents, latent_frames, windows
 from engine.errors import BadCheckpoint, BadRequest
 from engine.flow import Recipe
 from engine.golden.check import Check, compare
 from engine.models.tensorfile import TensorFile
-from engine.sampler import grid, trajectory
-from engine.windows import in_latents, latent_frames, windows
 
 SIGMAS = 1e-6
 LATENTS = 2e-5

@@ -14,12 +14,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from engine.denoise.sampler import Velocity, grid, guided, trajectory
 from engine.errors import BadCheckpoint, MissingModel
 from engine.flow import Recipe
 from engine.golden.check import Check, at_most, compare
 from engine.models.checkpoint import Checkpoint, load_transformer
 from engine.models.dit import Block, Context, Scail, modulate, patch_grid, rope_tables
-from engine.sampler import Velocity, grid, guided, trajectory
 
 FORWARD = 1e-4
 CLIP_CONTEXT = 5e-6

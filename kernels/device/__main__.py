@@ -2,7 +2,7 @@
 
     python -m kernels.device FOLDER < jobs.json
 
-Writes NAME.cubin and NAME.json into FOLDER for each named job. The parent is `kernels.compile`.
+Writes NAME.cubin and NAME.json into FOLDER for each named job. The parent is `kernels.aot.compile`.
 """
 
 import json

@@ -1,0 +1,195 @@
+"""Clocks around what a pipeline calls, so that its stages are seen without changing it.
+
+The engine's own laps are media, conditioning, denoise and decode. What is wrapped here divides
+them; what is left of a lap belongs to the stage that nothing can be wrapped around.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from benchmarks.clip.scene import dance_joints
+from engine.conditioning import Encoders
+from engine.denoise.guidance import Denoiser
+from engine.denoise.windows import WindowVelocity
+from engine.flow import Conditions, Recipe
+from engine.machine.resident import Resident
+from engine.pipeline import Pipeline
+from engine.pose.align import Mode
+from engine.pose.boxes import Frame
+from engine.pose.capture import capture_skeleton
+from engine.pose.extract import Dance, Motion, Networks, PoseExtractor
+from engine.pose.skeleton import draw_skeleton
+
+T = TypeVar("T")
+
+FETCH, DECODE, CAPTURE, RENDER = "fetch", "decode", "motion capture", "render"
+TEXT, VISION, VAE_ENCODE = "text encoder", "image encoder", "VAE encode"
+CONTEXT, FORWARDS, SAMPLER = "context", "forwards", "sampler"
+VAE_DECODE, VIDEO_ENCODE = "VAE decode", "video encode"
+STAGES = (
+    FETCH, DECODE, CAPTURE, RENDER, TEXT, VISION, VAE_ENCODE, CONTEXT, FORWARDS, SAMPLER,
+    VAE_DECODE, VIDEO_ENCODE,
+)  # fmt: skip
+
+
+class Spans:
+    """How long each named piece of work took, in order."""
+
+    def __init__(self, wait: Callable[[], object] = bool) -> None:
+        """`wait` returns when the device has done what it was given."""
+        self._wait = wait
+        self._found: list[tuple[str, float]] = []
+        self.latents: Tensor | None = None  # the last that were decoded
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._wait()
+        self._found.append((name, 1000 * (time.perf_counter() - start)))
+
+    def of(self, name: str) -> list[float]:
+        """ms of each time."""
+        return [ms for given, ms in self._found if given == name]
+
+    def each(self, name: str, items: Iterator[T]) -> Iterator[T]:
+        """The same items; making one is timed, and what is done with it is not."""
+        while True:
+            with self(name):
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
+
+
+def stages(spans: Spans, laps_ms: Mapping[str, float]) -> dict[str, float]:
+    """ms of each stage, from the spans of a job and the engine's laps of the same."""
+    held = {name: sum(spans.of(name)) for name in STAGES}
+    held[VAE_ENCODE] = spans.of(VAE_ENCODE)[0]  # the VAE is at home for decoding too
+    held[DECODE] = laps_ms["media"] - held[CAPTURE] - held[RENDER]
+    held[TEXT] = laps_ms["conditioning"] - held[VISION] - held[VAE_ENCODE]
+    held[SAMPLER] = laps_ms["denoise"] - held[CONTEXT] - held[FORWARDS]
+    held[VIDEO_ENCODE] = laps_ms["decode"] - held[VAE_DECODE]
+    return held
+
+
+def timed_pipeline(
+    pipeline: Pipeline, networks: Networks | None, state: Path, spans: Spans
+) -> Pipeline:
+    """The same models, with clocks. `state` is a fresh folder, so that no dance is known yet.
+
+    Without `networks` for motion capture the dance is taken to be known.
+    """
+    extractor = KnownDance(spans) if networks is None else TimedCapture(networks, state, spans)
+    return Pipeline(
+        TimedDenoiser(pipeline.denoiser, spans),
+        timed_encoders(pipeline.encoders, spans),
+        partial(capture_skeleton, extractor),
+        pipeline.memory,
+    )
+
+
+def timed_encoders(encoders: Encoders, spans: Spans) -> Encoders:
+    def decode(latents: Tensor) -> Iterator[Tensor]:
+        spans.latents = latents
+        return spans.each(VAE_DECODE, encoders.decode(latents))
+
+    return replace(
+        encoders,
+        decode=decode,
+        vision_home=TimedResident(encoders.vision_home, VISION, spans),
+        vae_home=TimedResident(encoders.vae_home, VAE_ENCODE, spans),
+    )
+
+
+class TimedResident(Resident):
+    """A model's home; the time is from its coming to its going."""
+
+    def __init__(self, inner: Resident, name: str, spans: Spans) -> None:
+        super().__init__()
+        self._inner, self._name, self._spans = inner, name, spans
+
+    @contextmanager
+    def present(self) -> Iterator[None]:
+        with self._spans(self._name), self._inner.present():
+            yield
+
+
+class TimedDenoiser:
+    """An `engine.denoise.guidance.Denoiser`."""
+
+    def __init__(self, inner: Denoiser, spans: Spans) -> None:
+        self._inner, self._spans = inner, spans
+
+    @property
+    def name(self) -> str:
+        return self._inner.name
+
+    @property
+    def device(self) -> torch.device:
+        return self._inner.device
+
+    @property
+    def home(self) -> Resident:
+        return self._inner.home
+
+    @property
+    def watched(self) -> nn.Module | None:
+        return self._inner.watched
+
+    def bind(self, conditions: Conditions, recipe: Recipe) -> WindowVelocity:
+        with self._spans(CONTEXT):
+            velocity = self._inner.bind(conditions, recipe)
+
+        def timed(latents: Tensor, frames: Sequence[int], step: int, timestep: float) -> Tensor:
+            with self._spans(FORWARDS):
+                return velocity(latents, frames, step, timestep)
+
+        return timed
+
+
+class TimedCapture(PoseExtractor):
+    """Motion capture of a dance that nobody has seen."""
+
+    def __init__(self, networks: Networks, state: Path, spans: Spans) -> None:
+        super().__init__(networks, state)
+        self._spans = spans
+
+    def motion(self, dance: Dance, read: Callable[[], NDArray[np.uint8]]) -> Motion:
+        frames = read()  # decoding is not motion capture
+        with self._spans(CAPTURE):
+            return super().motion(dance, lambda: frames)
+
+    def skeleton(
+        self, motion: Motion, picture: Frame | None, height: int, width: int, mode: Mode = "exact"
+    ) -> Iterator[Frame]:
+        with self._spans(CAPTURE):  # the networks look at the picture too
+            drawn = super().skeleton(motion, picture, height, width, mode)
+        return self._spans.each(RENDER, drawn)
+
+
+class KnownDance(PoseExtractor):
+    """The joints that the video was drawn from. The video is decoded, the networks are not asked,
+    and nothing is fitted: nobody knows where the picture's body is.
+    """
+
+    def __init__(self, spans: Spans) -> None:
+        self._spans = spans
+
+    def motion(self, dance: Dance, read: Callable[[], NDArray[np.uint8]]) -> Motion:
+        return Motion(dance_joints(len(read())), [])
+
+    def skeleton(
+        self, motion: Motion, picture: Frame | None, height: int, width: int, mode: Mode = "exact"
+    ) -> Iterator[Frame]:
+        return self._spans.each(RENDER, draw_skeleton(motion.joints, height, width))

@@ -1,0 +1,255 @@
+"""Suite `clip`: a job from its files to the MP4, stage by stage, for each recipe and size.
+
+A clip's time begins with the download and ends with the finished file: the wall clock of what a
+worker does for a job, but for its queue and for sending the answer. The first run is kept apart:
+it meets a prompt that nobody embedded yet and memory that was never touched.
+"""
+
+import argparse
+import re
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from benchmarks.clip.prices import price_of
+from benchmarks.clip.rows import ClipRow, StageTime
+from benchmarks.clip.scene import Loaded, fetch, load, served, write_media
+from benchmarks.clip.stages import (
+    CAPTURE,
+    FETCH,
+    FORWARDS,
+    STAGES,
+    VAE_DECODE,
+    Spans,
+    stages,
+    timed_pipeline,
+)
+from benchmarks.timing import WrongResult, require
+from engine.config import VAE_STRIDE
+from engine.denoise.watch import evaluations
+from engine.errors import BadRequest, MissingModel
+from engine.flow import Clip, Request
+from engine.jobs.download import Network
+from engine.machine.heap import keep_freed_memory
+from engine.media.framing import check_size, trim_to_whole_latents
+from engine.media.video import probe_video, read_video
+from engine.recipes import NEGATIVE_PROMPT, PROMPT, RECIPES
+from engine.stage_dump import Stages
+
+Size = tuple[int, int]  # height, width
+
+SIZES: tuple[Size, ...] = ((96, 64), (160, 96))  # for one core; upright, as the demo's picture
+FRAMES, RUNS = 5, 3
+NOISE_MS, NOISE_SHARE = 50.0, 0.05  # between two clocks around the same work
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One clip."""
+
+    wall_ms: float
+    stages_ms: dict[str, float]
+    forward_ms: tuple[float, ...]
+    peak_mib: float
+
+
+def measure_clip(
+    package: Path | None = None,
+    models: Path | None = None,
+    *,
+    sizes: Sequence[Size] = SIZES,
+    frames: int = FRAMES,
+    recipes: Sequence[str] = tuple(RECIPES)[::-1],
+    runs: int = RUNS,
+) -> tuple[str, list[ClipRow]]:
+    """How the clips were checked, and a row for each.
+
+    Raises `BadRequest` for what cannot be asked, what loading and the pipeline raise, and
+    `WrongResult` if a clip is not what was asked, or if its stages do not add up to its wall clock.
+    """
+    _check_asked(sizes, frames, recipes, runs)
+    with TemporaryDirectory(prefix="scail-clip-") as name:
+        folder = Path(name)
+        write_media(folder / "media", frames)
+        if not torch.cuda.is_available():
+            keep_freed_memory()  # as the worker and the command line do
+        loaded = load(folder, package, models)
+        with served(folder / "media") as network:
+            bench = Bench(loaded, folder, network)
+            rows = [bench.row(recipe, size, frames, runs) for size in sizes for recipe in recipes]
+    return (
+        "frames and size of every MP4, stages against wall clocks, VAE decode against a clock of "
+        "its own",
+        rows,
+    )
+
+
+def _check_asked(sizes: Sequence[Size], frames: int, recipes: Sequence[str], runs: int) -> None:
+    if not sizes or not recipes or runs < 1:
+        raise BadRequest("Suite clip wants at least one size, one recipe and one run.")
+    for height, width in sizes:
+        check_size(height, width)
+    for recipe in recipes:
+        if recipe not in RECIPES:
+            raise BadRequest(f"There is no recipe {recipe!r}. Choose of: {', '.join(RECIPES)}.")
+    if trim_to_whole_latents(frames) != frames:
+        whole = trim_to_whole_latents(frames)
+        raise BadRequest(f"{frames} frames fill no whole latents; ask for {whole} or {whole + 4}.")
+
+
+class Bench:
+    """Owns the loaded models while clips are timed."""
+
+    def __init__(self, loaded: Loaded, folder: Path, network: Network) -> None:
+        self._loaded, self._folder, self._network = loaded, folder, network
+        self._unmeasured = ""
+        try:
+            loaded.networks.require()
+        except MissingModel as error:
+            what = str(error).partition(":")[0]  # the rest are paths of this machine
+            self._unmeasured = (
+                f"Motion capture is not measured, the dance is taken to be known. {what} in the "
+                "models folder: README.md says what goes there."
+            )
+
+    def row(self, recipe: str, size: Size, frames: int, runs: int) -> ClipRow:
+        """The first run, `runs` more, then the decoder alone."""
+        first = self._run(recipe, size, frames)
+        found, alone = [], []
+        for _ in range(runs):
+            found.append(self._run(recipe, size, frames))
+            alone.append(self._vae_alone())
+        middle = sorted(found, key=lambda run: run.wall_ms)[(runs - 1) // 2]
+        times = [_times(name, middle, found) for name in STAGES]
+        vae = next(time for time in times if time.name == VAE_DECODE)
+        check_alone(min(alone), vae)
+        seconds = [run.wall_ms / 1000 for run in found]
+        price = price_of(self._loaded.gpu)
+        evaluated, took_s = middle.forward_ms, middle.wall_ms / 1000
+        on_gpu = self._loaded.gpu is not None
+        return ClipRow(
+            recipe, self._loaded.weights, *size, frames, self._device, runs,
+            took_s, min(seconds), max(seconds), first.wall_ms / 1000,
+            tuple(time for time in times if time.name != CAPTURE or not self._unmeasured),
+            evaluated, len(evaluated) * (1 if RECIPES[recipe].cfg == 1 else 2),
+            statistics.median(alone),
+            frames / took_s, max(run.peak_mib for run in found), "GPU memory" if on_gpu else "RSS",
+            None if price.usd_per_s is None else took_s * price.usd_per_s, price.source,
+            self._unmeasured,
+        )  # fmt: skip
+
+    @property
+    def _device(self) -> str:
+        threads = torch.get_num_threads()
+        return self._loaded.gpu or f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+
+    def _run(self, recipe: str, size: Size, frames: int) -> Run:
+        loaded, on_gpu = self._loaded, self._loaded.gpu is not None
+        self._spans = spans = Spans(torch.cuda.synchronize if on_gpu else bool)
+        with TemporaryDirectory(dir=self._folder, prefix="job-") as name:
+            job, out = Path(name), Path(name, "clip.mp4")
+            networks = None if self._unmeasured else loaded.networks
+            pipeline = timed_pipeline(loaded.pipeline, networks, job / "state", spans)
+            reset_peak(on_gpu)
+            start = time.monotonic()
+            with spans(FETCH):
+                image, motion = fetch(job, self._network)
+            request = Request(
+                image, motion, "video", RECIPES[recipe], PROMPT, NEGATIVE_PROMPT,
+                seed=1, height=size[0], width=size[1], frames=frames,
+            )  # fmt: skip
+            clip = pipeline.run(request, out, "benchmark", Stages(None))
+            wall_ms = 1000 * (time.monotonic() - start)
+            peak = peak_mib(on_gpu)
+            check_clip(clip, size, frames)
+        found = stages(spans, clip.timings_ms)
+        check_sum(found, wall_ms)
+        forwards = tuple(spans.of(FORWARDS))
+        want = evaluations(RECIPES[recipe], 1 + (frames - 1) // VAE_STRIDE[0])
+        right = len(forwards) == want
+        require(right, f"{recipe}: {len(forwards)} evaluations were timed, {want} belong to it")
+        return Run(wall_ms, found, forwards, peak)
+
+    def _vae_alone(self) -> float:
+        """ms to decode the latents of the last clip, nobody encoding beside it."""
+        pipeline, latents = self._loaded.pipeline, self._spans.latents
+        assert latents is not None
+        with pipeline.memory.stage("decode"), pipeline.encoders.vae_home.present():
+            start = time.monotonic()
+            for _ in pipeline.encoders.decode(latents):
+                pass
+            return 1000 * (time.monotonic() - start)
+
+
+def check_clip(clip: Clip, size: Size, frames: int) -> None:
+    """Raises `WrongResult` unless the file holds what was asked for, made in one go."""
+    info = probe_video(clip.path)
+    held = sum(len(chunk) for chunk in read_video(info))
+    found = (held, info.height, info.width)
+    require(found == (frames, *size), f"The MP4 holds {found}, asked were {(frames, *size)}")
+    once = not clip.notes
+    require(once, f"The clip was begun twice, so stages have no times: {' '.join(clip.notes)}")
+
+
+def check_sum(stages_ms: Mapping[str, float], wall_ms: float) -> None:
+    """Raises `WrongResult` if two clocks disagree by more than noise."""
+    noise_ms = max(NOISE_MS, NOISE_SHARE * wall_ms)
+    added = sum(stages_ms.values())
+    adds_up = abs(added - wall_ms) <= noise_ms
+    require(adds_up, f"The stages add up to {added:.0f} ms, the wall clock says {wall_ms:.0f}")
+    least = min(stages_ms, key=lambda name: stages_ms[name])
+    fits = stages_ms[least] >= -noise_ms
+    require(fits, f"{least}: {stages_ms[least]:.0f} ms are left for it by what it contains")
+
+
+def check_alone(alone_ms: float, inside: StageTime) -> None:
+    """Raises `WrongResult` if the best time of a stage by itself is not near that in a clip."""
+    low, high = inside.best_ms / 2 - NOISE_MS, inside.best_ms * 2 + NOISE_MS
+    agrees = low <= alone_ms <= high
+    require(agrees, f"{inside.name}: {inside.best_ms:.0f} ms in a clip, {alone_ms:.0f} by itself")
+
+
+def reset_peak(on_gpu: bool) -> None:
+    """Forgets the most memory so far. Raises `WrongResult` if the system does not let it."""
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError as error:
+        raise WrongResult(f"Peak memory cannot be reset here: {error}. Run on Linux.") from error
+
+
+def peak_mib(on_gpu: bool) -> float:
+    """The most since `reset_peak`: tensors on the GPU, or pages of this process in memory."""
+    if on_gpu:
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status").read_text()
+    held = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    require(held is not None, "/proc/self/status does not say VmHWM")
+    assert held is not None
+    return int(held[1]) / 1024
+
+
+def _times(name: str, middle: Run, runs: Sequence[Run]) -> StageTime:
+    ms = [run.stages_ms[name] for run in runs]
+    return StageTime(name, middle.stages_ms[name], min(ms), max(ms))
+
+
+def sizes_of(text: str) -> tuple[Size, ...]:
+    """Heights and widths from "128x224,256x448", for a command line."""
+    found = [re.fullmatch(r"(\d{1,5})x(\d{1,5})", part.strip()) for part in text.split(",")]
+    sizes = tuple((int(one[1]), int(one[2])) for one in found if one is not None)
+    if len(sizes) != len(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is no HEIGHTxWIDTH, nor several with commas.")
+    return sizes
+
+
+def recipes_of(text: str) -> tuple[str, ...]:
+    """Names from "production,official", for a command line; `measure_clip` checks them."""
+    return tuple(part.strip() for part in text.split(","))

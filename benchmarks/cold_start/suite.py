@@ -1,0 +1,286 @@
+"""How long a worker takes from nothing to its first forward, in fresh processes, phase by phase.
+
+python benchmarks/run.py cold-start                                   the tiny package
+python benchmarks/run.py cold-start --package DIR --models DIR        any other
+python benchmarks/cold_start/suite.py                                 the same; its own process
+    holds no PyTorch, so that PyTorch's files can be taken out of the page cache too
+
+Beside it: PyTorch's import alone, which no worker can undercut; the same weights through
+safetensors; the weights read to nowhere; with --jit, the same kernels compiled at run time.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
+from threading import Timer
+from typing import Any
+
+from benchmarks.cold_start.worker import READY
+from benchmarks.figures import Figure
+from benchmarks.timing import WrongResult, require
+from engine.package.direct_file import cached_bytes
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKER = Path(__file__).with_name("worker.py")
+RUNS, COLD_RUNS = 5, 3
+ACCEPTED = "first job accepted"
+TIMEOUT_S = 600
+NOISE_MS = 50.0  # between a process' own clock and that of who waits for its line
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One start, as its process and its parent saw it."""
+
+    phases: Mapping[str, float]  # ms, in order
+    total_ms: float  # seen by the process itself
+    seen_ms: float  # seen by the parent, until the result was there
+    files: tuple[str, ...]  # that were in use
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseRow:
+    """A phase of one way to start, over several runs."""
+
+    start: str  # "engine, warm"
+    phase: str  # or "total"
+    ms: float  # median
+    best_ms: float
+    worst_ms: float
+    times_torch: float | None = None  # of `import torch` with its interpreter, best against best
+    cached: float | None = None  # share of the files' bytes in the page cache before it began
+    runs: int = 1  # of which this is the median
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What is started: files, and the arguments of each way."""
+
+    package: Path
+    models: Path
+    state: Path
+    weights: Path  # the same as one safetensors file
+
+    def arguments(self, way: str) -> list[str]:
+        package, state = str(self.package), str(self.state)
+        return {
+            "torch": [],
+            "engine": [package, str(self.models), state],
+            "safetensors": [str(self.weights)],
+            "read": [package],
+            "jit": [package, state],
+        }[way]
+
+    def data(self, way: str) -> list[Path]:
+        """Files that a way reads, beside programs."""
+        held = {"engine": [self.package, self.models], "read": [self.package]}.get(way, [])
+        found = [path for folder in held for path in sorted(folder.rglob("*")) if path.is_file()]
+        return [self.weights] if way == "safetensors" else found
+
+
+def measure_cold_start(
+    package: Path | None = None, models: Path | None = None, *, jit: bool = False, runs: int = RUNS
+) -> tuple[str, list[PhaseRow]]:
+    """How it was checked, and a row for each phase of each way to start.
+
+    Raises `WrongResult` if a start fails, takes a time that its phases do not add up to, or ends in
+    numbers that are not finite.
+    """
+    with TemporaryDirectory(prefix="scail-cold-start-") as folder:
+        scene = prepare(Path(folder), package, models)
+        warm = {way: start(way, scene) for way in ("torch", "engine", "safetensors", "read")}
+        found: dict[str, list[Start]] = {f"{way}, warm": [] for way in warm}
+        for _ in range(runs):
+            for way in warm:
+                found[f"{way}, warm"].append(start(way, scene))
+        cached: dict[str, list[float]] = {}
+        for _ in range(min(runs, COLD_RUNS)):
+            for way, before in warm.items():
+                name = f"{way}, cold"
+                share = evict([*map(Path, before.files), *scene.data(way)])
+                cached.setdefault(name, []).append(share)
+                found.setdefault(name, []).append(start(way, scene))
+        if jit:
+            found["jit, warm"] = [start("jit", scene)]
+    rows = [row for name, starts in found.items() for row in rows_of(name, starts)]
+    torch_ms = next(r.best_ms for r in rows if r.start == "torch, warm" and r.phase == "total")
+    checked = "clocks of both sides, and finite results"
+    return checked, [_finished(row, torch_ms, cached.get(row.start)) for row in rows]
+
+
+def _finished(row: PhaseRow, torch_ms: float, cached: Sequence[float] | None) -> PhaseRow:
+    """With what is known when all is measured."""
+    share = None if cached is None or row.phase != "total" else statistics.median(cached)
+    times = row.best_ms / torch_ms if row.phase in ("total", ACCEPTED) else None
+    return replace(row, times_torch=times, cached=share)
+
+
+def prepare(folder: Path, package: Path | None, models: Path | None) -> Scene:
+    """The package, or the tiny one for this GPU (without one, sm89), and its weights once more as
+    safetensors. Made by another process, so that this one holds no PyTorch.
+    """
+    given = [str(folder), *([str(package)] if package else [])]
+    command = [sys.executable, "-m", "benchmarks.cold_start.scene", *given]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    require(done.returncode == 0, f"Nothing to start: {_last_line(done.stderr)}")
+    made = json.loads(done.stdout.splitlines()[-1])
+    state, weights = Path(made["state"]), Path(made["weights"])
+    return Scene(Path(made["package"]), models or Path(made["models"]), state, weights)
+
+
+def start(way: str, scene: Scene) -> Start:
+    """One start in a process of its own. Raises `WrongResult`."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with TemporaryFile("w+") as errors:
+        began = time.monotonic()
+        command = [sys.executable, str(WORKER), repr(began), way, *scene.arguments(way)]
+        with subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process:
+            assert process.stdout is not None
+            limit = Timer(TIMEOUT_S, process.kill)
+            limit.start()
+            line = process.stdout.readline()
+            seen_ms = 1000 * (time.monotonic() - began)
+            files = process.stdout.readline()
+        limit.cancel()
+        errors.seek(0)
+        failure = _last_line(errors.read())
+    require(process.returncode == 0 and bool(files), f"{way} does not start: {failure}")
+    made = json.loads(line)
+    names = tuple(json.loads(files))
+    found = Start(made["ms"], made["total_ms"], seen_ms, names, made["facts"])
+    check(way, found)
+    return found
+
+
+def check(way: str, found: Start) -> None:
+    """Raises `WrongResult` for times that contradict each other, and for a wrong forward."""
+    added = sum(found.phases.values())
+    adds_up = abs(added - found.total_ms) < NOISE_MS
+    require(adds_up, f"{way}: phases add up to {added:.0f} ms of {found.total_ms:.0f}")
+    seen = found.total_ms <= found.seen_ms
+    require(seen, f"{way}: {found.total_ms:.0f} ms in {found.seen_ms:.0f} that its parent waited")
+    require(bool(found.facts.get("finite", True)), f"{way}: the first forward is not finite")
+
+
+def rows_of(name: str, starts: Sequence[Start]) -> list[PhaseRow]:
+    """Of each phase; of a worker also until it takes its first job; and of the whole."""
+    rows = []
+    for number, phase in enumerate(starts[0].phases, start=1):
+        rows.append(_row(name, phase, [one.phases[phase] for one in starts]))
+        if phase == READY:
+            until = [sum([*one.phases.values()][:number]) for one in starts]
+            rows.append(_row(name, ACCEPTED, until))
+    rows.append(_row(name, "total", [one.total_ms for one in starts]))
+    return rows
+
+
+def _row(name: str, phase: str, ms: Sequence[float]) -> PhaseRow:
+    return PhaseRow(name, phase, statistics.median(ms), min(ms), max(ms), runs=len(ms))
+
+
+def evict(paths: Iterable[Path]) -> float:
+    """Takes files out of the page cache; the share of their bytes that stays there, as what other
+    processes have mapped does.
+    """
+    kept = total = 0
+    for path in {*paths}:
+        try:
+            number = os.open(path, os.O_RDONLY)
+        except OSError:  # deleted since, or not ours to read
+            continue
+        try:
+            size = os.fstat(number).st_size
+            os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
+            kept += min(size, cached_bytes(number, 0, size)) if size else 0
+            total += size
+        finally:
+            os.close(number)
+    return kept / total if total else 0.0
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no message"])[-1][:300]
+
+
+def cold_table(rows: Sequence[PhaseRow]) -> str:
+    """Columns for a terminal."""
+    lines = [f"{'':48}{'median ms':>10}{'best':>8}{'worst':>8}{'x torch':>9}{'cached':>8}"]
+    for row in rows:
+        times = "" if row.times_torch is None else f"{row.times_torch:.2f}"
+        cached = "" if row.cached is None else f"{row.cached:.0%}"
+        measured = f"{row.ms:10.0f}{row.best_ms:8.0f}{row.worst_ms:8.0f}"
+        lines.append(f"{row.start:20}{row.phase:28}{measured}{times:>9}{cached:>8}".rstrip())
+    return "\n".join(lines)
+
+
+def cold_figures(rows: Sequence[PhaseRow]) -> list[Figure]:
+    """Of each phase that was measured more than once: the noise of a single run is not known."""
+    return [
+        Figure(
+            f"{row.start}: {row.phase}", row.ms, "ms", (row.worst_ms - row.best_ms) / 2, "lower",
+            "measured",
+        )
+        for row in rows
+        if row.runs > 1
+    ]  # fmt: skip
+
+
+def cold_pictures(rows: Sequence[PhaseRow], folder: Path, stem: str) -> list[Path]:
+    """A bar for each way to start, of the medians of its phases."""
+    # Here: NumPy's files, mapped by this process, could not leave the page cache.
+    from benchmarks.pictures import COLOURS, figure, save
+
+    starts = list(dict.fromkeys(row.start for row in rows))
+    parts = [row for row in rows if row.phase not in (ACCEPTED, "total")]
+    phases = list(dict.fromkeys(row.phase for row in parts))
+    # matplotlib draws upwards, and what comes first is read first
+    places = {name: len(starts) - number for number, name in enumerate(starts)}
+    fig, axes = figure(9, 1.8 + 0.42 * len(starts))
+    ends = dict.fromkeys(starts, 0.0)
+    for number, phase in enumerate(phases):
+        held = [row for row in parts if row.phase == phase]
+        axes.barh(
+            [places[row.start] for row in held],
+            [row.ms / 1000 for row in held],
+            left=[ends[row.start] for row in held],
+            color=COLOURS[number % len(COLOURS)],
+            hatch="//" if number >= len(COLOURS) else None,
+            label=phase,
+        )
+        for row in held:
+            ends[row.start] += row.ms / 1000
+    axes.set_yticks([places[name] for name in starts], starts)
+    axes.grid(False, axis="y")
+    axes.set_xlabel("seconds since the process was started, medians of phases")
+    fig.legend(loc="outside lower center", ncols=4)
+    return save(fig, folder, stem)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--package", type=Path, metavar="DIR")
+    parser.add_argument("--models", type=Path, metavar="DIR")
+    parser.add_argument("--runs", type=int, default=RUNS, metavar="N")
+    parser.add_argument("--jit", action="store_true", help="compile the kernels too: minutes")
+    args = parser.parse_args(argv)
+    try:
+        checked, rows = measure_cold_start(args.package, args.models, jit=args.jit, runs=args.runs)
+    except (WrongResult, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"cold-start, checked by {checked}\n{cold_table(rows)}")
+    print(json.dumps({"cold-start": [asdict(row) for row in rows]}))
+
+
+if __name__ == "__main__":
+    main()

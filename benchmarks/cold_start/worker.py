@@ -1,0 +1,205 @@
+"""One start of a process, phase by phase: what `cold_start.py` runs in a process of its own.
+
+python benchmarks/cold_start/worker.py BEGAN WAY [PATH...]
+
+Ways: torch, engine, safetensors, read, jit.
+
+BEGAN is the parent's `time.monotonic()` before it started this process, so that the interpreter is
+a phase too. It prints its times as one line of JSON, then the files that are in use as another. At
+the top nothing is imported that a phase is.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+READY = "encoders awaited"  # the phase after which a worker takes its first job
+SMALL = (64, 64, 5)  # height, width, frames of the first forward on a CPU
+FULL = (512, 896, 81)  # on a GPU, unless the model is tiny
+
+
+class Laps:
+    """Phases that follow each other without a gap, so that they add up to the whole."""
+
+    def __init__(self, began: float) -> None:
+        self.began = self._last = began
+        self.ms: dict[str, float] = {}
+
+    def end(self, phase: str) -> None:
+        now = time.monotonic()
+        self.ms[phase] = self.ms.get(phase, 0.0) + 1000 * (now - self._last)
+        self._last = now
+
+    def around(self, before: str, phase: str, work: Callable[P, T]) -> Callable[P, T]:
+        """The same function as a phase; what was done since the last one is the phase `before`."""
+
+        def timed(*args: P.args, **kwargs: P.kwargs) -> T:
+            self.end(before)
+            found = work(*args, **kwargs)
+            self.end(phase)
+            return found
+
+        return timed
+
+
+def start_torch(laps: Laps) -> dict[str, object]:
+    """What no program that uses PyTorch can do without."""
+    import torch
+
+    laps.end("import torch")
+    return {"threads": torch.get_num_threads()}
+
+
+def start_engine(laps: Laps, package: str, models: str, state: str) -> dict[str, object]:
+    """A worker as it is: `load_package`, then one evaluation of the transformer."""
+    start_torch(laps)
+    import torch
+
+    from engine import load
+    from engine.pose.networks import Networks
+
+    laps.end("import engine")
+    # the real loading, with a clock around the functions that it calls in this thread
+    load.open_package = laps.around("GPU found", "package opened", load.open_package)
+    load.choose_variants = laps.around("CUDA context", "kernels loaded", load.choose_variants)
+    denoiser = laps.around("models found", "weights read and copied", load.PackagedDenoiser)
+    load.PackagedDenoiser = denoiser  # pyright: ignore[reportAttributeAccessIssue]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = "bf16" if device.type == "cuda" else "fp32"
+    settings = load.Settings(device, precision, None, Path(state))
+    networks = Networks(Path(models), device, Path(state))
+    pipeline = load.load_package(Path(package), Path(models), networks, settings)
+    laps.end(READY)
+    found = evaluate(pipeline)
+    laps.end("first forward")
+    return {"finite": found, "device": device.type}
+
+
+def evaluate(pipeline: object) -> bool:
+    """One evaluation for drawn conditions; whether its numbers are finite."""
+    import torch
+
+    from engine.config import LATENT_CHANNELS, TEXT_TOKENS, TINY
+    from engine.denoise.packaged import PackagedDenoiser
+    from engine.denoise.sampler import grid
+    from engine.flow import Conditions, Recipe
+    from engine.pipeline import Pipeline
+
+    assert isinstance(pipeline, Pipeline) and isinstance(pipeline.denoiser, PackagedDenoiser)
+    model, device = pipeline.denoiser.config, pipeline.denoiser.device
+    full = device.type == "cuda" and model != TINY
+    height, width, frames = FULL if full else SMALL
+    time_, rows, columns = (frames - 1) // 4 + 1, height // 8, width // 8
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)))
+
+    text = torch.zeros(TEXT_TOKENS, model.text_dim)
+    text[:20] = randn(20, model.text_dim)
+    conditions = Conditions(
+        text,
+        None,
+        randn(257, model.clip_dim),
+        randn(LATENT_CHANNELS, 1, rows, columns),
+        randn(LATENT_CHANNELS, time_, rows // 2, columns // 2),
+    )
+    recipe = Recipe("euler", 4, 1.0, 5.0)
+    velocity = pipeline.denoiser.bind(conditions, recipe)
+    latents = randn(LATENT_CHANNELS, time_, rows, columns).to(device)
+    told = grid(recipe.sampler, recipe.steps, recipe.shift).timesteps[0]
+    return bool(velocity(latents, range(time_), 0, told).isfinite().all())
+
+
+def start_safetensors(laps: Laps, weights: str) -> dict[str, object]:
+    """The same weights as others load them. No hash is checked; every page is touched."""
+    start_torch(laps)
+    import torch
+    from safetensors.torch import load_file
+
+    laps.end("import safetensors")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    held = load_file(weights, device)
+    for tensor in held.values():
+        tensor.view(-1).view(torch.uint8)[::4096].sum().item()
+    laps.end("weights read and copied")
+    return {"device": device}
+
+
+def start_read(laps: Laps, package: str) -> dict[str, object]:
+    """The weights alone, hashed, without torch, to nowhere: what the disk and the hashes allow."""
+    from engine.package.manifest import MANIFEST, WEIGHTS, decode
+    from engine.package.stream import Piece, stream
+
+    manifest = Path(package, MANIFEST)
+    entries = decode(manifest.read_bytes(), manifest)[0].tensors
+    laps.end("package opened")
+    pieces = [Piece(entry.name, entry.offset, entry.nbytes, entry.sha256) for entry in entries]
+    report = stream(Path(package, WEIGHTS), pieces, lambda _piece, _bytes: None)
+    laps.end("weights read")
+    return {"bytes": report.nbytes, "cached_bytes": report.cached_bytes}
+
+
+def start_jit(laps: Laps, package: str, state: str) -> dict[str, object]:
+    """What compiling the package's kernels at run time would take: one after another, stored
+    nowhere. `state` has the toolkits and no kernels.
+    """
+    start_torch(laps)
+    from engine.package.folder import open_package
+    from kernels.aot.compile import compile_kernels
+    from kernels.arch import ARCHS
+    from kernels.ops import native_specs
+
+    opened = open_package(Path(package))
+    names = {cubin.name for cubin in opened.kernels}
+    arch = next(arch for arch in ARCHS if arch.name == opened.manifest.arch)
+    import torch
+
+    dtypes = [torch.int8, torch.float8_e4m3fn]
+    sizes = opened.manifest.model.dim, opened.manifest.padded_ffn
+    specs = [s for s in native_specs(*sizes, dtypes, arch) if s.name in names]
+    laps.end("import engine and Triton")
+    made = compile_kernels([(spec, arch) for spec in specs], Path(state), processes=1)
+    laps.end("kernels compiled")
+    return {"kernels": len(made)}
+
+
+WAYS: dict[str, Callable[..., dict[str, object]]] = {
+    "torch": start_torch,
+    "engine": start_engine,
+    "safetensors": start_safetensors,
+    "read": start_read,
+    "jit": start_jit,
+}
+
+
+def files_in_use() -> Iterator[str]:
+    """Of this process: its modules and what it has mapped."""
+    for module in [*sys.modules.values()]:
+        for name in ("__file__", "__cached__"):
+            if isinstance(path := getattr(module, name, None), str):
+                yield path
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6 and fields[5].startswith("/"):
+            yield fields[5]
+
+
+def main() -> None:
+    laps = Laps(float(sys.argv[1]))
+    laps.end("interpreter")
+    facts = WAYS[sys.argv[2]](laps, *sys.argv[3:])
+    total_ms = 1000 * (time.monotonic() - laps.began)
+    print(json.dumps({"ms": laps.ms, "total_ms": total_ms, "facts": facts}), flush=True)
+    files = {os.path.realpath(path) for path in files_in_use() if Path(path).is_file()}
+    print(json.dumps(sorted(files)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

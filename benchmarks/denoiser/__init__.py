@@ -1,0 +1,1 @@
+"""The suite of one forward of the denoiser."""

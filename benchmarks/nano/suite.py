@@ -1,0 +1,182 @@
+"""What 8 bits cost on a picture: the nano model dances scenes it was never shown, and is judged.
+
+Runs with suite `quality`. Exact first, then each form of weights with each attention; all of them
+start from the same noise. What the figures mean: `nano/judge.py`.
+"""
+
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.figures import Figure
+from benchmarks.nano.drawing import draw_dancer
+from benchmarks.nano.judge import Verdict, judge
+from benchmarks.nano.scenes import FPS, HEIGHT, HELD_OUT, WIDTH, Frames, Plan, draw, plan
+from benchmarks.pictures import COLOURS, figure, save
+from benchmarks.quality.suite import (
+    EQUAL_DB,
+    PLAIN,
+    attentions,
+    build,
+    frames_of,
+    networks,
+    own_arch,
+    settings,
+)
+from benchmarks.quality.suite import Scene as Model
+from engine.conditioning import condition
+from engine.config import state_dir
+from engine.demo.presets import SHIPPED
+from engine.flow import Request
+from engine.load import load_exact, load_package
+from engine.pipeline import Pipeline
+from engine.pose.joints import JointClip, save_joints
+from engine.recipes import PROMPT
+from engine.source import load_source
+
+CLIPS = 2
+FRAMES = 21
+EXACT = "exact"
+
+
+@dataclass(frozen=True, slots=True)
+class NanoRow:
+    """One program; means over the clips."""
+
+    weights: str
+    attention: str
+    verdict: Verdict
+    loss_db: float  # PSNR against the drawing that the exact program has more
+    exact_db: float  # PSNR against the frames of the exact program
+
+    @property
+    def name(self) -> str:
+        return f"{self.weights} {self.attention}"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One held-out scene as a job, and what it should look like."""
+
+    planned: Plan
+    truth: Frames
+    request: Request
+
+
+def measure_nano(clips: int = CLIPS) -> tuple[str, list[NanoRow]]:
+    """How the figures were checked, and a row for each program, the exact one first."""
+    with tempfile.TemporaryDirectory(prefix="scail-nano-") as name:
+        folder = Path(name)
+        tasks = [task(HELD_OUT + number, folder) for number in range(clips)]
+        shipped = SHIPPED.weights(state_dir())
+        model = Model("nano", shipped.checkpoint, shipped.models, tasks[0].request, {})
+        rows: list[NanoRow] = []
+        exact: list[Frames] = []
+        for weights, attention, pipeline in programs(model, folder):
+            clips_made = [dance(pipeline, one) for one in tasks]
+            exact = exact or clips_made
+            verdict = mean(
+                [
+                    judge(made, one.truth, one.planned)
+                    for made, one in zip(clips_made, tasks, strict=True)
+                ]
+            )
+            loss = rows[0].verdict.psnr - verdict.psnr if rows else 0.0
+            rows.append(NanoRow(weights, attention, verdict, loss, likeness(clips_made, exact)))
+    return f"the drawings of {clips} scenes that nothing was trained on", rows
+
+
+def programs(model: Model, folder: Path) -> Iterator[tuple[str, str, Pipeline]]:
+    """Weights, attention and what runs them; one is loaded at a time."""
+    exact = load_exact(model.checkpoint, [], model.models, networks(model), settings(None))
+    yield EXACT, "sdpa", exact
+    arch = own_arch()
+    for weights in PLAIN:
+        package = build(model, weights, arch, folder)
+        for attention in attentions(arch):
+            pipeline = load_package(package, model.models, networks(model), settings(attention))
+            yield weights, attention, pipeline
+
+
+def task(number: int, folder: Path, frames: int = FRAMES) -> Task:
+    """Writes the picture and the joints of a scene as a user would give them."""
+    planned = plan(number, frames)
+    picture, joints = folder / f"{number}.png", folder / f"{number}.npz"
+    drawn = draw_dancer(planned.pictured, HEIGHT, WIDTH, planned.look)
+    Image.fromarray(drawn).save(picture)
+    save_joints(joints, JointClip(planned.joints, FPS, (HEIGHT, WIDTH)))
+    request = Request(
+        picture, joints, "joints", SHIPPED.recipe, PROMPT, seed=number, width=WIDTH, height=HEIGHT
+    )
+    return Task(planned, draw(planned), request)
+
+
+def dance(pipeline: Pipeline, one: Task) -> Frames:
+    """The frames [T, H, W, 3] that the engine makes, before a video compresses them."""
+    source = load_source(one.request, pipeline.capture)
+    told = condition(pipeline.encoders, one.request, source)
+    latents = pipeline.denoise(one.request, told)
+    pipeline.require_finite(latents)
+    return frames_of(pipeline, latents).numpy()
+
+
+def likeness(clips: Sequence[Frames], others: Sequence[Frames]) -> float:
+    """PSNR of all frames of all clips, dB; at most `EQUAL_DB`."""
+    off = np.concatenate(clips).astype(np.float64) - np.concatenate(others)
+    square = float(np.square(off).mean())
+    return min(EQUAL_DB, 10 * math.log10(255**2 / square)) if square else EQUAL_DB
+
+
+def mean(verdicts: Sequence[Verdict]) -> Verdict:
+    columns = [asdict(verdict) for verdict in verdicts]
+    return Verdict(**{name: fmean(column[name] for column in columns) for name in columns[0]})
+
+
+def nano_table(rows: Sequence[NanoRow]) -> str:
+    """100 columns at most; measured, on drawings."""
+    head = f"{'':20}{'limb IoU':>10}{'body IoU':>10}{'part IoU':>10}{'identity':>10}"
+    lines = [f"{head}{'PSNR dB':>10}{'loss dB':>9}{'to exact dB':>13}"]
+    for row in rows:
+        found = row.verdict
+        lines.append(
+            f"{row.name:20}{found.limb_iou:10.3f}{found.body_iou:10.3f}{found.part_iou:10.3f}"
+            f"{found.identity:10.3f}{found.psnr:10.2f}{row.loss_db:9.2f}{row.exact_db:13.1f}"
+        )
+    said = f"identity: colour histogram distance, 0 is the same. {EQUAL_DB:.0f} dB: no difference."
+    return "\n".join([*lines, said])
+
+
+def nano_figures(rows: Sequence[NanoRow]) -> list[Figure]:
+    """The same seeds give the same frames; the noise is half of the last digit."""
+    found: list[Figure] = []
+    for row in rows:
+        name, it = row.name, row.verdict
+        found += [
+            Figure(f"{name} limb IoU", round(it.limb_iou, 3), "", 5e-4, "higher", "measured"),
+            Figure(f"{name} identity", round(it.identity, 3), "", 5e-4, "lower", "measured"),
+            Figure(f"{name} PSNR", round(it.psnr, 2), "dB", 5e-3, "higher", "measured"),
+            Figure(f"{name} to exact", round(row.exact_db, 1), "dB", 0.05, "higher", "measured"),
+        ]
+    return found
+
+
+def nano_pictures(rows: Sequence[NanoRow], folder: Path, stem: str) -> list[Path]:
+    """Limb IoU and the loss of each program."""
+    drawing, _ = figure(8, 0.6 + 0.32 * len(rows))
+    drawing.clear()
+    left, right = drawing.subplots(1, 2, sharey=True)
+    names, places = [row.name for row in rows], np.arange(len(rows))
+    left.barh(places, [row.verdict.limb_iou for row in rows], color=COLOURS[0])
+    left.axvline(0.45, color="black", linestyle=":")
+    left.set(xlim=(0, 1), xlabel="limb-mask IoU (dotted: the floor)")
+    left.set_yticks(places, names)
+    left.invert_yaxis()
+    right.barh(places[1:], [row.exact_db for row in rows[1:]], color=COLOURS[1])
+    right.set(xlabel="PSNR against the exact program, dB")
+    return save(drawing, folder, stem)

@@ -1,0 +1,1 @@
+"""The suite of what 8 bits cost in quality."""

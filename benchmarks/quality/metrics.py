@@ -1,0 +1,95 @@
+"""How near two results are: hidden states and latents by error and angle, frames by PSNR and SSIM.
+
+SSIM is that of Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment: from error visibility
+to structural similarity", IEEE Transactions on Image Processing 13 (4), 2004: windows of 11x11
+Gaussian weights that sum to one, of standard deviation 1.5, wholly inside the frame.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.timing import require
+
+PEAK = 255.0  # of a pixel
+WINDOW, SIGMA = 11, 1.5
+C1, C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
+
+
+def relative_error(got: Tensor, want: Tensor) -> float:
+    """|got - want| / |want| of all values; 0 of two that are zero, infinite where `want` alone is.
+
+    Raises `WrongResult` for shapes that differ and for values that are not finite.
+    """
+    apart, size = _apart(got, want)
+    return 0.0 if apart == 0 else apart / size if size > 0 else math.inf
+
+
+def cosine(got: Tensor, want: Tensor) -> float:
+    """Of the angle between two results; raises as `relative_error` does."""
+    _check_values(got, want)
+    pair = got.double().flatten(), want.double().flatten()
+    return torch.cosine_similarity(*pair, dim=0).item()
+
+
+def psnr(got: Tensor, want: Tensor) -> list[float]:
+    """dB of each frame, [n, H, W, 3] u8 both; infinite where nothing differs."""
+    _check_frames(got, want)
+    errors = [
+        (a.float() - b.float()).square().mean(dtype=torch.float64).item()
+        for a, b in zip(got, want, strict=True)
+    ]
+    return [10 * math.log10(PEAK**2 / error) if error else math.inf for error in errors]
+
+
+def ssim(got: Tensor, want: Tensor) -> list[float]:
+    """Of each frame, [n, H, W, 3] u8 both: the mean over all windows and the three colours."""
+    _check_frames(got, want)
+    height, width = got.shape[1:3]
+    require(
+        min(height, width) >= WINDOW, f"SSIM wants {WINDOW} pixels a side, has {height}x{width}"
+    )
+    return [_frame_ssim(a, b) for a, b in zip(got, want, strict=True)]
+
+
+def _frame_ssim(got: Tensor, want: Tensor) -> float:
+    """[H, W, 3] u8 both."""
+    x, y = (side.permute(2, 0, 1).double() for side in (got, want))
+    mean_x, mean_y = _blurred(x), _blurred(y)
+    var_x = _blurred(x * x) - mean_x**2
+    var_y = _blurred(y * y) - mean_y**2
+    both = _blurred(x * y) - mean_x * mean_y
+    alike = (2 * mean_x * mean_y + C1) * (2 * both + C2)
+    return (alike / ((mean_x**2 + mean_y**2 + C1) * (var_x + var_y + C2))).mean().item()
+
+
+def _blurred(channels: Tensor) -> Tensor:
+    """[3, H, W] -> [3, H - 10, W - 10]."""
+    places = torch.arange(WINDOW, dtype=channels.dtype, device=channels.device) - WINDOW // 2
+    weights = torch.exp(-(places**2) / (2 * SIGMA**2))
+    weights = weights / weights.sum()
+    down = F.conv2d(channels[:, None], weights.view(1, 1, -1, 1))
+    return F.conv2d(down, weights.view(1, 1, 1, -1))[:, 0]
+
+
+def _apart(got: Tensor, want: Tensor) -> tuple[float, float]:
+    _check_values(got, want)
+    wanted = want.double()
+    return (got.double() - wanted).norm().item(), wanted.norm().item()
+
+
+def _check_values(got: Tensor, want: Tensor) -> None:
+    require(got.shape == want.shape, f"Compared {list(got.shape)} with {list(want.shape)}")
+    finite = bool(got.isfinite().all()) and bool(want.isfinite().all())
+    require(finite, "Compared values are not finite")
+
+
+def _check_frames(got: Tensor, want: Tensor) -> None:
+    for frames in (got, want):
+        is_clip = frames.dtype == torch.uint8 and frames.ndim == 4 and frames.shape[3] == 3
+        what = f"{list(frames.shape)} {frames.dtype}"
+        require(is_clip, f"Frames are [n, H, W, 3] of bytes, these are {what}")
+    require(got.shape == want.shape, f"Compared {list(got.shape)} with {list(want.shape)}")
+    require(len(got) > 0, "There is no frame to compare")

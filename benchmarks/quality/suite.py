@@ -1,0 +1,316 @@
+"""Suite `quality`: what 8 bits change, against the exact model with the same seed and conditions.
+
+Hidden states block by block, latents, and decoded frames, for each attention, weights and recipe.
+Without a checkpoint the tiny random model is measured, and the same written with outliers; on a CPU
+the references compute what kernels do.
+"""
+
+import gc
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from benchmarks.quality.blocks import BlockError, Call, Walked, recorded, walk, worst
+from benchmarks.quality.metrics import cosine, psnr, relative_error, ssim
+from benchmarks.quality.outliers import write_outliers
+from benchmarks.timing import require
+from engine.build.make import Order, WeightsForm, make_package
+from engine.conditioning import condition
+from engine.config import models_dir, state_dir
+from engine.demo.weights import demo_weights
+from engine.errors import Unavailable
+from engine.flow import Conditions, Recipe, Request
+from engine.load import Settings, load_exact, load_package
+from engine.machine.gpu import find_gpu
+from engine.models.attention import find_attention
+from engine.models.dit import Scail
+from engine.package.folder import Package, open_package
+from engine.pipeline import Pipeline
+from engine.pose.networks import Networks
+from engine.recipes import PROMPT, RECIPES, check_request
+from engine.source import load_source
+from engine.stage_dump import Stages
+from kernels.arch import ARCHS, SM89, Arch
+from kernels.attention import FORMS, variants
+from kernels.launch import KernelBank
+from kernels.ops import Ops, native_ops, plain_attention, reference_ops
+
+DEMO = Path(__file__).resolve().parents[2] / "engine" / "demo"
+TINY_SIZE, TINY_FRAMES = (64, 96), 17
+SIZE, FRAMES = (512, 896), 81  # of real weights
+TINY_STEPS = {"production": 4, "official": 3}
+STEPS = {"production": 6, "official": 10}
+PLAIN, CALIBRATED = ("fp8", "mixed"), "mixed calibrated"
+EQUAL_DB = 120.0  # stands for frames that do not differ: one level in one value is less
+STAGES = "stages"  # the folder that a build is calibrated with
+KEPT = "quality"  # the folder below `state_dir()` for the worst frames
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A model and a clip, and the packages to be measured: those that are there, or are built."""
+
+    name: str
+    checkpoint: Path
+    models: Path
+    request: Request  # its recipe gives way to each of `recipes`
+    recipes: Mapping[str, Recipe]
+    packages: Mapping[str, Path] = field(default_factory=dict)  # by what their rows are called
+    builds: tuple[str, ...] = PLAIN  # where there is none; `CALIBRATED` with this very clip
+
+
+@dataclass(frozen=True, slots=True)
+class QualityRow:
+    """One package with one attention in one recipe, against the exact model."""
+
+    scene: str
+    recipe: str
+    weights: str
+    attention: str
+    latent_cosine: float
+    latent_error: float
+    psnr_db: float  # mean of the frames
+    worst_psnr_db: float
+    worst_frame: int
+    ssim: float  # mean of the frames
+    worst_ssim: float
+    blocks: tuple[BlockError, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.scene} {self.recipe} {self.weights} {self.attention}"
+
+    @property
+    def picture(self) -> Path:
+        """The worst frame, the exact one to the left of the 8-bit one; of the last run here."""
+        return state_dir() / KEPT / f"{self.name.replace(' ', '-')}.png"
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """What the exact model was told and made."""
+
+    conditions: Conditions
+    calls: tuple[Call, ...]  # the first and the last: with the skeleton, and perhaps without
+    latents: Tensor  # [16, t, h, w]
+    frames: Tensor  # [T, H, W, 3] u8
+
+
+def measure_quality(
+    checkpoint: Path | None = None, package: Path | None = None, models: Path | None = None
+) -> tuple[str, list[QualityRow]]:
+    """How the figures were checked, and a row for each combination. Raises `WrongResult`."""
+    if checkpoint is None and package is not None:
+        raise Unavailable("--package is measured against the checkpoint it was built from: add "
+            "--checkpoint FILE.")  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="scail-quality-") as folder:
+        if checkpoint is None:
+            scenes = tiny_scenes(Path(folder))
+        else:
+            scenes = [real_scene(checkpoint, package, models or models_dir())]
+        rows = [row for scene in scenes for row in measure_scene(scene, Path(folder) / scene.name)]
+    how = "kernels" if torch.cuda.is_available() else "references on the CPU"
+    return (
+        f"the velocity after the blocks walked one by one being the package's own ({how}; exact "
+        f"model in {settings(None).precision})"
+    ), rows
+
+
+def tiny_scenes(folder: Path) -> list[Scene]:
+    """Random weights, and the same function with outliers. Their VAE makes noise of little."""
+    demo = demo_weights(state_dir())
+    outliers = write_outliers(demo.checkpoint, folder / "outliers.safetensors")
+    request = dance(TINY_SIZE, TINY_FRAMES)
+    made = _recipes(TINY_STEPS)
+    return [
+        Scene("tiny", demo.checkpoint, demo.models, request, made),
+        Scene("outliers", outliers, demo.models, request, made, builds=(*PLAIN, CALIBRATED)),
+    ]
+
+
+def real_scene(checkpoint: Path, package: Path | None, models: Path) -> Scene:
+    packages = (
+        {} if package is None else {open_package(package, own_arch()).manifest.weights: package}
+    )
+    request = dance(SIZE, FRAMES)
+    return Scene(checkpoint.stem, checkpoint, models, request, _recipes(STEPS), packages)
+
+
+def dance(size: tuple[int, int], frames: int) -> Request:
+    """The demo's picture and dance at a size (H, W)."""
+    picture, joints = DEMO / "dancer.png", DEMO / "dance.npz"
+    return Request(
+        picture, joints, "joints", RECIPES["production"], PROMPT, "blur", seed=3,
+        height=size[0], width=size[1], frames=frames,
+    )  # fmt: skip
+
+
+def measure_scene(scene: Scene, folder: Path) -> Iterator[QualityRow]:
+    """Builds in `folder` what is not given. The exact model is let go of before packages load."""
+    arch = own_arch()
+    folder.mkdir()
+    made, packages, walked = _exact_side(scene, arch, folder)
+    gc.collect()  # a pipeline and its memory hold each other
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    for weights, path in packages.items():
+        for attention in attentions(arch):
+            loaded = load_package(path, scene.models, networks(scene), settings(attention))
+            for recipe in scene.recipes:
+                walks = walked[weights, recipe, attention]
+                yield _row(scene, recipe, weights, attention, loaded, made[recipe], walks)
+
+
+def attentions(arch: Arch) -> list[str]:
+    """What self attention there is for a GPU in packages, the 8-bit forms first."""
+    return [*(form for form in FORMS if variants(form, arch)), "sdpa"]
+
+
+_Walks = dict[tuple[str, str, str], list[Walked]]  # by weights, recipe and attention
+
+
+def _exact_side(
+    scene: Scene, arch: Arch, folder: Path
+) -> tuple[dict[str, Exact], Mapping[str, Path], _Walks]:
+    """All that the exact model is needed for."""
+    exact = load_exact(scene.checkpoint, [], scene.models, networks(scene), settings(None))
+    is_calibrated = not scene.packages and CALIBRATED in scene.builds
+    model, stages = _model(exact), Stages(folder / STAGES if is_calibrated else None)
+    with stages.watch(model):
+        made = {name: _run_exact(exact, scene, recipe) for name, recipe in scene.recipes.items()}
+    packages = scene.packages or {name: build(scene, name, arch, folder) for name in scene.builds}
+    walks: _Walks = {}
+    for weights, path in packages.items():
+        package = open_package(path, arch)
+        with _ops(package, arch) as ops:
+            for recipe, found in made.items():
+                walked = [walk(model, package, ops, call) for call in found.calls]
+                for attention in ops:
+                    walks[weights, recipe, attention] = [one[attention] for one in walked]
+    return made, packages, walks
+
+
+def build(scene: Scene, name: str, arch: Arch, folder: Path) -> Path:
+    """A package of one of `Scene.builds`."""
+    form: WeightsForm = "fp8" if name == "fp8" else "mixed"
+    seen = folder / STAGES if name == CALIBRATED else None
+    order = Order(arch, scene.checkpoint, weights=form, calibration=seen)
+    return make_package(order, folder / name, state_dir())
+
+
+def _run_exact(pipeline: Pipeline, scene: Scene, recipe: Recipe) -> Exact:
+    request = replace(scene.request, recipe=recipe)
+    check_request(request)
+    told = condition(pipeline.encoders, request, load_source(request, pipeline.capture))
+    with recorded(_model(pipeline)) as calls:
+        latents = pipeline.denoise(request, told)
+    pipeline.require_finite(latents)
+    return Exact(told, (calls[0], calls[-1]), latents, frames_of(pipeline, latents))
+
+
+def _row(
+    scene: Scene,
+    recipe: str,
+    weights: str,
+    attention: str,
+    pipeline: Pipeline,
+    exact: Exact,
+    walks: Sequence[Walked],
+) -> QualityRow:
+    request = replace(scene.request, recipe=scene.recipes[recipe])
+    check_walk(pipeline, request.recipe, exact, walks[0])
+    latents = pipeline.denoise(request, exact.conditions)
+    pipeline.require_finite(latents)
+    frames = frames_of(pipeline, latents)
+    levels = [min(level, EQUAL_DB) for level in psnr(frames, exact.frames)]
+    likeness = ssim(frames, exact.frames)
+    last = min(range(len(levels)), key=levels.__getitem__)
+    row = QualityRow(
+        scene.name, recipe, weights, attention,
+        cosine(latents, exact.latents), relative_error(latents, exact.latents),
+        math.fsum(levels) / len(levels), levels[last], last,
+        math.fsum(likeness) / len(likeness), min(likeness), worst(walks),
+    )  # fmt: skip
+    row.picture.parent.mkdir(parents=True, exist_ok=True)
+    side_by_side = torch.cat([exact.frames[last], frames[last]], dim=1)
+    Image.fromarray(side_by_side.numpy()).save(row.picture)
+    return row
+
+
+def check_walk(pipeline: Pipeline, recipe: Recipe, exact: Exact, walked: Walked) -> None:
+    """That the blocks walked one by one are those of the programs: both nearer to their program
+    than half of what the programs are to each other. Of the first evaluation. Raises `WrongResult`.
+    """
+    call, told = exact.calls[0], exact.conditions
+    if recipe.cfg != 1 and told.negative is not None:
+        told = replace(told, text=told.negative)  # guidance asks for it first
+    plain = replace(recipe, cfg=1.0)
+    with pipeline.denoiser.home.present():
+        velocity = pipeline.denoiser.bind(replace(told, negative=None), plain)
+        own = velocity(call.latents, range(call.latents.shape[1]), 0, call.timestep)
+    gap = relative_error(own, call.velocity)
+    for what, apart in (
+        ("8-bit", relative_error(walked.velocity, own)),
+        ("exact", relative_error(walked.exact, call.velocity)),
+    ):
+        wrong = f"{what} blocks walked one by one are {apart:.1e} from their program"
+        require(2 * apart < gap, f"{wrong}, which is {gap:.1e} from the other")
+
+
+@torch.inference_mode()
+def frames_of(pipeline: Pipeline, latents: Tensor) -> Tensor:
+    with pipeline.encoders.vae_home.present():
+        return torch.cat([frames.cpu() for frames in pipeline.decode(latents)])
+
+
+@contextmanager
+def _ops(package: Package, arch: Arch) -> Iterator[Mapping[str, Ops]]:
+    """By the names of attention: the kernels of the package, or references without a GPU."""
+    if not torch.cuda.is_available():
+        yield _with_sdpa({
+            form: reference_ops(variants(form, arch)[0]) for form in attentions(arch)[:-1]
+        })  # fmt: skip
+        return
+    with KernelBank(package.kernels, arch, lambda: torch.cuda.current_stream().cuda_stream) as bank:
+        yield _with_sdpa({
+            form: native_ops(bank, arch, attention=variants(form, arch)[0])
+            for form in attentions(arch)[:-1]
+        })  # fmt: skip
+
+
+def _with_sdpa(ops: dict[str, Ops]) -> Mapping[str, Ops]:
+    return {**ops, "sdpa": plain_attention(next(iter(ops.values())), find_attention("sdpa"))}
+
+
+def _model(pipeline: Pipeline) -> Scail:
+    model = pipeline.denoiser.watched
+    assert isinstance(model, Scail)
+    return model
+
+
+def _recipes(steps: Mapping[str, int]) -> dict[str, Recipe]:
+    return {name: replace(RECIPES[name], steps=count) for name, count in steps.items()}
+
+
+def settings(attention: str | None) -> Settings:
+    device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    precision = "bf16" if device.type == "cuda" else "fp32"  # as of `generate`
+    return Settings(device, precision, attention, state_dir())
+
+
+def networks(scene: Scene) -> Networks:
+    return Networks(scene.models, settings(None).device, state_dir())
+
+
+def own_arch() -> Arch:
+    """Of the GPU; without one the first that packages are built for."""
+    gpu = find_gpu()
+    capability = SM89.capability if gpu is None else gpu.capability
+    return next((arch for arch in ARCHS if arch.capability == capability), SM89)

@@ -1,0 +1,42 @@
+"""How the blocks of one evaluation are run: one launch after another, or as one CUDA graph."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import Tensor
+
+from engine.denoise.block import BlockWeights, ContextKeys, block_modulation, run_block
+from engine.models.dit import Rope
+from kernels.ops import Ops
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What the blocks are given for one evaluation."""
+
+    x: Tensor  # [S, D] fp32, used up
+    modulation: Tensor  # [6, D] fp32, of the time step
+    context: Sequence[ContextKeys]  # of each block
+    rope: Rope
+    kept: int  # tokens that are asked for, the first ones
+
+
+# The kept tokens after the last block, valid until the next call
+Steps: TypeAlias = Callable[[Pass], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Launches one after another. A `Steps`."""
+
+    ops: Ops
+    weights: Sequence[BlockWeights]
+
+    def __call__(self, given: Pass) -> Tensor:
+        x = given.x
+        for n, (weights, seen) in enumerate(zip(self.weights, given.context, strict=True), start=1):
+            kept = given.kept if n == len(self.weights) else None
+            own = block_modulation(weights, given.modulation)
+            x = run_block(self.ops, weights, seen, x, own, given.rope, kept)
+        return x

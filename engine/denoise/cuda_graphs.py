@@ -1,0 +1,90 @@
+"""The blocks as a CUDA graph: hundreds of launches cost the host what one does.
+
+A graph is recorded for each context and number of tokens, at the second evaluation that has them;
+recording needs memory of its own for what lies between the kernels, which all graphs share.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from engine.denoise.block import ContextKeys
+from engine.denoise.block_runner import Pass, Steps
+
+KEPT_GRAPHS = 4  # with and without a skeleton, for the prompt and the negative prompt
+
+# records what a function does and returns what does it again
+Capture: TypeAlias = Callable[[Callable[[], object]], Callable[[], None]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """A graph and the memory that it reads and writes: what it was recorded with stays alive."""
+
+    given: Pass
+    replay: Callable[[], None]
+
+
+class GraphedSteps:
+    """Runs `steps`, recorded where that is possible. An `engine.denoise.block_runner.Steps`."""
+
+    def __init__(self, steps: Steps, capture: Capture) -> None:
+        self._steps, self._capture = steps, capture
+        self._seen: OrderedDict[tuple[int, int, int], _Recorded | Sequence[ContextKeys]] = (
+            OrderedDict()
+        )
+
+    def __call__(self, given: Pass) -> Tensor:
+        key = id(given.context), len(given.x), given.kept
+        known = self._seen.get(key)
+        if known is None:  # a first run leaves nothing to be set up while recording
+            self._remember(key, given.context)
+            return self._steps(given)
+        if not isinstance(known, _Recorded):
+            known = self._record(given)
+            self._remember(key, known)
+        known.given.x.copy_(given.x)
+        known.given.modulation.copy_(given.modulation)
+        known.replay()
+        return known.given.x[: given.kept]
+
+    def forget(self) -> None:
+        """Gives the memory of all graphs back."""
+        self._seen.clear()
+
+    def _remember(
+        self, key: tuple[int, int, int], value: "_Recorded | Sequence[ContextKeys]"
+    ) -> None:
+        self._seen[key] = value  # holds the context, so no other can get its id
+        self._seen.move_to_end(key)
+        while len(self._seen) > KEPT_GRAPHS:
+            self._seen.popitem(last=False)
+
+    def _record(self, given: Pass) -> _Recorded:
+        own = replace(given, x=given.x.clone(), modulation=given.modulation.clone())
+        return _Recorded(own, self._capture(lambda: self._steps(own)))
+
+
+class CudaCapture:
+    """Records CUDA graphs that share one pool of memory: they never run at the same time, and what
+    one leaves there is used before the next one runs.
+    """
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, run: Callable[[], object]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # other threads may allocate meanwhile: encoders load, frames are copied
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                run()
+        except torch.AcceleratorError as error:  # that a capture cannot end may hide why
+            if isinstance(error.__context__, torch.OutOfMemoryError):
+                raise error.__context__ from None
+            raise
+        return graph.replay

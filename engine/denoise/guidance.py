@@ -1,0 +1,81 @@
+"""From a model that knows one text to the velocity of a clip's windows, guided as a recipe says."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from engine.config import ModelConfig
+from engine.denoise.sampler import guided
+from engine.denoise.windows import WindowVelocity
+from engine.errors import BadCheckpoint
+from engine.flow import Conditions, Recipe
+from engine.machine.resident import Resident
+
+# latents [16, t, h, w], step index, timestep, skeleton [16, t, h/2, w/2] or None -> velocity
+Forward: TypeAlias = Callable[[Tensor, int, float, Tensor | None], Tensor]
+
+
+class Denoiser(Protocol):
+    """A loaded transformer: `engine.denoise.exact` or `engine.denoise.packaged`."""
+
+    @property
+    def name(self) -> str:
+        """Of what it was loaded from, for messages."""
+        ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def home(self) -> Resident:
+        """Whether its blocks stay on the device between clips."""
+        ...
+
+    @property
+    def watched(self) -> nn.Module | None:
+        """The module whose linears can be watched, if there is one."""
+        ...
+
+    def bind(self, conditions: Conditions, recipe: Recipe) -> WindowVelocity:
+        """The velocity of any window of the clip, guided as the recipe says."""
+        ...
+
+
+def texts(conditions: Conditions) -> list[Tensor]:
+    """[L, text_dim] each: the prompt, then the negative one if there is one."""
+    return [text for text in (conditions.text, conditions.negative) if text is not None]
+
+
+def bind(forwards: Sequence[Forward], recipe: Recipe, pose: Tensor) -> WindowVelocity:
+    """`forwards`: the model that is told each of a clip's `texts`; `pose` is the skeleton of the
+    whole clip [16, t, h/2, w/2] on the device of the model.
+
+    The skeleton is seen from the first to before the last of the recipe's shares of all steps.
+    """
+
+    def showing(forward: Forward) -> WindowVelocity:
+        def velocity(latents: Tensor, frames: Sequence[int], step: int, timestep: float) -> Tensor:
+            share = step / recipe.steps
+            is_seen = recipe.pose_from <= share < recipe.pose_until
+            seen = pose[:, list(frames)] if is_seen else None
+            return forward(latents, step, timestep, seen)
+
+        return velocity
+
+    toward, *away = (showing(forward) for forward in forwards)
+    return guided(toward, away[0] if away else None, recipe.cfg)
+
+
+def check_widths(conditions: Conditions, config: ModelConfig, name: str) -> None:
+    """Raises `BadCheckpoint` for features of encoders that the model `name` was not trained on."""
+    for what, width, wanted in (
+        ("text encoder", conditions.text.shape[1], config.text_dim),
+        ("image encoder", conditions.vision.shape[1], config.clip_dim),
+    ):
+        if width != wanted:
+            raise BadCheckpoint(
+                f"The {what} makes features {width} wide, {name} takes {wanted}: they do not "
+                "belong together."
+            )

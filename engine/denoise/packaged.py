@@ -1,0 +1,217 @@
+"""The transformer of a package: the velocity of the exact model, from fused 8-bit blocks.
+
+What lies outside the blocks is `dit.Scail` without layers. Its tokens are put in the order video,
+reference, skeleton: attention has no order of its own, and the tokens that are needed after the
+last block come first. Modulations of all steps are computed when a clip begins, and so is all that
+depends on text and picture alone, whose weights are read for it and not kept.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache, partial
+
+import torch
+from torch import Tensor, nn
+
+from engine.denoise.block import (
+    BlockWeights,
+    ContextKeys,
+    ContextWeights,
+    assemble,
+    context_keys,
+    tensor_names,
+)
+from engine.denoise.block_runner import Blocks, Pass, Steps
+from engine.denoise.cuda_graphs import GraphedSteps
+from engine.denoise.guidance import bind, check_widths, texts
+from engine.denoise.sampler import grid
+from engine.denoise.windows import WindowVelocity
+from engine.flow import Conditions, Recipe
+from engine.machine.resident import Resident
+from engine.machine.upload import Weights
+from engine.models.attention import Attention
+from engine.models.dit import Rope, Scail, patch_grid, rope_tables
+from engine.package.folder import Package
+from kernels.ops import Ops, plain_attention
+
+TIME = ("time_embedding.", "time_projection.")  # used once a clip, on the CPU: 0.7 GB at 14B
+
+
+class PackagedDenoiser:
+    """Owns the weights of a package on a device."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        ops: Ops,
+        graphed: Callable[[Steps], GraphedSteps] | None = None,
+        make_steps: Callable[[Ops, Sequence[BlockWeights]], Steps] = Blocks,
+    ) -> None:
+        """`make_steps`: the program that runs the blocks. `graphed`: how it is recorded and
+        replayed; None: each step is run.
+        """
+        self.package = weights.package
+        self.name = f"the package {self.package.path.name}"
+        self.device = weights.device
+        self.config = self.package.manifest.model
+        self.home = Resident(self._load_blocks, self._drop_blocks)
+        self._ops, self._weights = ops, weights
+        self._graphed, self._make_steps = graphed, make_steps
+        self._held: list[BlockWeights] | None = None
+        self._blocks: Steps | None = None
+        self._graphs: GraphedSteps | None = None
+        self._wants_graphs = True
+        layers = self.config.layers
+        self._of_steps = _in_blocks(BlockWeights, layers)
+        self._of_context = _in_blocks(ContextWeights, layers)
+        for name in {*self._of_context}.difference(self.package.names):
+            self.package.entry(name)  # says that it is not there: a clip would be late to
+        self._outside = outside_the_blocks(self.package, weights)
+        self._load_blocks()
+
+    def use_graphs(self, wanted: bool) -> None:
+        """Whether steps are recorded, where they can be: that takes memory."""
+        self._wants_graphs = wanted
+
+    @contextmanager
+    def attending(self, attention: Attention) -> Iterator[None]:
+        """Self attention in 16 bits by this program, while it is open: slower, and without the
+        errors of 8 bits.
+        """
+        usual = self._ops
+        self._use(plain_attention(usual, attention))
+        try:
+            yield
+        finally:
+            self._use(usual)
+
+    def _use(self, ops: Ops) -> None:
+        self._ops = ops
+        if self._held is not None:
+            self._blocks = self._make_steps(ops, self._held)
+            self._graphs = None if self._graphed is None else self._graphed(self._blocks)
+
+    def forget(self) -> None:
+        """Gives back what only the clip at hand has a use for."""
+        if self._graphs is not None:
+            self._graphs.forget()
+
+    def _load_blocks(self) -> None:
+        held = self._weights.read(self._of_steps)
+        layers = range(self.config.layers)
+        self._held = [assemble(BlockWeights, _of_block(held, n)) for n in layers]
+        self._use(self._ops)
+
+    def _drop_blocks(self) -> None:
+        self._held, self._blocks, self._graphs = None, None, None
+
+    @property
+    def _steps(self) -> Steps:
+        assert self._blocks is not None
+        return self._graphs if self._graphs is not None and self._wants_graphs else self._blocks
+
+    @property
+    def watched(self) -> None:
+        """Its linears are parts of kernels."""
+
+    def bind(self, conditions: Conditions, recipe: Recipe) -> WindowVelocity:
+        check_widths(conditions, self.config, self.name)
+        reference, vision = conditions.reference.to(self.device), conditions.vision.to(self.device)
+        strength = recipe.pose_strength
+        times = grid(recipe.sampler, recipe.steps, recipe.shift).timesteps
+        with torch.inference_mode():
+            vectors, modulations = (
+                made.to(self.device) for made in self._outside.embed_times(times)
+            )
+            contexts = self.contexts(texts(conditions), vision)
+        tables = cache(partial(_tables, device=self.device))
+
+        @torch.inference_mode()
+        def forward(
+            context: Sequence[ContextKeys],
+            latents: Tensor,
+            step: int,
+            timestep: float,
+            pose: Tensor | None,
+        ) -> Tensor:
+            assert timestep == times[step]
+            patches = patch_grid(latents)
+            area, video = patches[1] * patches[2], patches[0] * patches[1] * patches[2]
+            embed = partial(self._outside.embed, pose_strength=strength)
+            x = video_first(embed(latents, reference, pose), area, video)
+            rope = tables(patches, pose is not None)
+            x = self._steps(Pass(x, modulations[step], context, rope, video))
+            return self._outside.head(x, vectors[step], patches)
+
+        forwards = [partial(forward, context) for context in contexts]
+        return bind(forwards, recipe, conditions.pose.to(self.device))
+
+    def contexts(self, texts: Sequence[Tensor], vision: Tensor) -> list[list[ContextKeys]]:
+        """What each block's cross attention looks at, for each text [L, text_dim]. The weights that
+        make it are read once for all texts.
+        """
+        embedded = [self._embedded(text, vision) for text in texts]
+        made: list[list[ContextKeys]] = [[] for _ in texts]
+        held: dict[str, Tensor] = {}
+
+        def take(name: str, tensor: Tensor) -> None:
+            held[name] = tensor
+            if len(held) == len(self._of_context) // self.config.layers:  # those of one block
+                weights = assemble(ContextWeights, _of_block(held, len(made[0])))
+                for keys, given in zip(made, embedded, strict=True):
+                    keys.append(context_keys(self._ops, weights, *given))
+                held.clear()
+
+        self._weights.visit(self._of_context, take)
+        return made
+
+    def _embedded(self, text: Tensor, vision: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Text, picture, and how many rows the last one of the text stands for: rows that are zero
+        are padding, and equal after the embedding too.
+        """
+        padding = count_padding(text)
+        rows = text[: len(text) - max(padding - 1, 0)]
+        made = self._outside.embed_context(rows.to(self.device), vision)
+        return made.text, made.vision, max(padding, 1)
+
+
+def outside_the_blocks(package: Package, weights: Weights) -> Scail:
+    """The model without layers, in FP32, on the device but for what embeds times."""
+    with torch.device("meta"):
+        model = Scail(replace(package.manifest.model, layers=0))
+    names = [name for name, _ in model.named_parameters()]
+    held = weights.read(name for name in names if not name.startswith(TIME))
+    for path, module in model.named_modules():
+        for key, parameter in module.named_parameters(path, recurse=False):
+            stored = package.read(key) if key.startswith(TIME) else held[key]
+            weight = stored.float().reshape(parameter.shape)
+            setattr(module, key.rpartition(".")[2], nn.Parameter(weight, requires_grad=False))
+    return model.eval()
+
+
+def _in_blocks(kind: type[BlockWeights] | type[ContextWeights], layers: int) -> list[str]:
+    """The names of a kind's tensors in all blocks. Those of a block lie together in the file."""
+    return [f"blocks.{n}.{name}" for n in range(layers) for name in tensor_names(kind)]
+
+
+def video_first(tokens: Tensor, area: int, video: int) -> Tensor:
+    """Tokens, or their tables [S, ...], from reference, video, skeleton to video first."""
+    reference, seen, skeleton = tokens.split([area, video, len(tokens) - area - video])
+    return torch.cat([seen, reference, skeleton])
+
+
+def count_padding(text: Tensor) -> int:
+    """How many of the last rows [L, C] are zero."""
+    real = text.any(dim=1).nonzero()
+    return len(text) - (int(real[-1]) + 1 if len(real) else 0)
+
+
+def _tables(patches: tuple[int, int, int], with_pose: bool, device: torch.device) -> Rope:
+    rope = rope_tables(patches, with_pose, device)
+    area, video = patches[1] * patches[2], patches[0] * patches[1] * patches[2]
+    return Rope(video_first(rope.cos, area, video), video_first(rope.sin, area, video))
+
+
+def _of_block(held: Mapping[str, Tensor], n: int) -> Callable[[str], Tensor]:
+    return lambda name: held[f"blocks.{n}.{name}"]

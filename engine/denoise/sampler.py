@@ -1,0 +1,267 @@
+"""Flow matching: noise levels fall from nearly 1 (noise) to 0 (clip) along the learned velocity.
+
+A sampler is a grid of noise levels and a solver that walks it. `euler` is the official program's;
+`dpm++_sde`, `dpm++` and `unipc` are those in production, with the grids of the programs that made
+them popular. Solvers work in FP32 on latents and in FP64 on the few scalars of a step.
+
+Seeds are part of the contract. One generator serves a job and is drawn from in this order:
+the noise of the whole clip, the shuffles of `engine.denoise.windows.share_noise`, then for
+`dpm++_sde` the noise of each step but the last, again for the whole clip.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import TypeVarTuple
+
+import torch
+from torch import Tensor
+
+from engine.config import LIMITS
+from engine.errors import BadRequest
+from engine.flow import Recipe
+
+# latents [C, t, h, w] fp32, step index, timestep (1000 * noise level) -> same shape, fp32
+Velocity = Callable[[Tensor, int, float], Tensor]
+Draw = Callable[[], Tensor]  # standard normal noise for one step, in the shape of the latents
+
+TRAINED_LEVELS = 1000  # timesteps the model was trained on
+
+Inputs = TypeVarTuple("Inputs")
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The noise levels of n steps and what the network is told at each of them."""
+
+    sigmas: Tensor  # [n + 1] fp32, falling, the last is 0
+    timesteps: list[float]  # [n]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    grid: Callable[[int, float], Grid]  # steps, shift
+    solve: Callable[[Velocity, Tensor, Grid, Draw], Iterator[Tensor]]  # latents after each step
+
+
+def denoise(
+    velocity: Velocity,
+    noise: Tensor,
+    recipe: Recipe,
+    draw: Draw,
+    progress: Callable[[int], None],
+) -> Tensor:
+    """Noise [C, t, h, w] fp32 in, latents of the clip out, same shape.
+
+    Of the recipe it reads sampler, steps and shift. `draw` is called by `dpm++_sde` alone.
+    `progress` is told after each step how many are done; what it raises ends the job.
+    Raises `BadRequest` for an unknown sampler and for steps or a shift that make no grid.
+    """
+    latents = noise
+    for done, after in enumerate(trajectory(velocity, noise, recipe, draw), start=1):
+        latents = after
+        progress(done)
+    return latents
+
+
+def trajectory(velocity: Velocity, noise: Tensor, recipe: Recipe, draw: Draw) -> Iterator[Tensor]:
+    """The latents [C, t, h, w] after each step of `denoise`; the last are the clip."""
+    chosen = _sampler(recipe.sampler)
+    return chosen.solve(velocity, noise, grid(recipe.sampler, recipe.steps, recipe.shift), draw)
+
+
+def grid(sampler: str, steps: int, shift: float) -> Grid:
+    """The noise levels of a sampler. Raises `BadRequest` if these figures make none."""
+    chosen = _sampler(sampler)
+    if steps < 1 or not 0 < shift <= LIMITS.max_shift:
+        raise BadRequest(
+            f"{steps} steps at shift {shift} cannot be run: there must be at least 1 step, and "
+            f"the shift must be above 0 and at most {LIMITS.max_shift:g}."
+        )
+    levels = chosen.grid(steps, shift)
+    if not bool((levels.sigmas.diff() < 0).all()):
+        raise BadRequest(
+            f"{steps} steps at shift {shift} have noise levels that 32-bit numbers cannot tell "
+            "apart. Use fewer steps or a shift nearer to 5."
+        )
+    return levels
+
+
+def guided(
+    conditional: Callable[[*Inputs], Tensor],
+    unconditional: Callable[[*Inputs], Tensor] | None,
+    scale: float,
+) -> Callable[[*Inputs], Tensor]:
+    """Classifier-free guidance, v_u + scale * (v_c - v_u), of any two velocities alike in inputs.
+
+    At scale 1, and without a negative prompt, it is `conditional` itself: one evaluation a step.
+    """
+    if unconditional is None or scale == 1:
+        return conditional
+
+    def velocity(*inputs: *Inputs) -> Tensor:
+        away = unconditional(*inputs)
+        return away + scale * (conditional(*inputs) - away)
+
+    return velocity
+
+
+def seeded(seed: int) -> torch.Generator:
+    """The CPU generator of a job. Raises `BadRequest` for a seed that is not 0 .. 2**64 - 1.
+
+    PyTorch's CPU generator reads the low 32 bits of a seed only. The high ones are mixed in here,
+    so that seeds 2**32 apart differ; below 2**32 it is PyTorch's own generator for that seed.
+    """
+    if not 0 <= seed < 2**64:
+        raise BadRequest(f"The seed is {seed}; it must be a whole number from 0 to 2**64 - 1.")
+    low, high = seed & 0xFFFF_FFFF, seed >> 32
+    mixed = low ^ (high * 0x9E37_79B1 & 0xFFFF_FFFF)  # an odd factor maps each `high` elsewhere
+    return torch.Generator().manual_seed(mixed)
+
+
+def noise_like(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Standard normal noise [C, t, h, w] fp32 on the CPU.
+
+    Time is drawn before channels, as in the official program (spec/denoiser.md 4.4).
+    """
+    channels, frames, *plane = shape
+    return torch.randn(frames, channels, *plane, generator=generator).transpose(0, 1).contiguous()
+
+
+def _sampler(name: str) -> Sampler:
+    if name not in SAMPLERS:
+        known = ", ".join(SAMPLERS)
+        raise BadRequest(f"There is no sampler called {name!r}. Choose one of: {known}.")
+    return SAMPLERS[name]
+
+
+def _official_grid(steps: int, shift: float) -> Grid:
+    """spec/denoiser.md 4.2: timesteps are not rounded."""
+    done = torch.arange(steps + 1, dtype=torch.float64) / steps
+    sigmas = 1 - (done / (shift + done - shift * done)).float()
+    return Grid(sigmas, (sigmas[:-1] * TRAINED_LEVELS).tolist())
+
+
+def _production_grid(steps: int, shift: float, *, shifted_start: bool) -> Grid:
+    """spec/denoiser.md 10: from the highest level of the model's own table, evenly, then shifted.
+
+    The DPM++ family shifts the start as well, so that it is shifted twice. Where numbers are FP32
+    and where FP64 decides which way a timestep is truncated.
+    """
+    start = torch.tensor(1 - 1 / TRAINED_LEVELS, dtype=torch.float32)
+    if shifted_start:
+        start = _shift(start, shift)
+    first = start.item()
+    levels = _shift(first - torch.arange(steps, dtype=torch.float64) * (first / steps), shift)
+    timesteps = (levels * TRAINED_LEVELS).long().double()
+    return Grid(torch.cat([levels.float(), torch.zeros(1)]), timesteps.tolist())
+
+
+def _shift(levels: Tensor, shift: float) -> Tensor:
+    return shift * levels / (1 + (shift - 1) * levels)
+
+
+# In the solvers `clean` is the clip as a velocity predicts it, `past` the prediction before.
+
+
+def _euler(velocity: Velocity, latents: Tensor, levels: Grid, draw: Draw) -> Iterator[Tensor]:
+    for step, (sigma, after) in enumerate(pairwise(levels.sigmas.tolist())):
+        latents = latents + (after - sigma) * velocity(latents, step, levels.timesteps[step])
+        yield latents
+
+
+def _dpm(
+    velocity: Velocity, latents: Tensor, levels: Grid, draw: Draw, *, stochastic: bool
+) -> Iterator[Tensor]:
+    """DPM-Solver++(2M), midpoint, as an ODE or an SDE: spec/denoiser.md 10."""
+    past, past_h = latents, math.inf  # h / inf is 0: the first step is of first order
+    for step, (sigma, after) in enumerate(pairwise(levels.sigmas.tolist())):
+        clean = latents - sigma * velocity(latents, step, levels.timesteps[step])
+        if after == 0:  # h is infinite and all other terms vanish
+            yield clean
+            return
+        h = _log_ratio(after) - _log_ratio(sigma)
+        target = clean + (clean - past) * (h / past_h / 2)
+        if stochastic:
+            share = -math.expm1(-2 * h)  # of the variance that is drawn anew
+            latents = after / sigma * math.exp(-h) * latents + (1 - after) * share * target
+            latents = latents + after * math.sqrt(share) * draw().to(latents.device)
+        else:
+            latents = after / sigma * latents + (1 - after) * -math.expm1(-h) * target
+        past, past_h = clean, h
+        yield latents
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """One step of UniPC: the next evaluation both ends it and corrects it."""
+
+    kept: Tensor  # share of the latents that stays
+    gain: float
+    clean: Tensor  # as predicted at the start of the step
+    bend: Tensor  # change of `clean` over a step of this length, from the step before
+    weights: tuple[float, float]  # of the bend and of the newest change of `clean`
+
+    def predict(self) -> Tensor:
+        return self.kept + self.gain * (self.clean + self.bend / 2)
+
+    def correct(self, clean: Tensor) -> Tensor:
+        of_bend, of_change = self.weights
+        change = clean - self.clean
+        return self.kept + self.gain * (self.clean + of_bend * self.bend + of_change * change)
+
+
+def _unipc(velocity: Velocity, latents: Tensor, levels: Grid, draw: Draw) -> Iterator[Tensor]:
+    """UniPC of order 2, B(h) = e^h - 1: after each step the predictor's latents."""
+    move: _Move | None = None
+    past_h = math.inf
+    for step, (sigma, after) in enumerate(pairwise(levels.sigmas.tolist())):
+        clean = latents - sigma * velocity(latents, step, levels.timesteps[step])
+        if after == 0:  # as in `_dpm`; a corrector would correct latents that nobody reads
+            yield clean
+            return
+        if move is not None:
+            latents = move.correct(clean)
+        h = _log_ratio(after) - _log_ratio(sigma)
+        past = clean if move is None else move.clean
+        move = _Move(
+            kept=after / sigma * latents,
+            gain=(1 - after) * -math.expm1(-h),
+            clean=clean,
+            bend=(clean - past) * (h / past_h),
+            weights=_corrector_weights(h, past_h),
+        )
+        past_h = h
+        latents = move.predict()
+        yield latents
+
+
+def _corrector_weights(h: float, past_h: float) -> tuple[float, float]:
+    """The solution of [1 1; r 1] w = b in the UniPC paper, r = -past_h / h; at first w = 0, 1/2."""
+    if past_h == math.inf:
+        return 0.0, 0.5
+    phi_1 = math.expm1(-h)
+    phi_2 = phi_1 / -h - 1
+    phi_3 = phi_2 / -h - 1 / 2
+    b_1, b_2 = phi_2 / phi_1, 2 * phi_3 / phi_1
+    of_bend = (b_1 - b_2) / (1 + past_h / h)
+    return of_bend, b_1 - of_bend
+
+
+def _log_ratio(sigma: float) -> float:
+    """Lambda, the logarithm of signal over noise."""
+    return math.log((1 - sigma) / sigma)
+
+
+SAMPLERS = {
+    "euler": Sampler(_official_grid, _euler),
+    "dpm++_sde": Sampler(
+        partial(_production_grid, shifted_start=True), partial(_dpm, stochastic=True)
+    ),
+    "dpm++": Sampler(
+        partial(_production_grid, shifted_start=True), partial(_dpm, stochastic=False)
+    ),
+    "unipc": Sampler(partial(_production_grid, shifted_start=False), _unipc),
+}

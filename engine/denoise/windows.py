@@ -1,0 +1,154 @@
+"""Long clips: the transformer sees a window of latent frames at a time, the results are blended.
+
+The windows move from step to step, so that no seam stays in one place. Frames here are latent
+frames but for `in_latents`. Schedule `uniform_standard` of spec/denoiser.md 10.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.config import VAE_STRIDE
+from engine.errors import BadRequest
+
+# latents of the window [C, c, h, w], its frames, step index, timestep -> velocity, same shape
+WindowVelocity = Callable[[Tensor, Sequence[int], int, float], Tensor]
+# latents of the clip [C, t, h, w], step index, timestep: a velocity of `sampler.py`
+ClipVelocity = Callable[[Tensor, int, float], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Windowing:
+    """How a long clip is cut. Raises `BadRequest` for figures that cut none."""
+
+    window: int  # frames seen at once
+    overlap: int  # frames shared with the next window
+    stride: int = 1  # window spacings in use: every frame, every 2nd, every 4th, ...
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.overlap < self.window or self.stride < 1:
+            raise BadRequest(
+                f"Windows of {self.window} latent frames with an overlap of {self.overlap} and a "
+                f"stride of {self.stride} cannot be made: the overlap must be shorter than the "
+                f"window and the stride at least 1. (A latent frame is {VAE_STRIDE[0]} frames.)"
+            )
+
+
+def in_latents(frames: int, overlap: int, stride: int = VAE_STRIDE[0]) -> Windowing:
+    """The windowing whose figures are given in pixel frames, as requests give them."""
+    return Windowing(latent_frames(frames), overlap // VAE_STRIDE[0], stride // VAE_STRIDE[0])
+
+
+def latent_frames(frames: int) -> int:
+    """Latent frames of so many pixel frames."""
+    return (frames - 1) // VAE_STRIDE[0] + 1
+
+
+def windows(step: int, latents: int, windowing: Windowing) -> list[list[int]]:
+    """The frames of each window at a step, in the order of evaluation.
+
+    Every frame of the clip is in at least one window; no window holds a frame twice.
+    """
+    if latents <= windowing.window:
+        return [list(range(latents))]
+    looped = _looped(step, latents, windowing)
+    placed: list[list[int]] = []
+    for number, frames in enumerate(looped):
+        seam = _seam(frames)
+        if seam is None:
+            placed.append(frames)
+            continue
+        moved = latents - 1 - (frames[-1] - frames[0]) % latents
+        placed.append([moved + (frame - frames[0]) % latents for frame in frames])
+        following = looped[number + 1] if number + 1 < len(looped) else placed[0]
+        if frames[seam] not in following:
+            placed.append(_run(frames[seam], latents, windowing))
+    for frame in range(latents):  # wide spacings alone leave gaps, where several windows moved
+        if not any(frame in frames for frames in placed):
+            placed.append(_run(frame, latents, windowing))
+    return [list(frames) for frames in dict.fromkeys(map(tuple, placed))]
+
+
+def windowed(velocity: WindowVelocity, windowing: Windowing) -> ClipVelocity:
+    """The velocity of a clip of any length, blended from that of its windows.
+
+    A clip that fits one window is evaluated as it is.
+    """
+
+    def whole(latents: Tensor, step: int, timestep: float) -> Tensor:
+        count = latents.shape[1]
+        parts = windows(step, count, windowing)
+        if len(parts) == 1:
+            return velocity(latents, parts[0], step, timestep)
+        weights = blending(parts, count, windowing).to(latents.device)
+        blended = torch.zeros_like(latents)
+        for frames, weight in zip(parts, weights, strict=True):
+            part = velocity(latents[:, frames], frames, step, timestep)
+            blended[:, frames] += weight[frames, None, None] * part
+        return blended
+
+    return whole
+
+
+def blending(parts: Sequence[Sequence[int]], latents: int, windowing: Windowing) -> Tensor:
+    """What each window contributes to each frame: [windows, t] fp32, the sum over windows is 1.
+
+    Weights ramp over the overlap at the edges of a window that are not edges of the clip. Ramps
+    never reach 0: a frame that only window edges hold keeps a velocity.
+    """
+    ramp = (torch.arange(windowing.window) + 0.5) / windowing.overlap  # all infinite without one
+    rising = ramp.clamp(max=1)
+    weights = torch.zeros(len(parts), latents)
+    for weight, frames in zip(weights, parts, strict=True):
+        inner = torch.ones(len(frames))
+        if frames[0] > 0:
+            inner = torch.minimum(inner, rising)
+        if frames[-1] < latents - 1:
+            inner = torch.minimum(inner, rising.flip(0))
+        weight[list(frames)] = inner
+    return weights / weights.sum(0)
+
+
+def share_noise(noise: Tensor, windowing: Windowing, generator: torch.Generator) -> Tensor:
+    """Noise [C, t, h, w] in which each stretch after the first window is an earlier one shuffled.
+
+    Later windows then start from the noise of earlier ones in another order ("freenoise"), so
+    that they make the same scene. One permutation is drawn from the job's generator per stretch.
+    """
+    shared = noise.clone()
+    latents, fresh = noise.shape[1], windowing.window - windowing.overlap
+    for target in range(windowing.window, latents, fresh):
+        source = target - windowing.window
+        length = min(fresh, latents - target)
+        order = source + torch.randperm(length, generator=generator)
+        shared[:, target : target + length] = shared[:, order.to(noise.device)]
+    return shared
+
+
+def _looped(step: int, latents: int, windowing: Windowing) -> list[list[int]]:
+    """Windows on a clip closed to a loop, from a start that ordered halving of the step gives."""
+    turn = int(f"{step:064b}"[::-1], 2) / 2**64
+    start = round(latents * turn)
+    window, overlap = windowing.window, windowing.overlap
+    strides = min(windowing.stride, math.ceil(math.log2(latents / window)) + 1)
+    looped: list[list[int]] = []
+    for spacing in (2**power for power in range(strides)):
+        if (window - 1) * spacing >= latents:
+            break  # the window would be longer than the clip
+        firsts = range(int(turn * spacing) + start, latents + start, window * spacing - overlap)
+        looped += [[(first + i * spacing) % latents for i in range(window)] for first in firsts]
+    return looped
+
+
+def _seam(frames: list[int]) -> int | None:
+    """Where a window on the loop passes the end of the clip: the place of the first frame after."""
+    return next((i for i in range(1, len(frames)) if frames[i] < frames[i - 1]), None)
+
+
+def _run(first: int, latents: int, windowing: Windowing) -> list[int]:
+    """A window of consecutive frames from `first` on, or the last one of the clip."""
+    first = min(first, latents - windowing.window)
+    return list(range(first, first + windowing.window))

@@ -1,0 +1,1 @@
+"""A stranger's JSON and files become a checked job."""

@@ -1,0 +1,143 @@
+"""The body of a job as clients write it: its fields, one by one, as typed values.
+
+The union of what the endpoints in use take (spec/runpod.md A.2). Numbers may be strings, the input
+may be a JSON string of its own. Null and the empty string are as good as a field that is not there.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from engine.errors import BadRequest
+from engine.flow import Align, Fit
+from engine.jobs.fields import flag, glance, is_blank, number, parse_json, shown, text, whole, word
+from engine.jobs.job import Action, Bucket, Delivery
+
+Value = TypeVar("Value")
+
+_NAMED_KEYS = 10
+
+
+def _or_nothing(read: Callable[[object], Value]) -> BeforeValidator:
+    return BeforeValidator(lambda value: None if is_blank(value) else read(value))
+
+
+def _or_empty(value: object) -> str | None:
+    """A prompt may be empty."""
+    return None if value is None else text(value)
+
+
+Whole = Annotated[int | None, _or_nothing(whole)]
+Number = Annotated[float | None, _or_nothing(number)]
+Flag = Annotated[bool | None, _or_nothing(flag)]
+Text = Annotated[str | None, _or_nothing(text)]
+Word = Annotated[str | None, _or_nothing(word)]
+Prompt = Annotated[str | None, BeforeValidator(_or_empty)]
+_ONE_OF = _or_nothing(word)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+
+
+class _Images(_Part):
+    reference_image: Text = None
+
+
+class _Videos(_Part):
+    dance_video: Text = None
+
+
+class Fields(_Part):
+    """All that is read. None: not given."""
+
+    action: Annotated[Action | None, _ONE_OF] = None
+    workflow_type: Annotated[Literal["scail_dance"] | None, _ONE_OF] = None
+    workflow: object = None
+    image_url: Text = None
+    image_path: Text = None
+    image_base64: Text = None
+    images: Annotated[_Images | None, _or_nothing(lambda value: value)] = None
+    video_url: Text = None
+    video_path: Text = None
+    video_base64: Text = None
+    videos: Annotated[_Videos | None, _or_nothing(lambda value: value)] = None
+    pose_video_url: Text = None
+    pose_video_path: Text = None
+    pose_video_base64: Text = None
+    joints_url: Text = None
+    joints_path: Text = None
+    joints_base64: Text = None
+    prompt: Prompt = None
+    negative_prompt: Prompt = None
+    recipe: Annotated[Literal["production", "official"] | None, _ONE_OF] = None
+    sampler: Word = None
+    steps: Whole = None
+    cfg: Number = None
+    shift: Number = None
+    context_frames: Whole = None
+    context_overlap: Whole = None
+    attention_mode: Word = None
+    seed: Whole = None
+    width: Whole = None
+    height: Whole = None
+    fit: Annotated[Fit | None, _ONE_OF] = None
+    fps: Number = None
+    frames: Whole = None
+    num_frames: Whole = None
+    frame_load_cap: Whole = None
+    select_every_nth: Whole = None
+    audio: Flag = None
+    persons: Whole = None
+    align: Annotated[Align | None, _ONE_OF] = None
+    max_seconds: Number = None
+    output: Annotated[Delivery | None, _ONE_OF] = None
+
+
+def read_body(given: object) -> tuple[Fields, Bucket | None, list[str]]:
+    """Fields and storage of `{"input": {...}, "s3Config": {...}}`, and what is said of the rest.
+
+    Raises `BadRequest` for what is none, and for a field of another kind than it should be.
+    """
+    if not isinstance(given, dict) or "input" not in given:
+        raise BadRequest('The job has no "input", an object with what is to be done.')
+    body = given["input"]
+    if isinstance(body, str):
+        body = parse_json(body, "input")
+    if not isinstance(body, dict):
+        raise BadRequest(f"The input is {shown(body)}; an object is expected.")
+    known = {name: body[name] for name in Fields.model_fields if name in body}
+    ignored = [glance(str(key)) for key in body if key not in known]
+    return _read(known), _bucket(given.get("s3Config")), _told(ignored)
+
+
+def _bucket(given: object) -> Bucket | None:
+    """Its values are secrets and appear in no message."""
+    if not given:
+        return None
+    config = given if isinstance(given, dict) else {}
+    name = config.get("bucketName")
+    needed = [config.get(key) for key in ("endpointUrl", "accessId", "accessSecret")]
+    known = [value for value in needed if isinstance(value, str) and not is_blank(value)]
+    if len(known) != len(needed) or not (is_blank(name) or isinstance(name, str)):
+        raise BadRequest("s3Config needs endpointUrl, accessId and accessSecret, all of them text.")
+    return Bucket(*known, bucket_name=None if is_blank(name) else str(name))
+
+
+def _read(known: dict[str, object]) -> Fields:
+    try:
+        return Fields.model_validate(known)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(map(str, first["loc"]))
+        context = first.get("ctx", {})
+        expected = context.get("error") or context.get("expected") or "an object"
+        raise BadRequest(f"{name} is {shown(first['input'])}; {expected} is expected.") from error
+
+
+def _told(ignored: list[str]) -> list[str]:
+    if not ignored:
+        return []
+    more = f" and {len(ignored) - _NAMED_KEYS} more" if len(ignored) > _NAMED_KEYS else ""
+    return [f"Not known here and ignored: {', '.join(ignored[:_NAMED_KEYS])}{more}."]

@@ -1,0 +1,124 @@
+"""Which settings of a ComfyUI workflow this engine does as they are, and which in its own way."""
+
+from collections.abc import Iterable, Sequence
+
+from engine.jobs.fields import glance, shown
+from engine.jobs.workflow_graph import Node
+
+_NAMED = 12  # differences told one by one; of more, their number
+
+# Class type -> inputs that are read here, or that say where something is computed and kept and
+# not what; and inputs with the values that are done here, the usual one first.
+_NODES: dict[str, tuple[str, dict[str, tuple[object, ...]]]] = {
+    "VHS_VideoCombine": (
+        "frame_rate images audio filename_prefix save_metadata save_output",
+        {"format": ("video/h264-mp4",), "pix_fmt": ("yuv420p",), "crf": (19,), "loop_count": (0,),
+         "trim_to_audio": (False,), "pingpong": (False,)},
+    ),
+    "GetImageSizeAndCount": ("image", {}),
+    "WanVideoDecode": (
+        "vae samples enable_vae_tiling tile_x tile_y tile_stride_x tile_stride_y",
+        {"normalization": ("default",)},
+    ),
+    "WanVideoVAELoader": ("model_name precision use_cpu_cache verbose", {}),
+    "WanVideoSamplerv2": (
+        "cfg seed model image_embeds scheduler text_embeds extra_args force_offload",
+        {"add_noise_to_samples": (False,)},
+    ),
+    "WanVideoSchedulerv2": (
+        "scheduler steps shift",
+        {"start_step": (0,), "end_step": (-1,), "enhance_hf": (False,)},
+    ),
+    "WanVideoTextEncodeCached": (
+        "positive_prompt negative_prompt model_name precision quantization use_disk_cache device",
+        {},
+    ),
+    "WanVideoSamplerExtraArgs": (
+        "context_options",
+        {"riflex_freq_index": (0,), "rope_function": ("comfy", "default", "comfy_chunked")},
+    ),
+    "WanVideoContextOptions": (
+        "context_frames context_overlap verbose",
+        {"context_schedule": ("uniform_standard",), "context_stride": (4,), "freenoise": (True,),
+         "fuse_method": ("linear",)},
+    ),
+    "WanVideoAddSCAILPoseEmbeds": (
+        "strength start_percent end_percent embeds vae pose_images", {}
+    ),
+    "WanVideoAddSCAILReferenceEmbeds": (
+        "embeds vae ref_image clip_embeds",
+        {"strength": (1,), "start_percent": (0,), "end_percent": (1,)},
+    ),
+    "WanVideoEmptyEmbeds": ("width height num_frames", {}),
+    "WanVideoClipVisionEncode": (
+        "clip_vision image_1 strength_2 combine_embeds ratio force_offload",
+        {"strength_1": (1,), "crop": ("disabled",), "tiles": (0,)},
+    ),
+    "CLIPVisionLoader": ("clip_name", {}),
+    "RenderNLFPoses": (
+        "width height nlf_poses dw_poses ref_dw_pose render_device render_backend",
+        {"draw_face": (True,), "draw_hands": (True,), "scale_hands": (True,)},
+    ),
+    "NLFPredict": ("model images per_batch", {}),
+    "DownloadAndLoadNLFModel": ("url warmup", {}),
+    "PoseDetectionVitPoseToDWPose": ("vitpose_model images", {}),
+    "OnnxDetectionModelLoader": ("vitpose_model yolo_model onnx_device", {}),
+    "ImageResizeKJv2": (
+        "image width height keep_proportion pad_color device",
+        {"upscale_method": ("bicubic",), "crop_position": ("center",), "divisible_by": (32,)},
+    ),
+    "LoadImage": ("image upload", {}),
+    "VHS_LoadVideo": (
+        "video force_rate frame_load_cap format",
+        {"select_every_nth": (1,), "skip_first_frames": (0,), "custom_width": (0,),
+         "custom_height": (0,)},
+    ),
+    "INTConstant": ("value", {}),
+    "FloatConstant": ("value", {}),
+    "StringConstant": ("value", {}),
+    "PrimitiveInt": ("value", {}),
+    "PrimitiveFloat": ("value", {}),
+    "SimpleCalculatorKJ": ("expression a b", {}),
+    "WanVideoModelLoader": (
+        "model base_precision quantization load_device attention_mode rms_norm_function "
+        "compile_args block_swap_args",
+        {},
+    ),
+    "WanVideoBlockSwap": (
+        "blocks_to_swap offload_img_emb offload_txt_emb use_non_blocking vace_blocks_to_swap "
+        "prefetch_blocks block_swap_debug",
+        {},
+    ),
+    "WanVideoSetBlockSwap": ("model block_swap_args", {}),
+    "WanVideoSetLoRAs": ("model lora", {}),
+    "WanVideoLoraSelect": ("lora strength low_mem_load merge_loras prev_lora", {}),
+}  # fmt: skip
+
+
+def differences(nodes: Iterable[Node]) -> list[str]:
+    """What is not done, or not so: nodes of unknown class, and inputs whose value is another."""
+    found: list[str] = []
+    for node in nodes:
+        if node.kind not in _NODES:
+            found.append(f"{node} is left out")
+            continue
+        free, done = _NODES[node.kind]
+        for name, value in node.inputs.items():
+            if name in free.split():
+                continue
+            if name not in done:
+                found.append(f"{glance(name)} of {node} is left out")
+            elif value not in done[name]:
+                found.append(difference(node, name, done[name][0]))
+    return found
+
+
+def difference(node: Node, name: str, done: object) -> str:
+    """An input that says one thing where another is done."""
+    return f"{name} of {node} is {shown(node.inputs.get(name))}, done as {shown(done)}"
+
+
+def listed(things: Sequence[str]) -> str:
+    """At most some of them, and how many more."""
+    more = [f"{len(things) - _NAMED} more"] if len(things) > _NAMED else []
+    return "; ".join([*things[:_NAMED], *more])

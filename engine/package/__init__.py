@@ -1,0 +1,1 @@
+"""The engine package on disk, written and read."""

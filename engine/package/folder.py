@@ -1,0 +1,404 @@
+"""An engine package: a folder for one architecture, with weights, kernels, plans and a manifest.
+
+It is written beside its place, as NAME.partial, and moved there when all of it is on the disk. What
+is opened has every file in its size and kernels with the right code; weights and other files are
+hashed when they are read. Nothing in a package is ever run as Python. Source: DESIGN.md 4.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from errno import EDQUOT, EFBIG, ENOSPC
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, TypeAlias
+
+from tqdm import tqdm
+
+from engine.errors import BadPackage, BuildFailed
+from engine.package.manifest import (
+    MANIFEST,
+    MEND,
+    WEIGHTS,
+    Entry,
+    Manifest,
+    Part,
+    check_path,
+    decode,
+    encode,
+    kernel_path,
+)
+from engine.package.weights_file import JOURNAL, WeightWriter, read_tensor
+from kernels.aot.cubin import BadCubin, Cubin, cubin_from_record
+from kernels.arch import ARCHS, Arch
+
+if TYPE_CHECKING:  # a package can be opened while torch is still being imported
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+PARTIAL, REPLACED = ".partial", ".replaced"
+Group: TypeAlias = "tuple[Mapping[str, Tensor], Mapping[str, object]]"  # tensors by name, facts
+_FULL = (ENOSPC, EDQUOT, EFBIG)
+_BLOCK_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """An opened package. It holds no file open; `read` maps one tensor at a time."""
+
+    path: Path
+    digest: str  # of the manifest: names what is in the package
+    manifest: Manifest
+    kernels: tuple[Cubin, ...] = field(repr=False)
+    _entries: Mapping[str, Entry] = field(repr=False)
+    _files: Mapping[str, Part] = field(repr=False)
+    _verified: set[str] = field(repr=False, default_factory=set)  # names of tensors
+
+    @property
+    def weights(self) -> Path:
+        """The file that the manifest's `tensors` lie in."""
+        return self.path / WEIGHTS
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the tensors, in load order."""
+        return tuple(self._entries)
+
+    def entry(self, name: str) -> Entry:
+        """Raises `BadPackage` for a tensor that is not there."""
+        if name not in self._entries:
+            raise BadPackage(f"{self.path} has no tensor {name}. Build it again with this engine.")
+        return self._entries[name]
+
+    def read(self, name: str) -> "Tensor":
+        """The tensor as stored, memory-mapped, and verified when it is first read.
+
+        Writes to it stay in this process. Raises `BadPackage` if it is not there or damaged.
+        """
+        entry = self.entry(name)
+        with _reading(self.weights):
+            tensor = read_tensor(self.weights, entry, verified=name in self._verified)
+        self._verified.add(name)
+        return tensor
+
+    def file(self, relative: str) -> bytes:
+        """A file other than the weights, verified. Raises `BadPackage` as `read` does."""
+        if relative not in self._files:
+            raise BadPackage(f"{self.path} has no {relative}. Build it again with it.")
+        return _content(self.path, self._files[relative])
+
+    def verify(self) -> None:
+        """Hashes every file. Raises `BadPackage` for the first that was changed."""
+        total = sum(part.bytes for part in self.manifest.files)
+        with tqdm(total=total, desc="verify", unit="B", unit_scale=True, disable=None) as bar:
+            for part in self.manifest.files:
+                path, found = self.path / part.path, hashlib.sha256()
+                _check_size(self.path, part)
+                with _reading(path), path.open("rb") as file:
+                    while block := file.read(_BLOCK_BYTES):
+                        found.update(block)
+                        bar.update(len(block))
+                _require_hash(path, found.hexdigest(), part)
+
+
+def find_packages(path: Path) -> list[tuple[str, Path]]:
+    """Architectures and folders: of a package itself, or of those below a folder of packages."""
+    with _reading(path):
+        if (path / MANIFEST).is_file():
+            return [(_manifest(path)[0].arch, path)]
+        folders = [(arch.name, path / arch.name) for arch in ARCHS]
+        return [(name, folder) for name, folder in folders if (folder / MANIFEST).is_file()]
+
+
+def open_package(path: Path, arch: Arch | None = None) -> Package:
+    """Opens a package, or the one for `arch` of a folder of packages (`out/sm89`).
+
+    Everything but the bytes of weights, plans and prompts is checked; that takes milliseconds.
+    Raises `BadPackage` with what is wrong, and for which architecture there is one.
+    """
+    with _reading(path):
+        if not path.is_dir():
+            what = "is a file, not the folder of a package" if path.exists() else "does not exist"
+            raise BadPackage(f"{path} {what}. Name the folder that holds {MANIFEST}.")
+        if path.resolve().suffix == PARTIAL:
+            raise BadPackage(f"{path} is an unfinished build. Run the build again: it goes on.")
+        if not os.path.lexists(path / MANIFEST):
+            path = _of_several(path, arch)
+        package = _open(path)
+    if arch is not None and package.manifest.arch != arch.name:
+        raise BadPackage(
+            f"{path} is for {package.manifest.arch}, {arch.name} is needed. Name a package that "
+            f"was built with --arch {arch.name}."
+        )
+    return package
+
+
+def _of_several(path: Path, arch: Arch | None) -> Path:
+    held = dict(find_packages(path))
+    if arch is not None and arch.name in held:
+        return held[arch.name]
+    if not held:
+        places = ", ".join(known.name for known in ARCHS)
+        raise BadPackage(
+            f"{path} holds no package: there is no {MANIFEST} in it, nor in a folder of it called "
+            f"{places}. Build one with build_engine.py."
+        )
+    wanted = "; name one of them" if arch is None else f", none for {arch.name}; build that one"
+    raise BadPackage(f"{path} holds packages for {', '.join(held)}{wanted}.")
+
+
+def _open(path: Path) -> Package:
+    manifest, digest = _manifest(path)
+    for part in manifest.files:
+        _check_size(path, part)
+    files = {part.path: part for part in manifest.files}
+    kernels = tuple(_kernel(path, record, manifest, files) for record in manifest.native.kernels)
+    entries = {entry.name: entry for entry in manifest.tensors}
+    return Package(path, digest, manifest, kernels, entries, files)
+
+
+def _manifest(path: Path) -> tuple[Manifest, str]:
+    with _reading(path):
+        _regular(path, MANIFEST)
+        return decode((path / MANIFEST).read_bytes(), path / MANIFEST)
+
+
+def _kernel(
+    path: Path, record: Mapping[str, object], manifest: Manifest, files: Mapping[str, Part]
+) -> Cubin:
+    place = kernel_path(str(record.get("name")))
+    try:
+        if place not in files:
+            raise BadCubin(f"the list of files lacks {place[:80]}")
+        cubin = cubin_from_record(record, _content(path, files[place]))
+        if cubin.arch != manifest.arch:
+            raise BadCubin(f"{place} is for {cubin.arch}, not for {manifest.arch}")
+    except (BadCubin, AttributeError) as error:  # the second: counts of a loop that are no object
+        raise BadPackage(f"{path / MANIFEST} is damaged: {error}. {MEND}") from error
+    return cubin
+
+
+def _content(folder: Path, part: Part) -> bytes:
+    path = folder / part.path
+    _check_size(folder, part)
+    with _reading(path):
+        data = path.read_bytes()
+    _require_hash(path, hashlib.sha256(data).hexdigest(), part)
+    return data
+
+
+def _check_size(folder: Path, part: Part) -> None:
+    found = _regular(folder, part.path).st_size
+    if found != part.bytes:
+        raise BadPackage(
+            f"{folder / part.path} has {found} bytes, {part.bytes} were written. {MEND}"
+        )
+
+
+def _require_hash(path: Path, found: str, part: Part) -> None:
+    if found != part.sha256:
+        raise BadPackage(f"{path} is damaged: it has sha256 {found}, not {part.sha256}. {MEND}")
+
+
+def _regular(folder: Path, relative: str) -> os.stat_result:
+    """Of a file that lies in the folder itself: a link could lead anywhere, a pipe would block."""
+    path = folder
+    with _reading(folder / relative):
+        for name in relative.split("/"):
+            path /= name
+            if path.is_symlink() and not _is_cached(path):
+                raise BadPackage(f"{path} is a link. Copy the package with the files themselves.")
+        found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise BadPackage(f"{path} is no file. {MEND}")
+    return found
+
+
+def _is_cached(link: Path) -> bool:
+    """A file of a model cache: what a repository's `snapshots` show are links into its `blobs`."""
+    parents = link.absolute().parents
+    home = next((folder.parent for folder in parents if folder.name == "snapshots"), None)
+    return home is not None and link.resolve().parent == (home / "blobs").resolve()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BadPackage(f"{error.filename or path} is missing. {MEND}") from error
+    except OSError as error:
+        raise BadPackage(
+            f"{error.filename or path} cannot be read: {error.strerror}. Check its permissions and "
+            "the disk."
+        ) from error
+
+
+class PackageWriter:
+    """Builds the package `home`; nothing is there until `finish`. To be used in a `with`.
+
+    A build that stopped goes on when it is started again with the same `identity`, which must name
+    all that decides the bytes. Raises `BuildFailed` if another build is writing, if `home` is
+    something else than a package, or if the disk refuses; what was written stays for the next try.
+    """
+
+    def __init__(self, home: Path, identity: str) -> None:
+        self.home = Path(os.path.realpath(home))
+        self._partial = self.home.with_name(self.home.name + PARTIAL)
+        self._replaced = self.home.with_name(self.home.name + REPLACED)
+        self._files: list[Part] = []
+        self._needed: int | None = None
+        with self._writing():
+            _require_ours(self.home, MANIFEST, WEIGHTS)
+            _require_ours(self._replaced, MANIFEST, WEIGHTS)
+            _require_ours(self._partial, JOURNAL)
+            self._weights = WeightWriter(self._partial, identity)
+            for path in self._partial.iterdir():  # files are quick to make again
+                if path.name not in (WEIGHTS, JOURNAL):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._weights.close()
+
+    def expect(self, nbytes: int) -> None:
+        """Raises `BuildFailed` now if the disk cannot take so many bytes in all."""
+        self._needed = nbytes
+        with self._writing():
+            here = (self._partial / WEIGHTS).stat().st_blocks * 512
+            free = shutil.disk_usage(self._partial).free
+        if nbytes > here + free:
+            raise BuildFailed(
+                f"{self.home} needs {nbytes} bytes, {here} are written and {free} are free. Make "
+                "room, or choose another folder."
+            )
+
+    def write(self, group: str, make: Callable[[], Group]) -> Mapping[str, object]:
+        """Appends the tensors that `make` gives, on any device, and keeps its facts for JSON.
+
+        A group that is there already, at the same place, is not made again. Returns the facts.
+        """
+        with self._writing():
+            facts = self._weights.resume(group)
+        if facts is None:
+            tensors, facts = make()
+            with self._writing():
+                facts = self._weights.append(group, tensors, facts)
+        return facts
+
+    def add_file(self, relative: str, data: bytes) -> None:
+        """Writes one file of the package, anew in every try."""
+        assert relative not in (MANIFEST, WEIGHTS, JOURNAL)
+        path = self._partial / check_path(relative)
+        with self._writing():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        self._files.append(Part(relative, len(data), hashlib.sha256(data).hexdigest()))
+
+    def finish(self, manifest: Manifest) -> Path:
+        """Completes the manifest with tensors and files, and puts the package into its place, where
+        it replaces an older one. Raises `BadPackage` if what was written would not open.
+        """
+        with self._writing():
+            files = (self._weights.finish(), *self._files)
+            manifest = replace(manifest, tensors=(*self._weights.entries.values(),), files=files)
+            (self._partial / MANIFEST).write_bytes(encode(manifest))
+            _open(self._partial)
+            for path in (*self._partial.rglob("*"), self._partial):
+                _sync(path)
+            self._put_into_place()
+        self._weights.close()
+        log.info("%s: %d tensors, %d bytes", self.home, len(manifest.tensors), files[0].bytes)
+        return self.home
+
+    def _put_into_place(self) -> None:
+        _require_ours(self.home, MANIFEST, WEIGHTS)
+        if self.home.exists():
+            shutil.rmtree(self._replaced, ignore_errors=True)  # of a build killed just here
+            self.home.rename(self._replaced)
+        self._partial.rename(self.home)
+        _sync(self.home.parent)
+        (self.home / JOURNAL).unlink()
+        shutil.rmtree(self._replaced, ignore_errors=True)
+        if self._replaced.exists():
+            log.warning("%s, the older package, could not be removed", self._replaced)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            where = error.filename or self._partial
+            mend = self._told_full() if error.errno in _FULL else "Choose another folder."
+            raise BuildFailed(f"{where} cannot be written: {error.strerror}. {mend}") from error
+
+    def _told_full(self) -> str:
+        needed = "" if self._needed is None else f" of {self._needed}"
+        written = sum(path.stat().st_size for path in self._partial.rglob("*") if path.is_file())
+        there = next(path for path in (self._partial, *self._partial.parents) if path.exists())
+        free = shutil.disk_usage(there).free
+        return (
+            f"{written}{needed} bytes are written, {free} are free. Make room and build again: it "
+            "goes on where it stopped."
+        )
+
+
+def _require_ours(folder: Path, *names: str) -> None:
+    """What this writer did not make it does not remove."""
+    held = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if held and not held.issuperset(names):
+        raise BuildFailed(
+            f"{folder} is in the way: it holds {min(held)}, and not {' and '.join(names)} as a "
+            "package does. Remove it, or choose another folder."
+        )
+
+
+def _sync(path: Path) -> None:
+    """Returns when a file, or the names in a folder, are on the disk."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def summary(package: Package) -> dict[str, object]:
+    """What `info` shows, for JSON."""
+    manifest = package.manifest
+    return {
+        "path": str(package.path),
+        "arch": manifest.arch,
+        "driver_floor": manifest.driver_floor,
+        "engine": manifest.engine,
+        "digest": package.digest,
+        "model": asdict(manifest.model) | {"padded_ffn": manifest.padded_ffn},
+        "weights": manifest.weights,
+        "tensors": len(manifest.tensors),
+        "bytes": sum(part.bytes for part in manifest.files),
+        "native": {"kernels": [_shown(kernel) for kernel in package.kernels]},
+        "tensorrt": manifest.tensorrt,
+        "sources": [asdict(source) for source in manifest.sources],
+        "prompts": None if manifest.prompts is None else asdict(manifest.prompts),
+        "toolchain": manifest.toolchain,
+    }
+
+
+def _shown(kernel: Cubin) -> dict[str, object]:
+    loop = kernel.loop
+    products = sum(loop.mma.values()) if loop else 0
+    return {
+        "name": kernel.name,
+        "toolkit": kernel.toolkit,
+        "registers": kernel.registers,
+        "shared_bytes": kernel.shared_bytes,
+        "instructions_per_mma": round(loop.instructions / products, 1)
+        if loop and products
+        else None,
+    }

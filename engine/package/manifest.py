@@ -1,0 +1,259 @@
+"""What a package says of itself: manifest.json, written and read here.
+
+A JSON object: the schema, a digest, then the fields of `Manifest`. The digest is the sha256 of the
+file with 64 zeros in its place, so that any changed byte shows. It tells damage and careless
+edits; whoever can write the folder can also make a new digest. Source: DESIGN.md 4.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from types import UnionType
+from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from engine.config import ModelConfig
+from engine.errors import BadPackage
+from kernels.arch import ARCHS
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.bin"
+PROMPTS = "prompts.safetensors"
+ALIGNMENT = 256  # bytes, of a tensor in the weights file
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "int8": 1}
+MEND = "Copy the package again, or build it again."
+
+_LARGEST_BYTES = 64 * 2**20  # of a manifest; that of the 14B model has less than 1 MB
+_LARGEST_COUNT = 2**63
+_ZEROS = b"0" * 64
+# Names that mean the same on every file system, and nothing outside the folder.
+_RELATIVE = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*/)*[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_VERSION = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file that the weights were made of."""
+
+    file: str  # its name, without folders
+    bytes: int
+    sha256: str
+    strength: float | None  # of a LoRA; None: the checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Native:
+    kernels: tuple[Mapping[str, object], ...]  # `Cubin.record`
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Embedded prompts that are shipped."""
+
+    count: int
+    encoder_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of the weights file."""
+
+    name: str
+    dtype: str  # a key of ITEM_BYTES
+    shape: tuple[int, ...]
+    offset: int  # multiple of ALIGNMENT
+    nbytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file of the package."""
+
+    path: str  # below the package's folder
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A build knows all but `tensors` and `files`, which `engine.package.folder` fills in."""
+
+    arch: str
+    driver_floor: str  # "12.7": the oldest CUDA version a driver may report
+    engine: str  # version
+    toolchain: Mapping[str, str]  # name -> version, of what built it
+    wheels: Mapping[str, str]  # name -> sha256, of what built it
+    sources: tuple[Source, ...]
+    model: ModelConfig
+    padded_ffn: int  # rows of `up` and columns of `down`, zeros included
+    weights: Literal["fp8", "mixed"]
+    native: Native
+    tensorrt: Mapping[str, object]  # the program's facts, or {"absent": a sentence why}
+    prompts: Prompts | None
+    tensors: tuple[Entry, ...] = ()  # in load order
+    files: tuple[Part, ...] = ()  # all but the manifest
+
+    @property
+    def driver(self) -> tuple[int, int]:
+        """The floor as numbers: (12, 7)."""
+        major, minor = self.driver_floor.split(".")
+        return int(major), int(minor)
+
+
+def aligned(offset: int) -> int:
+    """Where a tensor may begin."""
+    return -(-offset // ALIGNMENT) * ALIGNMENT
+
+
+def kernel_path(name: str) -> str:
+    """Of a kernel's code in the package."""
+    return f"kernels/{name}.cubin"
+
+
+def check_path(path: str) -> str:
+    """The path if it stays below the package's folder. Raises `ValueError` otherwise."""
+    if not _RELATIVE.fullmatch(path):
+        raise ValueError(f"{path[:80]!r} is no plain path below the package's folder")
+    return path
+
+
+def encode(manifest: Manifest) -> bytes:
+    body = {"schema": SCHEMA, "digest": _ZEROS.decode()} | asdict(manifest)
+    data = json.dumps(body, allow_nan=False).encode()
+    return data.replace(_ZEROS, hashlib.sha256(data).hexdigest().encode(), 1)
+
+
+def decode(data: bytes, path: Path) -> tuple[Manifest, str]:
+    """The manifest in the bytes of `path`, and its digest, which names the package.
+
+    Raises `BadPackage` if it is of another schema, was changed, or contradicts itself.
+    """
+    try:
+        if len(data) > _LARGEST_BYTES:
+            raise ValueError(f"{len(data)} bytes; a manifest has less than {_LARGEST_BYTES}")
+        body = json.loads(data)
+        if not isinstance(body, dict):
+            raise ValueError(f"a JSON object is expected, not {str(body)[:40]}")
+    except (ValueError, RecursionError) as error:  # the first: neither UTF-8 nor JSON too
+        raise BadPackage(f"{path} is damaged: {error}. {MEND}") from error
+    _check_schema(body.pop("schema", None), path)
+    try:
+        digest = _check_digest(data, body.pop("digest", None))
+        manifest = from_json(Manifest, body, "the manifest")
+        check(manifest)
+    except (ValueError, RecursionError) as error:
+        raise BadPackage(f"{path} is damaged: {error}. {MEND}") from error
+    return manifest, digest
+
+
+def _check_schema(schema: object, path: Path) -> None:
+    """First of all: nothing else can be said of another schema's file."""
+    if type(schema) is not int or schema < 1:
+        raise BadPackage(f"{path} names no schema, so it is no package's manifest. {MEND}")
+    if schema > SCHEMA:
+        raise BadPackage(
+            f"{path} was made by a newer engine: it has schema {str(schema)[:20]}, this engine "
+            f"reads {SCHEMA}. Update the engine."
+        )
+
+
+def _check_digest(data: bytes, digest: object) -> str:
+    if not isinstance(digest, str) or len(digest) != len(_ZEROS):
+        raise ValueError(f"its digest is {str(digest)[:80]!r}, 64 hexadecimal digits are expected")
+    found = hashlib.sha256(data.replace(digest.encode(), _ZEROS, 1)).hexdigest()
+    if found != digest:
+        raise ValueError(f"it was changed after the build (digest {found}, not {digest})")
+    return digest
+
+
+def check(manifest: Manifest) -> None:
+    """What types cannot say. Raises `ValueError`."""
+    known = [arch.name for arch in ARCHS]
+    if manifest.arch not in known:
+        raise ValueError(f"its architecture is {manifest.arch!r}, not one of {', '.join(known)}")
+    if not _VERSION.fullmatch(manifest.driver_floor):
+        raise ValueError(f"its driver floor is {manifest.driver_floor!r}, not as '12.7'")
+    files = {check_path(file.path): file for file in manifest.files}
+    if len(files) != len(manifest.files) or MANIFEST in files:
+        raise ValueError("its list of files names one twice, or itself")
+    needed = [WEIGHTS, *([PROMPTS] if manifest.prompts else [])]
+    if missing := [path for path in needed if path not in files]:
+        raise ValueError(f"its list of files lacks {missing[0]}")
+    check_index(manifest.tensors, files[WEIGHTS].bytes)
+
+
+def check_index(tensors: tuple[Entry, ...], size: int) -> None:
+    """Each tensor begins where the last one ended, aligned, and the last ends with the file."""
+    end, names = 0, set()
+    for entry in tensors:
+        name = f"tensor {entry.name!r}"
+        if entry.name in names:
+            raise ValueError(f"{name} is there twice")
+        names.add(entry.name)
+        if entry.dtype not in ITEM_BYTES:
+            raise ValueError(
+                f"{name} has dtype {entry.dtype!r}, not one of {', '.join(ITEM_BYTES)}"
+            )
+        if entry.nbytes != math.prod(entry.shape) * ITEM_BYTES[entry.dtype] or not entry.nbytes:
+            raise ValueError(f"{name} {list(entry.shape)} {entry.dtype} has {entry.nbytes} bytes")
+        if entry.offset != aligned(end):
+            raise ValueError(f"{name} begins at byte {entry.offset}, {aligned(end)} is expected")
+        end = entry.offset + entry.nbytes
+    if end != size or not tensors:
+        raise ValueError(f"{len(tensors)} tensors end at byte {end}, {WEIGHTS} at {size}")
+
+
+def from_json(kind: type[T], value: object, where: str) -> T:
+    """A dataclass from its JSON object: each field, no other, of the annotated types. Integers
+    count something and are not negative. Raises `ValueError` that says where.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} is {str(value)[:40]}, an object is expected")
+    types = _types(kind)
+    if types.keys() != value.keys():
+        name = sorted(types.keys() ^ value.keys())[0]
+        raise ValueError(f"{where} {'lacks' if name in types else 'has an unknown'} {name!r}")
+    return kind(**{name: _read(types[name], value[name], name) for name in types})
+
+
+@cache
+def _types(kind: type) -> dict[str, object]:
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def _read(kind: object, value: object, where: str) -> object:
+    if kind is object:
+        return value
+    if kind is int or kind is str:  # True is no int
+        if type(value) is kind and (type(value) is not int or 0 <= value < _LARGEST_COUNT):
+            return value
+    elif kind is float:
+        if type(value) in (int, float) and abs(value) < _LARGEST_COUNT:  # pyright: ignore[reportArgumentType, reportOperatorIssue]
+            return float(value)  # pyright: ignore[reportArgumentType]
+    elif isinstance(kind, type) and is_dataclass(kind):
+        return from_json(kind, value, where)
+    else:
+        return _read_generic(kind, value, where)
+    raise ValueError(f"{where} is {str(value)[:40]!r}, {getattr(kind, '__name__', '')} is expected")
+
+
+def _read_generic(kind: object, value: object, where: str) -> object:
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin is UnionType:  # X | None
+        return None if value is None else _read(inside[0], value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple([_read(inside[0], item, where) for item in value])
+    if origin is Mapping and isinstance(value, dict):
+        return {key: _read(inside[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is Literal and type(value) is str and value in inside:
+        return value
+    raise ValueError(f"{where} is {str(value)[:40]!r}, {kind} is expected")

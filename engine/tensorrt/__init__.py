@@ -1,0 +1,1 @@
+"""The optional TensorRT program."""

@@ -1,0 +1,194 @@
+"""A finished clip into the reply: as base64 if it fits, else into a bucket, else encoded smaller.
+
+The platform drops a reply that is too large and calls the job a success, so nothing over the
+limit may be handed to it (spec/runpod.md 0.10, B.2).
+"""
+
+import base64
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from engine.errors import OutputError, ResultTooLarge
+from engine.jobs.addresses import Resolve, parse_address, public_addresses, resolve_name
+from engine.jobs.job import Bucket, Delivery
+from engine.media.ffmpeg import SAFE_INPUT, FfmpegFailed, ffmpeg, file_url
+from engine.media.video import probe_video
+from engine.worker.endpoint import region_of
+
+log = logging.getLogger(__name__)
+
+RUN_BYTES, RUNSYNC_BYTES = 10_000_000, 20_000_000  # of a reply, as JSON
+BESIDE_BYTES = 200_000  # of a reply that are not the clip
+_SYNC = "sync-"  # how the ids of jobs that came by /runsync begin
+_URL_S = 7 * 24 * 3600
+_RESOLVE_S = 10.0
+
+_AUDIO_BITS_S = 200_000  # of the sound that `engine.media.mp4` writes
+_AIM = 0.96  # of the limit: two passes meet their rate within a few percent
+_ATTEMPTS = 3
+_LEAST_BITS_S = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    key: Literal["video", "video_url"]
+    value: str = field(repr=False)
+    nbytes: int  # of the MP4 that was delivered
+    warnings: tuple[str, ...] = ()
+
+
+def clip_limit(job_id: str) -> int:
+    """Bytes that the MP4 of a job may have, to be taken as base64 on the route it came by."""
+    limit = RUNSYNC_BYTES if job_id.startswith(_SYNC) else RUN_BYTES
+    return (limit - BESIDE_BYTES) // 4 * 3
+
+
+def deliver(
+    clip: Path,
+    job_id: str,
+    wanted: Delivery,
+    bucket: Bucket | None,
+    check: Callable[[], None],
+) -> Delivered:
+    """`clip` may be changed into a smaller one beside it. `check` may raise to end the job.
+
+    Raises `ResultTooLarge` if no reply can carry the clip, `OutputError` if it cannot be read.
+    """
+    limit, warnings = clip_limit(job_id), list[str]()
+    size = _size(clip)
+    if bucket is not None and (wanted == "url" or size > limit):
+        try:
+            url = upload(clip, bucket, job_id)
+        except OutputError as error:
+            log.warning("%s", error)
+            warnings.append(f"{error} The clip is in the reply instead.")
+        else:
+            if wanted != "url":
+                warnings.append(
+                    f"The clip has {_mb(size)}, more than the {_mb(limit)} a reply can carry: it "
+                    "is in the bucket."
+                )
+            return Delivered("video_url", url, size, tuple(warnings))
+    if size > limit:
+        clip = fit(clip, limit, check)
+        warnings.append(
+            f"The clip had {_mb(size)}, more than the {_mb(limit)} a reply can carry: it was "
+            f"encoded again with less quality, in {_mb(_size(clip))}. A bucket would take it whole."
+        )
+    check()
+    try:
+        data = clip.read_bytes()
+    except OSError as error:
+        raise OutputError(f"The clip cannot be read: {error.strerror}.") from error
+    return Delivered("video", base64.b64encode(data).decode(), len(data), tuple(warnings))
+
+
+def fit(clip: Path, limit: int, check: Callable[[], None]) -> Path:
+    """The same pictures and sound in at most `limit` bytes. Raises `ResultTooLarge`."""
+    info = probe_video(clip)
+    seconds = float(info.frames / info.rate)
+    smaller = clip.with_name("smaller.mp4")
+    audio = _AUDIO_BITS_S if info.has_audio else 0
+    rate = max(8 * limit * _AIM / seconds - audio, _LEAST_BITS_S)
+    for _ in range(_ATTEMPTS):
+        check()
+        _encode(clip, smaller, int(rate))
+        size = _size(smaller)
+        if size <= limit:
+            return smaller
+        rate = max(rate * limit / size * _AIM, _LEAST_BITS_S)
+    raise ResultTooLarge(
+        f"The clip has {_mb(_size(clip))} and cannot be encoded in the {_mb(limit)} that a reply "
+        "can carry. Name a bucket (s3Config), or ask for a shorter or smaller clip."
+    )
+
+
+def upload(clip: Path, bucket: Bucket, job_id: str) -> str:
+    """Puts the clip into the bucket; an address that gives it for a week.
+
+    Without a name the bucket is called after month and year, as the platform's own uploads do.
+    Raises `OutputError`, in which nothing of the credentials is said.
+    """
+    # Here: half a second that jobs without a bucket need not wait for.
+    from boto3.session import Session
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    name = bucket.bucket_name or time.strftime("%m-%y")
+    key = f"{re.sub(r'[^A-Za-z0-9_-]', '_', job_id)}/{secrets.token_hex(8)}.mp4"
+    settings = Config(
+        signature_version="s3v4",
+        connect_timeout=10,
+        read_timeout=60,
+        retries={"max_attempts": 3, "mode": "standard"},
+        s3={"addressing_style": "path"},
+        request_checksum_calculation="when_required",  # others than AWS may not know them
+        response_checksum_validation="when_required",
+    )
+    try:
+        client = Session().client(
+            "s3",
+            endpoint_url=bucket.endpoint_url,
+            aws_access_key_id=bucket.access_key,
+            aws_secret_access_key=bucket.secret_key,
+            region_name=region_of(bucket.endpoint_url),
+            config=settings,
+        )
+        with clip.open("rb") as file:
+            client.put_object(Bucket=name, Key=key, Body=file, ContentType="video/mp4")
+        return client.generate_presigned_url(
+            "get_object", Params={"Bucket": name, "Key": key}, ExpiresIn=_URL_S
+        )
+    # Without causes: their messages quote addresses and keys.
+    except ClientError as error:
+        raise _refused(error.response.get("Error", {}).get("Code", "no reason given")) from None
+    except (BotoCoreError, ValueError, OSError) as error:
+        raise _refused(type(error).__name__) from None
+
+
+def _refused(reason: str) -> OutputError:
+    return OutputError(f"The bucket did not take the clip ({reason}).")
+
+
+def check_bucket(bucket: Bucket, resolve: Resolve = resolve_name) -> None:
+    """A job's own bucket must be on the public Internet. Raises `BadRequest` or `BadMedia`.
+
+    The name may be looked up again for the upload; what could be reached then gets a signed PUT
+    of a clip and its answer is not shown.
+    """
+    field = "s3Config.endpointUrl"
+    public_addresses(parse_address(bucket.endpoint_url, field), field, resolve, _RESOLVE_S)
+
+
+def _encode(clip: Path, smaller: Path, bits_s: int) -> None:
+    """Two passes of H.264 at this rate; the sound and what the file says of itself are copied."""
+    passes = clip.with_name("passes")
+    source = [*SAFE_INPUT, "-i", file_url(clip)]
+    rate = ["-c:v", "libx264", "-preset", "fast", "-b:v", str(bits_s)]
+    log_file = ["-passlogfile", str(passes)]
+    try:
+        with ffmpeg([*source, "-an", *rate, "-pass", "1", *log_file, "-f", "null", "-"]) as run:
+            run.finish()
+        output = ["-map", "0:v:0", "-map", "0:a:0?", "-c:a", "copy", "-movflags", "+faststart"]
+        second = [*source, *output, *rate, "-pass", "2", *log_file]
+        with ffmpeg([*second, "-f", "mp4", "-y", file_url(smaller)]) as run:
+            run.finish()
+    except FfmpegFailed as error:
+        raise OutputError(f"The clip could not be encoded again: {error.reason}.") from error
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise OutputError(f"The clip cannot be read: {error.strerror}.") from error
+
+
+def _mb(nbytes: int) -> str:
+    return f"{nbytes / 1e6:.1f} MB"

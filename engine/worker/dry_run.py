@@ -1,0 +1,65 @@
+"""What a job would come to, before anything is rendered: size, frames, evaluations, work."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from engine.denoise.watch import evaluations
+from engine.denoise.windows import latent_frames
+from engine.flow import Recipe, Request, Source
+from engine.media.framing import Size
+from engine.media.video import frame_count, probe_video
+from engine.memory import Shape
+from engine.residency import shape_of
+from engine.source import load_source
+
+_EVEN_TOKENS = 29_000  # of a 14B evaluation in which attention computes as much as the products
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    shape: Shape
+    fps: float
+    forwards: int  # of the transformer, through all of it
+    work: float  # of all forwards, in tokens, attention counted as so many more
+
+    def seconds(self, other: "Outlook", denoise_s: float, rest_s: float) -> float:
+        """Of this job, from what another one took."""
+        pixels = _pixels(self.shape) / _pixels(other.shape)
+        return denoise_s * self.work / other.work + rest_s * pixels
+
+
+def measure(request: Request) -> Source:
+    """The media of a job at their sizes; a dance is counted and nobody is looked for in it.
+
+    Raises `BadMedia` as rendering would.
+    """
+    return load_source(request, _counted)
+
+
+def outlook(request: Request, source: Source) -> Outlook:
+    shape = shape_of(request, source)
+    forwards = shape.contexts * evaluations(request.recipe, latent_frames(shape.clip_frames))
+    work = forwards * shape.tokens * (1 + shape.tokens / _EVEN_TOKENS)
+    return Outlook(shape, source.fps, forwards, work)
+
+
+def sized(recipe: Recipe, height: int, width: int, frames: int, fps: float) -> Source:
+    """A source of these sizes without content, for whoever looks at the sizes alone."""
+    size = (height // 2, width // 2) if recipe.half_render else (height, width)
+    return Source(_nothing(3, height, width), _nothing(frames, *size, 3), fps, None)
+
+
+def _counted(request: Request, picture: Tensor, canvas: Size) -> tuple[Tensor, float]:
+    info = probe_video(request.motion)
+    count = frame_count(info, request.fps, request.frames)
+    return _nothing(count, *canvas, 3), request.fps or info.fps
+
+
+def _nothing(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.uint8, device="meta")
+
+
+def _pixels(shape: Shape) -> int:
+    return shape.height * shape.width * shape.clip_frames

@@ -1,0 +1,101 @@
+"""The worker's renderer: a package and the other models, loaded and warm, as functions."""
+
+import logging
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from engine.clock import Clock
+from engine.denoise.packaged import PackagedDenoiser
+from engine.denoise.watch import Watch
+from engine.errors import EngineError, UnsupportedGpu
+from engine.flow import Clip, Recipe, Request
+from engine.load import DEFAULT_ATTENTION, Settings, load_package
+from engine.machine.gpu import find_gpu
+from engine.machine.heap import keep_freed_memory
+from engine.media.mp4 import encode_mp4
+from engine.models.attention import find_attention
+from engine.pipeline import Pipeline
+from engine.pose.networks import Networks
+from engine.stage_dump import Stages
+from engine.worker.endpoint import Endpoint
+from engine.worker.service import Renderer
+
+log = logging.getLogger(__name__)
+
+_WARM = Recipe(sampler="dpm++_sde", steps=2, cfg=1.0, shift=5.0, pose_until=0.5, half_render=True)
+_WARM_SIDE, _WARM_FRAMES = 64, 9
+_WARM_PROMPT = "the human starts to dance"  # that of most jobs; packages have its embedding
+
+
+def load_renderer(endpoint: Endpoint) -> Renderer:
+    """Raises `UnsupportedGpu` without a GPU, unless the endpoint allows a CPU, and what
+    `load_package` raises.
+    """
+    gpu = find_gpu()
+    if gpu is None and not endpoint.allows_cpu:
+        raise UnsupportedGpu(
+            "There is no GPU here, and a worker without one takes hours for a clip. Take a "
+            "machine with a GPU; for a test with a tiny package set SCAIL_ALLOW_CPU=1."
+        )
+    device = torch.device("cpu" if gpu is None else "cuda")
+    if gpu is None:
+        keep_freed_memory()
+    settings = Settings(device, "fp32" if gpu is None else "bf16", None, endpoint.state)
+    networks = Networks(endpoint.models, device, endpoint.state)
+    pipeline = load_package(endpoint.package, endpoint.models, networks, settings)
+    denoiser = pipeline.denoiser
+    assert isinstance(denoiser, PackagedDenoiser)
+    package = denoiser.package
+    with Clock()("warm"):
+        _warm(pipeline)
+
+    def run(request: Request, out: Path, watch: Watch) -> Clip:
+        return pipeline.run(request, out, f"SCAIL, seed {request.seed}", Stages(None), watch)
+
+    return Renderer(
+        engine=f"scail-engine {version('scail-engine')} {package.manifest.arch} "
+        f"{package.digest[:12]}",
+        gpu="CPU" if gpu is None else gpu.name,
+        attention=DEFAULT_ATTENTION,
+        run=run,
+        attending=lambda name: denoiser.attending(find_attention(name)),
+        plan=pipeline.memory.foresee,
+        high_water=lambda: _high_water(device),
+    )
+
+
+def _warm(pipeline: Pipeline) -> None:
+    """The smallest clip, so that the first job finds kernels loaded and memory mapped.
+
+    A sheet of grey is no picture and its clip may be refused; what matters will fail again.
+    """
+    with TemporaryDirectory(prefix="scail-warm-") as folder:
+        picture, skeleton, clip = (Path(folder, name) for name in ("a.png", "b.mp4", "c.mp4"))
+        Image.radial_gradient("L").resize((_WARM_SIDE, _WARM_SIDE)).save(picture)
+        encode_mp4([_ramp()], 16.0, skeleton)
+        request = Request(
+            picture, skeleton, "pose", _WARM, _WARM_PROMPT, width=_WARM_SIDE, height=_WARM_SIDE
+        )
+        try:
+            pipeline.run(request, clip, "warm", Stages(None))
+        except EngineError as error:
+            log.warning("the first clip, of nothing, did not come out: %s", error)
+
+
+def _ramp() -> Tensor:
+    """Frames [n, H, W, 3] u8."""
+    line = torch.linspace(0, 255, _WARM_SIDE).to(torch.uint8)
+    return line[None, None, :, None].expand(_WARM_FRAMES, _WARM_SIDE, -1, 3).contiguous()
+
+
+def _high_water(device: torch.device) -> int | None:
+    if device.type != "cuda":
+        return None
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak

@@ -1,0 +1,313 @@
+"""One job at a time on one pipeline: fetched, rendered, delivered, and nothing of it left.
+
+A job runs in the worker's one thread, so that whoever waits for it can call it off, and the GPU is
+used from there alone. Telling how the worker is needs neither.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import copy_context
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from engine.clock import Clock
+from engine.config import Defaults, defaults
+from engine.errors import BadRequest, BlankFrames, EngineError, NotFinite, Unavailable
+from engine.flow import Clip, Request
+from engine.jobs.fetch import Wanted, fetch_base64, fetch_path, fetch_url
+from engine.jobs.job import Given, Job
+from engine.jobs.parse import make_request, parse_job
+from engine.memory import Plan, Shape
+from engine.worker.delivery import Delivered, check_bucket, deliver
+from engine.worker.dry_run import Outlook, measure, outlook, sized
+from engine.worker.endpoint import Endpoint
+from engine.worker.progress import Progress, Report
+from engine.worker.scratch import Scratch
+
+log = logging.getLogger(__name__)
+
+EXACT = "sdpa"  # attention in 16 bits by PyTorch: what a clip that came out wrong is tried with
+FETCH_S = 120.0
+
+Medium: TypeAlias = Literal["picture", "video", "joints"]
+Response = dict[str, Any]  # JSON, as clients read it
+
+
+@dataclass(frozen=True, slots=True)
+class Renderer:
+    """What makes clips, as functions. `engine.worker.renderer` has the real ones."""
+
+    engine: str  # version and package, for replies
+    gpu: str
+    attention: str  # what the transformer attends by
+    run: Callable[[Request, Path, Progress], Clip]
+    attending: Callable[[str], AbstractContextManager[None]]  # by this name, while it is open
+    plan: Callable[[Shape], Plan | None]  # of memory; None where none is planned
+    high_water: Callable[[], int | None]  # bytes of GPU memory, since it was last asked
+
+
+class Worker:
+    """Owns the renderer, its thread, and the folder of jobs."""
+
+    def __init__(self, endpoint: Endpoint, scratch: Scratch) -> None:
+        """`start` comes next."""
+        self.endpoint = endpoint
+        self._scratch = scratch
+        self._thread = ThreadPoolExecutor(1, "job")
+        self._defaults = Defaults()
+        self._renderer: Renderer | None = None
+        self._problem: EngineError | None = None
+        self._born, self._start_ms = time.monotonic(), dict[str, float]()
+        self._waiting = self._done = self._failed = 0
+        self._last: tuple[Outlook, float, float] | None = None  # seconds to denoise, and the rest
+
+    def start(self, load: Callable[[Endpoint], Renderer]) -> None:
+        """Reads the endpoint's defaults, and loads in the thread of the jobs.
+
+        Raises an `EngineError` that is fatal: this machine cannot serve, another may. With any
+        other the worker goes on, and each job is told what is wrong: no machine would do better.
+        """
+        clock = Clock()
+        try:
+            self.endpoint.check()
+            self._defaults = defaults()
+            with clock("load"):
+                self._renderer = self._thread.submit(load, self.endpoint).result()
+        except EngineError as error:
+            if error.fatal:
+                raise
+            log.error("no job can be served: %s", error)
+            self._problem = error
+        self._start_ms = clock.laps
+
+    def close(self) -> None:
+        self._thread.shutdown()
+        self._scratch.close()
+
+    async def answer(self, given: Mapping[str, object], report: Report) -> Response:
+        """`given` is a job as the platform hands it over. Raises an `EngineError`.
+
+        If the waiting task is cancelled, the job ends at its next forward, and only then does this.
+        """
+        job = parse_job(given, self._defaults)
+        if job.action == "health":
+            return self.health()
+        if self._renderer is None:
+            assert self._problem is not None
+            raise type(self._problem)(*self._problem.args)  # a fresh one, with a trace of its own
+        progress = Progress(report, job.max_seconds)
+        work = self._validate if job.action == "validate" else self._generate
+        name = str(given.get("id", "local"))
+        self._waiting += 1
+        try:
+            todo = partial(work, job, name, self._renderer, progress)
+            running = asyncio.get_running_loop().run_in_executor(
+                self._thread, copy_context().run, todo
+            )
+            response = await _ended(running, progress)
+        except BaseException:
+            self._failed += 1
+            raise
+        finally:
+            self._waiting -= 1
+        self._done += 1
+        return response
+
+    def health(self) -> Response:
+        renderer, problem = self._renderer, self._problem
+        return {
+            "status": "broken" if problem else "busy" if self._waiting else "ready",
+            "problem": None if problem is None else self.endpoint.redact(str(problem)),
+            "engine": renderer.engine if renderer else None,
+            "gpu": renderer.gpu if renderer else None,
+            "jobs": {"done": self._done, "failed": self._failed},
+            "uptime_s": round(time.monotonic() - self._born, 1),
+            "start_ms": _rounded(self._start_ms),
+            "bucket": self.endpoint.bucket is not None,
+            "default_video": self._defaults.video is not None,
+        }
+
+    # --- in the thread
+
+    def _generate(self, job: Job, name: str, renderer: Renderer, progress: Progress) -> Response:
+        progress.begin()
+        self._check_delivery(job)
+        clock = Clock()
+        with self._scratch.job_folder() as folder:
+            with clock("fetch"):
+                request = self._fetch(job, folder, progress)
+            progress("fetch", 1.0)
+            renderer.high_water()
+            clip, notes = _render(job, request, folder / "clip.mp4", renderer, progress)
+            with clock("deliver"):
+                bucket = job.bucket or self.endpoint.bucket
+                sent = deliver(clip.path, name, job.delivery, bucket, progress.check)
+        laps = {"fetch": clock.laps["fetch"], **clip.timings_ms, "deliver": clock.laps["deliver"]}
+        self._learn(request, clip)
+        facts = {
+            "timings_ms": _rounded(laps),
+            "frames": clip.frames,
+            "size": [clip.width, clip.height],
+            "sent_bytes": sent.nbytes,
+            "gpu_bytes": renderer.high_water(),
+        }
+        log.info("clip finished", extra={"facts": facts})
+        return _response(renderer, clip, sent, laps, (*job.warnings, *notes))
+
+    def _validate(self, job: Job, name: str, renderer: Renderer, progress: Progress) -> Response:
+        """A dry run: the media are fetched and measured, nothing is rendered."""
+        progress.begin()
+        self._check_delivery(job)
+        with self._scratch.job_folder() as folder:
+            request = self._fetch(job, folder, progress)
+            seen = outlook(request, measure(request))
+        with _attending(job.attention or renderer.attention, renderer):
+            pass  # raises if it is not here
+        plan = renderer.plan(seen.shape)
+        expected = None if self._last is None else seen.seconds(*self._last)
+        return {
+            "valid": True,
+            "width": seen.shape.width,
+            "height": seen.shape.height,
+            "num_frames": seen.shape.clip_frames,
+            "fps": seen.fps,
+            "duration_s": round(seen.shape.clip_frames / seen.fps, 3),
+            "forwards": seen.forwards,
+            "memory": None if plan is None else _memory(plan),
+            "estimate_s": None if expected is None else round(expected, 1),
+            "settings": _settings(job, renderer),
+            "warnings": list(job.warnings),
+        }
+
+    def _check_delivery(self, job: Job) -> None:
+        if job.bucket is not None:
+            check_bucket(job.bucket)
+        elif job.delivery == "url" and self.endpoint.bucket is None:
+            raise Unavailable(
+                "There is no bucket to put the clip into. Send s3Config, set BUCKET_* for the "
+                'endpoint, or ask for the output "base64".'
+            )
+
+    def _fetch(self, job: Job, folder: Path, progress: Progress) -> Request:
+        if job.image is None:
+            raise BadRequest("There is no picture: send image_url, image_base64 or image_path.")
+        image = self._file(job.image, "picture", folder, progress)
+        if job.motion is not None:
+            kind = "joints" if job.kind == "joints" else "video"  # a skeleton is a video too
+            motion = self._file(job.motion, kind, folder, progress)
+        elif self._defaults.video is not None:
+            motion = self._defaults.video
+        else:
+            raise BadRequest("There is no video: send video_url, video_base64 or video_path.")
+        return make_request(job, image, motion)
+
+    def _file(self, given: Given, kind: Medium, folder: Path, progress: Progress) -> Path:
+        wanted = Wanted(given.field, kind, folder)
+        if given.kind == "url":
+            return fetch_url(given.value, wanted, timeout_s=progress.left_s(FETCH_S))
+        progress.check()
+        if given.kind == "base64":
+            return fetch_base64(given.value, wanted)
+        return fetch_path(given.value, wanted, self.endpoint.inputs)
+
+    def _learn(self, request: Request, clip: Clip) -> None:
+        """What the next estimate is made from."""
+        laps = clip.timings_ms
+        if laps.get("denoise"):
+            like = sized(request.recipe, clip.height, clip.width, clip.frames, clip.fps)
+            rest_ms = sum(laps.values()) - laps["denoise"]
+            self._last = outlook(request, like), laps["denoise"] / 1000, rest_ms / 1000
+
+
+async def _ended(running: "asyncio.Future[Response]", progress: Progress) -> Response:
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        progress.cancel()
+        while not running.done():
+            with contextlib.suppress(asyncio.CancelledError):  # asked once is enough
+                await asyncio.wait([running])
+        running.exception()  # of a job that nobody waits for
+        raise
+
+
+def _render(
+    job: Job, request: Request, out: Path, renderer: Renderer, progress: Progress
+) -> tuple[Clip, tuple[str, ...]]:
+    """The clip, and what must be said of it. What came out wrong is tried once more, exactly."""
+    name = job.attention or renderer.attention
+    try:
+        with _attending(name, renderer):
+            clip = renderer.run(request, out, progress)
+        return clip, clip.notes
+    except (NotFinite, BlankFrames) as error:
+        if name == EXACT:
+            raise
+        log.warning("%s Tried again with attention %s.", error, EXACT)
+        note = f"With attention {name} no clip came out; this one was made with {EXACT}."
+    with _attending(EXACT, renderer):
+        clip = renderer.run(request, out, progress)
+    return clip, (note, *clip.notes)
+
+
+def _attending(name: str, renderer: Renderer) -> AbstractContextManager[None]:
+    return nullcontext() if name == renderer.attention else renderer.attending(name)
+
+
+def _response(
+    renderer: Renderer,
+    clip: Clip,
+    sent: Delivered,
+    laps_ms: Mapping[str, float],
+    warnings: tuple[str, ...],
+) -> Response:
+    return {
+        sent.key: sent.value,
+        "seed": clip.seed,
+        "width": clip.width,
+        "height": clip.height,
+        "fps": clip.fps,
+        "num_frames": clip.frames,
+        "duration_s": round(clip.frames / clip.fps, 3),
+        "timings_ms": _rounded(laps_ms),
+        "gpu": renderer.gpu,
+        "engine": renderer.engine,
+        "warnings": [*warnings, *sent.warnings],
+    }
+
+
+def _settings(job: Job, renderer: Renderer) -> Response:
+    return {
+        **asdict(job.recipe),
+        "kind": job.kind,
+        "prompt": job.prompt,
+        "negative_prompt": job.negative_prompt,
+        "seed": job.seed,
+        "fit": job.fit,
+        "audio": job.audio,
+        "persons": job.persons,
+        "align": job.align,
+        "attention": job.attention or renderer.attention,
+        "max_seconds": job.max_seconds,
+        "output": job.delivery,
+    }
+
+
+def _memory(plan: Plan) -> Response:
+    return {
+        "does": plan.rung.does,
+        "peak_bytes": plan.peak_bytes,
+        "resident_bytes": plan.resident_bytes,
+        "free_bytes": plan.free_bytes,
+    }
+
+
+def _rounded(laps_ms: Mapping[str, float]) -> dict[str, float]:
+    return {stage: round(ms, 1) for stage, ms in laps_ms.items()}

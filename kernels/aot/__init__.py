@@ -1,0 +1,1 @@
+"""Specs become proven machine code, ahead of time."""

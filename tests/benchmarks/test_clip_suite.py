@@ -1,0 +1,357 @@
+"""Suite `clip`: its stages add up to wall clocks, and what it cannot know it says."""
+
+# ruff: noqa: E402
+import argparse
+import json
+import time
+from dataclasses import asdict, replace
+from mmap import mmap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.nano.dancer import PICTURE
+from engine.config import state_dir
+from engine.demo.weights import demo_weights
+from engine.errors import BadMedia, BadRequest
+from engine.flow import Clip
+from engine.machine.resident import Resident
+from engine.media.mp4 import encode_mp4
+from engine.media.video import probe_video
+from engine.pose.extract import Dance
+from kernels.arch import SM89
+from tests.support.built import tiny_package
+from tests.support.dancers import HEIGHT, WIDTH, Dancers, body, detection, frames, picture
+
+ROOT = Path(__file__).resolve().parents[2]
+
+from benchmarks.clip import suite as clip_suite
+from benchmarks.clip.prices import PRICES, price_of
+from benchmarks.clip.rows import ClipRow, StageTime, clip_figures, clip_pictures, clip_table
+from benchmarks.clip.scene import dance_joints, fetch, served, write_media
+from benchmarks.clip.stages import (
+    CAPTURE,
+    FORWARDS,
+    RENDER,
+    STAGES,
+    VAE_ENCODE,
+    KnownDance,
+    Spans,
+    TimedCapture,
+    TimedResident,
+    stages,
+)
+from benchmarks.timing import WrongResult
+
+LAPS = {"media": 100.0, "conditioning": 50.0, "denoise": 1000.0, "decode": 200.0}
+
+
+def row(**changes):
+    """Ten stages of 100 ms, forwards of 600, and no motion capture."""
+    held = tuple(
+        StageTime(name, 600.0 if name == FORWARDS else 100.0, 90.0, 110.0)
+        for name in STAGES
+        if name != CAPTURE
+    )
+    made = ClipRow(
+        "production", "tiny", 96, 64, 9, "CPU, 1 thread", 3, 1.6, 1.5, 1.9, 2.5, held,
+        (100.0,) * 6, 6, 95.0, 5.625, 512.0, "RSS", None, "a CPU is not sold by the clip",
+        "Motion capture is not measured.",
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+@pytest.fixture(scope="module")
+def measured():
+    models = demo_weights(state_dir()).models
+    return clip_suite.measure_clip(
+        tiny_package(SM89), models, sizes=[(64, 64)], frames=5, recipes=["production"], runs=2
+    )
+
+
+# The whole
+
+
+def test_the_stages_of_a_clip_add_up_to_its_wall_clock(measured):
+    checked, [found] = measured
+    assert "wall clocks" in checked
+    total = sum(one.ms for one in found.stages)
+    noise = clip_suite.NOISE_MS + 1000 * (found.worst_s - found.best_s)
+    assert abs(total - 1000 * found.s) <= noise + clip_suite.NOISE_SHARE * total
+    assert [one.name for one in found.stages] == [name for name in STAGES if name != CAPTURE]
+    assert all(one.best_ms <= one.ms <= one.worst_ms for one in found.stages)
+    assert found.best_s <= found.s <= found.worst_s
+
+
+def test_a_row_says_what_was_made_and_is_json(measured):
+    _, [found] = measured
+    assert (found.name, found.frames) == ("production tiny 64x64x5", 5)
+    assert found.forwards == len(found.forward_ms) == 6
+    assert all(ms > 0 for ms in found.forward_ms)
+    assert found.frames_per_s == pytest.approx(5 / found.s)
+    assert 50 < found.peak_mib < 50_000
+    assert json.loads(json.dumps(asdict(found)))["stages"][0]["name"] == "fetch"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here, and it may have a price")
+def test_what_a_cpu_cannot_say_is_said(measured):
+    _, [found] = measured
+    assert found.device.startswith("CPU, ")
+    assert found.usd is None
+    assert found.unmeasured.startswith("Motion capture is not measured")
+    assert "No NLF model" in found.unmeasured
+    assert str(state_dir()) not in found.unmeasured  # results are kept, paths are nobody's business
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"sizes": []}, "at least one size"),
+        ({"recipes": []}, "one recipe"),
+        ({"runs": 0}, "one run"),
+        ({"sizes": [(100, 64)]}, "multiple of 32. The nearest is 96"),
+        ({"recipes": ["dance"]}, "no recipe 'dance'. Choose of: official, production"),
+        ({"frames": 8}, "8 frames fill no whole latents; ask for 5 or 9"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_is_made(asked, sentence):
+    with pytest.raises(BadRequest, match=sentence):
+        clip_suite.measure_clip(Path("no package"), **asked)
+
+
+def test_a_clip_without_frames_is_refused():
+    with pytest.raises(BadMedia, match="0 frames"):
+        clip_suite.measure_clip(Path("no package"), frames=0)
+
+
+# Checks
+
+
+def test_two_clocks_that_disagree_give_no_time():
+    clip_suite.check_sum({"fetch": 100.0, "decode": 880.0}, 1000.0)
+    with pytest.raises(WrongResult, match="add up to 700 ms, the wall clock says 1000"):
+        clip_suite.check_sum({"fetch": 100.0, "decode": 600.0}, 1000.0)
+
+
+def test_a_stage_that_is_less_than_nothing_gives_no_time():
+    with pytest.raises(WrongResult, match="sampler: -200 ms are left for it"):
+        clip_suite.check_sum({"forwards": 1200.0, "sampler": -200.0}, 1000.0)
+
+
+@pytest.mark.parametrize(
+    ("alone_ms", "agrees"), [(600, True), (1900, True), (440, False), (2100, False)]
+)
+def test_a_stage_takes_by_itself_about_what_it_takes_in_a_clip(alone_ms, agrees):
+    inside = StageTime("VAE decode", 1500.0, 1000.0, 9000.0)
+    if agrees:
+        clip_suite.check_alone(alone_ms, inside)
+    else:
+        with pytest.raises(WrongResult, match="1000 ms in a clip"):
+            clip_suite.check_alone(alone_ms, inside)
+
+
+def test_an_mp4_of_other_frames_or_size_or_one_begun_twice_gives_no_time(tmp_path):
+    path = tmp_path / "clip.mp4"
+    encode_mp4([torch.zeros(5, 64, 96, 3, dtype=torch.uint8)], 16.0, path)
+    clip = Clip(path, 96, 64, 5, 16.0, 1, LAPS)
+    clip_suite.check_clip(clip, (64, 96), 5)
+    for size, count in (((64, 96), 9), ((96, 64), 5)):
+        with pytest.raises(WrongResult, match=r"holds \(5, 64, 96\)"):
+            clip_suite.check_clip(clip, size, count)
+    with pytest.raises(WrongResult, match=r"begun twice.*Out of memory"):
+        clip_suite.check_clip(replace(clip, notes=("Out of memory",)), (64, 96), 5)
+
+
+def test_peak_memory_is_that_since_the_last_reset():
+    clip_suite.reset_peak(on_gpu=False)
+    before = clip_suite.peak_mib(on_gpu=False)
+    with mmap(-1, 64 * 2**20) as held:
+        held.write(bytes(range(1, 256)) * (len(held) // 255))
+        assert 60 < clip_suite.peak_mib(on_gpu=False) - before < 200
+    clip_suite.reset_peak(on_gpu=False)
+    assert clip_suite.peak_mib(on_gpu=False) < before + 60
+
+
+# Clocks
+
+
+def test_stages_are_what_spans_leave_of_the_engines_laps():
+    spans = Spans()
+    for name in (CAPTURE, RENDER, RENDER, VAE_ENCODE, FORWARDS, VAE_ENCODE):
+        with spans(name):
+            time.sleep(0.002)
+    found = stages(spans, LAPS)
+    assert set(found) == set(STAGES)
+    assert found[RENDER] == sum(spans.of(RENDER)) > 4
+    assert found[VAE_ENCODE] == spans.of(VAE_ENCODE)[0]  # the second time it decodes
+    assert sum(found.values()) == pytest.approx(sum(LAPS.values()))
+    assert found["sampler"] == pytest.approx(LAPS["denoise"] - spans.of(FORWARDS)[0])
+
+
+def test_a_span_ends_when_the_device_is_done():
+    waits = []
+    spans = Spans(lambda: waits.append(time.sleep(0.005)))
+    with spans("forwards"):
+        pass
+    assert spans.of("forwards")[0] >= 5 and len(waits) == 1
+
+
+def test_only_the_making_of_items_is_timed():
+    spans, start = Spans(), time.perf_counter()
+    for _ in spans.each("render", iter([1, 2, 3])):
+        time.sleep(0.02)
+    whole_ms = 1000 * (time.perf_counter() - start)
+    assert len(spans.of("render")) == 4  # the end is looked for too
+    assert sum(spans.of("render")) < whole_ms - 60
+
+
+def test_a_timed_home_still_lets_its_model_come_and_go():
+    events, spans = [], Spans()
+    home = Resident(lambda: events.append("arrives"), lambda: events.append("leaves"))
+    home.settle(stays=False)
+    with TimedResident(home, "image encoder", spans).present():
+        events.append("works")
+    assert events == ["leaves", "arrives", "works", "leaves"]
+    assert len(spans.of("image encoder")) == 1
+
+
+def test_decoding_is_not_motion_capture_and_every_drawn_frame_is_rendering(tmp_path):
+    spans = Spans()
+    dancers = Dancers(*[[body(20 * t)] for t in range(3)], reference=detection(body()))
+    extractor = TimedCapture(dancers, tmp_path, spans)
+
+    ended = []
+
+    def read():
+        ended.append(time.perf_counter())
+        return frames(3)
+
+    motion = extractor.motion(Dance("a video", (HEIGHT, WIDTH), 3, 16.0), read)
+    since_ms = 1000 * (time.perf_counter() - ended[0])
+    assert 0 < sum(spans.of(CAPTURE)) < since_ms
+    drawn = list(extractor.skeleton(motion, picture(), HEIGHT, WIDTH))
+    assert len(drawn) == 3 and all(frame.any() for frame in drawn)
+    assert len(spans.of(CAPTURE)) == 2  # the dance, then the picture
+    assert len(spans.of(RENDER)) == 4
+
+
+def test_a_known_dance_is_drawn_as_long_as_its_video():
+    spans = Spans()
+    extractor = KnownDance(spans)
+    motion = extractor.motion(Dance("a video", (64, 64), 3, 16.0), lambda: np.zeros((3, 64, 64, 3)))
+    assert np.array_equal(motion.joints, dance_joints(3))
+    assert all(frame.any() for frame in extractor.skeleton(motion, None, 64, 64))
+    assert spans.of(CAPTURE) == []
+
+
+def test_files_arrive_as_a_job_gets_them(tmp_path):
+    write_media(tmp_path / "media", 3)
+    (tmp_path / "job").mkdir()
+    with served(tmp_path / "media") as network:
+        image, video = fetch(tmp_path / "job", network)
+    assert image.read_bytes() == PICTURE.read_bytes()
+    assert video.read_bytes() == (tmp_path / "media" / "dance.mp4").read_bytes()
+    info = probe_video(video)
+    assert (info.frames, info.height, info.width, info.fps) == (3, 1280, 720, 16.0)
+
+
+def test_a_file_that_is_not_served_is_an_error_with_its_host(tmp_path):
+    (tmp_path / "job").mkdir()
+    with served(tmp_path) as network, pytest.raises(BadMedia, match=r"media\.example\.org"):
+        fetch(tmp_path / "job", network)
+
+
+# What is shown
+
+
+def test_the_table_fits_100_columns_and_says_what_is_absent():
+    text = clip_table([row(), row(height=512, width=896, frames=81)] * 3)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert sum(line.startswith("  motion capture") for line in lines) == 2  # four, then two clips
+    assert "not measured" in next(line for line in lines if line.startswith("  motion capture"))
+    assert lines.count("Motion capture is not measured.") == 1
+    assert lines.count("USD a clip: unknown, a CPU is not sold by the clip.") == 1
+    seconds = next(line for line in lines if line.startswith("s a clip"))
+    assert seconds.split()[3:5] == ["1.60", "+-0.20"]
+
+
+def test_a_price_makes_an_estimate_and_says_so():
+    text = clip_table([row(usd=0.00248, price="a list")])
+    assert "0.00248" in text
+    assert "USD a clip: an estimate, the time by the price in a list." in text
+
+
+def test_with_guidance_an_evaluation_is_two_forwards():
+    text = clip_table([row(forward_ms=(200.0,) * 50, forwards=100)])
+    held = dict(line.rsplit(maxsplit=1) for line in text.splitlines() if "forward" in line)
+    assert (held["a forward"], held["forwards"]) == ("100.0", "100")
+
+
+def test_figures_are_named_by_recipe_weights_and_size():
+    found = {figure.name: figure for figure in clip_figures([row()])}
+    clip = found["production tiny 96x64x9: clip"]
+    assert (clip.value, clip.unit, clip.better, clip.source) == (1.6, "s", "lower", "measured")
+    assert clip.noise == pytest.approx(0.2)
+    assert found["production tiny 96x64x9: forwards"].value == 600.0
+    assert found["production tiny 96x64x9: peak RSS"].value == 512.0
+    assert len(found) == len(row().stages) + 2
+    assert clip_figures([row(runs=1)]) == []
+
+
+def test_the_picture_has_every_clip_and_says_what_is_absent(tmp_path):
+    rows = [row(), row(recipe="official", s=12.0, forward_ms=(200.0,) * 8, forwards=16)]
+    png, svg = clip_pictures(rows, tmp_path, "clip")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    texts = ("1.60 s", "12.00 s", "video encode", "motion capture (not measured)")
+    assert all(f"<!-- {text} -->" in svg.read_text() for text in texts)
+
+
+# Asking
+
+
+def test_sizes_and_recipes_come_from_a_command_line():
+    assert clip_suite.sizes_of("128x224, 256x448") == ((128, 224), (256, 448))
+    assert clip_suite.recipes_of("production, official") == ("production", "official")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "128", "128x", "128x224,", "-128x224", "1e3x64", "9999999x64"]
+)
+def test_a_size_that_is_none_is_an_error(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="HEIGHTxWIDTH"):
+        clip_suite.sizes_of(text)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "usd_per_s"),
+    [
+        ("NVIDIA GeForce RTX 4090", 0.00031),
+        ("NVIDIA RTX 6000 Ada Generation", 0.00053),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 0.00111),
+        ("NVIDIA H100 80GB HBM3", 0.00116),
+        ("NVIDIA A100-SXM4-80GB", 0.00076),
+        ("nvidia h200", 0.00155),
+        ("NVIDIA GeForce RTX 5090", None),  # not in the list that prices are from
+        ("NVIDIA RTX A4000", None),  # not the A40
+        ("NVIDIA GeForce RTX 3090", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_a_gpu_has_the_price_of_its_name_or_none(gpu, usd_per_s):
+    price = price_of(gpu)
+    assert price.usd_per_s == usd_per_s
+    assert price.source
+    assert (price.usd_per_h is None) is (usd_per_s is None)
+
+
+def test_prices_are_those_of_the_guide():
+    guide = (ROOT / "docs" / "deploy.md").read_text()
+    shown = {price.names[0]: price.usd_per_s for price in PRICES}
+    for name in ("RTX 4090", "L40S", "RTX PRO 6000"):
+        line = next(line for line in guide.splitlines() if line.startswith(f"| {name}"))
+        assert f"${shown[name]:.5f}/s" in line
+    assert price_of("NVIDIA H200").usd_per_h == pytest.approx(5.58)

@@ -1,0 +1,413 @@
+"""The forward of random weights: built as a package is, right before it is timed, dry on a CPU."""
+
+# ruff: noqa: E402
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.config import SCAIL_14B, TINY, ModelConfig
+from engine.denoise.block import BlockWeights, Weight
+from engine.memory import Shape
+from engine.package.folder import open_package
+from kernels.arch import SM89, SM90, SM120
+from kernels.fp8 import LIMITS
+from tests.support.built import tiny_package
+
+ROOT = Path(__file__).resolve().parents[2]
+
+from benchmarks import first_hour
+from benchmarks.denoiser import forward_blocks
+from benchmarks.denoiser.forward import main, tflop, verdict
+from benchmarks.denoiser.forward_blocks import (
+    FORMS,
+    Form,
+    compiled,
+    drawn_scene,
+    eager,
+    measure_blocks,
+)
+from benchmarks.denoiser.forward_place import DRY_SIZES, Place, prepared
+from benchmarks.first_hour import Step, parsed, steps
+from benchmarks.kernel.peers import DIFFUSERS, Library, lacking
+from benchmarks.kernel.suite import difference
+from benchmarks.random_package import RandomWeights, drawn, form_of, random_package
+from benchmarks.timing import WrongResult
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def place(tmp_path):
+    args = type("Arguments", (), {"dry": True, "out": tmp_path / "found.jsonl"})()
+    with prepared(args) as made:
+        yield made
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# --- the package that is no file
+
+
+@pytest.mark.parametrize("arch", [SM89, SM90], ids=lambda arch: arch.name)
+def test_names_shapes_and_dtypes_are_those_of_a_build(arch):
+    built = open_package(tiny_package(arch)).manifest
+    made = random_package(TINY, arch).manifest
+    assert (made.padded_ffn, made.weights) == (built.padded_ffn, built.weights)
+    real, own = ({e.name: (e.dtype, e.shape) for e in m.tensors} for m in (built, made))
+    assert own == real
+
+
+def test_at_full_size_it_has_as_many_bytes_as_a_build():
+    """A synthetic checkpoint became 16,668,134,656 bytes (benchmarks/results/README.md)."""
+    last = max(random_package(SCAIL_14B, SM90).manifest.tensors, key=lambda entry: entry.offset)
+    assert last.offset + last.nbytes == pytest.approx(16_668_134_656, rel=1e-4)
+
+
+def test_a_tensor_depends_on_its_name_alone_and_uses_its_codes():
+    package = random_package(TINY, SM89)
+    weights = RandomWeights(package, CPU)
+    wanted = ["blocks.1.up.q", "blocks.0.up.q", "blocks.0.down.q", "blocks.0.up.s"]
+    held = weights.read(wanted)
+    assert list(held) == [name for name in package.names if name in wanted]
+    assert torch.equal(held["blocks.0.up.q"], package.read("blocks.0.up.q"))
+    assert not torch.equal(held["blocks.0.up.q"], held["blocks.1.up.q"])
+    for name in wanted[1:3]:
+        codes = held[name]
+        assert codes.float().abs().max() > 0.8 * LIMITS[codes.dtype]
+    matrix = held["blocks.0.up.q"].float() * held["blocks.0.up.s"][:, None]
+    assert matrix.std().item() == pytest.approx(TINY.dim**-0.5, rel=0.02)
+
+
+def test_all_tensors_are_finite_and_norms_outside_the_blocks_are_near_one():
+    manifest = random_package(TINY, SM90).manifest
+    for entry in manifest.tensors:
+        tensor = drawn(manifest, entry, CPU)
+        assert tensor.dtype == getattr(torch, entry.dtype)
+        assert tuple(tensor.shape) == entry.shape
+        assert tensor.float().isfinite().all()
+        if entry.name.endswith(("proj.0.weight", "proj.4.weight")):
+            assert tensor.mean().item() == pytest.approx(1, abs=0.05), entry.name
+
+
+# --- what is compared
+
+
+@pytest.mark.parametrize(
+    ("size", "work"), [((416, 672, 81), 1456), ((512, 896, 81), 3152), ((704, 1280, 81), 9891)]
+)
+def test_the_work_is_that_of_the_specification(size, work):
+    """spec/performance.md B."""
+    assert tflop(SCAIL_14B, Shape(*size)) == pytest.approx(work, rel=1e-3)
+
+
+def test_the_plain_block_stands_for_the_weights_of_ours(place):
+    scene = drawn_scene(place, DRY_SIZES[0])
+    plain = forward_blocks.plain_block(
+        TINY, scene.weights, scene.context_weights, torch.float32, forward_blocks.sdpa
+    )
+    names = {"ffn.0": "up", "ffn.2": "down", "self_attn.o": "o", "cross_attn.q": "cross_q"}
+    for name, field in names.items():
+        linear, own = plain.get_submodule(name), getattr(scene.weights, field)
+        torch.testing.assert_close(linear.weight, own.rows.dequantize())
+        assert torch.equal(linear.bias, own.bias)
+    assert torch.equal(plain.norm3.weight, scene.weights.norm3_scale + 1)
+    v = scene.weights.qkv.rows.dequantize()[2 * TINY.dim :]
+    torch.testing.assert_close(plain.self_attn.v.weight, v)
+
+
+def test_a_block_that_is_right_gets_its_line_and_one_that_is_wrong_no_time(place):
+    measure_blocks(place, DRY_SIZES[0])
+    found = lines(place.out)
+    checks = {line["program"]: line for line in found if line["step"] == "check"}
+    assert [*checks] == ["ours", FORMS[0].program] and all(one["ok"] for one in checks.values())
+    assert 0 < checks["ours"]["error"] < 0.06
+    assert 0 < checks[FORMS[0].program]["error"] < 0.02  # the same weights, in BF16
+    blocks = {line["program"]: line["note"] for line in found if line["step"] == "block"}
+    assert {*blocks} == {"PyTorch float32, sdpa math", "ours", *(form.program for form in FORMS)}
+    for form in FORMS:
+        note = blocks[form.program]
+        assert note == ("" if form.on_cpu else lacking(form.needs, on_gpu=False))
+
+
+def test_blocks_are_timed_in_turns_and_the_plain_one_gives_the_seconds(place):
+    order = []
+
+    def clock(work):
+        order.append(work)
+        return float(len(order))
+
+    seconds = measure_blocks(replace(place, clock=clock), DRY_SIZES[0])
+    first, *rounds = order  # the first chooses the best attention
+    assert len(rounds) == 9 and len({*rounds}) == 3
+    assert rounds[:3] == rounds[3:6] == rounds[6:] and rounds[0] is first
+    found = {line["program"]: line for line in lines(place.out) if line["step"] == "block"}
+    plain, ours = found["PyTorch float32, sdpa math"], found["ours"]
+    assert (plain["ms"], ours["ms"], found[FORMS[0].program]["ms"]) == (5, 6, 7)
+    assert plain["noise_ms"] == ours["noise_ms"] == 3
+    assert seconds == pytest.approx(TINY.layers * 5e-3)
+
+
+def wrong(ops, name):
+    """The same but for one operation, whose result is that of other tokens."""
+    right = getattr(ops, name)
+    return replace(ops, **{name: lambda *given: right(*given).flip(0)})
+
+
+@pytest.mark.parametrize("name", ["attention", "cross_attention", "gemm", "gemm_gelu"])
+def test_a_block_that_is_wrong_gets_no_time(place, name):
+    with pytest.raises(WrongResult, match=r"64x96x5: a block is off by \d"):
+        measure_blocks(replace(place, ops=wrong(place.ops, name)), DRY_SIZES[0])
+    assert [line["step"] for line in lines(place.out)] == ["check"]
+
+
+def begun_of(place, finish, limit=0.02, needs=()):
+    """What `begun` gives for diffusers' block in a form of ours, and the line about it."""
+    shape, scene = DRY_SIZES[0], drawn_scene(place, DRY_SIZES[0])
+    plain = plain_of(scene)
+    update = plain(scene.x, scene.modulation, scene.context, scene.rope) - scene.x
+    form = Form("theirs", (DIFFUSERS, *needs), True, limit, finish)
+
+    def begin():
+        return forward_blocks.diffusers_block(TINY, plain, scene, form.finish)
+
+    work = forward_blocks.begun(place, shape, form, begin, scene.x, update)
+    return work, lines(place.out)[-1]
+
+
+def plain_of(scene):
+    given = scene.weights, scene.context_weights, torch.float32, forward_blocks.sdpa
+    return forward_blocks.plain_block(TINY, *given)
+
+
+def refuse(block):
+    raise AssertionError("requires CUDA compute capability 8.9\nand more")
+
+
+def spoil(block):
+    block.ffn.net[2].weight.data = -block.ffn.net[2].weight
+    return block
+
+
+def blow_up_block(block):
+    block.ffn.net[2].bias.data.fill_(float("nan"))
+    return block
+
+
+@pytest.mark.parametrize(
+    ("finish", "note"),
+    [
+        (refuse, "requires CUDA compute capability 8.9"),
+        (spoil, "wrong: off by 1.3e+00, limit 0.02, so there is no time"),
+        (blow_up_block, "wrong: off by nan, limit 0.02, so there is no time"),
+    ],
+    ids=["refuses", "wrong", "NaN"],
+)
+def test_a_peer_that_refuses_or_is_wrong_is_a_line_without_a_time(place, finish, note):
+    work, line = begun_of(place, finish)
+    assert work is None
+    if finish is spoil:
+        note, line["note"] = (text[:16] + text[23:] for text in (note, line["note"]))
+    assert (line["program"], line["ms"], line["note"]) == ("theirs", None, note)
+
+
+def test_a_peer_that_is_not_here_is_a_line_that_says_how_to_get_it(place):
+    absent = Library("other", "block", "pip install other==3", "no_such_module")
+    work, line = begun_of(place, eager, needs=(absent,))
+    assert work is None
+    assert line["note"] == "other: not here; pip install other==3"
+
+
+@pytest.mark.slow
+def test_the_compiled_block_of_diffusers_is_right_too(place):
+    """Half a minute of a C++ compiler."""
+    work, line = begun_of(place, compiled)
+    assert line["step"] == "check" and line["ok"] and line["error"] < 0.02
+    assert torch.equal(work(), work())
+
+
+def test_the_block_of_diffusers_has_every_weight_of_the_plain_one(place):
+    """A weight that changes, changes both alike."""
+    scene = drawn_scene(place, DRY_SIZES[0])
+    plain = plain_of(scene)
+    given = scene.x, scene.modulation, scene.context, scene.rope
+    before = plain(*given)
+    for name, weight in plain.state_dict().items():
+        kept = weight.clone()
+        weight.mul_(-0.5)
+        want = plain(*given)
+        got = forward_blocks.diffusers_block(TINY, plain, scene, eager)()
+        assert difference(got - scene.x, want - scene.x)[0] < 0.02, name
+        if not name.endswith("bias"):
+            assert difference(want - scene.x, before - scene.x)[0] > 0.02, name
+        weight.copy_(kept)
+
+
+@pytest.mark.parametrize(
+    ("arch", "ours", "plain", "floor", "goal"),
+    [
+        (SM90, 2.9, 8.0, True, True),
+        (SM90, 3.9, 8.0, True, False),
+        (SM90, 3.9, 4.0, False, False),  # fast enough, and not faster than BF16
+        (SM90, 4.1, 8.0, False, False),
+        (SM120, 4.0, 15.0, True, True),
+        (SM90, None, 8.0, None, None),
+        (SM90, 3.0, None, None, None),
+    ],
+)
+def test_floor_and_goal_want_seconds_and_a_ratio(arch, ours, plain, floor, goal):
+    found = verdict(arch, Shape(512, 896, 81), ours, plain)
+    assert (found["floor"], found["goal"]) == (floor, goal)
+
+
+def test_a_size_without_a_figure_has_no_verdict():
+    found = verdict(SM90, Shape(64, 64, 5), 1.0, 3.0)
+    assert (found["times_bf16"], found["floor"], found["goal"]) == (3.0, None, None)
+
+
+# --- the programs
+
+
+def test_the_dry_run_goes_through_all_steps_and_gives_no_times(tmp_path, capsys):
+    main(["run", "--dry", "--out", str(tmp_path / "found.jsonl")])
+    found = lines(tmp_path / "found.jsonl")
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == found
+    assert [line["step"] for line in found] == [
+        "machine", "weights", "forward", "forward", "check", "check", *["block"] * 5, "result",
+    ]  # fmt: skip
+    assert [line["way"] for line in found if line["step"] == "forward"] == ["launched", "graph"]
+    assert all(line["ms"] is None for line in found if "ms" in line)
+    assert found[2]["tokens"] == DRY_SIZES[0].tokens == 84
+
+
+def test_a_forward_that_is_not_finite_is_no_result(place):
+    broken = replace(place, ops=replace(place.ops, gemm_residual=blow_up))
+    with pytest.raises(WrongResult, match=r"64x96x5, launched: not finite"):
+        measure_all(broken)
+
+
+def blow_up(rows, weight, bias, gate, x):
+    x.fill_(float("inf"))
+
+
+def test_a_forward_that_gives_another_result_each_time_is_no_result(place):
+    calls = []
+
+    def uneven(x):
+        calls.append(x)
+        return place.ops.rms_inverse(x) * len(calls)
+
+    broken = replace(place, ops=replace(place.ops, rms_inverse=uneven))
+    with pytest.raises(WrongResult, match=r"launched: two equal runs differ"):
+        measure_all(broken)
+
+
+def measure_all(place: Place):
+    from benchmarks.denoiser.forward import measure
+
+    measure(place)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+@pytest.mark.parametrize("program", ["forward", "first_hour"])
+def test_without_a_gpu_it_says_how_to_run_dry(program, tmp_path):
+    given = ["run", str(tmp_path)] if program == "forward" else []
+    command = [sys.executable, f"benchmarks/{program}.py", *given, "--out", str(tmp_path / "f")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "there is no GPU here. Use --dry" in done.stderr[:1].lower() + done.stderr[1:].replace(
+        "There", "there"
+    )
+
+
+def test_folder_or_dry_must_be_given(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["run"])
+    assert end.value.code == 2
+    assert "the folder of `build` is needed" in capsys.readouterr().err
+
+
+# --- the first hour
+
+
+def test_json_is_found_among_other_lines_and_the_end_of_the_rest_is_kept():
+    whole = json.dumps({"gpu": None, "list": [1]}, indent=1)
+    text = f"no GPU: none\n{whole}\n 10%\r 20%\n{{broken\n{json.dumps({'ms': 3})}\nthe end"
+    found, said = parsed(text)
+    assert found == ({"gpu": None, "list": [1]}, {"ms": 3})
+    assert said.splitlines() == ["no GPU: none", " 10%", " 20%", "{broken", "the end"]
+    assert parsed("") == ((), "")
+    assert len(parsed("x\n" * 1000)[1].splitlines()) == first_hour.TAIL_LINES
+
+
+def python(program, limit_s=20.0):
+    return Step("step", "what", (sys.executable, "-c", program), limit_s)
+
+
+def test_a_step_keeps_what_it_found_and_nothing_that_names_the_machine():
+    uuid = "GPU-01234567-89ab-cdef-0123-456789abcdef"
+    program = f"import json; print('in /home/me/x'); print(json.dumps({{'uuid': {uuid!r}}}))"
+    done = first_hour.run(python(program), {"/home/me": "~"})
+    assert (done.ok, done.found, done.said) == (True, ({"uuid": "GPU-"},), "in ~/x")
+    assert "/home/me" not in done.command
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [
+        (python("import sys; print('so far'); sys.exit('error: no')"), "error: no"),
+        (python("import time; print('so far', flush=True); time.sleep(60)", 1.5), "stopped after"),
+        (Step("step", "what", ("no-such-program-here",), 5.0), "No such file or directory"),
+    ],
+    ids=["fails", "takes too long", "is not there"],
+)
+def test_a_step_that_goes_wrong_is_recorded_with_what_it_said(step, says):
+    done = first_hour.run(step, {})
+    assert not done.ok
+    assert says in done.said
+    assert done.seconds < 15
+
+
+def test_every_program_of_the_steps_is_there_and_names_are_unique(tmp_path):
+    for dry in (True, False):
+        found = steps("sm89", tmp_path, tmp_path / "package", None, dry)
+        names = [step.name for step in found]
+        assert len({*names}) == len(names) and {"kernels", "clip", "forward"} < {*names}
+        for step in found:
+            scripts = [part for part in step.command if part.endswith(".py")]
+            assert all((ROOT / script).is_file() for script in scripts)
+
+
+def test_the_form_of_the_random_weights_is_the_default_of_a_build():
+    assert [form_of(arch)[0] for arch in (SM89, SM90, SM120)] == ["mixed", "fp8", "fp8"]
+    package = random_package(ModelConfig(layers=1, dim=256, ffn=512), SM89)
+    dtypes = {entry.name: entry.dtype for entry in package.manifest.tensors}
+    assert (dtypes["blocks.0.down.q"], dtypes["blocks.0.up.q"]) == ("float8_e4m3fn", "int8")
+    assert Weight in {field.type for field in BlockWeights.__dataclass_fields__.values()}
+
+
+@pytest.mark.slow
+def test_the_first_hour_runs_dry_and_is_one_file(tmp_path):
+    environment = os.environ | {"OUT": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [str(ROOT / "benchmarks" / "first_hour.sh"), "--dry"],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    found = json.loads((tmp_path / "first_hour.json").read_text())["first_hour"]
+    assert done.returncode == 0, found
+    assert [step["step"] for step in found] == [
+        "info", "kernels", "tiny package", "clip", "forward", "cold start",
+    ]  # fmt: skip
+    assert all(step["ok"] for step in found)
+    assert found[0]["found"][0]["gpu"] is None
+    assert str(Path.home()) not in (tmp_path / "first_hour.json").read_text()

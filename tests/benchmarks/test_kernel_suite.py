@@ -1,0 +1,339 @@
+"""The benchmark of kernels: its arithmetic, its refusals, and the GPU script run without a GPU."""
+
+# ruff: noqa: E402
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+from benchmarks.kernel.cases import SCAIL_14B, TINY, Case, Job, cases
+from benchmarks.kernel.model import (
+    GPUS,
+    WAIT_CYCLES,
+    blocks_together,
+    estimated_tflops,
+    flop,
+    flop_a_cycle,
+    limit_ms,
+    peak_tflops,
+    turns_a_cycle,
+)
+from benchmarks.kernel.peers import (
+    OF_KERNELS,
+    PRODUCTS,
+    TORCH,
+    Library,
+    Peer,
+    interleaved,
+    lacking,
+    peers,
+)
+from benchmarks.kernel.suite import (
+    KernelRow,
+    Place,
+    difference,
+    kernel_table,
+    peer_row,
+    rival_rows,
+    rivals,
+    timed_row,
+)
+from benchmarks.timing import WrongResult
+from kernels.aot.cubin import Cubin
+from kernels.aot.sass import Mix
+from kernels.arch import ARCHS, SM89, SM90, SM120
+from kernels.gemm import GEMM
+from tests.support.interpreter import InterpretedBank
+
+INT8_LOOP = Mix(122, {"IMMA.16832.S8.S8.SAT": 64}, {"LDSM": 16})
+DEVICE = torch.device("cpu")
+
+
+def cubin(loop, **changes):
+    """As ptxas made the INT8 product for an RTX 4090."""
+    made = Cubin("gemm", "sm89", "", "", "gemm_kernel", 8, 49152, 0, 218, 18816, "12.6", loop, b"")
+    return replace(made, **changes)
+
+
+@pytest.mark.parametrize(
+    ("instruction", "arch", "tflops"),
+    [
+        ("IMMA.16832.S8.S8.SAT", SM89, 660.6),
+        ("QMMA.16832.F32.E4M3.E4M3", SM89, 330.3),
+        ("QMMA.16832.F16.E4M3.E4M3", SM89, 660.6),
+        ("HMMA.16816.F32.BF16", SM89, 165.2),
+        ("QMMA.SF.16832.F32.E4M3.E4M3.E8", SM120, 838),
+        ("IMMA.16832.S8.S8.SAT", SM120, 838),
+        ("QGMMA.64x256x32.F32.E4M3.E4M3", SM90, 1979),
+        ("IGMMA.64x128x32.S8.S8", SM90, 1979),
+        ("HGMMA.64x128x16.F32.BF16", SM90, 989.5),
+    ],
+)
+def test_peaks_are_those_of_the_data_sheets(instruction, arch, tflops):
+    """spec/performance.md A."""
+    assert peak_tflops(Mix(1, {instruction: 3}, {}), GPUS[arch]) == pytest.approx(tflops, rel=5e-3)
+
+
+def test_a_mix_of_instructions_has_the_mean_of_their_times():
+    """Attention with INT8 logits and slow FP8 values: spec/kernels.md 2.3 has 440."""
+    mix = Mix(1, {"IMMA.16832.S8.S8.SAT": 32, "QMMA.16832.F32.E4M3.E4M3": 32}, {})
+    assert peak_tflops(mix, GPUS[SM89]) == pytest.approx(440, rel=1e-2)
+
+
+def test_a_warp_does_a_quarter_of_what_its_warpgroup_does():
+    assert flop("QGMMA.64x256x32.F32.E4M3.E4M3") * 4 == 2 * 64 * 256 * 32
+    assert flop("IMMA.16832.S8.S8.SAT") == 2 * 16 * 8 * 32
+    with pytest.raises(ValueError, match="unknown matrix instruction"):
+        flop("DMMA.884")
+
+
+def test_every_instruction_that_a_product_asks_for_has_a_rate():
+    for form in GEMM.values():
+        for names in form.bias.loop.mma.values():
+            assert all(flop(name) and flop_a_cycle(name) for name in names)
+
+
+def test_registers_and_shared_memory_limit_how_many_blocks_run_together():
+    assert blocks_together(cubin(INT8_LOOP), GPUS[SM89]) == 1  # 218 registers of 256 threads
+    assert blocks_together(cubin(INT8_LOOP, registers=128), GPUS[SM89]) == 2
+    wide = cubin(INT8_LOOP, registers=128, shared_bytes=98304)
+    assert blocks_together(wide, GPUS[SM89]) == 1
+    assert blocks_together(wide, GPUS[SM90]) == 2
+
+
+def test_an_estimate_is_below_the_peak_and_falls_with_the_work_around_the_products():
+    lean, busy, blocked = (
+        estimated_tflops(cubin(Mix(count, INT8_LOOP.mma, {"MUFU": special})), SM89)
+        for count, special in ((122, 0), (1600, 0), (122, 200))
+    )
+    assert 0.75 * 660 < lean < 661
+    assert busy < 0.8 * lean
+    assert blocked < 0.7 * lean
+
+
+def test_a_queue_alone_takes_the_sum_of_its_times_and_a_full_one_the_longest():
+    demands = (1000.0, 100.0)
+    assert turns_a_cycle(demands, 1) == 1 / (1100 + WAIT_CYCLES)
+    assert turns_a_cycle(demands, 64) == pytest.approx(1e-3, rel=1e-3)
+    rates = [turns_a_cycle(demands, warps) for warps in range(1, 9)]
+    assert rates == sorted(rates)
+
+
+def test_the_limit_is_arithmetic_or_memory_whichever_takes_longer():
+    gpu = GPUS[SM89]
+    assert limit_ms(660.6e9, 0, INT8_LOOP, gpu) == pytest.approx(1, rel=1e-3)
+    assert limit_ms(660.6e9, 2 * 1008e6, INT8_LOOP, gpu) == pytest.approx(2)
+    assert limit_ms(0, 1008e6, None, gpu) == pytest.approx(1)
+
+
+def test_relative_error_and_cosine_of_results():
+    assert difference(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 0.0])) == pytest.approx(
+        (4 / 3, 0.6)
+    )
+    assert difference(torch.ones(3), torch.ones(3).bfloat16()) == pytest.approx((0, 1))
+    assert difference(torch.ones(3), torch.zeros(3))[0] > 1e9
+
+
+def place(clock):
+    cubins = {spec.name: cubin(INT8_LOOP) for form in GEMM.values() for spec in form.specs}
+    return Place(SM89, InterpretedBank(SM89), DEVICE, cubins, clock)
+
+
+def case_with(got, want, name="gemm.i8 qkv"):
+    """A case of a product of 2 x 10^9 operations for each token."""
+    job = Job(lambda: None, lambda: (got, want))
+    spec = GEMM["i8"].bias
+    return Case(name, (spec,), 1e-2, lambda s: 2e9 * s, lambda s: 0.0, lambda *_: job)
+
+
+def test_a_right_result_gets_its_time_its_rate_and_its_share_of_the_limit():
+    row = timed_row(case_with(torch.ones(3), torch.ones(3)), place(lambda run: 10.0), 1000)
+    assert (row.ms, row.error, row.tokens) == (10.0, pytest.approx(0), 1000)
+    assert row.tflops == pytest.approx(200)
+    assert row.share == pytest.approx(200 / 660.6, rel=1e-3)
+
+
+@pytest.mark.parametrize("got", [1.02, float("nan"), 0.0])
+def test_a_wrong_result_has_no_time(got):
+    def clock(run):
+        raise AssertionError("it must not be timed")
+
+    with pytest.raises(WrongResult, match=r"gemm.i8 qkv, 1000 tokens: relative error"):
+        timed_row(case_with(torch.full((3,), got), torch.ones(3)), place(clock), 1000)
+
+
+class Heating:
+    """A clock of a machine that gets slower by 1 ms with each run."""
+
+    def __init__(self):
+        self.ran = []
+
+    def __call__(self, work):
+        self.ran.append(work())
+        return float(len(self.ran))
+
+
+def test_works_are_timed_in_turns_so_that_heat_hits_all_alike():
+    clock = Heating()
+    times = interleaved({"ours": lambda: "A", "theirs": lambda: "B"}, clock)
+    assert "".join(clock.ran) == "ABABAB"
+    assert times == {"ours": [1, 3, 5], "theirs": [2, 4, 6]}
+
+
+def test_without_a_clock_works_run_and_have_no_times():
+    ran = []
+    assert interleaved({"a": lambda: ran.append(1)}, lambda work: work(), 2) == {"a": []}
+    assert ran == [1, 1]
+    assert interleaved({}, Heating()) == {}
+
+
+def test_a_kernel_and_its_peers_are_timed_in_turns_and_a_peer_that_fails_is_not():
+    def refuse():
+        raise ImportError("built for another torch\nand a stack")
+
+    clock = Heating()
+    others = [
+        Peer("right", 2e12, lambda: lambda: "peer", beside="qkv"),
+        Peer("refuses", 2e12, refuse, beside="qkv"),
+        Peer("absent", 2e12, None, "absent: not here; pip install absent==1", beside="qkv"),
+    ]
+    ours = [case_with(torch.ones(3), torch.ones(3))]
+    rows = rival_rows(ours, others, place(clock), 1000)
+    assert clock.ran == [None, "peer"] * 3
+    assert [(row.name, row.ms, row.noise_ms) for row in rows] == [
+        ("gemm.i8 qkv", 3.0, 2.0), ("right", 4.0, 2.0), ("refuses", None, None),
+        ("absent", None, None),
+    ]  # fmt: skip
+    assert [row.note for row in rows] == [
+        "", "", "failed: built for another torch", "absent: not here; pip install absent==1",
+    ]  # fmt: skip
+    assert rows[1].tflops == pytest.approx(500)
+
+
+@pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
+def test_each_case_and_each_peer_is_in_one_group_and_peers_stand_beside_cases(arch):
+    everything, others = cases(arch, SCAIL_14B), [*peers(100)]
+    groups = rivals(everything, others)
+    assert sorted(case.name for ours, _ in groups for case in ours) == sorted(
+        case.name for case in everything
+    )
+    met = {peer.name: {case.name for case in ours} for ours, theirs in groups for peer in theirs}
+    assert len(met) == len(others)
+    for name, beside in met.items():
+        product = next((product for product in PRODUCTS if f"mm {product}" in name), None)
+        if product is None:
+            assert beside and all(other.startswith("attention") for other in beside)
+        else:
+            forms = {n for n, form in GEMM.items() if arch in form.bias.tuning}
+            assert forms and all(other.split()[1] == product for other in beside)
+            assert {other.split()[0] for other in beside} == {f"gemm.{form}" for form in forms}
+
+
+def test_what_a_peer_lacks_is_said_with_the_command_that_brings_it():
+    absent = Library("other-name", "rows", "pip install other-name==1.2", "no_such_module")
+    compiler = Library(
+        "C compiler", "rows", "apt-get install cc", programs=("no-such-cc", "nor-it")
+    )
+    assert lacking((TORCH,), on_gpu=True) == ""
+    assert lacking((TORCH, TORCH), on_gpu=False) == "torch + torch: needs a GPU"
+    said = (
+        "other-name: not here; pip install other-name==1.2, "
+        "C compiler: not here; apt-get install cc"
+    )
+    assert lacking((TORCH, absent, compiler), on_gpu=True) == said
+    assert lacking((TORCH, absent, compiler), on_gpu=False) == said
+    found = Library("python", "rows", "", programs=("no-cc", "sh"))
+    assert lacking((found,), on_gpu=True) == ""
+
+
+def test_every_peer_that_a_pip_command_brings_has_its_version_in_it():
+    for library in OF_KERNELS:
+        assert library.install.startswith(f"pip install {library.name}==")
+        assert library.install.rpartition("==")[2][0].isdigit()
+
+
+def test_a_library_that_is_missing_is_a_line_that_says_how_to_install_it():
+    row = peer_row(Peer("xformers", 1.0, None, "not installed: pip install xformers"), SM90, 77)
+    table = kernel_table([row])
+    assert row.ms is None
+    assert table.splitlines()[1].split(maxsplit=3)[3] == "not installed: pip install xformers"
+
+
+def test_a_library_that_refuses_is_a_line_with_its_reason():
+    def refuse():
+        raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED\nand a stack")
+
+    row = peer_row(Peer("torch _scaled_mm", 1.0, lambda: refuse), SM120, 77)
+    assert row.note == "failed: CUBLAS_STATUS_NOT_SUPPORTED"
+
+
+def test_a_table_shows_what_is_known_and_leaves_out_the_rest():
+    rows = [
+        KernelRow("gemm.i8 qkv", "sm89", 218, 48.0, 1.91, 590.4),
+        KernelRow("gemm.i8 qkv", "sm90", tokens=29757, error=0.0017, ms=4.321, share=0.61),
+    ]
+    first, second = (line.split() for line in kernel_table(rows).splitlines()[1:])
+    assert first == ["gemm.i8", "qkv", "sm89", "218", "48", "1.91", "590"]
+    assert second == ["gemm.i8", "qkv", "sm90", "29757", "1.7e-03", "4.321", "61%"]
+
+
+@pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
+def test_every_case_has_a_name_of_its_own_and_work_that_grows_with_tokens(arch):
+    found = cases(arch, SCAIL_14B)
+    assert len({case.name for case in found}) == len(found)
+    for case in found:
+        grows = case.flop(2000) + case.moved(2000) > case.flop(1000) + case.moved(1000)
+        assert grows or case.name == "capsules"
+
+
+@pytest.mark.parametrize("arch", [SM89, SM120], ids=lambda arch: arch.name)
+@pytest.mark.parametrize("name", ["gemm.i8 o + residual", "quantize.fp8 512", "cross_attention"])
+def test_cases_are_right_in_the_interpreter(arch, name):
+    case = next(case for case in cases(arch, TINY) if case.name == name)
+    error, cosine = difference(*case.prepare(InterpretedBank(arch), 77, DEVICE).compare())
+    assert error < case.limit
+    assert cosine > 0.999
+
+
+def gpu_script(*arguments, out):
+    command = [str(ROOT / "benchmarks" / "gpu.sh"), "--dry", *arguments]
+    environment = os.environ | {"OUT": str(out), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_gpu_script_runs_dry_and_keeps_a_line_for_each_step(tmp_path):
+    done = gpu_script("--only", "gemm.fp8 o", "rms", out=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == ["machine"] + 6 * ["check"] + 2 * ["time"]
+    assert {line["tokens"] for line in lines if line["step"] == "check"} == {1, 77, 300}
+    assert all(line["ok"] for line in lines if line["step"] == "check")
+    assert all(line["error"] < 1e-2 for line in lines[1:])
+    assert all(line["ms"] is None for line in lines if line["step"] == "time")
+    assert [row.split()[0] for row in done.stdout.splitlines()[-2:]] == ["gemm.fp8", "rms_inverse"]
+
+
+def test_the_gpu_script_stops_in_time_and_says_what_it_left_out(tmp_path):
+    done = gpu_script("--only", "rms", "--budget", "10", out=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
+    assert done.returncode == 0
+    assert [line.get("skipped") for line in lines[1:]] == 2 * ["no time left"]
+
+
+def test_the_gpu_script_without_cubins_says_how_to_make_them(tmp_path):
+    command = [
+        sys.executable, "-c",
+        "import sys; from benchmarks.kernel import gpu; import pathlib; "
+        "gpu.load(pathlib.Path(sys.argv[1]))",
+        str(tmp_path),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "no cubins in" in done.stderr and "gpu.py build" in done.stderr

@@ -1,0 +1,380 @@
+"""Runs that are kept: compared beyond their noise, written down, and refused when they are damaged.
+
+One stage is timed a second time by another program, and both must agree.
+"""
+
+# ruff: noqa: E402
+import json
+import math
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from engine.machine.heap import keep_freed_memory
+
+ROOT = Path(__file__).resolve().parents[2]
+
+from benchmarks import compare, media, pictures, record, report, run, timing
+from benchmarks.figures import Figure
+from benchmarks.record import BadRecord, Record, SuiteResult, encode, read_record, write_record
+from benchmarks.report import render, write_report
+
+HERE = {"cpu": "AMD EPYC", "cores": 2, "usable_cores": 2, "threads": 1, "memory_gib": 23,
+    "gpu": None, "python": "3.11.7", "torch": "2.13.0"}  # fmt: skip
+FASTER, HIGHER = "lower", "higher"
+
+
+def ms(value, noise=0.0, name="decode", unit="ms", better=FASTER, source="measured"):
+    return Figure(name, float(value), unit, float(noise), better, source)
+
+
+def made(*figures, suite="media", date="2026-11-23T10:00:00+00:00", place=HERE, shown=()):
+    result = SuiteResult("a test", [{"name": "decode"}], list(figures), list(shown))
+    return Record(date, place, {suite: result}, 512)
+
+
+def verdicts(before, after):
+    return {change.figure.name: change.verdict for change in compare.compare(before, after)}
+
+
+def compared(tmp_path, capsys, before, after, *options):
+    """What `run.py compare` prints and how it ends."""
+    paths = [tmp_path / "before.json", tmp_path / "after.json"]
+    for path, one in zip(paths, (before, after)):
+        write_record(path, one) if isinstance(one, Record) else path.write_text(one)
+    try:
+        run.main(["compare", *map(str, paths), *options])
+        status = 0
+    except SystemExit as end:
+        status = end.code
+    return status, capsys.readouterr()
+
+
+# --- what changed
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "verdict"),
+    [
+        (ms(100), ms(104), "same"),
+        (ms(100), ms(106), "worse"),
+        (ms(100), ms(94), "better"),
+        (ms(100, 6), ms(109, 4), "same"),
+        (ms(100, 6), ms(111, 4), "worse"),
+        (ms(100, 6), ms(89, 4), "better"),
+        (ms(30, unit="GB/s", better=HIGHER), ms(28, unit="GB/s", better=HIGHER), "worse"),
+        (ms(30, unit="GB/s", better=HIGHER), ms(29, unit="GB/s", better=HIGHER), "same"),
+        (ms(0.9990, unit="cosine", better=HIGHER), ms(0.9989, unit="cosine", better=HIGHER),
+            "worse"),
+        (ms(31, 0.5, unit="dB", better=HIGHER), ms(30.2, 0.5, unit="dB", better=HIGHER), "same"),
+        (ms(100, source="estimate"), ms(101, source="estimate"), "worse"),
+        (ms(0), ms(0), "same"),
+        (ms(100), ms(50, source="estimate"), "not comparable"),
+        (ms(100), ms(0.1, unit="s"), "not comparable"),
+        (ms(100), ms(100, better=HIGHER), "not comparable"),
+    ],
+)  # fmt: skip
+def test_a_figure_changed_if_it_moved_by_more_than_both_noises_and_the_floor(
+    before, after, verdict
+):
+    assert verdicts(made(before), made(after)) == {"decode": verdict}
+
+
+def test_figures_of_one_run_alone_are_new_or_missing():
+    before = made(ms(1, name="decode"), ms(2, name="encode"))
+    after = made(ms(3, name="resize"), ms(1, name="decode"))
+    assert verdicts(before, after) == {"resize": "new", "decode": "same", "encode": "missing"}
+
+
+def test_a_name_in_another_suite_is_another_figure():
+    with pytest.raises(BadRecord, match="no figure in common"):
+        compare.compare(made(ms(1)), made(ms(1), suite="clip"))
+
+
+def test_what_is_worse_is_said_first_and_ends_with_one(tmp_path, capsys):
+    before = made(ms(100, 2), ms(50, 1, name="encode"), ms(7, name="resize"))
+    after = made(ms(120, 3), ms(40, 1, name="encode"), ms(7, name="resize"))
+    status, said = compared(tmp_path, capsys, before, after)
+    assert status == 1
+    assert said.out.splitlines() == [
+        "worse          media: decode",
+        "               100 ± 2 ms (measured) -> 120 ± 3 ms (measured)  +20.0%, 5.0% may be chance",
+        "better         media: encode",
+        "               50 ± 1 ms (measured) -> 40 ± 1 ms (measured)  -20.0%, 5.0% may be chance",
+        "1 within noise, 1 worse, 0 missing, 0 not comparable, 0 new, 1 better",
+    ]
+    assert all(len(line) <= 100 for line in said.out.splitlines())
+
+
+def test_an_improvement_and_other_versions_end_with_zero(tmp_path, capsys):
+    after = made(ms(80), place={**HERE, "torch": "2.14.0"})
+    status, said = compared(tmp_path, capsys, made(ms(100)), after)
+    assert status == 0
+    assert said.out.splitlines()[:2] == ["torch: 2.13.0 -> 2.14.0", "better         media: decode"]
+
+
+def test_figures_that_are_gone_are_listed(tmp_path, capsys):
+    before = made(ms(100), ms(50, name="encode"))
+    status, said = compared(tmp_path, capsys, before, made(ms(100)))
+    assert status == 0
+    assert said.out.splitlines()[:2] == [
+        "missing        media: encode", "               50 ± 0 ms (measured) -> nothing",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"gpu": "NVIDIA H200"}, "gpu None and NVIDIA H200"),
+        ({"threads": 2}, "threads 1 and 2"),
+        ({"cores": 64, "cpu": "Xeon"}, "cpu AMD EPYC and Xeon, cores 2 and 64"),
+    ],
+)
+def test_runs_of_two_machines_are_compared_only_when_asked_to(tmp_path, capsys, change, says):
+    before, after = made(ms(100)), made(ms(200), place={**HERE, **change})
+    status, said = compared(tmp_path, capsys, before, after)
+    assert (status, said.out) == (2, "")
+    assert f"different machines ({says})" in said.err and "--across" in said.err
+    status, said = compared(tmp_path, capsys, before, after, "--across")
+    assert status == 0
+    assert "+100.0%" in said.out and "nothing here is a regression" in said.out
+
+
+# --- files
+
+
+def text(**changes):
+    return json.dumps({**encode(made(ms(100))), **changes})
+
+
+@pytest.mark.parametrize(
+    ("damaged", "says"),
+    [
+        ("", "no complete JSON"),
+        (text()[:200], "no complete JSON"),
+        ("\udcff", "no complete JSON"),
+        ("[" * 100_000, "no complete JSON"),
+        ("[1, 2]", "schema is None, expected 1"),
+        ('{"media": {"rows": []}}', "schema is None, expected 1"),
+        (text(schema=2), "schema is 2, expected 1"),
+        (text(suites={"media": {}}), "KeyError: 'checked_by'"),
+        (text(suites=[]), "AttributeError"),
+        (text(date=7), "TypeError"),
+        (text(date="today"), "date 'today'"),
+        (text().replace("100.0", "NaN"), "NaN is no number"),
+        (text().replace("100.0", "1e999"), "ValueError: figure"),
+        (text().replace("100.0", '"fast"'), "could not convert"),
+        (text().replace('"noise": 0.0', '"noise": -1'), "ValueError: figure"),
+        (text().replace('"lower"', '"sideways"'), "ValueError: figure"),
+        (text().replace('"measured"', '"guessed"'), "ValueError: figure"),
+        (text().replace('"unit"', '"units"'), "TypeError"),
+    ],
+)
+def test_a_damaged_or_foreign_file_is_one_sentence_that_names_it(tmp_path, capsys, damaged, says):
+    path = tmp_path / "after.json"
+    path.write_bytes(damaged.encode(errors="surrogateescape"))
+    with pytest.raises(BadRecord, match=re.escape(says)) as error:
+        read_record(path)
+    assert str(path) in str(error.value)
+    write_record(tmp_path / "before.json", made(ms(100)))
+    with pytest.raises(SystemExit) as end:
+        run.main(["compare", str(tmp_path / "before.json"), str(path)])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(BadRecord, match=r"nowhere\.json cannot be read: No such file"):
+        read_record(tmp_path / "nowhere.json")
+
+
+def test_a_run_is_read_as_it_was_written(tmp_path):
+    written = made(ms(100, 2.5), ms(31, name="psnr", unit="dB", better=HIGHER), shown=["a.png"])
+    write_record(tmp_path / "run.json", written)
+    assert read_record(tmp_path / "run.json") == written
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_number_that_json_has_not_is_not_written(tmp_path, number):
+    path = tmp_path / "run.json"
+    row = SuiteResult("a test", [{"size": [1.0, number]}], [], [])
+    with pytest.raises(BadRecord, match=r"quality\.rows\[0\]\.size\[1\] is not finite"):
+        write_record(path, replace(made(), suites={"quality": row}))
+    with pytest.raises(BadRecord, match=r"media\.figures\[0\]\.value is not finite"):
+        write_record(path, made(ms(number)))
+    assert not path.exists()
+
+
+def test_two_figures_of_one_name_are_not_written():
+    with pytest.raises(BadRecord, match="Two figures of media are called decode"):
+        encode(made(ms(1), ms(2)))
+
+
+def test_a_second_run_of_the_day_adds_its_suites_unless_it_ran_elsewhere():
+    older = replace(made(ms(1)), suites={**made(ms(1)).suites, **made(ms(5), suite="clip").suites})
+    newer = replace(made(ms(2)), peak_mib=99, date="2026-11-23T12:00:00+00:00")
+    both = record.merged(older, newer)
+    assert {name: suite.figures[0].value for name, suite in both.suites.items()} == {
+        "media": 2, "clip": 5,
+    }  # fmt: skip
+    assert (both.date, both.peak_mib) == (newer.date, 512)
+    with pytest.raises(BadRecord, match=r"2026-11-23 differs in threads, torch"):
+        record.merged(older, replace(newer, machine={**HERE, "threads": 2, "torch": "2.14"}))
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        (HERE, "cpu-epyc-2"),
+        ({"cpu": "Intel(R) Xeon(R) Platinum 8480C @ 2.00GHz", "cores": 96, "gpu": None},
+            "cpu-xeon-platinum-8480c-96"),
+        ({"cpu": "AMD Ryzen 9 7950X 16-Core Processor", "cores": 32}, "cpu-ryzen-9-7950x-32"),
+        ({**HERE, "gpu": "NVIDIA GeForce RTX 4090"}, "rtx-4090"),
+        ({**HERE, "gpu": "NVIDIA H200"}, "h200"),
+        ({"cpu": "../../etc", "cores": 1}, "cpu-etc-1"),
+    ],
+)  # fmt: skip
+def test_a_file_is_named_after_date_and_machine(place, name):
+    assert made(place=place).stem == f"2026-11-23-{name}"
+
+
+def test_what_is_said_of_this_machine_is_what_it_has_and_not_whose_it_is():
+    here = record.machine()
+    assert here["cores"] >= here["usable_cores"] >= 1
+    assert here["threads"] >= 1 and here["memory_gib"] >= 1
+    assert set(record.PLACE) < here.keys()
+    assert Path("/proc/sys/kernel/hostname").read_text().strip() not in here.values()
+
+
+# --- the report
+
+
+def test_the_committed_report_is_what_the_committed_runs_say():
+    records = report.read_records(report.RESULTS)
+    assert (report.RESULTS / report.REPORT).read_text() == render(records)
+    shown = [p for one in records for suite in one.suites.values() for p in suite.pictures]
+    assert [p for p in shown if not (report.RESULTS / p).is_file()] == []
+
+
+def test_measured_and_estimated_figures_never_share_a_table():
+    mixed = made(
+        ms(12345.6, 12, name="decode"),
+        ms(0.5, name="forward | sm89", unit="s", source="estimate"),
+        shown=["pictures/a.png"],
+    )
+    measured, estimated = render([mixed]).split("## Estimated")
+    assert "| cpu-epyc-2 | AMD EPYC, 2 of 2 cores | 1 | 23 GiB | none |" in measured
+    assert "### media, cpu-epyc-2, 2026-11-23\n\nChecked by a test.\n" in measured
+    assert "| decode | 12,346 | 12 | ms | lower |" in measured
+    assert "![media](pictures/a.png)" in measured
+    assert "forward" not in measured
+    assert "| forward \\| sm89 | 0.5 | 0 | s | lower |" in estimated
+    assert "decode" not in estimated and "Checked" not in estimated and "png" not in estimated
+
+
+def test_pictures_of_estimates_stand_with_the_estimates():
+    held = made(ms(0.5, source="estimate"), suite="denoiser", shown=["pictures/d.png"])
+    measured, estimated = render([held]).split("## Estimated")
+    assert "Nothing yet." in measured and "png" not in measured
+    assert "![denoiser](pictures/d.png)" in estimated
+
+
+def test_of_each_machine_the_latest_run_of_a_suite_is_shown():
+    days = [made(ms(day), date=f"2026-11-2{day}T00:00:00+00:00") for day in (1, 2)]
+    away = made(ms(7), place={**HERE, "gpu": "NVIDIA H200"})
+    shown = render([*days, away])
+    assert re.findall(r"### (.+)\n", shown) == [
+        "media, cpu-epyc-2, 2026-11-22", "media, h200, 2026-11-23",
+    ]  # fmt: skip
+    assert "| decode | 2 | 0 | ms | lower |" in shown and "| decode | 1 |" not in shown
+
+
+def test_long_tables_are_folded_and_nothing_kept_is_said_so():
+    many = made(*(ms(n, name=f"kernel {n}") for n in range(40)))
+    assert "<details><summary>40 figures</summary>\n\n| figure |" in render([many])
+    assert "<details>" not in render([made(ms(1))])
+    assert render([]).count("Nothing yet.") == 2
+
+
+def test_the_report_refuses_what_its_folder_does_not_hold(tmp_path):
+    write_record(tmp_path / "2026-11-23-cpu-epyc-2.json", made(ms(1), shown=["pictures/a.png"]))
+    with pytest.raises(BadRecord, match=r"names pictures/a\.png, which is not in"):
+        write_report(tmp_path)
+    write_record(tmp_path / "2026-11-23-h200.json", made(ms(1)))
+    with pytest.raises(BadRecord, match=r"h200\.json holds the run that is called 2026-11-23-cpu"):
+        write_report(tmp_path)
+    assert not (tmp_path / "RESULTS.md").exists()
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    name: str
+    ms: float
+
+
+def test_a_kept_run_has_its_record_its_pictures_and_its_place_in_the_report(monkeypatch, tmp_path):
+    def draw(rows, folder, stem):
+        fig, axes = pictures.figure(3, 2)
+        axes.bar([row.name for row in rows], [row.ms for row in rows], color=pictures.COLOURS[0])
+        return pictures.save(fig, folder, stem)
+
+    rows = [Drawn("decode", 4.0)]
+    suite = run.Suite(
+        lambda runs: (f"{runs} runs", rows), lambda held: held[0].name,
+        lambda held: [ms(held[0].ms, name=held[0].name)], draw, ("runs", "package"),
+    )  # fmt: skip
+    monkeypatch.setitem(run.SUITES, "media", suite)
+    found, drawn = run.measure(["media"], {"runs": 3, "package": None})
+    assert found.suites["media"].checked_by == "3 runs"
+    written = run.keep(found, drawn, tmp_path)
+    stem = f"{found.stem}-media"
+    assert [str(path.relative_to(tmp_path)) for path in written] == [
+        f"pictures/{stem}.png", f"pictures/{stem}.svg", f"{found.stem}.json", "RESULTS.md",
+    ]  # fmt: skip
+    assert (tmp_path / f"pictures/{stem}.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / f"pictures/{stem}.svg").read_text()
+    kept = read_record(tmp_path / f"{found.stem}.json")
+    assert kept.suites["media"].rows == [{"name": "decode", "ms": 4.0}]
+    assert f"![media](pictures/{stem}.png)" in (tmp_path / "RESULTS.md").read_text()
+    before = (tmp_path / f"pictures/{stem}.svg").read_bytes()
+    run.keep(found, drawn, tmp_path)
+    assert (tmp_path / f"pictures/{stem}.svg").read_bytes() == before
+
+
+# --- an independent clock
+
+# freed memory is kept on both sides, as `media` does: new pages would be half of the time
+SETUP = (
+    "import base64; from engine.machine.heap import keep_freed_memory; keep_freed_memory();"
+    "body = bytes(range(250)) * 40_000"
+)
+AGREE = 1.5  # other programs run on the same cores
+MOST_ROUNDS = 5
+
+
+def test_the_time_of_a_stage_is_what_pythons_own_timeit_finds_in_another_process():
+    """Best against best, for ten megabytes; rounds until both had a quiet moment."""
+    keep_freed_memory()
+    body = bytes(range(250)) * 40_000
+    command = [sys.executable, "-m", "timeit", "-u", "msec", "-n", "1", "-r", "7", "-s", SETUP]
+    ours, theirs = [], []
+    for _ in range(MOST_ROUNDS):
+        encoded = next(iter(media.measure_base64(body)))
+        ours.append(encoded.best_ms * media.BODY_FRAMES)
+        program = [*command, "base64.b64encode(body)"]
+        done = subprocess.run(program, capture_output=True, text=True, check=True)
+        found = re.search(r"best of 7: ([\d.]+) msec", done.stdout)
+        theirs.append(float(found[1]))
+        if max(min(ours), min(theirs)) <= AGREE * min(min(ours), min(theirs)):
+            break
+    assert min(theirs) / AGREE <= min(ours) <= min(theirs) * AGREE, (ours, theirs)
+
+
+def test_the_noise_of_a_row_is_half_of_its_spread_and_a_row_without_one_is_no_figure():
+    rows = [timing.Row("drawn", 4.0, 3.5, 3.9, 320.0, 6.5), timing.Row("encoded", 20.0, 19.0, 1.0)]
+    assert timing.figures(rows) == [Figure("drawn", 4.0, "ms", 1.5, "lower", "measured")]

@@ -1,0 +1,118 @@
+"""The picture that all is judged on: the nano model dances what it never saw, in 8 bits too."""
+
+# ruff: noqa: E402
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kernels.arch import SM89
+from tests.support.compiled import STATE
+
+ROOT = Path(__file__).resolve().parents[2]
+
+from benchmarks.nano import suite
+from benchmarks.nano.judge import Verdict
+from benchmarks.nano.scenes import HELD_OUT, WIDTH
+from benchmarks.nano.suite import EXACT, NanoRow, nano_figures, nano_pictures, nano_table
+from benchmarks.quality.suite import PLAIN, build, networks, settings
+from engine.demo.presets import SHIPPED
+from engine.load import load_exact, load_package
+
+LEAST_IOU, LEAST_PSNR = 0.6, 21.0  # 0.45 is the floor of the issue, 0.6 its goal
+MOST_LOST_DB, MOST_LOST_IOU = 1.0, 0.03
+LEAST_LIKENESS = 30.0  # dB against the exact program: goal F8 of spec/performance.md
+CLIPS = 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def state():
+    """Where compiled kernels are kept for all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SCAIL_STATE", str(STATE))
+        yield
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    return [suite.task(HELD_OUT + number, folder) for number in range(CLIPS)]
+
+
+@pytest.fixture(scope="module")
+def model(tasks):
+    shipped = SHIPPED.weights(STATE)
+    return suite.Model("nano", shipped.checkpoint, shipped.models, tasks[0].request, {})
+
+
+def dances(pipeline, tasks):
+    return [suite.dance(pipeline, one) for one in tasks]
+
+
+def judged(clips, tasks):
+    pairs = zip(clips, tasks, strict=True)
+    return suite.mean([suite.judge(clip, one.truth, one.planned) for clip, one in pairs])
+
+
+@pytest.fixture(scope="module")
+def exact(model, tasks):
+    """What the exact program makes of every task."""
+    pipeline = load_exact(model.checkpoint, [], model.models, networks(model), settings(None))
+    return dances(pipeline, tasks)
+
+
+def test_limbs_are_where_the_dance_has_them(exact, tasks):
+    found = judged(exact, tasks)
+    assert found.limb_iou >= LEAST_IOU
+    assert found.psnr >= LEAST_PSNR
+
+
+def test_the_figures_would_notice_another_dance(exact, tasks):
+    right = judged(exact, tasks)
+    wrong = suite.judge(exact[0], tasks[1].truth, tasks[1].planned)
+    assert wrong.limb_iou < 0.6 * right.limb_iou
+    assert wrong.psnr < right.psnr - 5
+
+
+@pytest.mark.parametrize("weights", PLAIN)
+def test_8_bits_cost_little(weights, exact, model, tasks, tmp_path):
+    package = build(model, weights, SM89, tmp_path)
+    made = dances(load_package(package, model.models, networks(model), settings(None)), tasks)
+    found, best = judged(made, tasks), judged(exact, tasks)
+    assert found.psnr >= best.psnr - MOST_LOST_DB
+    assert found.limb_iou >= best.limb_iou - MOST_LOST_IOU
+    assert suite.likeness(made, exact) >= LEAST_LIKENESS
+
+
+def test_clips_that_do_not_differ_have_the_largest_likeness(exact):
+    assert suite.likeness(exact, exact) == 120.0
+    darker = [clip - np.minimum(clip, 2) for clip in exact]
+    assert 42 <= suite.likeness(darker, exact) < 43  # 20 log10(255 / 2) = 42.1
+
+
+def made_up():
+    exact, lost = Verdict(0.61, 0.7, 0.4, 0.3, 24.5), Verdict(0.6, 0.69, 0.39, 0.31, 24.1)
+    return [NanoRow(EXACT, "sdpa", exact, 0.0, 120.0), NanoRow("fp8", "int8fp8", lost, 0.4, 38.2)]
+
+
+def test_the_table_and_the_figures_have_every_program():
+    table = nano_table(made_up())
+    assert "exact sdpa" in table and max(map(len, table.splitlines())) <= 100
+    fp8 = next(line for line in table.splitlines() if line.startswith("fp8"))
+    assert fp8.split()[2:] == ["0.600", "0.690", "0.390", "0.310", "24.10", "0.40", "38.2"]
+    figures = {figure.name: figure for figure in nano_figures(made_up())}
+    assert figures["fp8 int8fp8 PSNR"].value == 24.1
+    assert figures["fp8 int8fp8 identity"].better == "lower"
+    assert len(figures) == 8
+
+
+def test_the_picture_is_drawn(tmp_path):
+    made = nano_pictures(made_up(), tmp_path, "nano")
+    assert [path.name for path in made] == ["nano.png", "nano.svg"]
+    assert b"exact sdpa" in made[1].read_bytes() or made[1].stat().st_size > 5000
+
+
+def test_a_task_is_given_as_a_user_would_give_it(tasks):
+    one = tasks[0]
+    assert one.request.width == WIDTH
+    assert one.truth.shape == (suite.FRAMES, one.request.height, WIDTH, 3)

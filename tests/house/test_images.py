@@ -1,0 +1,204 @@
+"""The images: what their Dockerfiles promise. They are read as text: no Docker engine runs here."""
+
+import json
+import re
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+from engine.config import Defaults
+from engine.jobs.parse import parse_job
+from kernels.arch import ARCHS
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGES = [arch for arch in ARCHS if arch.image]
+TEXT_FILES = [
+    "Dockerfile.sm89", "Dockerfile.sm120", ".runpod/Dockerfile", ".runpod/hub.json",
+    ".runpod/tests.json", "entrypoint.sh", "docker-compose.yml", ".dockerignore", ".gitattributes",
+]  # fmt: skip
+KNOWN = {"ARG", "FROM", "COPY", "RUN", "ENV", "WORKDIR", "HEALTHCHECK", "ENTRYPOINT", "CMD"}
+
+each_image = pytest.mark.parametrize("arch", IMAGES, ids=lambda arch: arch.name)
+
+
+def text_of(arch):
+    return (ROOT / arch.image).read_text()
+
+
+def steps(arch):
+    """Instructions of an image's Dockerfile, each on one line."""
+    lines = [line for line in text_of(arch).splitlines() if not line.lstrip().startswith("#")]
+    joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
+    return [line.partition(" ")[::2] for line in joined.splitlines() if line]
+
+
+def stage(arch, name):
+    """The steps of one stage; the last has no name."""
+    stages, current = {}, None
+    for step, rest in steps(arch):
+        if step == "FROM":
+            current = stages.setdefault(rest.partition(" AS ")[2], [])
+        elif current is not None:
+            current.append((step, rest))
+    return stages[name]
+
+
+def test_the_hub_builds_the_ada_image_to_the_byte():
+    assert (ROOT / ".runpod/Dockerfile").read_bytes() == (ROOT / "Dockerfile.sm89").read_bytes()
+
+
+def test_the_two_images_differ_in_the_lines_that_name_the_architecture():
+    ada, blackwell = (text_of(arch).splitlines() for arch in IMAGES)
+    assert len(ada) == len(blackwell)
+    different = [(a, b) for a, b in zip(ada, blackwell) if a != b]
+    assert [a.partition("=")[0].partition(":")[0] for a, _ in different] == [
+        "# The worker for Ada", "ARG ARCH", "ARG CUDA",
+    ]  # fmt: skip
+
+
+@each_image
+def test_an_image_is_for_one_architecture_and_its_drivers(arch):
+    text = text_of(arch)
+    assert f"ARG ARCH={arch.name}\n" in text
+    base = re.search(r"^ARG CUDA=nvidia/cuda:(\d+)\.(\d+)\.\d+-base-", text, re.MULTILINE)
+    assert f"{base[1]}.{base[2]}" == arch.toolkits[0]
+    assert (int(base[1]), int(base[2])) <= arch.driver  # a newer base refuses older drivers
+    floor = "{}.{}".format(*arch.driver)
+    assert f"driver knows CUDA {floor} or newer" in text.splitlines()[0]
+    assert all(gpu in text.splitlines()[0] for gpu in arch.gpus.split(", "))
+
+
+@each_image
+def test_bases_and_packages_are_pinned(arch):
+    text = text_of(arch)
+    for image in re.findall(r"^ARG (?:CUDA|PYTHON)=(\S+)", text, re.MULTILINE):
+        assert re.fullmatch(r"[a-z/]+:\d+\.\d+\.\d+-[a-z0-9.-]+@sha256:[0-9a-f]{64}", image)
+    pins = dict(re.findall(r"([a-z0-9-]+)==([0-9.]+)", text))
+    assert pins == {
+        "pip": "25.3", "torch": "2.10.0", "xformers": "0.0.34", "nvidia-cudnn-cu12": "9.19.0.56",
+    }  # fmt: skip
+    assert re.search(r"^ARG PYTHON=python:3\.11\.", text, re.MULTILINE)
+
+
+@each_image
+def test_cudnn_is_installed_after_everything_that_would_take_it_back(arch):
+    installs = re.findall(
+        r"pip install[^&\n]*", " && ".join(rest for _, rest in stage(arch, "build"))
+    )
+    packages = [line.removeprefix("pip install ").split()[-1] for line in installs]
+    assert packages == ["pip==25.3", "torch==2.10.0", "'.[worker]'", "nvidia-cudnn-cu12==9.19.0.56"]
+    assert "torch.backends.cudnn.version() >= 91500" in text_of(arch)
+
+
+@each_image
+def test_every_instruction_is_one_that_docker_knows(arch):
+    found = steps(arch)
+    assert {step for step, _ in found} == KNOWN
+    assert found[0][0] == "ARG"
+    names = [rest.partition(" AS ")[2] for step, rest in found if step == "FROM"]
+    assert names == ["python", "base", "build", "weights", ""]
+
+
+@each_image
+def test_every_stage_declares_the_arguments_it_uses(arch):
+    before = {rest.partition("=")[0] for step, rest in steps(arch)[:3] if step == "ARG"}
+    assert before == {"ARCH", "CUDA", "PYTHON"}
+    declared = set()
+    for step, rest in steps(arch)[3:]:
+        used = set(re.findall(r"\$\{([A-Z_]+)", rest))
+        if step == "FROM":
+            assert used <= before, rest
+            declared = {"CUDA_VERSION"}  # by the CUDA image
+        elif step == "ARG":
+            declared.add(rest.partition("=")[0])
+        else:
+            assert used <= declared, rest
+
+
+@each_image
+def test_what_is_copied_is_there_and_reaches_the_build(arch):
+    allowed = (ROOT / ".dockerignore").read_text().splitlines()
+    assert allowed[1] == "*"
+    let_in = [line.removeprefix("!") for line in allowed if line.startswith("!")]
+    copied = [rest.split()[:-1] for step, rest in steps(arch) if step == "COPY"]
+    sources = [source for group in copied if "--from" not in group[0] for source in group]
+    assert {"engine", "kernels", "handler.py", "build_engine.py", "entrypoint.sh"} < {*sources}
+    for source in sources:
+        assert (ROOT / source).exists(), source
+        assert any(fnmatch(source.split("/")[0], pattern) for pattern in let_in), source
+    assert [name for name in let_in if not (ROOT / name).exists()] == []
+
+
+@each_image
+def test_the_compiler_compiles_in_the_build_and_is_not_shipped(arch):
+    recipe = stage(arch, "build")[-1][1].split(" && ")
+    order = [
+        next(n for n, line in enumerate(recipe) if part in line)
+        for part in (
+            "--kernels-only",
+            "--preset tiny",
+            "rm -rf build/toolkits",
+            "uninstall --yes triton",
+        )
+    ]
+    assert order == sorted(order)
+    copies = [rest for step, rest in stage(arch, "") if step == "COPY"]
+    assert copies == [
+        "--from=build /opt/venv /opt/venv",
+        "--from=weights /opt/scail/weights weights",
+        "--from=build /opt/scail .",
+    ]
+    triton = re.search(r"TRITON := triton==(\S+)", (ROOT / "Makefile").read_text())
+    assert f"it brings Triton {triton[1]}\n" in text_of(arch)
+
+
+@each_image
+def test_a_token_is_a_secret_and_no_argument(arch):
+    for step, rest in steps(arch):
+        if step in ("ARG", "ENV"):
+            assert not re.search(r"TOKEN|SECRET|KEY|PASSW", rest), rest
+    weights = stage(arch, "weights")[-1][1]
+    assert weights.startswith("--mount=type=secret,id=hf_token,required=false")
+
+
+@each_image
+def test_the_worker_is_watched_and_starts_through_the_entrypoint(arch):
+    last = dict(stage(arch, ""))
+    assert json.loads(last["CMD"]) == ["python", "handler.py"]
+    assert json.loads(last["ENTRYPOINT"]) == ["bash", "/opt/scail/entrypoint.sh"]
+    health = json.loads(last["HEALTHCHECK"].partition("CMD ")[2])
+    assert health[:2] == ["bash", "-c"]
+    assert all(part in health[2] for part in ("nvidia-smi", "handler.py"))
+
+
+@pytest.mark.parametrize("name", TEXT_FILES)
+def test_lines_end_as_linux_wants_them(name):
+    data = (ROOT / name).read_bytes()
+    assert b"\r" not in data
+    assert data.endswith(b"\n")
+    assert data.isascii()
+
+
+def test_git_keeps_line_ends():
+    assert "* text=auto eol=lf" in (ROOT / ".gitattributes").read_text().splitlines()
+
+
+def test_the_hubs_tests_are_jobs_that_the_worker_understands():
+    light, render = json.loads((ROOT / ".runpod/tests.json").read_text())["tests"]
+    assert parse_job(light, Defaults()).action == "health"
+    job = parse_job(render, Defaults())
+    assert (job.action, job.kind, job.width, job.height) == ("generate", "pose", 128, 224)
+    assert job.recipe.steps == 2
+    assert job.warnings == ()
+
+
+def test_the_hubs_render_uses_the_tiny_package_of_the_image():
+    config = json.loads((ROOT / ".runpod/tests.json").read_text())["config"]
+    assert {item["key"]: item["value"] for item in config["env"]} == {
+        "SCAIL_PACKAGE": "/opt/scail/demo/packages",
+        "SCAIL_MODELS": "/opt/scail/demo/models",
+    }
+    recipe = stage(IMAGES[0], "build")[-1][1]
+    assert "--preset tiny --out demo/packages" in recipe
+    assert "mv build/tiny-* demo/models" in recipe

@@ -1,0 +1,87 @@
+"""`fit`: a clip that fills the size asked for, or one with the shape of the picture."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from engine.errors import BadMedia
+from engine.flow import Request
+from engine.media.framing import crop_image, fitted_size, image_to_network
+from engine.media.picture import load_image
+from engine.recipes import RECIPES
+from engine.source import check_source, clip_size, load_source
+from tests.support.clips import clip
+
+BOX = (672, 416)  # H, W of production
+
+
+@pytest.mark.parametrize(
+    ("picture", "size"),
+    [
+        ((1000, 1000), (416, 416)),  # the example of spec/runpod.md A.5
+        ((672, 416), (672, 416)), ((1344, 832), (672, 416)), ((336, 208), (672, 416)),
+        ((1500, 1000), (608, 416)), ((1000, 1500), (256, 416)), ((2000, 1000), (672, 320)),
+        ((64, 64), (416, 416)), ((1920, 1080), (672, 352)), ((5000, 700), (672, 64)),
+    ],
+)  # fmt: skip
+def test_a_clip_has_the_largest_size_in_the_box_that_has_the_pictures_shape(picture, size):
+    assert fitted_size(*picture, BOX) == size
+
+
+@pytest.mark.parametrize(("picture", "size"), [((500, 4000), "416x32"), ((4000, 50), "0x672")])
+def test_a_picture_too_long_for_the_box_is_refused(picture, size):
+    height, width = picture
+    with pytest.raises(BadMedia, match=f"{width}x{height} fits into 416x672 at {size} only"):
+        fitted_size(height, width, BOX)
+
+
+@pytest.fixture
+def wide(tmp_path):
+    """A picture of 240x120 and a skeleton video, for a box of 96x160."""
+    pixels = np.random.default_rng(0).integers(0, 255, (120, 240, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    clip(tmp_path / "pose.mp4", 5)
+    recipe = dataclasses.replace(RECIPES["production"], half_render=False)
+    return Request(
+        tmp_path / "wide.png", tmp_path / "pose.mp4", "pose", recipe, width=160, height=192
+    )
+
+
+def test_picture_and_skeleton_have_the_size_of_their_fit(wide):
+    cropped = load_source(wide, capture=None)
+    resized = load_source(dataclasses.replace(wide, fit="resize"), capture=None)
+    assert (cropped.image.shape, cropped.skeleton.shape[1:3]) == ((3, 192, 160), (192, 160))
+    assert (resized.image.shape, resized.skeleton.shape[1:3]) == ((3, 64, 160), (64, 160))
+    want = crop_image(image_to_network(load_image(wide.image)), (64, 160))
+    assert torch.equal(resized.image, want)
+
+
+def test_the_canvas_of_a_captured_skeleton_follows_the_fit(wide):
+    asked = []
+
+    def capture(request, picture, canvas):
+        asked.append(canvas)
+        return torch.zeros(5, *canvas, 3, dtype=torch.uint8), 24.0
+
+    half = dataclasses.replace(wide, kind="video", recipe=RECIPES["production"])
+    for fit in ("crop", "resize"):
+        load_source(dataclasses.replace(half, fit=fit), capture)
+    assert asked == [(96, 80), (32, 80)]
+
+
+def test_without_a_size_the_box_is_the_trained_one_as_the_picture_lies():
+    free = Request(Path("i"), Path("m"), "pose", RECIPES["official"], fit="resize")
+    assert clip_size(free, torch.zeros(1000, 1000, 3)) == (512, 512)
+    assert clip_size(free, torch.zeros(1000, 2000, 3)) == (448, 896)
+    assert clip_size(dataclasses.replace(free, fit="crop"), torch.zeros(9, 18, 3)) == (512, 896)
+
+
+def test_a_picture_too_long_is_refused_before_anything_is_loaded(tmp_path, wide):
+    Image.new("RGB", (1600, 64)).save(tmp_path / "long.png")
+    long = dataclasses.replace(wide, image=tmp_path / "long.png", fit="resize")
+    with pytest.raises(BadMedia, match="1600x64 fits into 160x192 at 160x0 only"):
+        check_source(long)

@@ -1,0 +1,307 @@
+"""Jobs as clients write them: every form in use, precedence, caps, and what is refused."""
+
+import json
+import secrets
+from pathlib import Path
+
+import pytest
+
+from engine.config import LIMITS, Defaults, defaults
+from engine.errors import BadRequest, Unavailable
+from engine.flow import Recipe, Request
+from engine.jobs.job import Bucket, Given
+from engine.jobs.parse import make_request, parse_job
+from engine.recipes import NEGATIVE_PROMPT, RECIPES, check_request
+from tests.support.job_bodies import DANCE, PICTURE, job, refusal, refused
+
+
+def stored(golden):
+    """File name -> bodies, of all stored requests; files of the Hub's settings hold none."""
+    for path in sorted((golden / "workflows" / "requests").glob("*.req.json")):
+        found = json.loads(path.read_text())
+        yield path.name, [found] if "input" in found else found.get("tests", [])
+
+
+@pytest.mark.golden
+def test_every_stored_request_means_what_its_endpoint_made_of_it(golden):
+    read = {name: [parse_job(b, DANCE) for b in bodies] for name, bodies in stored(golden)
+            if "4392464" not in name}  # fmt: skip
+    assert sum(map(len, read.values())) == 11
+    for jobs in read.values():
+        for made in jobs:
+            assert (made.recipe.sampler, made.recipe.cfg, made.kind) == ("dpm++_sde", 1.0, "video")
+            assert (made.audio, made.delivery, made.attention) == (True, "base64", None)
+    (n8n,) = read["Dance-SCAIL-BPlan__n8n_payload__8865fd1.req.json"]
+    assert (n8n.width, n8n.height, n8n.fps, n8n.seed) == (416, 672, 24.0, 779298828917358)
+    assert (n8n.image, n8n.motion, n8n.frames) == (Given("image_url", "url", PICTURE), None, None)
+    assert (n8n.recipe, n8n.warnings) == (RECIPES["production"], ())
+    (nested,) = read["xicon_serverless_runpod_0127__nested__922e4d9.req.json"]
+    assert nested.image == Given("images.reference_image", "url", "https://example.com/ref.jpg")
+    assert nested.motion == Given("videos.dance_video", "url", "https://example.com/dance.mp4")
+    (full,) = read["Dance-SCAIL-BPlan__test_endpoint_full__35f552c.req.json"]
+    assert (full.width, full.height, full.fps, full.seed) == (1280, 736, 16.0, 779298828917358)
+    (local,) = read["Wan_Animate_Runpod_hub__test_local__0617c7c.req.json"]
+    assert local.image == Given("image_path", "path", "/ComfyUI/input/test_image.jpg")
+    assert (local.negative_prompt, local.seed) == ("static, blurry, low quality", 12345)
+
+
+@pytest.mark.golden
+def test_the_stored_body_without_a_picture_is_told_so(golden):
+    (body,) = dict(stored(golden))["XiCON-Dance-SCAIL-Serverless__tests__4392464.req.json"]
+    assert refusal(body) == "No picture is given; send image_url, image_path or image_base64."
+
+
+@pytest.mark.golden
+def test_the_default_negative_prompt_is_the_endpoints_to_the_letter(golden):
+    path = golden / "workflows" / "Dance-SCAIL-BPlan__SCAIL_api__c72a07f.api.json"
+    assert json.loads(path.read_text())["368"]["inputs"]["negative_prompt"] == NEGATIVE_PROMPT
+
+
+def test_a_request_as_a_json_string_is_the_same_request():
+    body = {"image_url": PICTURE, "width": 416, "seed": 2**64 - 1, "prompt": "a\nb"}
+    assert parse_job({"input": json.dumps(body)}, DANCE) == parse_job({"input": body}, DANCE)
+
+
+def test_numbers_written_as_strings_are_numbers_and_seeds_keep_all_their_bits():
+    written = job(
+        width="416", height=" 672 ", fps="23.976", steps="8", cfg="1e0", seed=str(2**64 - 1),
+        audio="false", context_frames="81", context_overlap=16.0,
+    )  # fmt: skip
+    assert (written.width, written.height, written.fps) == (416, 672, 23.976)
+    assert (written.recipe.steps, written.recipe.cfg, written.seed) == (8, 1.0, 2**64 - 1)
+    assert (written.recipe.window_frames, written.recipe.overlap_frames) == (81, 16)
+    assert written.audio is False
+
+
+def test_null_and_the_empty_string_are_as_good_as_nothing():
+    empty = {"width": "", "seed": None, "fps": " ", "image_path": "", "videos": {"dance_video": ""},
+             "recipe": None, "images": None, "workflow": "", "fit": "", "prompt": None}  # fmt: skip
+    assert job(**empty) == job()
+
+
+def test_a_prompt_may_be_empty():
+    assert job(prompt="", negative_prompt="").prompt == ""
+    assert job(negative_prompt="").negative_prompt == ""
+    assert job().prompt == "the human starts to dance"
+
+
+def test_an_address_comes_before_a_path_before_base64_before_what_is_nested():
+    every = {"image_url": "https://a/b", "image_path": "p.png", "image_base64": "AAAA",
+             "images": {"reference_image": "https://c/d"}}  # fmt: skip
+    order = ["image_url", "image_path", "image_base64", "images.reference_image"]
+    for first in range(len(order)):
+        names = list(every)[first:]
+        made = parse_job({"input": {name: every[name] for name in names}}, DANCE)
+        assert made.image.field == order[first]
+        ignored = ", ".join(order[first + 1 :])
+        assert made.warnings == ((f"{ignored}: ignored for {order[first]}.",) if ignored else ())
+
+
+@pytest.mark.parametrize(
+    ("field", "kind", "way"),
+    [
+        (f"{name}_{way}", kind, way)
+        for name, kind in (("video", "video"), ("pose_video", "pose"), ("joints", "joints"))
+        for way in ("url", "path", "base64")
+    ],
+)
+def test_a_motion_is_a_dance_a_skeleton_or_joints(field, kind, way):
+    made = job(**{field: "value"})
+    assert (made.motion, made.kind) == (Given(field, way, "value"), kind)
+
+
+def test_two_kinds_of_motion_contradict_each_other():
+    said = refused(video_url="https://a/b", joints_path="j.npz")
+    assert said == "video_url and joints_path are both given; a clip has one motion."
+
+
+def test_without_a_video_the_endpoint_uses_its_own_or_says_that_it_has_none():
+    assert job().motion is None
+    assert "No motion is given and this endpoint has none" in refused(Defaults())
+
+
+def test_health_needs_no_media_and_a_dry_run_those_of_a_clip():
+    healthy = parse_job({"input": {"action": "health"}}, Defaults())
+    assert (healthy.action, healthy.image, healthy.warnings) == ("health", None, ())
+    assert job(action="validate", steps=8).recipe.steps == 8
+    assert refusal({"input": {"action": "validate"}}).startswith("No picture is given")
+    assert refused(Defaults(), action="validate").startswith("No motion is given")
+
+
+def test_unknown_keys_are_ignored_and_told():
+    made = job(points_store=[1], mode="x", **{"a" * 200: 1, "b\x00\u202e": 2})
+    assert made.warnings == (
+        f"Not known here and ignored: points_store, mode, {'a' * 37}..., b??.",
+    )
+    many = job(**{f"k{n}": n for n in range(5000)}).warnings[0]
+    assert many.endswith("k9 and 4990 more.")
+
+
+def test_sides_are_floored_to_multiples_of_32_and_it_is_said():
+    made = job(width=430, height=699)
+    assert (made.width, made.height) == (416, 672)
+    assert made.warnings[0].startswith("The size 430x699 becomes 416x672:")
+    assert job(width=70, height=64).width == 64
+    assert job(width=640).height == 672
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "most", "size"),
+    [
+        (416, 672, 96 * 160, (96, 128)), (672, 416, 96 * 160, (128, 96)),
+        (96, 160, 15360, (96, 160)),
+        (1280, 64, 15360, (224, 64)), (64, 1280, 4096, (64, 64)), (1280, 1280, 10**9, (1280, 1280)),
+    ],
+)  # fmt: skip
+def test_a_cap_on_pixels_shrinks_and_keeps_the_shape(width, height, most, size):
+    made = job(Defaults(video=Path("d.mp4"), max_pixels=most), width=width, height=height)
+    assert (made.width, made.height) == size
+    assert made.width * made.height <= most
+    assert bool(made.warnings) == (size != (width, height))
+
+
+def test_a_cap_never_exceeds_itself_for_any_size():
+    for most in (4096, 5000, 15360, 100_000):
+        for width in range(64, 1281, 96):
+            for height in range(64, 1281, 96):
+                made = job(Defaults(video=Path("d"), max_pixels=most), width=width, height=height)
+                assert made.width * made.height <= most
+
+
+def test_a_cap_on_frames_shortens_and_a_size_out_of_range_stays_an_error():
+    small = Defaults(video=Path("d.mp4"), max_frames=17, max_pixels=15360)
+    assert (job(small).frames, job(small, frames=9).frames, job(small, frames=99).frames) == (
+        17, 9, 17,
+    )  # fmt: skip
+    assert "at most 17 frames" in job(small).warnings[1]
+    assert len(job(small, frames=9).warnings) == 1
+    assert refused(small, width=9999).startswith("The width is 9999; it must be 64 to 1280.")
+
+
+def test_limits_of_frames_under_their_three_names_are_lowest_first():
+    assert job(frame_load_cap=357, num_frames=325).frames == 325
+    assert job(frame_load_cap=0).frames is None
+    assert job(frame_load_cap=0, frames=81).frames == 81
+
+
+def test_every_nth_frame_is_not_done_and_that_is_told():
+    assert "select_every_nth is 2, done as 1" in job(select_every_nth=2).warnings[0]
+    assert job(select_every_nth=1).warnings == ()
+
+
+def test_a_recipe_is_chosen_by_the_request_or_the_endpoint_and_changed_by_fields():
+    official = job(recipe="official", steps=30, shift=3, sampler="unipc")
+    want = Recipe(sampler="unipc", steps=30, cfg=4.0, shift=3.0)
+    assert (official.recipe, official.negative_prompt) == (want, "")
+    assert (official.width, official.fps) == (None, None)
+    assert job(Defaults(recipe="official", video=Path("d"))).recipe == RECIPES["official"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "attention", "said"),
+    [("sageattn", None, 0), ("int8fp8", "int8fp8", 0), ("xformers", "xformers", 0),
+     ("flash_attn_2", "sdpa", 1), ("sageattn_3", None, 1)],
+)  # fmt: skip
+def test_attention_is_what_computes_the_same_here(mode, attention, said):
+    made = job(attention_mode=mode)
+    assert (made.attention, len(made.warnings)) == (attention, said)
+
+
+def test_fit_is_the_requests_or_the_endpoints():
+    assert (job().fit, job(fit="resize").fit) == ("crop", "resize")
+    assert job(Defaults(fit="resize", video=Path("d"))).fit == "resize"
+
+
+def test_minus_one_is_a_seed_of_its_own_that_every_client_can_read():
+    seeds = {job(seed=-1).seed for _ in range(20)}
+    assert len(seeds) == 20
+    assert all(0 <= seed < 2**53 for seed in seeds)
+
+
+def test_storage_beside_the_input_is_read_and_never_shown():
+    secret = secrets.token_hex()
+    config = {"endpointUrl": "https://s3", "accessId": secret, "accessSecret": secret}
+    body = {"input": {"image_url": PICTURE, "output": "url"}, "s3Config": config}
+    made = parse_job(body, DANCE)
+    assert made.bucket == Bucket("https://s3", secret, secret)
+    assert (made.delivery, secret in repr(made)) == ("url", False)
+    named = parse_job(body | {"s3Config": config | {"bucketName": "clips"}}, DANCE)
+    assert named.bucket.bucket_name == "clips"
+    assert parse_job(body | {"s3Config": {}}, DANCE).bucket is None
+    less = config | {"accessSecret": 7}, config | {"endpointUrl": " "}, {"accessId": secret}
+    for wrong in (*less, config | {"bucketName": [secret]}, [secret], secret):
+        assert secret not in refusal(body | {"s3Config": wrong})
+
+
+def test_what_is_asked_of_the_pipeline_is_what_the_job_says():
+    made = job(
+        width=416, height=672, fit="resize", frames=33, audio=False, persons=2, seed=5, fps=12,
+        align="official", prompt="p", negative_prompt="n", pose_video_url="u",
+    )  # fmt: skip
+    assert make_request(made, Path("i"), Path("m")) == Request(
+        image=Path("i"), motion=Path("m"), kind="pose", recipe=RECIPES["production"], prompt="p",
+        negative_prompt="n", seed=5, width=416, height=672, fit="resize", fps=12.0, frames=33,
+        audio=False, persons=2, align="official",
+    )  # fmt: skip
+
+
+def test_prompts_keep_line_breaks_and_letters_of_every_script():
+    prompt = 'a "quoted"\n\tline \u8df3\u821e \U0001f469\u200d\U0001f9b0 {{name}}'
+    assert job(prompt=prompt).prompt == prompt
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"pose_from": -0.1}, "The start of the skeleton is -0.1; it must be 0 to 1."),
+        ({"pose_until": 1.5}, "The end of the skeleton is 1.5"),
+        ({"pose_from": 0.6, "pose_until": 0.5}, "starts at 0.6 of the steps and ends at 0.5"),
+        ({"pose_strength": float("nan")}, "strength of the skeleton is nan"),
+        ({"pose_strength": 11}, "it must be 0 to 10"), ({"cfg": 10**400}, "it must be 0 to 20"),
+        ({"window_frames": 0}, "The window is 0"), ({"overlap_frames": 90}, "it must be 0 to 80"),
+    ],
+)  # fmt: skip
+def test_the_skeletons_share_and_strength_have_limits(change, sentence):
+    recipe = Recipe(**{"sampler": "euler", "steps": 4, "cfg": 1.0, "shift": 5.0, **change})
+    with pytest.raises(BadRequest, match=sentence):
+        check_request(Request(Path("i"), Path("m"), "pose", recipe))
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    for name in ("RECIPE", "FIT", "DEFAULT_VIDEO", "MAX_PIXELS", "MAX_FRAMES"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch.setenv
+
+
+def test_an_endpoint_says_nothing_unless_its_environment_does(environment, tmp_path):
+    assert defaults() == Defaults()
+    (tmp_path / "d.mp4").touch()
+    environment("DEFAULT_VIDEO", str(tmp_path / "d.mp4"))
+    environment("RECIPE", "official")
+    environment("FIT", "resize")
+    environment("MAX_PIXELS", "96x160")
+    environment("MAX_FRAMES", "17")
+    assert defaults() == Defaults("official", "resize", tmp_path / "d.mp4", 15360, 17)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("FIT", "stretch"), ("RECIPE", "fast"), ("MAX_PIXELS", "big"), ("MAX_PIXELS", "32x32"),
+     ("MAX_PIXELS", "x"), ("MAX_FRAMES", "0"), ("MAX_FRAMES", "-1"), ("MAX_FRAMES", "9" * 50),
+     ("MAX_FRAMES", "\u0661")],
+)  # fmt: skip
+def test_an_environment_that_makes_no_sense_stops_the_start(environment, name, value):
+    environment(name, value)
+    with pytest.raises(BadRequest, match=f"^{name} is .* expected"):
+        defaults()
+
+
+def test_a_default_video_that_is_not_there_stops_the_start(environment, tmp_path):
+    environment("DEFAULT_VIDEO", str(tmp_path / "none.mp4"))
+    with pytest.raises(Unavailable, match=r"DEFAULT_VIDEO is .*none.mp4, where there is no file"):
+        defaults()
+
+
+def test_the_longest_window_is_the_longest_clip():
+    assert job(context_frames=LIMITS.max_frames).recipe.window_frames == LIMITS.max_frames

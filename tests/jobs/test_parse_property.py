@@ -1,0 +1,127 @@
+"""Whatever JSON comes, a job or an `EngineError` comes of it: random bodies, nearly good ones."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.config import Defaults
+from engine.errors import EngineError
+from engine.jobs.body import Fields
+from engine.jobs.job import Job
+from engine.jobs.parse import make_request, parse_job
+from engine.recipes import check_request
+
+OURS = Path(__file__).resolve().parents[2] / "workflows"
+WORKFLOW = json.loads((OURS / "dance-scail-bplan.json").read_text(encoding="utf-8"))
+DEFAULTS = Defaults(video=Path("dance.mp4"))
+CAPPED = Defaults(video=Path("dance.mp4"), max_pixels=96 * 160, max_frames=17)
+QUICK = settings(max_examples=120, deadline=None)  # a busy machine is not a failure
+STORAGE = ("endpointUrl", "accessId", "accessSecret", "bucketName")
+TEXT = st.text(st.characters(codec=None), max_size=12)  # halves of surrogate pairs too
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.integers(-(2**600), 2**600), st.floats(), TEXT,
+    st.sampled_from(["416", "1e400", "-1", "nan", "crop", "production", "euler", "{{x}}", "{}"]),
+    st.integers(1, 2000), st.sampled_from(sorted(WORKFLOW)),
+)  # fmt: skip
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=8,
+)
+FIELDS = st.dictionaries(st.sampled_from([*Fields.model_fields, "unknown"]) | TEXT, VALUES)
+
+
+def outcome(given, defaults=DEFAULTS):
+    """The job, checked again, or the sentence: anything else that is raised fails the test."""
+    try:
+        job = parse_job(given, defaults)
+    except EngineError as error:
+        said = str(error)
+        assert said.endswith(".")
+        assert said.isprintable()
+        assert len(said) < 600
+        return said
+    assert isinstance(job, Job)
+    check_request(make_request(job, Path(), Path()))
+    assert all(said.isprintable() for said in job.warnings)
+    return job
+
+
+def seedless(given):
+    """Its outcome, whatever seed was drawn."""
+    found = outcome(given)
+    return dataclasses.replace(found, seed=0) if isinstance(found, Job) else found
+
+
+@QUICK
+@given(VALUES)
+def test_anything_in_place_of_a_job_is_refused_or_read(value):
+    outcome(value)
+    outcome({"input": value})
+
+
+@QUICK
+@given(FIELDS)
+def test_any_value_in_any_field_is_refused_or_read(fields):
+    outcome({"input": fields})
+    try:
+        text = json.dumps(fields)
+    except ValueError:
+        return
+    assert seedless({"input": json.loads(text)}) == seedless({"input": text})
+
+
+@QUICK
+@given(st.sampled_from(sorted(Fields.model_fields)), VALUES)
+def test_one_odd_field_in_a_good_request_is_refused_or_read(name, value):
+    outcome({"input": {"image_url": "https://a/b", name: value}})
+
+
+@QUICK
+@given(VALUES, st.sampled_from(STORAGE))
+def test_storage_of_any_kind_is_refused_or_read(value, key):
+    good = {"input": {"image_url": "https://a/b"}}
+    outcome({**good, "s3Config": value})
+    outcome({**good, "s3Config": {**dict.fromkeys(STORAGE, "a"), key: value}})
+
+
+@QUICK
+@given(st.integers(64, 1280), st.integers(64, 1280), st.integers(1, 2000))
+def test_what_an_endpoint_caps_is_never_exceeded(width, height, frames):
+    body = {"image_url": "https://a/b", "width": width, "height": height, "frames": frames}
+    job = outcome({"input": body}, CAPPED)
+    assert job.width * job.height <= 96 * 160
+    assert job.frames <= 17
+    free = outcome({"input": body})
+    assert (free.width, free.height, free.frames) == (width // 32 * 32, height // 32 * 32, frames)
+
+
+@QUICK
+@given(st.dictionaries(TEXT, VALUES))
+def test_any_object_in_place_of_a_workflow_is_refused_or_read(nodes):
+    outcome({"input": {"image_url": "https://a/b", "workflow": nodes}})
+
+
+@QUICK
+@given(st.data())
+def test_a_workflow_with_one_thing_changed_is_refused_or_read(data):
+    node = data.draw(st.sampled_from(sorted(WORKFLOW)))
+    inputs = WORKFLOW[node]["inputs"]
+    value = data.draw(
+        VALUES | st.tuples(st.sampled_from(sorted(WORKFLOW)), st.integers()).map(list)
+    )
+    name = data.draw(st.sampled_from(sorted(inputs)) | TEXT)
+    changed = data.draw(
+        st.sampled_from(
+            [
+                {**WORKFLOW[node], "inputs": {**inputs, name: value}},
+                {**WORKFLOW[node], "inputs": {k: v for k, v in inputs.items() if k != name}},
+                {**WORKFLOW[node], "class_type": value},
+                value,
+            ]
+        )
+    )
+    outcome({"input": {"image_url": "https://a/b", "workflow": {**WORKFLOW, node: changed}}})

@@ -1,0 +1,190 @@
+"""LayerNorm, modulation and row quantisation: the kernels against their references."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kernels.aot.sass import disassemble
+from kernels.arch import ARCHS, SM90
+from kernels.fp8 import LIMITS, TINY, quantize_rows
+from kernels.modulate import (
+    EPS,
+    MODULATE,
+    QUANTIZE,
+    RESIDUAL_MODULATE,
+    modulate,
+    modulate_reference,
+    quantize,
+    residual_modulate,
+    residual_modulate_reference,
+)
+from kernels.spec import KernelError
+from tests.support.codes import assert_same_codes
+from tests.support.compiled import compiled
+from tests.support.interpreter import InterpretedBank
+
+BANK = InterpretedBank(SM90)
+E4M3, INT8 = torch.float8_e4m3fn, torch.int8
+SIZES = [(1, 5120), (2, 13824), (1, 256), (33, 256), (65, 384)]  # 384: a quarter of lanes is idle
+
+dtypes = pytest.mark.parametrize("dtype", LIMITS, ids=["e4m3", "int8"])
+sizes = pytest.mark.parametrize(("tokens", "dim"), SIZES)
+
+
+def inputs(tokens, dim, seed=0):
+    """x with a mean, a channel of outliers and tokens of very different sizes."""
+    generator = torch.manual_seed(seed)
+    x = torch.randn(tokens, dim, generator=generator) + 0.5
+    x[:, 7] *= 40
+    x *= torch.exp2(torch.randint(-6, 7, (tokens, 1), generator=generator))
+    shift, scale, gate = 0.3 * torch.randn(3, dim, generator=generator)
+    return x, shift.contiguous(), scale.contiguous(), gate.contiguous()
+
+
+def assert_same_rows(got, want):
+    torch.testing.assert_close(got.s, want.s, rtol=1e-5, atol=0)
+    assert_same_codes(got.q, want.q)
+
+
+@dtypes
+@sizes
+def test_modulate_equals_its_reference(tokens, dim, dtype):
+    x, shift, scale, _ = inputs(tokens, dim)
+    got = modulate(BANK, x, shift, scale, dtype)
+    assert_same_rows(got, modulate_reference(x, shift, scale, dtype))
+
+
+@dtypes
+@sizes
+def test_residual_modulate_equals_its_reference_and_changes_x_as_it_does(tokens, dim, dtype):
+    x, shift, scale, gate = inputs(tokens, dim)
+    branch = inputs(tokens, dim, seed=1)[0].bfloat16()
+    got_x, want_x = x.clone(), x.clone()
+    got = residual_modulate(BANK, got_x, branch, gate, shift, scale, dtype)
+    want = residual_modulate_reference(want_x, branch, gate, shift, scale, dtype)
+    torch.testing.assert_close(got_x, want_x, rtol=1e-6, atol=1e-6)
+    assert (got_x != x).float().mean() > 0.9
+    assert_same_rows(got, want)
+
+
+@dtypes
+@sizes
+def test_quantize_equals_its_definition(tokens, dim, dtype):
+    x = inputs(tokens, dim)[0].bfloat16()
+    got = quantize(BANK, x, dtype)
+    assert_same_rows(got, quantize_rows(x, dtype))
+    assert torch.equal(got.q.float().abs().amax(dim=1), torch.full((tokens,), LIMITS[dtype]))
+
+
+@dtypes
+def test_codes_lie_within_half_a_step_of_the_exact_values(dtype):
+    _, shift, scale, _ = inputs(1, 256)
+    x = torch.randn(65, 256, generator=torch.manual_seed(2))
+    exact = F.layer_norm(x.double(), (256,), eps=EPS) * (1 + scale) + shift
+    rows = modulate(BANK, x, shift, scale, dtype)
+    s = rows.s[:, None].double()
+    half = s / 2 if dtype == INT8 else torch.maximum(exact.abs() / 16, s * 2**-10)
+    error = (rows.q.double() * s - exact).abs()
+    assert (error / half).max() < 1.001
+    assert (error.norm() / exact.norm()) < {INT8: 0.01, E4M3: 0.027}[dtype]
+
+
+def test_a_layernorm_with_weights_is_a_modulation():
+    x, bias, weight, _ = inputs(9, 256)
+    got = modulate(BANK, x, bias, weight - 1, INT8)
+    want = quantize_rows(F.layer_norm(x, (256,), weight, bias, EPS), INT8)
+    assert_same_rows(got, want)
+
+
+def test_a_branch_without_a_gate_has_a_gate_of_ones():
+    x, shift, scale, _ = inputs(5, 256)
+    branch = inputs(5, 256, seed=1)[0].bfloat16()
+    got = x.clone()
+    residual_modulate(BANK, got, branch, torch.ones(256), shift, scale)
+    assert torch.equal(got, x + branch)
+
+
+@dtypes
+def test_rows_of_one_value_become_their_shift(dtype):
+    x = torch.tensor([0.0, 3.0, -1e4])[:, None].expand(3, 256).contiguous()
+    shift = torch.linspace(-2, 2, 256)
+    rows = modulate(BANK, x, shift, torch.randn(256), dtype)
+    want = quantize_rows(shift.expand(3, -1), dtype)
+    assert_same_rows(rows, want)
+
+
+@dtypes
+def test_rows_of_zeros_stay_zeros(dtype):
+    zeros = torch.zeros(3, 256)
+    for rows in (
+        modulate(BANK, zeros, zeros[0], zeros[0], dtype),
+        quantize(BANK, zeros.bfloat16(), dtype),
+    ):
+        assert rows.q.float().abs().max() == 0
+        torch.testing.assert_close(rows.s, torch.full((3,), TINY / LIMITS[dtype]))
+
+
+@dtypes
+def test_a_mean_far_from_zero_costs_no_accuracy(dtype):
+    """The variance is that of the centred row: a difference of large squares would lose it."""
+    noise = torch.randn(4, 256, generator=torch.manual_seed(3))
+    x = 4096 + torch.round(noise * 1024) / 1024  # exact in fp32
+    zeros = torch.zeros(256)
+    want = F.layer_norm(x.double(), (256,), eps=EPS)
+    got = modulate(BANK, x, zeros, zeros, dtype)
+    torch.testing.assert_close(
+        got.s.double(), want.abs().amax(dim=1) / LIMITS[dtype], rtol=1e-3, atol=0
+    )
+    assert_same_codes(got.q, quantize_rows(want.float(), dtype).q, share=0.02)
+
+
+@dtypes
+def test_one_huge_value_takes_the_whole_range(dtype):
+    x = torch.full((1, 256), 1e-3).bfloat16()
+    x[0, 100] = -3e38
+    rows = quantize(BANK, x, dtype)
+    assert rows.q[0, 100].item() == -LIMITS[dtype]
+    assert rows.q.float().abs().sum() == LIMITS[dtype]
+    assert rows.dequantize()[0, 100].item() == pytest.approx(x[0, 100].item(), rel=1e-6)
+
+
+# --- launches that are mistakes
+
+X, V = torch.zeros(4, 256), torch.zeros(256)
+B = X.bfloat16()
+MISTAKES = {
+    "x of bf16": (lambda: modulate(BANK, B, V, V), r"argument 0 .*bfloat16"),
+    "x of one axis": (lambda: modulate(BANK, V, V, V), r"wants rows \[S, D\], got \[256\]"),
+    "no tokens": (lambda: modulate(BANK, X[:0], V, V), r"got \[0, 256\]"),
+    "x with gaps": (lambda: modulate(BANK, X[:, ::2], V[:128], V[:128]), r"strides .* gaps"),
+    "a short shift": (lambda: modulate(BANK, X, V[:8], V), r"wants shift \[256\], got \[8\]"),
+    "scales per token": (lambda: modulate(BANK, X, V, X), r"wants scale \[256\], got \[4, 256\]"),
+    "codes of fp16": (lambda: modulate(BANK, X, V, V, torch.half), r"rows of .* not torch.float16"),
+    "a branch of fp32": (lambda: residual_modulate(BANK, X, X, V, V, V), r"argument 1 .*float32"),
+    "a short branch": (lambda: residual_modulate(BANK, X, B[:3], V, V, V), r"branch \[4, 256\]"),
+    "a gate of bf16": (lambda: residual_modulate(BANK, X, B, B[0], V, V), r"argument 2 .*bfloat16"),
+    "rows of fp32": (lambda: quantize(BANK, X), r"argument 0 .*float32"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_wrong_launch_is_refused_by_name(name):
+    launch, message = MISTAKES[name]
+    with pytest.raises(KernelError, match=message):
+        launch()
+
+
+# --- compiled
+
+SPECS = [*MODULATE.values(), *RESIDUAL_MODULATE.values(), *QUANTIZE.values()]
+
+
+@pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
+def test_all_kernels_compile_and_move_at_least_four_bytes_at_once(arch, tmp_path):
+    for made in compiled(*((spec, arch) for spec in SPECS)):
+        assert made.registers <= 80, made.name  # three programs of 8 warps on a multiprocessor
+        path = tmp_path / f"{made.name}.cubin"
+        path.write_bytes(made.data)
+        assert re.findall(r"(?:LDG|STG)\S*\.[US](?:8|16)\b", disassemble(path)) == [], made.name

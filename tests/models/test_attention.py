@@ -1,0 +1,64 @@
+"""The renderer of a tiny package: exact attention while it is asked for, and joints."""
+
+import asyncio
+import base64
+
+import pytest
+
+from benchmarks.nano.dance import dance
+from engine.config import state_dir
+from engine.demo.weights import demo_weights
+from engine.pose.joints import JointClip, save_joints
+from engine.worker.renderer import load_renderer
+from engine.worker.scratch import Scratch
+from engine.worker.service import Worker
+from handler import respond
+from kernels.arch import SM89
+from tests.support.built import tiny_package
+from tests.support.workers import endpoint, job, picture
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("worker")
+    models = demo_weights(state_dir()).models
+    given = endpoint(folder, package=tiny_package(SM89), models=models, state=state_dir())
+    made = Worker(given, Scratch(given.scratch))
+    made.start(load_renderer)
+    yield made
+    made.close()
+
+
+def ask(worker, given):
+    return asyncio.run(respond(worker, given, [].append))
+
+
+def test_exact_attention_makes_another_clip_and_only_that_one(worker, tmp_path):
+    given = job(tmp_path, steps=2, seed=3)
+    usual, exact, again = (
+        ask(worker, {"input": given["input"] | more})
+        for more in ({}, {"attention_mode": "sdpa"}, {})
+    )
+    assert usual["video"] == again["video"]
+    assert usual["video"] != exact["video"]
+    assert exact["warnings"] == []
+
+
+def test_attention_that_is_not_here_is_refused_before_rendering(worker, tmp_path):
+    reply = ask(worker, job(tmp_path, action="validate", attention_mode="xformers"))
+    assert reply["code"] == "unavailable"
+
+
+def test_joints_are_taken(worker, tmp_path):
+    path = tmp_path / "dance.npz"
+    save_joints(path, JointClip(dance(9, 16.0, seed=1), 16.0, (896, 512)))
+    given = job(tmp_path, steps=1)
+    del given["input"]["pose_video_base64"]
+    given["input"]["joints_base64"] = base64.b64encode(path.read_bytes()).decode()
+    reply = ask(worker, given)
+    assert (reply["num_frames"], reply["fps"]) == (9, 16)
+    given["input"]["joints_base64"] = picture()
+    assert ask(worker, given) == {
+        "error": "joints_base64 is a picture; an .npz file of joints is expected.",
+        "code": "bad_media",
+    }

@@ -1,0 +1,1 @@
+"""Fakes, builders and the interpreter that tests share."""

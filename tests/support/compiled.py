@@ -1,0 +1,20 @@
+"""Compiled kernels for tests: made once, and kept beside the packages of the environment.
+
+Unlike other state of tests this is worth keeping: 60 MB of toolkits, and a second or more a kernel.
+`kernels.aot.compile` takes nothing from there that was made from other sources.
+"""
+
+import sys
+from pathlib import Path
+
+from kernels.aot.compile import compile_kernels
+from kernels.aot.cubin import Cubin
+from kernels.arch import Arch
+from kernels.spec import KernelSpec
+
+STATE = Path(sys.prefix) / "scail-build"
+
+
+def compiled(*wanted: tuple[KernelSpec, Arch]) -> list[Cubin]:
+    """Proven cubins, in order."""
+    return compile_kernels(wanted, STATE)

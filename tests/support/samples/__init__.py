@@ -1,0 +1,1 @@
+"""Device functions that only tests compile."""

@@ -17,7 +17,7 @@ from engine.errors import EngineError
 from engine.worker.joblog import Redactor, job_named, log_as_json
 
 if TYPE_CHECKING:
-    from engine.worker.progress import Report
+    from engine.worker.progress import ProgressReport
     from engine.worker.service import Response, Worker
 
 log = logging.getLogger("engine.handler")
@@ -26,7 +26,9 @@ _STOPPED = 128 + signal.SIGTERM
 _UNFORESEEN = "The worker failed in a way nobody foresaw, and is replaced. Send the job again."
 
 
-async def respond(worker: "Worker", job: Mapping[str, object], report: "Report") -> "Response":
+async def respond(
+    worker: "Worker", job: Mapping[str, object], report: "ProgressReport"
+) -> "Response":
     """A job as the platform hands it over -> its output, or what went wrong.
 
     Only being cancelled is raised: the platform waits for nothing then.

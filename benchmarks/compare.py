@@ -26,7 +26,7 @@ Verdict = Literal["worse", "better", "same", "new", "missing", "not comparable"]
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class FigureChange:
     """One figure of both runs; at least one has it."""
 
     suite: str
@@ -63,13 +63,13 @@ def _kind(figure: Figure) -> tuple[str, str, str]:
     return figure.unit, figure.better, figure.source
 
 
-def compare(before: Record, after: Record) -> list[Change]:
+def compare(before: Record, after: Record) -> list[FigureChange]:
     """Every figure of either run, in the order of the later one. Raises `BadRecord`."""
     old, new = dict(_figures(before)), dict(_figures(after))
     if not old.keys() & new.keys():
         raise BadRecord("The two runs have no figure in common: there is nothing to compare")
     names = [*new, *(name for name in old if name not in new)]
-    return [Change(name[0], old.get(name), new.get(name)) for name in names]
+    return [FigureChange(name[0], old.get(name), new.get(name)) for name in names]
 
 
 def _figures(record: Record) -> Iterator[tuple[tuple[str, str], Figure]]:
@@ -87,7 +87,7 @@ def other_place(before: Record, after: Record) -> str:
     )
 
 
-def compare_table(changes: Sequence[Change]) -> str:
+def compare_table(changes: Sequence[FigureChange]) -> str:
     """What changed, line by line, worst news first; how many did not, in the last line."""
     order = ["worse", "missing", "not comparable", "new", "better"]
     lines = []
@@ -99,7 +99,7 @@ def compare_table(changes: Sequence[Change]) -> str:
     return "\n".join([*lines, f"{same} within noise, {', '.join(counts)}"])
 
 
-def _lines(change: Change) -> Iterator[str]:
+def _lines(change: FigureChange) -> Iterator[str]:
     yield f"{change.verdict:15}{change.suite}: {change.figure.name}"
     before, after = _shown(change.before), _shown(change.after)
     ratio = ""

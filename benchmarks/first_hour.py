@@ -28,7 +28,7 @@ TAIL_LINES, TAIL_CHARS = 30, 6000
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class HourStep:
     name: str
     answers: str  # the question
     command: tuple[str, ...]
@@ -48,7 +48,7 @@ class Done:
 
 def steps(
     arch: str, folder: Path, package: Path | None, models: Path | None, dry: bool
-) -> list[Step]:
+) -> list[HourStep]:
     """In order of what is most worth knowing. `folder` takes what they make."""
     python, kernels, tiny = sys.executable, folder / "kernels", folder / "tiny"
     forward = (python, "benchmarks/denoiser/forward.py")
@@ -56,34 +56,34 @@ def steps(
     small = ("--steps", "2") if dry else ("--width", "256", "--height", "448")
     clip = (python, "-m", "engine", "generate", *DEMO)
     found = [
-        Step("info", "which GPU, driver and limits", (python, "-m", "engine", "info"), 60),
-        Step(
+        HourStep("info", "which GPU, driver and limits", (python, "-m", "engine", "info"), 60),
+        HourStep(
             "smi", "clocks, power and other programs",
             ("nvidia-smi", "--query-gpu=name,driver_version,clocks.sm,clocks.max.sm,power.draw,"
              "power.limit,memory.used,memory.total", "--format=csv"), 60,
         ),
-        Step(
+        HourStep(
             "kernels", "do all load, is each right, how fast is it",
             (python, "benchmarks/kernel/gpu.py", "run", "--dry", "--only", "rms",
              "--out", str(folder / "gpu.jsonl"), str(kernels))
             if dry else (python, "benchmarks/run.py", "kernels"), 1800,
         ),
-        Step(
+        HourStep(
             "tiny package", "does a build work here",
             (python, "build_engine.py", "--preset", "tiny", "--arch", arch, "--out", str(tiny)),
             900,
         ),
-        Step("clip", "does the whole program run",
+        HourStep("clip", "does the whole program run",
              (*clip, *small, *size, "--package", str(tiny / arch), "--out", str(folder / "a.mp4")),
              900),
-        Step("build", "the kernels of the 14B model",
+        HourStep("build", "the kernels of the 14B model",
              (*forward, "build", str(kernels), "--arch", arch), 900),
-        Step(
+        HourStep(
             "forward", "which variants win, how long is a step, how much memory",
             (*forward, "run", *(["--dry"] if dry else [str(kernels)]),
              "--out", str(folder / "forward.jsonl")), 1800,
         ),
-        Step(
+        HourStep(
             "cold start", "how long until the first job and the first forward",
             (python, "benchmarks/cold_start/suite.py", *(["--runs", "1"] if dry else ["--jit"])),
             1800,
@@ -94,13 +94,13 @@ def steps(
         held = ("--package", str(package), *(("--models", str(models)) if models else ()))
         out = ("--stages", str(folder / "stages"), "--out", str(folder / "b.mp4"))
         real = (*clip, "--recipe", "production", *held, *out)
-        found.append(Step("real clip", "how long is a clip of a real package", real, 3600))
+        found.append(HourStep("real clip", "how long is a clip of a real package", real, 3600))
         cold = (python, "benchmarks/cold_start/suite.py", *held)
-        found.append(Step("real cold start", "the same with all weights", cold, 3600))
+        found.append(HourStep("real cold start", "the same with all weights", cold, 3600))
     return [step for step in found if step.name not in skipped]
 
 
-def run(step: Step, away: Mapping[str, str]) -> Done:
+def run(step: HourStep, away: Mapping[str, str]) -> Done:
     """One step. `away`: texts of this machine, and what is written in their place."""
     begin = time.monotonic()
     try:

@@ -47,7 +47,7 @@ HEAD, WRISTS = 15, (20, 21)  # SMPL joints
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class MediaScene:
     height: int
     width: int
     persons: int
@@ -55,11 +55,11 @@ class Scene:
 
 
 SCENES = (
-    Scene(512, 896, 1, 320.0),
-    Scene(896, 512, 1, 340.0),
-    Scene(672, 416, 1, 200.0),
-    Scene(336, 208, 1, 77.0),
-    Scene(512, 896, 2, 760.0),
+    MediaScene(512, 896, 1, 320.0),
+    MediaScene(896, 512, 1, 340.0),
+    MediaScene(672, 416, 1, 200.0),
+    MediaScene(336, 208, 1, 77.0),
+    MediaScene(512, 896, 2, 760.0),
 )
 
 
@@ -102,7 +102,7 @@ def check_renderer(golden: Path) -> str:
     return "two equal runs of each scene; the golden frames are not beside this checkout"
 
 
-def measure_scene(scene: Scene) -> Iterator[Row]:
+def measure_scene(scene: MediaScene) -> Iterator[Row]:
     """A frame of the demo's dance without and with the overlay."""
     dance = load_joints(DEMO / "dance.npz").joints[::4][:FRAMES]
     apart = 450 * (2 * np.arange(scene.persons) - scene.persons + 1)  # mm between two dancers

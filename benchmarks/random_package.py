@@ -15,8 +15,16 @@ import torch
 from torch import Tensor
 
 from engine.config import ModelConfig
-from engine.denoise.block import FP8, LINEARS, MIXED, BlockWeights, ContextWeights, Form, Weight
-from engine.machine.upload import Take, Weights
+from engine.denoise.block import (
+    FP8,
+    LINEARS,
+    MIXED,
+    BlockFormat,
+    BlockWeights,
+    ContextWeights,
+    Weight,
+)
+from engine.machine.upload import PackageWeights, Take
 from engine.models.dit import Scail
 from engine.package.folder import Package
 from engine.package.manifest import ITEM_BYTES, Entry, Manifest, Native, aligned
@@ -36,8 +44,8 @@ class RandomPackage(Package):
         return drawn(self.manifest, self.entry(name), torch.device("cpu"))
 
 
-class RandomWeights(Weights):
-    """`engine.machine.upload.Weights`, drawn on the device."""
+class RandomWeights(PackageWeights):
+    """`engine.machine.upload.PackageWeights`, drawn on the device."""
 
     def visit(self, names: Iterable[str], take: Take) -> None:
         wanted = {*names}
@@ -52,7 +60,7 @@ def random_package(model: ModelConfig, arch: Arch) -> RandomPackage:
     return RandomPackage(Path("random weights"), "0" * 64, manifest, (), entries, {})
 
 
-def form_of(arch: Arch) -> tuple[str, Form]:
+def form_of(arch: Arch) -> tuple[str, BlockFormat]:
     """The formats that a build chooses for an architecture where nobody says otherwise."""
     return ("mixed", MIXED) if arch.int8_is_faster else ("fp8", FP8)
 
@@ -83,7 +91,7 @@ def random_manifest(model: ModelConfig, arch: Arch) -> Manifest:
 
 
 def _tensors(
-    model: ModelConfig, ffn: int, form: Form
+    model: ModelConfig, ffn: int, form: BlockFormat
 ) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     """Name, dtype and shape, in load order."""
     with torch.device("meta"):
@@ -102,7 +110,7 @@ def _tensors(
 
 
 def _of_block(
-    block: str, kind: type, dim: int, ffn: int, form: Form
+    block: str, kind: type, dim: int, ffn: int, form: BlockFormat
 ) -> Iterator[tuple[str, str, tuple[int, ...]]]:
     tables = {"modulation": (6, dim), "smooth": (2, dim)}
     for field in fields(kind):

@@ -20,7 +20,7 @@ from statistics import median
 from benchmarks.timing import WrongResult, require
 from engine.errors import EngineError
 from engine.package.direct_file import cached_bytes
-from engine.package.stream import Piece, Report, stream
+from engine.package.stream import Piece, StreamReport, stream
 
 PIECE_BYTES = 5120 * 5120  # one 8-bit weight of the 14B model
 DD_BLOCK_BYTES = 16 << 20
@@ -130,7 +130,9 @@ def evict(path: Path) -> None:
         os.close(number)
 
 
-def _read(path: Path, pieces: Sequence[Piece], direct: bool | None = None) -> tuple[Report, float]:
+def _read(
+    path: Path, pieces: Sequence[Piece], direct: bool | None = None
+) -> tuple[StreamReport, float]:
     busy = _cpu_s()
     report = stream(path, pieces, lambda _piece, _bytes: None, direct=direct)
     return report, (_cpu_s() - busy) / report.nbytes * 1e9

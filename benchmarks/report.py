@@ -21,7 +21,7 @@ REPORT = "RESULTS.md"
 RECORDS = "????-??-??-*.json"
 FOLDED = 30  # figures of a suite from which on a reader unfolds them
 
-Source = Literal["measured", "estimate"]
+FigureSource = Literal["measured", "estimate"]
 
 HEAD = """\
 # Results
@@ -95,11 +95,11 @@ def _places(records: Sequence[Record]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _sections(shown: Sequence[Shown], source: Source) -> list[str]:
+def _sections(shown: Sequence[Shown], source: FigureSource) -> list[str]:
     return [text for one in shown if (text := _section(one, source))]
 
 
-def _section(one: Shown, source: Source) -> str:
+def _section(one: Shown, source: FigureSource) -> str:
     """A suite's figures of one source. Pictures stand with the measured ones, if there are any."""
     figures = [figure for figure in one.suite.figures if figure.source == source]
     sources = {figure.source for figure in one.suite.figures}

@@ -30,7 +30,7 @@ LAYER_FILE = "one-layer-bf16.safetensors"
 
 
 class Repeated:
-    """One layer of a checkpoint in place of many. An `engine.build.quantize.Weights`."""
+    """One layer of a checkpoint in place of many. An `engine.build.quantize.WeightSource`."""
 
     def __init__(self, one: Checkpoint, layers: int) -> None:
         self.config = replace(one.config, layers=layers)

@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernel.gpu import load
-from benchmarks.kernel.peers import DIFFUSERS, Library, interleaved, lacking
+from benchmarks.kernel.peers import DIFFUSERS, PeerLibrary, interleaved, lacking
 from benchmarks.kernel.suite import current_stream
 from benchmarks.timing import WrongResult, require
 from engine.config import LATENT_CHANNELS, VAE_STRIDE, state_dir
-from engine.denoise.cuda_graphs import CudaCapture
+from engine.denoise.cuda_graphs import CudaGraphRecorder
 from engine.media.framing import frames_to_u8
 from engine.models.vae import LATENT_MEAN, LATENT_STD, Vae, in_layout
 from engine.models.vae_decode import VaeDecoder, decode_bytes
@@ -41,7 +41,7 @@ LIMITS = {torch.float32: 2e-3, torch.bfloat16: 5e-2}  # of the relative error, i
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class DecodeJob:
     device: torch.device
     dtype: torch.dtype
     model_width: int
@@ -50,10 +50,12 @@ class Job:
     latents: int
 
 
-GPU = Job(torch.device("cuda:0"), torch.bfloat16, 96, 512, 896, 21)
-CPU = Job(torch.device("cpu"), torch.float32, 24, 96, 128, 4)
+GPU = DecodeJob(torch.device("cuda:0"), torch.bfloat16, 96, 512, 896, 21)
+CPU = DecodeJob(torch.device("cpu"), torch.float32, 24, 96, 128, 4)
 
-Way = Callable[[Tensor], Tensor]  # latents [16, t, h, w] -> frames [T, H, W, 3] u8 on the host
+DecodeWay = Callable[
+    [Tensor], Tensor
+]  # latents [16, t, h, w] -> frames [T, H, W, 3] u8 on the host
 
 
 def build(folder: Path) -> None:
@@ -66,7 +68,7 @@ def build(folder: Path) -> None:
             path.with_suffix(".json").write_text(json.dumps(cubin.record()))
 
 
-def random_vae(job: Job) -> Vae:
+def random_vae(job: DecodeJob) -> Vae:
     torch.manual_seed(0)
     vae = Vae(job.model_width).to(job.device, job.dtype).requires_grad_(False)
     for weight in vae.parameters():
@@ -74,7 +76,7 @@ def random_vae(job: Job) -> Vae:
     return vae
 
 
-def library(vae: Vae, job: Job) -> Way:
+def library(vae: Vae, job: DecodeJob) -> DecodeWay:
     """As a user of diffusers has it, who knows nothing of layouts. Raises `ImportError`."""
     from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -99,10 +101,12 @@ def library(vae: Vae, job: Job) -> Way:
     return run
 
 
-def ways(vae: Vae, job: Job, bank: KernelBank | None, peer: Library) -> Mapping[str, Way]:
+def ways(
+    vae: Vae, job: DecodeJob, bank: KernelBank | None, peer: PeerLibrary
+) -> Mapping[str, DecodeWay]:
     """The definition of correct first: the library's where it is, else the plain one."""
     norm = channel_norm_reference if bank is None else partial(channel_norm, bank)
-    capture = CudaCapture() if job.device.type == "cuda" else None
+    capture = CudaGraphRecorder() if job.device.type == "cuda" else None
     fast = VaeDecoder(vae, norm, frames_to_u8, capture)
     theirs = {} if lacking((peer,), on_gpu=True) else {"diffusers": library(vae, job)}
     return theirs | {
@@ -112,7 +116,7 @@ def ways(vae: Vae, job: Job, bank: KernelBank | None, peer: Library) -> Mapping[
 
 
 def measure(
-    job: Job, bank: KernelBank | None, runs: int, peer: Library = DIFFUSERS
+    job: DecodeJob, bank: KernelBank | None, runs: int, peer: PeerLibrary = DIFFUSERS
 ) -> dict[str, object]:
     """Raises `WrongResult`. Without `peer` it has no times, and `missing` says how to get it."""
     vae = random_vae(job)
@@ -150,7 +154,7 @@ def measure(
     }
 
 
-def timed(way: Way, latents: Tensor, job: Job) -> tuple[Tensor, float, int | None]:
+def timed(way: DecodeWay, latents: Tensor, job: DecodeJob) -> tuple[Tensor, float, int | None]:
     """Frames, ms, and on a GPU the most memory beside what was there before. On a CPU the time is
     that of the process: other programs do not count.
     """

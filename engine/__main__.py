@@ -39,7 +39,7 @@ from engine.pose.joints import JointClip, save_joints
 from engine.pose.networks import Networks
 from engine.recipes import RECIPES, check_output, check_request, check_shape
 from engine.source import check_source
-from engine.stage_dump import Stages
+from engine.stage_dump import StageDump
 from engine.tensorrt.block_runner import PROGRAMS
 from engine.worker.hub import check as check_hub
 
@@ -76,7 +76,7 @@ def generate(args: argparse.Namespace) -> None:
     check_output(args.out, ".mp4", *given, *([args.checkpoint] if args.checkpoint else []))
     _check_models(args, request)
     check_source(request)
-    stages = Stages(args.stages)
+    stages = StageDump(args.stages)
 
     device = _device()
     if device.type == "cpu":

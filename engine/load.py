@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from engine.conditioning import Encoders
-from engine.denoise.block_runner import Blocks
-from engine.denoise.cuda_graphs import Capture, CudaCapture, GraphedSteps
+from engine.denoise.block_runner import LaunchedBlocks
+from engine.denoise.cuda_graphs import CudaGraphRecorder, GraphedBlocks, GraphRecorder
 from engine.denoise.exact import ExactDenoiser
 from engine.denoise.packaged import PackagedDenoiser
 from engine.errors import BadPackage, MissingModel, Unavailable, UnsupportedGpu
 from engine.machine.gpu import Gpu, arch_of, find_gpu, require_cudnn, require_driver
 from engine.machine.kernel_choice import attention_kernel, choose_variants, gemm_ways
 from engine.machine.resident import Resident
-from engine.machine.upload import Weights
+from engine.machine.upload import PackageWeights
 from engine.media.framing import frames_to_u8
-from engine.memory import EncoderBytes, Plan, Shape, plan
+from engine.memory import ClipShape, EncoderBytes, MemoryPlan, plan
 from engine.models.attention import ATTENTIONS, find_attention
 from engine.models.checkpoint import Checkpoint
 from engine.models.locate import IMAGE_ENCODER, TEXT_ENCODER, VAE, find_model
@@ -38,7 +38,7 @@ from engine.pose.capture import capture_skeleton
 from engine.pose.extract import PoseExtractor
 from engine.pose.networks import Networks
 from engine.residency import Memory, Movable
-from engine.source import Capture as MotionCapture
+from engine.source import MotionCapture
 from engine.tensorrt.block_runner import open_program
 from kernels.arch import ARCHS, Arch
 from kernels.attention import FORMS, variants
@@ -120,15 +120,15 @@ def load_package(path: Path, models: Path, networks: Networks, settings: Setting
     package = native.package
     stored = _stored_prompts(package)
     found = _find_models(models, needs_text=stored is None)
-    graphed = partial(GraphedSteps, capture=native.capture) if native.capture else None
-    make_steps = Blocks
+    graphed = partial(GraphedBlocks, record=native.capture) if native.capture else None
+    make_steps = LaunchedBlocks
     if settings.program != NATIVE:
         made = package, settings.program, native.gpu, settings.state
         make_steps = open_program(*made, lambda: torch.cuda.current_stream().cuda_stream)
         graphed = None  # the library's launches are not recorded
     with ThreadPoolExecutor(1, "encoders") as pool:  # they load while the transformer streams
         encoding = pool.submit(_encoders, found, stored, settings)
-        weights = Weights(package, settings.device)
+        weights = PackageWeights(package, settings.device)
         denoiser = PackagedDenoiser(weights, native.ops, graphed, make_steps)
         text, vision, vae = encoding.result()
     decoder = VaeDecoder(vae, native.norm_of(vae), frames_to_u8, native.capture)
@@ -156,7 +156,7 @@ class _Native:
     package: Package
     ops: Ops
     norm_of: Callable[[Vae], ChannelNorm]
-    capture: Capture | None
+    capture: GraphRecorder | None
     gpu: Gpu | None
 
 
@@ -186,7 +186,7 @@ def _native(path: Path, settings: Settings) -> _Native:
     manifest = package.manifest
     _require_known(bank, native_specs(manifest.model.dim, manifest.padded_ffn, dtypes, arch))
     norm_of = partial(vae_norm, bank, {kernel.name for kernel in package.kernels})
-    return _Native(package, _with_attention(ops, attention), norm_of, CudaCapture(), gpu)
+    return _Native(package, _with_attention(ops, attention), norm_of, CudaGraphRecorder(), gpu)
 
 
 def vae_norm(bank: Bank, held: Collection[str], vae: Vae) -> ChannelNorm:
@@ -241,7 +241,7 @@ def _stored_prompts(package: Package) -> StoredPrompts | None:
 
 def _planner(
     native: _Native, found: "_Found", encoders: Encoders, settings: Settings
-) -> Callable[[Shape], Plan] | None:
+) -> Callable[[ClipShape], MemoryPlan] | None:
     """Plans of clips, with the memory that was free before the first weight arrived."""
     if native.gpu is None:
         return None

@@ -46,7 +46,7 @@ Stage: TypeAlias = Literal["conditioning", "denoise", "decode"]
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ClipShape:
     """What is denoised at once. Raises `BadRequest` for what no clip has."""
 
     height: int
@@ -149,11 +149,11 @@ LADDER = (
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class MemoryPlan:
     """What will be resident, and the peak of each stage, with all allowances."""
 
     rung: Rung
-    shape: Shape
+    shape: ClipShape
     footprint: Footprint
     resident_bytes: int  # between jobs
     peaks: Mapping[Stage, int]  # bytes
@@ -173,7 +173,9 @@ class Plan:
         )
 
 
-def plan(manifest: Manifest, shape: Shape, encoders: EncoderBytes, free_bytes: int) -> Plan:
+def plan(
+    manifest: Manifest, shape: ClipShape, encoders: EncoderBytes, free_bytes: int
+) -> MemoryPlan:
     """The highest rung on which the clip fits into `free_bytes`: what NVML says before this process
     has a CUDA context.
 
@@ -187,7 +189,7 @@ def plan(manifest: Manifest, shape: Shape, encoders: EncoderBytes, free_bytes: i
     return fitting[0]
 
 
-def next_rung(plan: Plan, stage: Stage) -> Plan | None:
+def next_rung(plan: MemoryPlan, stage: Stage) -> MemoryPlan | None:
     """After a stage ran out of memory in spite of the plan: the next rung that needs less in this
     stage, or None if there is none.
     """
@@ -198,7 +200,7 @@ def next_rung(plan: Plan, stage: Stage) -> Plan | None:
     return None
 
 
-def _on(rung: Rung, shape: Shape, fp: Footprint, free_bytes: int) -> Plan:
+def _on(rung: Rung, shape: ClipShape, fp: Footprint, free_bytes: int) -> MemoryPlan:
     blocks, encoders = fp.blocks + fp.rounding, fp.vision + fp.vae
     idle = ALLOWANCES + fp.outside + rung.blocks_stay * blocks + rung.encoders_stay * encoders
     alone = not rung.encoders_stay
@@ -210,7 +212,7 @@ def _on(rung: Rung, shape: Shape, fp: Footprint, free_bytes: int) -> Plan:
         + (fp.contexts + fp.tables + fp.latents + evaluating),
         "decode": idle + alone * fp.vae + fp.latents + fp.decode,
     }
-    return Plan(rung, shape, fp, idle, peaks, free_bytes)
+    return MemoryPlan(rung, shape, fp, idle, peaks, free_bytes)
 
 
 def _launched(fp: Footprint, contexts: int) -> int:
@@ -234,7 +236,7 @@ def _recorded(fp: Footprint, contexts: int) -> int:
 
 
 def _footprint(
-    manifest: Manifest, held: tuple[int, int, int], shape: Shape, encoders: EncoderBytes
+    manifest: Manifest, held: tuple[int, int, int], shape: ClipShape, encoders: EncoderBytes
 ) -> Footprint:
     model, (time, area), (blocks, outside, rounding) = manifest.model, shape.grid, held
     seen = _evaluation(manifest, area * (1 + time), area * time // 4, area * time)
@@ -343,11 +345,11 @@ def _allocations(dim: int, ffn: int) -> Iterator[tuple[int, str, str]]:
 # --- what is said
 
 
-def _too_large(manifest: Manifest, encoders: EncoderBytes, last: Plan) -> str:
+def _too_large(manifest: Manifest, encoders: EncoderBytes, last: MemoryPlan) -> str:
     shape, held = last.shape, last.footprint
     weights = held.blocks, held.outside, held.rounding
 
-    def fits(other: Shape) -> bool:
+    def fits(other: ClipShape) -> bool:
         bytes_of = _footprint(manifest, weights, other, encoders)
         return _on(last.rung, other, bytes_of, last.free_bytes).peak_bytes <= last.free_bytes
 
@@ -366,13 +368,13 @@ def _too_large(manifest: Manifest, encoders: EncoderBytes, last: Plan) -> str:
     )
 
 
-def _shorter(shape: Shape) -> Iterator[Shape]:
+def _shorter(shape: ClipShape) -> Iterator[ClipShape]:
     """Windows with fewer frames, the longest first."""
     for time in range(shape.grid[0] - 1, 0, -1):
         yield replace(shape, frames=VAE_STRIDE[0] * (time - 1) + 1)
 
 
-def _smaller(shape: Shape) -> Iterator[Shape]:
+def _smaller(shape: ClipShape) -> Iterator[ClipShape]:
     """Smaller pictures of nearly the same form, the largest first."""
     long = max(shape.height, shape.width)
     for side in range(long - SIZE_MULTIPLE, 0, -SIZE_MULTIPLE):
@@ -383,7 +385,7 @@ def _smaller(shape: Shape) -> Iterator[Shape]:
         yield replace(shape, height=height, width=width)
 
 
-def _described(shape: Shape) -> str:
+def _described(shape: ClipShape) -> str:
     guided = ", two prompts" if shape.contexts == 2 else ""
     return f"{shape.width}x{shape.height}, {shape.frames} frames at once{guided}"
 

@@ -11,23 +11,30 @@ from engine.clock import Clock
 from engine.conditioning import Encoders, condition
 from engine.denoise.guidance import Denoiser
 from engine.denoise.sampler import denoise, noise_like, seeded
-from engine.denoise.watch import Watch, evaluations, unwatched, watched
-from engine.denoise.windows import in_latents, share_noise, windowed
+from engine.denoise.windows import (
+    Watch,
+    evaluations,
+    in_latents,
+    reporting,
+    share_noise,
+    unwatched,
+    windowed,
+)
 from engine.errors import NotFinite, TooLarge
 from engine.flow import Clip, Conditions, Request, Source
 from engine.media.blank import refuse_blank
 from engine.media.mp4 import encode_mp4
 from engine.recipes import check_request
 from engine.residency import Memory
-from engine.source import Capture, load_source
-from engine.stage_dump import Stages
+from engine.source import MotionCapture, load_source
+from engine.stage_dump import StageDump
 
 
 class Pipeline:
     """Owns the loaded models. A job keeps nothing of the job before it."""
 
     def __init__(
-        self, denoiser: Denoiser, encoders: Encoders, capture: Capture, memory: Memory
+        self, denoiser: Denoiser, encoders: Encoders, capture: MotionCapture, memory: Memory
     ) -> None:
         self.denoiser = denoiser
         self.encoders = encoders
@@ -39,7 +46,7 @@ class Pipeline:
         request: Request,
         out: Path,
         comment: str,
-        stages: Stages,
+        stages: StageDump,
         watch: Watch = unwatched,
     ) -> Clip:
         """Writes the clip to `out`, all of it or nothing. Raises an `EngineError`."""
@@ -73,9 +80,9 @@ class Pipeline:
             ) from error
 
     def _latents(
-        self, request: Request, conditions: Conditions, stages: Stages, watch: Watch
+        self, request: Request, conditions: Conditions, stages: StageDump, watch: Watch
     ) -> Tensor:
-        with stages.watch(self.denoiser.watched):
+        with stages.watch(self.denoiser.recorded):
             latents = self.denoise(request, conditions, watch)
             self.require_finite(latents)
             stages.keep_latents(conditions, latents)
@@ -100,7 +107,7 @@ class Pipeline:
             tqdm(total=recipe.steps, desc="denoise", unit="step", disable=None) as bar,
         ):
             total = evaluations(recipe, shape[1])
-            velocity = watched(self.denoiser.bind(conditions, recipe), total, watch)
+            velocity = reporting(self.denoiser.bind(conditions, recipe), total, watch)
             return denoise(
                 windowed(velocity, cut),
                 noise.to(self.denoiser.device),

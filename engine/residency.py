@@ -14,7 +14,7 @@ import torch
 from engine.errors import TooLarge
 from engine.flow import Request, Source
 from engine.machine.resident import Resident
-from engine.memory import Plan, Rung, Shape, Stage, next_rung
+from engine.memory import ClipShape, MemoryPlan, Rung, Stage, next_rung
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +35,9 @@ class Movable:
 class Memory:
     """The plan of the clip at hand. Without a planner nothing is planned and nothing moves."""
 
-    def __init__(self, planner: Callable[[Shape], Plan] | None, models: Movable) -> None:
+    def __init__(self, planner: Callable[[ClipShape], MemoryPlan] | None, models: Movable) -> None:
         self._planner, self._models = planner, models
-        self._plan: Plan | None = None
+        self._plan: MemoryPlan | None = None
         self._stage: Stage = "conditioning"
         self.notes: list[str] = []  # what became of the plan, for whoever asked for the clip
 
@@ -52,7 +52,7 @@ class Memory:
         if self._planner is not None:
             self._follow(self._planner(shape_of(request, source)))
 
-    def foresee(self, shape: Shape) -> Plan | None:
+    def foresee(self, shape: ClipShape) -> MemoryPlan | None:
         """The plan of such a clip, which is not followed; None if nothing is planned. Raises
         `TooLarge`.
         """
@@ -94,7 +94,7 @@ class Memory:
         self.notes.append(note)
         self._follow(lower)
 
-    def _follow(self, plan: Plan) -> None:
+    def _follow(self, plan: MemoryPlan) -> None:
         log.info(plan.sentence)
         self._plan = plan
         try:
@@ -110,12 +110,12 @@ class Memory:
         torch.cuda.empty_cache()
 
 
-def shape_of(request: Request, source: Source) -> Shape:
+def shape_of(request: Request, source: Source) -> ClipShape:
     """What of a clip decides the memory it takes."""
     recipe, frames = request.recipe, len(source.skeleton)
     height, width = source.image.shape[1:]
     unseen = "first" if recipe.pose_from > 0 else "last" if recipe.pose_until < 1 else "never"
-    return Shape(
+    return ClipShape(
         height,
         width,
         frames=min(frames, recipe.window_frames),

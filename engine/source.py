@@ -24,10 +24,10 @@ from engine.pose.joints import JointClip, load_joints
 from engine.pose.skeleton import draw_skeleton
 
 # request, picture [h, w, 3] u8, size of the skeleton -> skeleton [T, *size, 3] u8 and its rate
-Capture = Callable[[Request, Tensor, Size], tuple[Tensor, float]]
+MotionCapture = Callable[[Request, Tensor, Size], tuple[Tensor, float]]
 
 
-def load_source(request: Request, capture: Capture) -> Source:
+def load_source(request: Request, capture: MotionCapture) -> Source:
     """Raises `BadMedia` and what `capture` raises, which turns a dance into a skeleton."""
     picture = load_image(request.image)
     size = clip_size(request, picture)

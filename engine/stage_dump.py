@@ -22,7 +22,7 @@ ACTIVATIONS, TIMINGS = "activations.safetensors", "timings_ms.json"
 NAMES = (SKELETON, LATENTS, ACTIVATIONS, TIMINGS)
 
 
-class Stages:
+class StageDump:
     """Writes into a folder, or nothing if there is none. Raises `OutputError`."""
 
     def __init__(self, folder: Path | None) -> None:

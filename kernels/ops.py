@@ -43,7 +43,7 @@ Dtype: TypeAlias = torch.dtype  # of 8-bit rows, int8 or e4m3: that of the weigh
 Modulate: TypeAlias = Callable[[Tensor, Tensor, Tensor, Dtype], Rows]
 ResidualModulate: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Dtype], Rows]
 Heads = TypeVar("Heads")  # q, k and v of all heads as one attention wants them
-CrossAttention: TypeAlias = Callable[[Tensor, Tensor, CrossKeys, CrossKeys], Tensor]
+CrossAttend: TypeAlias = Callable[[Tensor, Tensor, CrossKeys, CrossKeys], Tensor]
 Plain: TypeAlias = tuple[Tensor, Tensor, Tensor]  # q, k, v [S, N, K] bf16
 Product: TypeAlias = Callable[[Rows, Rows, Tensor], Tensor]
 Residual: TypeAlias = Callable[[Rows, Rows, Tensor, Tensor, Tensor], None]
@@ -68,7 +68,7 @@ class Ops(Generic[Heads]):
     # how many tokens look at all, the first ones -> [so many, D]
     attention: Callable[[Heads, int], Tensor]
     # q [S, D] before its RMSNorm, its 1 / rms [S], text, picture -> [S, D]
-    cross_attention: CrossAttention
+    cross_attention: CrossAttend
     # rows [S, in], weight [out, in], bias [out] -> [S, out]
     gemm: Product
     # the same and GELU (tanh)

@@ -44,6 +44,12 @@ def _log_level():
 
 
 @pytest.fixture(autouse=True)
+def _seeded():
+    """Every test draws the same numbers, whatever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def _unwritten_memory_is_nan():
     """`torch.empty` is filled with NaN, so an output that nobody wrote shows."""
     torch.use_deterministic_algorithms(True)

@@ -24,7 +24,7 @@ from engine.denoise.block import (
     assemble,
     run_block,
 )
-from engine.denoise.cuda_graphs import GraphedSteps
+from engine.denoise.cuda_graphs import GraphedBlocks
 from engine.denoise.packaged import TIME, PackagedDenoiser
 from engine.denoise.sampler import grid
 from engine.errors import EngineError
@@ -32,8 +32,8 @@ from engine.flow import Conditions, Recipe
 from engine.memory import (
     ALLOWANCES,
     LADDER,
+    ClipShape,
     EncoderBytes,
-    Shape,
     largest_moment,
     next_rung,
     plan,
@@ -111,8 +111,8 @@ class Pool:
 
 
 class MetaPackage:
-    """A package of the right names and shapes, and its `engine.machine.upload.Weights`: tensors on
-    the meta device, zeros on the CPU for what stays there.
+    """A package of the right names and shapes, and its `PackageWeights`: tensors on the meta
+    device, zeros on the CPU for what stays there.
     """
 
     path, device = Path("meta"), META
@@ -182,7 +182,7 @@ SOME_LAYERS = manifest_of(replace(SCAIL_14B, layers=16), 13824)
 
 
 def shape_of(name, **changes):
-    return replace(Shape(*NAMED[name], frames=81), **changes)
+    return replace(ClipShape(*NAMED[name], frames=81), **changes)
 
 
 def meta(*shape, dtype=torch.float32):
@@ -253,7 +253,7 @@ def count_denoising(manifest, shape, recorded):
             meta(16, time, height // 2, width // 2),
         )
         pool = Pool(live)
-        graphed = (lambda steps: GraphedSteps(steps, pool)) if recorded else None
+        graphed = (lambda steps: GraphedBlocks(steps, pool)) if recorded else None
         denoiser = PackagedDenoiser(package, native_ops(NoLaunches(), SM89), graphed)
         velocity = denoiser.bind(conditions, recipe)
         latents = meta(16, time, height, width)
@@ -443,4 +443,4 @@ def test_a_shape_that_no_clip_has_is_refused(changes):
 
 def test_a_huge_clip_is_refused_like_any_that_does_not_fit():
     with pytest.raises(EngineError, match=r"needs \d{5,}\.\d GB"):
-        plan(REAL, Shape(32 * 1000, 32 * 1000, 10_001), ENCODERS, FREE[141])
+        plan(REAL, ClipShape(32 * 1000, 32 * 1000, 10_001), ENCODERS, FREE[141])

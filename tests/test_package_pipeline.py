@@ -23,7 +23,7 @@ from engine.load import Settings, load_exact, load_package
 from engine.media.video import probe_video, read_video
 from engine.pose.networks import Networks
 from engine.recipes import RECIPES
-from engine.stage_dump import Stages
+from engine.stage_dump import StageDump
 from kernels.arch import ARCHS, SM89, SM90
 from kernels.attention import FORMS
 from tests.support.built import tiny_package
@@ -172,7 +172,7 @@ def request_of(tmp_path):
 
 def run(pipeline, request, folder):
     folder.mkdir()
-    made = pipeline.run(request, folder / "clip.mp4", "test", Stages(folder))
+    made = pipeline.run(request, folder / "clip.mp4", "test", StageDump(folder))
     return made, load_file(folder / "latents.safetensors")
 
 
@@ -253,7 +253,7 @@ def test_prompts_that_a_package_holds_need_no_text_encoder(
     assert_near(kept["latents"], want["latents"])
     other = dataclasses.replace(request_of(), prompt="a dancer in the snow")
     with pytest.raises(MissingModel, match=r"There is no text encoder .*text_encoders"):
-        pipeline.run(other, tmp_path / "clip.mp4", "test", Stages(None))
+        pipeline.run(other, tmp_path / "clip.mp4", "test", StageDump(None))
     assert not (tmp_path / "clip.mp4").exists()
     _, again = run(pipeline, request_of(), tmp_path / "again")
     assert torch.equal(again["latents"], kept["latents"])

@@ -20,7 +20,7 @@ from engine.media.picture import load_image
 from engine.media.video import probe_video, read_video
 from engine.pose.joints import JointClip, save_joints
 from engine.pose.networks import Networks
-from engine.stage_dump import Stages
+from engine.stage_dump import StageDump
 from tests.support.clips import clip, tone
 
 QUICK = Recipe(sampler="euler", steps=2, cfg=1.0, shift=5.0)
@@ -50,7 +50,7 @@ def request_of(tmp_path):
 
 
 def run(pipeline, request, folder, name="clip.mp4", keep="stages"):
-    made = pipeline.run(request, folder / name, "test", Stages(folder / keep))
+    made = pipeline.run(request, folder / name, "test", StageDump(folder / keep))
     return made, load_file(folder / keep / "latents.safetensors")
 
 
@@ -204,7 +204,7 @@ def test_a_failure_in_the_middle_leaves_the_old_result(pipeline, request_of, tmp
     encoders = dataclasses.replace(encoders, decode=stopping(encoders.decode))
     failing = type(pipeline)(pipeline.denoiser, encoders, pipeline.capture, pipeline.memory)
     with pytest.raises(EngineError, match="stop"):
-        failing.run(request, tmp_path / "clip.mp4", "test", Stages(None))
+        failing.run(request, tmp_path / "clip.mp4", "test", StageDump(None))
     assert sorted(tmp_path.iterdir()) == before
     assert (tmp_path / "clip.mp4").read_bytes() == b"precious"
 
@@ -214,7 +214,7 @@ def test_numbers_that_are_not_finite_make_no_clip(pipeline, request_of, tmp_path
     kept = bias.detach().clone()
     bias.data[3] = torch.inf
     with pytest.raises(NotFinite, match=r"scail_tiny_bf16\.safetensors gives numbers"):
-        pipeline.run(request_of(), tmp_path / "clip.mp4", "test", Stages(None))
+        pipeline.run(request_of(), tmp_path / "clip.mp4", "test", StageDump(None))
     bias.data.copy_(kept)
     assert not (tmp_path / "clip.mp4").exists()
 
@@ -224,7 +224,7 @@ def test_encoders_of_another_model_are_refused(pipeline, request_of, tmp_path):
     wide = dataclasses.replace(encoders, vision=lambda image: torch.zeros(257, 1280))
     other = type(pipeline)(pipeline.denoiser, wide, pipeline.capture, pipeline.memory)
     with pytest.raises(BadCheckpoint, match=r"image encoder makes features 1280 wide.*takes 160"):
-        other.run(request_of(), tmp_path / "clip.mp4", "test", Stages(None))
+        other.run(request_of(), tmp_path / "clip.mp4", "test", StageDump(None))
 
 
 def test_a_turned_picture_is_upright_in_the_latents(pipeline, request_of, tmp_path):

@@ -13,17 +13,17 @@ from PIL import Image
 
 from engine.config import state_dir
 from engine.demo.weights import demo_weights
-from engine.denoise.watch import unwatched
+from engine.denoise.windows import unwatched
 from engine.errors import EngineError, TooLarge
 from engine.flow import Recipe, Request, Source
 from engine.load import Settings, load_exact
 from engine.machine.resident import Resident
 from engine.media.video import probe_video
-from engine.memory import LADDER, EncoderBytes, Shape, plan
+from engine.memory import LADDER, ClipShape, EncoderBytes, plan
 from engine.package.folder import open_package
 from engine.pose.networks import Networks
 from engine.residency import Memory, Movable, shape_of
-from engine.stage_dump import Stages
+from engine.stage_dump import StageDump
 from kernels.arch import SM90
 from tests.support.built import tiny_package
 from tests.support.clips import clip
@@ -148,9 +148,9 @@ class Gpu:
     def free_for(self, rung):
         """Bytes with which this rung is the first that fits the clip of these tests."""
         manifest = open_package(tiny_package(SM90)).manifest
-        found = plan(manifest, Shape(64, 96, 9), ENCODERS, self.free)
+        found = plan(manifest, ClipShape(64, 96, 9), ENCODERS, self.free)
         while found.rung is not rung:
-            found = plan(manifest, Shape(64, 96, 9), ENCODERS, found.peak_bytes - 1)
+            found = plan(manifest, ClipShape(64, 96, 9), ENCODERS, found.peak_bytes - 1)
         return found.peak_bytes
 
 
@@ -270,11 +270,11 @@ def test_a_stage_is_begun_again_until_it_is_done(made):
 @pytest.mark.parametrize(
     ("changes", "frames", "want"),
     [
-        ({}, 9, Shape(64, 96, 9, clip_frames=9)),
-        ({"cfg": 4.0}, 9, Shape(64, 96, 9, contexts=2, clip_frames=9)),
-        ({"pose_until": 0.5}, 97, Shape(64, 96, 81, unseen="last", clip_frames=97)),
-        ({"pose_from": 0.5}, 97, Shape(64, 96, 81, unseen="first", clip_frames=97)),
-        ({"window_frames": 13}, 97, Shape(64, 96, 13, clip_frames=97)),
+        ({}, 9, ClipShape(64, 96, 9, clip_frames=9)),
+        ({"cfg": 4.0}, 9, ClipShape(64, 96, 9, contexts=2, clip_frames=9)),
+        ({"pose_until": 0.5}, 97, ClipShape(64, 96, 81, unseen="last", clip_frames=97)),
+        ({"pose_from": 0.5}, 97, ClipShape(64, 96, 81, unseen="first", clip_frames=97)),
+        ({"window_frames": 13}, 97, ClipShape(64, 96, 13, clip_frames=97)),
     ],
 )
 def test_a_clip_is_planned_as_it_is_denoised(changes, frames, want):
@@ -289,7 +289,7 @@ def test_a_clip_is_planned_as_it_is_denoised(changes, frames, want):
 class Hungry:
     """A denoiser and a decoder around those of a pipeline that run out so often."""
 
-    name, device, watched = "the hungry model", torch.device("cpu"), None
+    name, device, recorded = "the hungry model", torch.device("cpu"), None
 
     def __init__(self, encoders, blocks):
         self.home, self._encoders = blocks, encoders
@@ -353,7 +353,7 @@ def run(tmp_path):
     )
 
     def make(pipeline, watch=unwatched):
-        return pipeline.run(request, tmp_path / "clip.mp4", "test", Stages(None), watch)
+        return pipeline.run(request, tmp_path / "clip.mp4", "test", StageDump(None), watch)
 
     return make
 
@@ -418,7 +418,7 @@ def test_the_job_after_a_clip_that_was_too_large_works_and_has_all_memory(hungry
     assert (made.notes, probe_video(made.path).frames) == ((), 9)
     assert hungry.gpu.diary[0] == "graphs True"
     assert not [move for move in hungry.gpu.diary if move.startswith("-")]
-    assert hungry.gpu.shapes == [Shape(64, 96, 9, clip_frames=9)] * 2
+    assert hungry.gpu.shapes == [ClipShape(64, 96, 9, clip_frames=9)] * 2
 
 
 def test_a_job_goes_down_rung_by_rung_over_its_stages(hungry, run):

@@ -23,7 +23,7 @@ from benchmarks.nano.dancer import FPS, PICTURE, SEED
 from benchmarks.nano.drawing import Look, draw_dancer
 from engine.config import SCAIL_14B, TINY, models_dir
 from engine.denoise.packaged import PackagedDenoiser
-from engine.jobs.download import Network
+from engine.jobs.download import Internet
 from engine.jobs.fetch import Wanted, fetch_url
 from engine.load import Settings, load_package
 from engine.media.framing import crop_frames
@@ -87,7 +87,7 @@ def _enlarged(frame: Tensor) -> Tensor:
     return crop_frames(frame[None], VIDEO_SIZE)
 
 
-def fetch(job: Path, network: Network) -> tuple[Path, Path]:
+def fetch(job: Path, network: Internet) -> tuple[Path, Path]:
     """Picture and video of a job, in its folder, as the worker gets them."""
     address = f"http://{_HOST}"
     image = fetch_url(f"{address}/{PICTURE.name}", Wanted("image_url", "picture", job), network)
@@ -96,7 +96,7 @@ def fetch(job: Path, network: Network) -> tuple[Path, Path]:
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[Network]:
+def served(folder: Path) -> Iterator[Internet]:
     """An Internet in which every host is this folder."""
     answer = partial(_Files, directory=str(folder))
     with ThreadingHTTPServer(("127.0.0.1", 0), answer) as server:
@@ -108,7 +108,7 @@ def served(folder: Path) -> Iterator[Network]:
         thread = Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
-            yield Network(lambda host, asked, timeout_s: [_ADDRESS], connect)
+            yield Internet(lambda host, asked, timeout_s: [_ADDRESS], connect)
         finally:
             server.shutdown()
             thread.join()

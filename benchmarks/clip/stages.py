@@ -27,7 +27,7 @@ from engine.pipeline import Pipeline
 from engine.pose.align import Mode
 from engine.pose.boxes import Frame
 from engine.pose.capture import capture_skeleton
-from engine.pose.extract import Dance, Motion, Networks, PoseExtractor
+from engine.pose.extract import CapturedMotion, CaptureNetworks, Dance, PoseExtractor
 from engine.pose.skeleton import draw_skeleton
 
 T = TypeVar("T")
@@ -84,7 +84,7 @@ def stages(spans: Spans, laps_ms: Mapping[str, float]) -> dict[str, float]:
 
 
 def timed_pipeline(
-    pipeline: Pipeline, networks: Networks | None, state: Path, spans: Spans
+    pipeline: Pipeline, networks: CaptureNetworks | None, state: Path, spans: Spans
 ) -> Pipeline:
     """The same models, with clocks. `state` is a fresh folder, so that no dance is known yet.
 
@@ -144,8 +144,8 @@ class TimedDenoiser:
         return self._inner.home
 
     @property
-    def watched(self) -> nn.Module | None:
-        return self._inner.watched
+    def recorded(self) -> nn.Module | None:
+        return self._inner.recorded
 
     def bind(self, conditions: Conditions, recipe: Recipe) -> WindowVelocity:
         with self._spans(CONTEXT):
@@ -159,19 +159,24 @@ class TimedDenoiser:
 
 
 class TimedCapture(PoseExtractor):
-    """Motion capture of a dance that nobody has seen."""
+    """CapturedMotion capture of a dance that nobody has seen."""
 
-    def __init__(self, networks: Networks, state: Path, spans: Spans) -> None:
+    def __init__(self, networks: CaptureNetworks, state: Path, spans: Spans) -> None:
         super().__init__(networks, state)
         self._spans = spans
 
-    def motion(self, dance: Dance, read: Callable[[], NDArray[np.uint8]]) -> Motion:
+    def motion(self, dance: Dance, read: Callable[[], NDArray[np.uint8]]) -> CapturedMotion:
         frames = read()  # decoding is not motion capture
         with self._spans(CAPTURE):
             return super().motion(dance, lambda: frames)
 
     def skeleton(
-        self, motion: Motion, picture: Frame | None, height: int, width: int, mode: Mode = "exact"
+        self,
+        motion: CapturedMotion,
+        picture: Frame | None,
+        height: int,
+        width: int,
+        mode: Mode = "exact",
     ) -> Iterator[Frame]:
         with self._spans(CAPTURE):  # the networks look at the picture too
             drawn = super().skeleton(motion, picture, height, width, mode)
@@ -186,10 +191,15 @@ class KnownDance(PoseExtractor):
     def __init__(self, spans: Spans) -> None:
         self._spans = spans
 
-    def motion(self, dance: Dance, read: Callable[[], NDArray[np.uint8]]) -> Motion:
-        return Motion(dance_joints(len(read())), [])
+    def motion(self, dance: Dance, read: Callable[[], NDArray[np.uint8]]) -> CapturedMotion:
+        return CapturedMotion(dance_joints(len(read())), [])
 
     def skeleton(
-        self, motion: Motion, picture: Frame | None, height: int, width: int, mode: Mode = "exact"
+        self,
+        motion: CapturedMotion,
+        picture: Frame | None,
+        height: int,
+        width: int,
+        mode: Mode = "exact",
     ) -> Iterator[Frame]:
         return self._spans.each(RENDER, draw_skeleton(motion.joints, height, width))

@@ -31,15 +31,15 @@ from benchmarks.clip.stages import (
 )
 from benchmarks.timing import WrongResult, require
 from engine.config import VAE_STRIDE
-from engine.denoise.watch import evaluations
+from engine.denoise.windows import evaluations
 from engine.errors import BadRequest, MissingModel
 from engine.flow import Clip, Request
-from engine.jobs.download import Network
+from engine.jobs.download import Internet
 from engine.machine.heap import keep_freed_memory
 from engine.media.framing import check_size, trim_to_whole_latents
 from engine.media.video import probe_video, read_video
 from engine.recipes import NEGATIVE_PROMPT, PROMPT, RECIPES
-from engine.stage_dump import Stages
+from engine.stage_dump import StageDump
 
 Size = tuple[int, int]  # height, width
 
@@ -49,7 +49,7 @@ NOISE_MS, NOISE_SHARE = 50.0, 0.05  # between two clocks around the same work
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class ClipRun:
     """One clip."""
 
     wall_ms: float
@@ -105,7 +105,7 @@ def _check_asked(sizes: Sequence[Size], frames: int, recipes: Sequence[str], run
 class Bench:
     """Owns the loaded models while clips are timed."""
 
-    def __init__(self, loaded: Loaded, folder: Path, network: Network) -> None:
+    def __init__(self, loaded: Loaded, folder: Path, network: Internet) -> None:
         self._loaded, self._folder, self._network = loaded, folder, network
         self._unmeasured = ""
         try:
@@ -148,7 +148,7 @@ class Bench:
         threads = torch.get_num_threads()
         return self._loaded.gpu or f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
-    def _run(self, recipe: str, size: Size, frames: int) -> Run:
+    def _run(self, recipe: str, size: Size, frames: int) -> ClipRun:
         loaded, on_gpu = self._loaded, self._loaded.gpu is not None
         self._spans = spans = Spans(torch.cuda.synchronize if on_gpu else bool)
         with TemporaryDirectory(dir=self._folder, prefix="job-") as name:
@@ -163,7 +163,7 @@ class Bench:
                 image, motion, "video", RECIPES[recipe], PROMPT, NEGATIVE_PROMPT,
                 seed=1, height=size[0], width=size[1], frames=frames,
             )  # fmt: skip
-            clip = pipeline.run(request, out, "benchmark", Stages(None))
+            clip = pipeline.run(request, out, "benchmark", StageDump(None))
             wall_ms = 1000 * (time.monotonic() - start)
             peak = peak_mib(on_gpu)
             check_clip(clip, size, frames)
@@ -173,7 +173,7 @@ class Bench:
         want = evaluations(RECIPES[recipe], 1 + (frames - 1) // VAE_STRIDE[0])
         right = len(forwards) == want
         require(right, f"{recipe}: {len(forwards)} evaluations were timed, {want} belong to it")
-        return Run(wall_ms, found, forwards, peak)
+        return ClipRun(wall_ms, found, forwards, peak)
 
     def _vae_alone(self) -> float:
         """ms to decode the latents of the last clip, nobody encoding beside it."""
@@ -236,7 +236,7 @@ def peak_mib(on_gpu: bool) -> float:
     return int(held[1]) / 1024
 
 
-def _times(name: str, middle: Run, runs: Sequence[Run]) -> StageTime:
+def _times(name: str, middle: ClipRun, runs: Sequence[ClipRun]) -> StageTime:
     ms = [run.stages_ms[name] for run in runs]
     return StageTime(name, middle.stages_ms[name], min(ms), max(ms))
 

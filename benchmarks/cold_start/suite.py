@@ -62,7 +62,7 @@ class PhaseRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class StartScene:
     """What is started: files, and the arguments of each way."""
 
     package: Path
@@ -124,7 +124,7 @@ def _finished(row: PhaseRow, torch_ms: float, cached: Sequence[float] | None) ->
     return replace(row, times_torch=times, cached=share)
 
 
-def prepare(folder: Path, package: Path | None, models: Path | None) -> Scene:
+def prepare(folder: Path, package: Path | None, models: Path | None) -> StartScene:
     """The package, or the tiny one for this GPU (without one, sm89), and its weights once more as
     safetensors. Made by another process, so that this one holds no PyTorch.
     """
@@ -134,10 +134,10 @@ def prepare(folder: Path, package: Path | None, models: Path | None) -> Scene:
     require(done.returncode == 0, f"Nothing to start: {_last_line(done.stderr)}")
     made = json.loads(done.stdout.splitlines()[-1])
     state, weights = Path(made["state"]), Path(made["weights"])
-    return Scene(Path(made["package"]), models or Path(made["models"]), state, weights)
+    return StartScene(Path(made["package"]), models or Path(made["models"]), state, weights)
 
 
-def start(way: str, scene: Scene) -> Start:
+def start(way: str, scene: StartScene) -> Start:
     """One start in a process of its own. Raises `WrongResult`."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with TemporaryFile("w+") as errors:

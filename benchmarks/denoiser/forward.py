@@ -20,17 +20,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.denoiser.forward_blocks import measure_blocks
-from benchmarks.denoiser.forward_place import Place, build, name_of, prepared
+from benchmarks.denoiser.forward_place import ForwardPlace, build, name_of, prepared
 from benchmarks.kernel.gpu import machine
 from benchmarks.random_package import RandomWeights, random_package
 from benchmarks.timing import WrongResult, require
 from engine.config import LATENT_CHANNELS, TEXT_TOKENS, ModelConfig
-from engine.denoise.cuda_graphs import GraphedSteps
+from engine.denoise.cuda_graphs import GraphedBlocks
 from engine.denoise.packaged import PackagedDenoiser
 from engine.denoise.sampler import grid
 from engine.errors import EngineError, TooLarge
 from engine.flow import Conditions, Recipe
-from engine.memory import VISION_TOKENS, EncoderBytes, Plan, Shape, plan
+from engine.memory import VISION_TOKENS, ClipShape, EncoderBytes, MemoryPlan, plan
 from kernels.arch import ARCHS, SM90, Arch
 from kernels.launch import DriverError
 
@@ -47,7 +47,7 @@ SECONDS = {
 }
 
 
-def tflop(model: ModelConfig, shape: Shape) -> float:
+def tflop(model: ModelConfig, shape: ClipShape) -> float:
     """Of one evaluation, keys of text and picture known (spec/performance.md B)."""
     tokens, dim = shape.tokens, model.dim
     products = 2 * tokens * dim * (6 * dim + 2 * model.ffn)
@@ -55,14 +55,14 @@ def tflop(model: ModelConfig, shape: Shape) -> float:
     return model.layers * (products + attention) / 1e12
 
 
-def measure_forward(place: Place, shape: Shape, planned: Plan) -> float | None:
+def measure_forward(place: ForwardPlace, shape: ClipShape, planned: MemoryPlan) -> float | None:
     """Seconds of an evaluation, as a graph where the plan has graphs; says times and memory."""
     on_gpu = place.device.type == "cuda"
     begin = time.perf_counter()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     weights = RandomWeights(random_package(place.model, place.arch), place.device)
-    denoiser = PackagedDenoiser(weights, place.ops, partial(GraphedSteps, capture=place.capture))
+    denoiser = PackagedDenoiser(weights, place.ops, partial(GraphedBlocks, record=place.capture))
     place.say("weights", seconds=round(time.perf_counter() - begin, 1))
     latents, conditions = drawn_conditions(place, shape)
     velocity = denoiser.bind(conditions, RECIPE)
@@ -88,7 +88,7 @@ def measure_forward(place: Place, shape: Shape, planned: Plan) -> float | None:
     return min(best, default=None)
 
 
-def say_memory(place: Place, shape: Shape, planned: Plan, free_bytes: int) -> None:
+def say_memory(place: ForwardPlace, shape: ClipShape, planned: MemoryPlan, free_bytes: int) -> None:
     """The most that the GPU held for this process: its pool at its largest, and all outside it."""
     outside = free_bytes - torch.cuda.mem_get_info()[0] - torch.cuda.memory_reserved()
     peak = outside + torch.cuda.max_memory_reserved()
@@ -100,7 +100,7 @@ def say_memory(place: Place, shape: Shape, planned: Plan, free_bytes: int) -> No
     )  # fmt: skip
 
 
-def drawn_conditions(place: Place, shape: Shape) -> tuple[Tensor, Conditions]:
+def drawn_conditions(place: ForwardPlace, shape: ClipShape) -> tuple[Tensor, Conditions]:
     """Noise, and a clip whose prompt fills all 512 tokens."""
     time_, rows, columns = shape.grid[0], shape.height // 8, shape.width // 8
     randn = partial(torch.randn, generator=torch.Generator(place.device).manual_seed(1))
@@ -116,7 +116,7 @@ def drawn_conditions(place: Place, shape: Shape) -> tuple[Tensor, Conditions]:
 
 
 @torch.inference_mode()
-def measure(place: Place) -> None:
+def measure(place: ForwardPlace) -> None:
     place.say("machine", **{k: v for k, v in machine().items() if k != "step"})
     for shape in place.sizes:
         encoders = EncoderBytes(0, 0, 0)  # not in this process
@@ -135,7 +135,7 @@ def measure(place: Place) -> None:
 
 
 def verdict(
-    arch: Arch, shape: Shape, ours: float | None, plain: float | None
+    arch: Arch, shape: ClipShape, ours: float | None, plain: float | None
 ) -> Mapping[str, object]:
     """How the times stand to floor and goal; None where there is no time or no such figure."""
     faster = None if ours is None or plain is None else plain / ours
@@ -149,7 +149,7 @@ def verdict(
     }  # fmt: skip
 
 
-def _give_back(place: Place) -> None:
+def _give_back(place: ForwardPlace) -> None:
     gc.collect()  # a denoiser and its residency hold each other
     if place.device.type == "cuda":
         torch.cuda.synchronize()

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.denoiser.forward_place import Place, name_of
+from benchmarks.denoiser.forward_place import ForwardPlace, name_of
 from benchmarks.kernel.peers import (
     COMPILER,
     DIFFUSERS,
     TORCHAO,
     TRITON,
-    Library,
-    Work,
+    PeerLibrary,
+    PeerWork,
     interleaved,
     lacking,
 )
@@ -38,7 +38,7 @@ from engine.denoise.block import (
     context_keys,
     run_block,
 )
-from engine.memory import VISION_TOKENS, Shape
+from engine.memory import VISION_TOKENS, ClipShape
 from engine.models.attention import Attention, sdpa
 from engine.models.dit import EPS, Block, Context, Rope, rope_tables
 
@@ -55,7 +55,7 @@ DIFFUSERS_NAMES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class BlockScene:
     """One block of ours, and what blocks are given."""
 
     weights: BlockWeights
@@ -66,7 +66,7 @@ class Scene:
     rope: Rope
 
 
-def drawn_scene(place: Place, shape: Shape) -> Scene:
+def drawn_scene(place: ForwardPlace, shape: ClipShape) -> BlockScene:
     weights = RandomWeights(random_package(place.model, place.arch), place.device)
     names = [name for name in weights.package.names if name.startswith("blocks.0.")]
     held = weights.read(names)
@@ -80,7 +80,7 @@ def drawn_scene(place: Place, shape: Shape) -> Scene:
     dim = place.model.dim
     context = Context(draw(TEXT_TOKENS, dim), draw(VISION_TOKENS, dim))
     read = lambda name: held[f"blocks.0.{name}"]  # noqa: E731
-    return Scene(
+    return BlockScene(
         assemble(BlockWeights, read),
         assemble(ContextWeights, read),
         draw(shape.tokens, dim),
@@ -91,11 +91,11 @@ def drawn_scene(place: Place, shape: Shape) -> Scene:
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class PeerForm:
     """Diffusers' block in one of the ways in which people run it."""
 
     program: str
-    needs: tuple[Library, ...]
+    needs: tuple[PeerLibrary, ...]
     on_cpu: bool  # False: what it needs is there, and still needs a GPU
     limit: float  # of the relative error of what it adds
     finish: Callable[[nn.Module], nn.Module]
@@ -124,19 +124,19 @@ def fp8_rows(block: nn.Module) -> nn.Module:
 
 
 FORMS = (
-    Form("diffusers WanTransformerBlock bfloat16", (DIFFUSERS,), True, BF16_LIMIT, eager),
-    Form(
+    PeerForm("diffusers WanTransformerBlock bfloat16", (DIFFUSERS,), True, BF16_LIMIT, eager),
+    PeerForm(
         "diffusers WanTransformerBlock bfloat16, compiled",
         (DIFFUSERS, TRITON, COMPILER), False, BF16_LIMIT, compiled,
     ),
-    Form(
+    PeerForm(
         "diffusers WanTransformerBlock torchao FP8, compiled",
         (DIFFUSERS, TRITON, COMPILER, TORCHAO), False, FP8_LIMIT, fp8_rows,
     ),
 )  # fmt: skip
 
 
-def measure_blocks(place: Place, shape: Shape) -> float | None:
+def measure_blocks(place: ForwardPlace, shape: ClipShape) -> float | None:
     """Seconds of 40 plain BF16 blocks with the best attention of PyTorch; says all times."""
     scene = drawn_scene(place, shape)
     dtype = torch.bfloat16 if place.device.type == "cuda" else torch.float32
@@ -147,7 +147,7 @@ def measure_blocks(place: Place, shape: Shape) -> float | None:
     def ours(x: Tensor) -> Tensor:
         return run_block(place.ops, scene.weights, keys, x, modulation, scene.rope)
 
-    plains: dict[SDPBackend, Work] = {}
+    plains: dict[SDPBackend, PeerWork] = {}
     update: Tensor | None = None
     for backend in place.backends:
         run = under(backend, lambda: plain(scene.x, scene.modulation, scene.context, scene.rope))
@@ -185,13 +185,13 @@ def measure_blocks(place: Place, shape: Shape) -> float | None:
 
 
 def begun(
-    place: Place,
-    shape: Shape,
-    form: Form,
+    place: ForwardPlace,
+    shape: ClipShape,
+    form: PeerForm,
     begin: Callable[[], Callable[[], Tensor]],
     x: Tensor,
     update: Tensor,
-) -> Work | None:
+) -> PeerWork | None:
     """Its work: done once, so compiled, and found right. None: a line says why there is none."""
     note = lacking(form.needs, on_gpu=form.on_cpu or place.device.type == "cuda")
     if not note:
@@ -210,7 +210,7 @@ def begun(
 
 
 def check_block(
-    place: Place, shape: Shape, program: str, got: Tensor, want: Tensor, limit: float
+    place: ForwardPlace, shape: ClipShape, program: str, got: Tensor, want: Tensor, limit: float
 ) -> float:
     """The relative error of what was added to the tokens [S, D]; says it."""
     error, cosine = difference(got, want)
@@ -241,7 +241,7 @@ def first_line(error: Exception) -> str:
 
 
 def say_block(
-    place: Place, shape: Shape, program: str, times: Sequence[float], note: str = ""
+    place: ForwardPlace, shape: ClipShape, program: str, times: Sequence[float], note: str = ""
 ) -> None:
     """`times`: medians in ms; none, where there is no clock or a note says why."""
     ms, noise = spread(times) or (None, None)
@@ -288,7 +288,7 @@ def plain_block(
 
 
 def diffusers_block(
-    model: ModelConfig, plain: Block, scene: Scene, finish: Callable[[nn.Module], nn.Module]
+    model: ModelConfig, plain: Block, scene: BlockScene, finish: Callable[[nn.Module], nn.Module]
 ) -> Callable[[], Tensor]:
     """The block of another library's Wan model in BF16, with the weights of the plain one.
 

@@ -16,18 +16,18 @@ from benchmarks.kernel.gpu import load
 from benchmarks.kernel.suite import current_stream
 from benchmarks.random_package import form_of
 from engine.config import SCAIL_14B, TINY, ModelConfig, state_dir
-from engine.denoise.cuda_graphs import Capture, CudaCapture
+from engine.denoise.cuda_graphs import CudaGraphRecorder, GraphRecorder
 from engine.errors import UnsupportedGpu
 from engine.machine.gpu import find_gpu
 from engine.machine.kernel_choice import attention_kernel, choose_variants, gemm_ways
-from engine.memory import Shape
+from engine.memory import ClipShape
 from kernels.arch import ARCHS, SM90, Arch
 from kernels.launch import KernelBank
 from kernels.ops import Ops, native_ops, reference_ops
 from kernels.trial import event_ms
 
-SIZES = (Shape(416, 672, 81), Shape(512, 896, 81))
-DRY_SIZES = (Shape(64, 96, 5),)
+SIZES = (ClipShape(416, 672, 81), ClipShape(512, 896, 81))
+DRY_SIZES = (ClipShape(64, 96, 5),)
 BACKENDS = (
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
@@ -35,20 +35,20 @@ BACKENDS = (
 )
 RUNS = 5
 
-Clock = Callable[[Callable[[], object]], float | None]  # ms, the median of some runs
+StepTimer = Callable[[Callable[[], object]], float | None]  # ms, the median of some runs
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ForwardPlace:
     """Where it runs, and with what."""
 
     arch: Arch
     device: torch.device
     model: ModelConfig
     ops: Ops
-    capture: Capture
-    sizes: Sequence[Shape]
-    clock: Clock
+    capture: GraphRecorder
+    sizes: Sequence[ClipShape]
+    clock: StepTimer
     backends: Sequence[SDPBackend]
     free_bytes: int | None  # before this process touched the GPU; None: a CPU
     out: Path
@@ -60,7 +60,7 @@ class Place:
         print(line, flush=True)
 
 
-def name_of(shape: Shape) -> str:
+def name_of(shape: ClipShape) -> str:
     return f"{shape.height}x{shape.width}x{shape.frames}"
 
 
@@ -84,11 +84,11 @@ def rerun(run: Callable[[], object]) -> Callable[[], None]:
 
 
 @contextmanager
-def prepared(args: argparse.Namespace) -> Iterator[Place]:
+def prepared(args: argparse.Namespace) -> Iterator[ForwardPlace]:
     """Raises `UnsupportedGpu` and what loading kernels raises."""
     if args.dry:
         cpu = torch.device("cpu")
-        yield Place(
+        yield ForwardPlace(
             SM90, cpu, TINY, reference_ops(), rerun, DRY_SIZES, once, (SDPBackend.MATH,), None,
             args.out,
         )  # fmt: skip
@@ -108,9 +108,9 @@ def prepared(args: argparse.Namespace) -> Iterator[Place]:
         ways = gemm_ways(choices, {form.down, form.others})
         ops = native_ops(bank, arch, attention=attention_kernel(choices, "int8fp8"), gemm=ways)
         free = gpu.free_bytes or gpu.memory_bytes
-        place = Place(
-            arch, device, SCAIL_14B, ops, CudaCapture(), SIZES, median_of_runs, BACKENDS, free,
-            args.out,
+        place = ForwardPlace(
+            arch, device, SCAIL_14B, ops, CudaGraphRecorder(), SIZES, median_of_runs, BACKENDS,
+            free, args.out,
         )  # fmt: skip
         place.say("variants", ops=[asdict(choice) for choice in choices.ops])
         yield place

@@ -4,7 +4,7 @@ Sentences come from counts in the main loop and from traffic, not from a clock. 
 in spec/performance.md D.
 """
 
-from benchmarks.denoiser.launches import ATTENTION, ROPE, Step, Work
+from benchmarks.denoiser.launches import ATTENTION, ROPE, LaunchStep, LaunchWork
 from benchmarks.kernel.model import (
     BEST_A_CYCLE,
     GPUS,
@@ -21,7 +21,7 @@ DRAM_SHARE = 0.85  # of the rated bandwidth: assumed in estimates, spec/performa
 HALF_RATE = 1.05  # times the cycles of the best instructions, from which others are called slow
 
 
-def estimated_ms(work: Work, cubin: Cubin, arch: Arch) -> float:
+def estimated_ms(work: LaunchWork, cubin: Cubin, arch: Arch) -> float:
     """Of one launch: the main loop, or memory at `DRAM_SHARE` of its rate."""
     memory = work.traffic / (DRAM_SHARE * GPUS[arch].gigabytes_s) / 1e6
     if cubin.loop is None:
@@ -29,7 +29,7 @@ def estimated_ms(work: Work, cubin: Cubin, arch: Arch) -> float:
     return max(memory, work.flop / estimated_tflops(cubin, arch) / 1e9)
 
 
-def why(step: Step, work: Work, cubin: Cubin, arch: Arch) -> str:
+def why(step: LaunchStep, work: LaunchWork, cubin: Cubin, arch: Arch) -> str:
     """What its machine code says of the time above the limit."""
     if cubin.loop is None:
         if step.kind == ROPE and work.traffic > work.moved:
@@ -49,7 +49,7 @@ def why(step: Step, work: Work, cubin: Cubin, arch: Arch) -> str:
     return f"{_needs(need)}: {_remedy(step, need)}"
 
 
-def _slow_instruction(work: Work, cubin: Cubin, arch: Arch) -> str | None:
+def _slow_instruction(work: LaunchWork, cubin: Cubin, arch: Arch) -> str | None:
     """None if its products run at the best rate of the GPU."""
     assert cubin.loop is not None
     work_of = {name: flop(name) * count for name, count in cubin.loop.mma.items()}
@@ -71,7 +71,7 @@ def _needs(need: Demands) -> str:
     )
 
 
-def _remedy(step: Step, need: Demands) -> str:
+def _remedy(step: LaunchStep, need: Demands) -> str:
     if need.special > 0.9 * need.tensor:
         return (
             "MUFU and tensor cores take turns; ping-pong warpgroups (Gluon) would overlap them, "

@@ -30,7 +30,7 @@ SHORT = {torch.int8: "i8", torch.float8_e4m3fn: "fp8"}
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class LaunchStep:
     name: str
     kind: str  # steps of one kind share a colour
     op: str  # field of `kernels.ops.Ops`
@@ -39,7 +39,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class LaunchWork:
     """Of one launch."""
 
     flop: float
@@ -54,18 +54,18 @@ CROSS, ROWS, ROPE = "cross attention", "norms and rows", "RMSNorm and RoPE"
 KINDS = (ATTENTION, PRODUCTS, FEED_FORWARD, CROSS, ROPE, ROWS)
 
 STEPS = (
-    Step("modulate", ROWS, "modulate", "modulate", 3),
-    Step("qkv", PRODUCTS, "gemm", "qkv", 1),
-    Step("rope", ROPE, "rope", "rope", 1),
-    Step("attention", ATTENTION, "attention", "attention", 1),
-    Step("quantise", ROWS, "quantize", "quantize", 2),
-    Step("o + residual", PRODUCTS, "gemm_residual", "o + residual", 2),
-    Step("cross q", PRODUCTS, "gemm", "qkv", 1),
-    Step("1 / rms of cross q", ROPE, "rms_inverse", "rms_inverse", 1),
-    Step("cross attention", CROSS, "cross_attention", "cross_attention", 1),
-    Step("up + GELU", FEED_FORWARD, "gemm_gelu", "up + gelu", 1),
-    Step("quantise the inner", FEED_FORWARD, "quantize", "quantize", 1),
-    Step("down + residual", FEED_FORWARD, "gemm_residual", "down + residual", 1),
+    LaunchStep("modulate", ROWS, "modulate", "modulate", 3),
+    LaunchStep("qkv", PRODUCTS, "gemm", "qkv", 1),
+    LaunchStep("rope", ROPE, "rope", "rope", 1),
+    LaunchStep("attention", ATTENTION, "attention", "attention", 1),
+    LaunchStep("quantise", ROWS, "quantize", "quantize", 2),
+    LaunchStep("o + residual", PRODUCTS, "gemm_residual", "o + residual", 2),
+    LaunchStep("cross q", PRODUCTS, "gemm", "qkv", 1),
+    LaunchStep("1 / rms of cross q", ROPE, "rms_inverse", "rms_inverse", 1),
+    LaunchStep("cross attention", CROSS, "cross_attention", "cross_attention", 1),
+    LaunchStep("up + GELU", FEED_FORWARD, "gemm_gelu", "up + gelu", 1),
+    LaunchStep("quantise the inner", FEED_FORWARD, "quantize", "quantize", 1),
+    LaunchStep("down + residual", FEED_FORWARD, "gemm_residual", "down + residual", 1),
 )
 ORDER = (
     "modulate", "qkv", "rope", "attention", "quantise", "o + residual",
@@ -75,16 +75,16 @@ ORDER = (
 _BY_NAME = {step.name: step for step in STEPS}
 
 
-def work_of(step: Step, model: ModelConfig, tokens: int) -> Work:
+def work_of(step: LaunchStep, model: ModelConfig, tokens: int) -> LaunchWork:
     """One launch with S tokens."""
     s, d, f = float(tokens), model.dim, model.ffn
 
-    def product(n: int, k: int, written: int) -> Work:
+    def product(n: int, k: int, written: int) -> LaunchWork:
         moved = s * k + n * k + written * s * n
-        return Work(2 * s * n * k, moved, moved, 0, 8)
+        return LaunchWork(2 * s * n * k, moved, moved, 0, 8)
 
-    def rows(width: float, traffic: float | None = None) -> Work:
-        return Work(0, s * width, s * (traffic or width), 0, 8)
+    def rows(width: float, traffic: float | None = None) -> LaunchWork:
+        return LaunchWork(0, s * width, s * (traffic or width), 0, 8)
 
     match step.name:
         case "modulate":
@@ -94,7 +94,7 @@ def work_of(step: Step, model: ModelConfig, tokens: int) -> Work:
         case "rope":
             return rows(9 * d, 17 * d)  # kernels.rope: q and k are read twice, v and k again
         case "attention":
-            return Work(4 * s * s * d, 5 * s * d, 5 * s * d, s * s * d / HEAD_SIZE, 8)
+            return LaunchWork(4 * s * s * d, 5 * s * d, 5 * s * d, s * s * d / HEAD_SIZE, 8)
         case "quantise":
             return rows(3 * d)
         case "o + residual":
@@ -105,7 +105,7 @@ def work_of(step: Step, model: ModelConfig, tokens: int) -> Work:
             return rows(2 * d)
         case "cross attention":
             moved = 4 * s * d + 8 * KEYS * d
-            return Work(4 * s * KEYS * d, moved, moved, s * KEYS * d / HEAD_SIZE, 16)
+            return LaunchWork(4 * s * KEYS * d, moved, moved, s * KEYS * d / HEAD_SIZE, 16)
         case "up + GELU":
             return product(f, d, 2)
         case "quantise the inner":
@@ -115,7 +115,7 @@ def work_of(step: Step, model: ModelConfig, tokens: int) -> Work:
     raise AssertionError(f"no step is called {step.name}")
 
 
-def candidates(step: Step, model: ModelConfig, arch: Arch) -> list[str]:
+def candidates(step: LaunchStep, model: ModelConfig, arch: Arch) -> list[str]:
     """The cases of `kernel_cases` that do it; of several a worker takes the fastest at start-up."""
     form = form_of(arch)[1]
     dtype = form.down if step.name in ("quantise the inner", "down + residual") else form.others
@@ -164,7 +164,7 @@ class CudaStopwatch:
         return [a.elapsed_time(b) for a, b in zip(self.events, self.events[1:])]
 
 
-def watched(ops: Ops, stopwatch: Stopwatch, called: list[str]) -> Ops:
+def timed(ops: Ops, stopwatch: Stopwatch, called: list[str]) -> Ops:
     """The same operations between two marks each; their names go to `called`."""
 
     def between(name: str, op: Callable[..., object]) -> Callable[..., object]:
@@ -194,7 +194,7 @@ def timed_block(
     in no step. x is changed. Raises `WrongResult` if the block does not do what `ORDER` says.
     """
     called: list[str] = []
-    run_block(watched(ops, stopwatch, called), weights, keys, x, modulation, rope)
+    run_block(timed(ops, stopwatch, called), weights, keys, x, modulation, rope)
     expected = [_BY_NAME[name].op for name in ORDER]
     if called != expected:
         raise WrongResult(f"a block called {called}, expected {expected}: mend block_steps.ORDER")

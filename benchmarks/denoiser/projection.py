@@ -17,16 +17,23 @@ from typing import TypeAlias
 from benchmarks import pictures
 from benchmarks.denoiser.forward_place import name_of
 from benchmarks.denoiser.launches import STEPS, candidates
-from benchmarks.denoiser.suite import SIZES, Forward, Kernels, StepRow, estimated_rows, kernels_of
+from benchmarks.denoiser.suite import (
+    SIZES,
+    ForwardCase,
+    Kernels,
+    StepRow,
+    estimated_rows,
+    kernels_of,
+)
 from benchmarks.figures import Figure
 from benchmarks.kernel.cases import SCAIL_14B as SIZES_14B
-from benchmarks.kernel.cases import Case, cases
+from benchmarks.kernel.cases import KernelCase, cases
 from benchmarks.kernel.model import GPUS, limits_ms
 from benchmarks.timing import WrongResult
 from engine.config import HEAD_SIZE, SCAIL_14B
 from engine.errors import BadRequest
 from engine.flow import Recipe
-from engine.memory import Shape
+from engine.memory import ClipShape
 from engine.recipes import RECIPES
 from kernels.arch import ARCHS, SM90, Arch
 
@@ -61,7 +68,7 @@ class ProjectionRow:
 
 
 def measure_projection(
-    archs: Sequence[str], measured: Path | None = None, sizes: Sequence[Shape] = SIZES
+    archs: Sequence[str], measured: Path | None = None, sizes: Sequence[ClipShape] = SIZES
 ) -> tuple[str, list[ProjectionRow]]:
     """`measured`: gpu.jsonl of `gpu.sh`, or JSON of `run.py` on sm90; it must hold every step.
 
@@ -109,13 +116,14 @@ def assumptions(rows: Sequence[ProjectionRow]) -> list[str]:
 
 
 def projected(
-    arch: Arch, size: Shape, shares: Mapping[str, float] | None, kernels: KernelsOf
+    arch: Arch, size: ClipShape, shares: Mapping[str, float] | None, kernels: KernelsOf
 ) -> list[ProjectionRow]:
     """A forward and the clips of each recipe. `shares`: of the limit on sm90, by step."""
     bars = []
     for tokens in (size.tokens, without_pose(size)):
         here, there = (
-            estimated_rows(Forward(a, SCAIL_14B, size, tokens), kernels[a]) for a in (arch, SM90)
+            estimated_rows(ForwardCase(a, SCAIL_14B, size, tokens), kernels[a])
+            for a in (arch, SM90)
         )
         bars.append(bar(arch, here, there, shares))
     rows = []
@@ -162,7 +170,7 @@ def bar(
     return figure, fastest, slowest, limit
 
 
-def without_pose(size: Shape) -> int:
+def without_pose(size: ClipShape) -> int:
     """S of an evaluation that does not see the skeleton."""
     time, area = size.grid
     return area * (1 + time)
@@ -221,7 +229,7 @@ def measured_shares(path: Path) -> dict[str, float]:
     return {step: at[max(at)] for step, at in found.items()}
 
 
-def _limit_ms(case: Case, tokens: int) -> float:
+def _limit_ms(case: KernelCase, tokens: int) -> float:
     work, wide = case.flop(tokens), case.name == "cross_attention"
     attends = wide or case.name.startswith("attention")
     exponentials = work / (4 * HEAD_SIZE) if attends else 0.0

@@ -19,15 +19,15 @@ from torch.nn.attention import sdpa_kernel
 
 from benchmarks import pictures
 from benchmarks.denoiser.forward_blocks import UPDATE_LIMIT, drawn_scene, plain_block
-from benchmarks.denoiser.forward_place import RUNS, Place, build, name_of, prepared
+from benchmarks.denoiser.forward_place import RUNS, ForwardPlace, build, name_of, prepared
 from benchmarks.denoiser.gaps import estimated_ms, why
 from benchmarks.denoiser.launches import (
     KINDS,
     STEPS,
     CudaStopwatch,
-    Step,
+    LaunchStep,
+    LaunchWork,
     Stopwatch,
-    Work,
     candidates,
     timed_block,
     work_of,
@@ -42,19 +42,19 @@ from benchmarks.timing import require
 from engine.config import SCAIL_14B, ModelConfig
 from engine.denoise.block import block_modulation, context_keys, run_block
 from engine.errors import Unavailable
-from engine.memory import Shape
+from engine.memory import ClipShape
 from engine.models.attention import sdpa
 from kernels.aot.cubin import Cubin
 from kernels.arch import ARCHS, Arch
 
-SIZES = (Shape(512, 896, 81), Shape(416, 672, 81))
+SIZES = (ClipShape(512, 896, 81), ClipShape(416, 672, 81))
 BOTH = 0.97  # two units this close to each other both bind
-REST = Step("between steps", "between steps", "", "", 1)
+REST = LaunchStep("between steps", "between steps", "", "", 1)
 LAUNCHES = "small kernels of PyTorch, and launches that a CUDA graph would not wait for"
 EXPLAINED = 0.01  # of the forward: losses below it are not listed
 LISTED = 3  # at least
 
-Source = Literal["estimate", "measured"]
+Origin = Literal["estimate", "measured"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class StepRow:
     limit_ms: float  # the GPU at its rated clock, perfectly used
     ms: float
     noise_ms: float  # half of the spread between runs; 0 of an estimate
-    source: Source
+    source: Origin
     kernel: str  # of several the one whose estimate is best; "" where the host chose by a trial
     gap: str  # what stands between `ms` and the limit, and what would win it back
 
@@ -89,12 +89,12 @@ class StepRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Forward:
+class ForwardCase:
     """What is estimated or measured."""
 
     arch: Arch
     model: ModelConfig
-    size: Shape
+    size: ClipShape
     tokens: int  # S
 
 
@@ -102,7 +102,7 @@ Kernels: TypeAlias = Mapping[str, Mapping[str, Cubin]]  # of each step, by the n
 
 
 def measure_denoiser(
-    sizes: Sequence[Shape] = SIZES, cubins: Path | None = None
+    sizes: Sequence[ClipShape] = SIZES, cubins: Path | None = None
 ) -> tuple[str, list[StepRow]]:
     """`cubins`: a folder of `forward.py build`, in place of compiling for all architectures.
 
@@ -116,7 +116,7 @@ def measure_denoiser(
         if made_for is None or arch.name in made_for:
             kernels = kernels_of(arch, held)
             for size in sizes:
-                rows += estimated_rows(Forward(arch, SCAIL_14B, size, size.tokens), kernels)
+                rows += estimated_rows(ForwardCase(arch, SCAIL_14B, size, size.tokens), kernels)
     here = next((arch for arch in ARCHS if runs_here(arch)), None)
     if here is None:
         return "the proofs of their machine code alone: estimates, no GPU here runs them", rows
@@ -152,7 +152,7 @@ def kernels_of(arch: Arch, held: Mapping[str, Cubin] | None = None) -> Kernels:
     }
 
 
-def estimated_rows(forward: Forward, kernels: Kernels) -> list[StepRow]:
+def estimated_rows(forward: ForwardCase, kernels: Kernels) -> list[StepRow]:
     """From the machine code of each step's kernels, the fastest of several."""
     arch, model, rows = forward.arch, forward.model, []
     for step in STEPS:
@@ -168,7 +168,9 @@ def estimated_rows(forward: Forward, kernels: Kernels) -> list[StepRow]:
 # --- measured
 
 
-def measured_rows(place: Place, size: Shape, stopwatch: Callable[[], Stopwatch]) -> list[StepRow]:
+def measured_rows(
+    place: ForwardPlace, size: ClipShape, stopwatch: Callable[[], Stopwatch]
+) -> list[StepRow]:
     """One block on `place`, after its result was found right; the median of some runs."""
     scene = drawn_scene(place, size)
     context, rope = scene.context, scene.rope
@@ -186,7 +188,7 @@ def measured_rows(place: Place, size: Shape, stopwatch: Callable[[], Stopwatch])
         timed_block(place.ops, scene.weights, keys, scene.x.clone(), modulation, rope, stopwatch())
         for _ in range(RUNS)
     ]
-    forward, layers = Forward(place.arch, place.model, size, size.tokens), place.model.layers
+    forward, layers = ForwardCase(place.arch, place.model, size, size.tokens), place.model.layers
     rows = [
         _row(forward, step, _middle([layers * run[step.name] for run in runs]), "measured")
         for step in STEPS
@@ -200,16 +202,16 @@ def _middle(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _row(
-    forward: Forward,
-    step: Step,
+    forward: ForwardCase,
+    step: LaunchStep,
     time: tuple[float, float],
-    source: Source,
+    source: Origin,
     kernel: str = "",
     gap: str = "",
 ) -> StepRow:
     """`time`: milliseconds of the whole forward, and their noise."""
     arch, launches = forward.arch, step.count * forward.model.layers
-    nothing = Work(0, 0, 0, 0, 8)
+    nothing = LaunchWork(0, 0, 0, 0, 8)
     work = nothing if step is REST else work_of(step, forward.model, forward.tokens)
     limits = limits_ms(work.flop, work.moved, work.exponentials, work.bits, arch)
     limit = max(limits.values())
@@ -224,9 +226,9 @@ def _row(
 # --- shown
 
 
-def groups(rows: Iterable[StepRow]) -> dict[tuple[str, str, Source], list[StepRow]]:
+def groups(rows: Iterable[StepRow]) -> dict[tuple[str, str, Origin], list[StepRow]]:
     """The forwards: by size, architecture and source, in order."""
-    found: dict[tuple[str, str, Source], list[StepRow]] = {}
+    found: dict[tuple[str, str, Origin], list[StepRow]] = {}
     for row in rows:
         found.setdefault((row.size, row.arch, row.source), []).append(row)
     return found

@@ -66,7 +66,7 @@ TINY = Model(256, 512, 2, 16, 24)
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class KernelJob:
     """A kernel and tensors for it, in memory."""
 
     run: Callable[[], object]
@@ -74,7 +74,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class KernelCase:
     """A kernel, or the few that do one thing together, at the sizes of a model."""
 
     name: str
@@ -82,10 +82,10 @@ class Case:
     limit: float  # relative error up to which a result is right
     flop: Callable[[int], float]  # for S tokens
     moved: Callable[[int], float]  # bytes: every input read once, every output written once
-    prepare: Callable[[Bank, int, torch.device], Job]
+    prepare: Callable[[Bank, int, torch.device], KernelJob]
 
 
-def cases(arch: Arch, model: Model) -> list[Case]:
+def cases(arch: Arch, model: Model) -> list[KernelCase]:
     """Everything that is compiled for an architecture."""
     found = [
         *_attention(model),
@@ -100,7 +100,7 @@ def cases(arch: Arch, model: Model) -> list[Case]:
 # --- products
 
 
-def _gemm(model: Model) -> Iterator[Case]:
+def _gemm(model: Model) -> Iterator[KernelCase]:
     dim, ffn = model.dim, model.ffn
     for name, form in GEMM.items():
         yield _product(f"gemm.{name} qkv", form, form.bias, 3 * dim, dim)
@@ -109,10 +109,10 @@ def _gemm(model: Model) -> Iterator[Case]:
         yield _product(f"gemm.{name} down + residual", form, form.residual, dim, ffn)
 
 
-def _product(name: str, form: Gemm, spec: KernelSpec, n: int, k: int) -> Case:
+def _product(name: str, form: Gemm, spec: KernelSpec, n: int, k: int) -> KernelCase:
     written = 8 if spec is form.residual else 2  # bytes a value: x is read and written
 
-    def prepare(bank: Bank, tokens: int, device: torch.device) -> Job:
+    def prepare(bank: Bank, tokens: int, device: torch.device) -> KernelJob:
         normal = _normal(tokens, device)
         a, b = (quantize_rows(normal(rows, k), form.dtype) for rows in (tokens, n))
         bias, gate = normal(n), normal(n)
@@ -127,9 +127,9 @@ def _product(name: str, form: Gemm, spec: KernelSpec, n: int, k: int) -> Case:
         def compare() -> tuple[Tensor, Tensor]:
             return run()[rows], reference(_take(a, rows), b, bias)
 
-        return Job(run, compare)
+        return KernelJob(run, compare)
 
-    return Case(
+    return KernelCase(
         name, (spec,), 1e-2,
         flop=lambda s: 2.0 * s * n * k,
         moved=lambda s: float(s * k + n * k + written * s * n),
@@ -139,7 +139,7 @@ def _product(name: str, form: Gemm, spec: KernelSpec, n: int, k: int) -> Case:
 
 def _residual_job(
     bank: Bank, form: Gemm, a: Rows, b: Rows, bias: Tensor, gate: Tensor, x: Tensor
-) -> Job:
+) -> KernelJob:
     run = partial(gemm_residual, bank, form, a, b, bias, gate, x)
     rows = _sample(len(x), x.device)
 
@@ -149,13 +149,13 @@ def _residual_job(
         run()
         return x[rows] - before, want - before
 
-    return Job(run, compare)
+    return KernelJob(run, compare)
 
 
 # --- attention
 
 
-def _attention(model: Model) -> Iterator[Case]:
+def _attention(model: Model) -> Iterator[KernelCase]:
     for spec in ATTENTION.values():
         qk, v, v_limit = formats(spec)
 
@@ -165,7 +165,7 @@ def _attention(model: Model) -> Iterator[Case]:
             device: torch.device,
             spec: KernelSpec = spec,
             form: tuple[torch.dtype, float, torch.dtype] = (qk, v_limit, v),
-        ) -> Job:
+        ) -> KernelJob:
             normal = _normal(tokens, device)
             q, k, values = (normal(tokens, model.dim // HEAD, HEAD) for _ in range(3))
             qkv = quantize_qkv(q, k, values, *form)
@@ -175,9 +175,9 @@ def _attention(model: Model) -> Iterator[Case]:
             def compare() -> tuple[Tensor, Tensor]:
                 return run()[rows], attention_rows(q[rows], k, values)
 
-            return Job(run, compare)
+            return KernelJob(run, compare)
 
-        yield Case(
+        yield KernelCase(
             spec.name, (spec,), 0.09,
             flop=lambda s: 4.0 * s * s * model.dim,
             moved=lambda s: 5.0 * s * model.dim,
@@ -194,11 +194,11 @@ def attention_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.cat(heads, dim=1)
 
 
-def _cross_attention(model: Model) -> Case:
+def _cross_attention(model: Model) -> KernelCase:
     dim = model.dim
     keys = TEXT + 1 + VISION
 
-    def prepare(bank: Bank, tokens: int, device: torch.device) -> Job:
+    def prepare(bank: Bank, tokens: int, device: torch.device) -> KernelJob:
         normal = _normal(tokens, device)
         q, weight = normal(tokens, dim).bfloat16(), 1 + 0.1 * normal(dim)
         text = cross_keys(normal(TEXT + 1, dim), normal(TEXT + 1, dim), weight, 512 - TEXT)
@@ -210,9 +210,9 @@ def _cross_attention(model: Model) -> Case:
         def compare() -> tuple[Tensor, Tensor]:
             return run()[rows], cross_attention_reference(q[rows], inverse[rows], text, vision)
 
-        return Job(run, compare)
+        return KernelJob(run, compare)
 
-    return Case(
+    return KernelCase(
         CROSS_ATTENTION.name, (CROSS_ATTENTION,), 1e-2,
         flop=lambda s: 4.0 * s * keys * dim,
         moved=lambda s: 4.0 * s * dim + 8.0 * keys * dim,
@@ -223,7 +223,7 @@ def _cross_attention(model: Model) -> Case:
 # --- rows
 
 
-def _row_kernels(model: Model) -> Iterator[Case]:
+def _row_kernels(model: Model) -> Iterator[KernelCase]:
     dim, ffn = model.dim, model.ffn
     for dtype, short in SHORT.items():
         spec = modulate_spec(dim, dtype)
@@ -246,22 +246,24 @@ def _rows(
     name: str,
     specs: tuple[KernelSpec, ...],
     moved: int,
-    prepare: Callable[[Bank, int, torch.device], Job],
-) -> Case:
-    return Case(name, specs, 1e-2, lambda _: 0.0, lambda s: float(s * moved), prepare)
+    prepare: Callable[[Bank, int, torch.device], KernelJob],
+) -> KernelCase:
+    return KernelCase(name, specs, 1e-2, lambda _: 0.0, lambda s: float(s * moved), prepare)
 
 
-def _modulate(dim: int, dtype: torch.dtype, bank: Bank, tokens: int, device: torch.device) -> Job:
+def _modulate(
+    dim: int, dtype: torch.dtype, bank: Bank, tokens: int, device: torch.device
+) -> KernelJob:
     normal = _normal(tokens, device)
     x, shift, scale = normal(tokens, dim), normal(dim), 0.2 * normal(dim)
     run = partial(modulate, bank, x, shift, scale, dtype)
     want = partial(modulate_reference, x, shift, scale, dtype)
-    return Job(run, lambda: (run().dequantize(), want().dequantize()))
+    return KernelJob(run, lambda: (run().dequantize(), want().dequantize()))
 
 
 def _residual_modulate(
     dim: int, dtype: torch.dtype, bank: Bank, tokens: int, device: torch.device
-) -> Job:
+) -> KernelJob:
     normal = _normal(tokens, device)
     x, branch = normal(tokens, dim), normal(tokens, dim).bfloat16()
     gate, shift, scale = normal(dim), normal(dim), 0.2 * normal(dim)
@@ -273,16 +275,18 @@ def _residual_modulate(
         got = run()
         return torch.cat([got.dequantize(), x]), torch.cat([want.dequantize(), own])
 
-    return Job(run, compare)
+    return KernelJob(run, compare)
 
 
-def _quantize(width: int, dtype: torch.dtype, bank: Bank, tokens: int, device: torch.device) -> Job:
+def _quantize(
+    width: int, dtype: torch.dtype, bank: Bank, tokens: int, device: torch.device
+) -> KernelJob:
     x = _normal(tokens, device)(tokens, width).bfloat16()
     run = partial(quantize, bank, x, dtype)
-    return Job(run, lambda: (run().dequantize(), quantize_rows(x, dtype).dequantize()))
+    return KernelJob(run, lambda: (run().dequantize(), quantize_rows(x, dtype).dequantize()))
 
 
-def _rope(dim: int, dtype: torch.dtype, bank: Bank, tokens: int, device: torch.device) -> Job:
+def _rope(dim: int, dtype: torch.dtype, bank: Bank, tokens: int, device: torch.device) -> KernelJob:
     normal = _normal(tokens, device)
     qkv = normal(tokens, 3 * dim).bfloat16()
     norm_q, norm_k = 1 + 0.1 * normal(dim), 1 + 0.1 * normal(dim)
@@ -293,23 +297,23 @@ def _rope(dim: int, dtype: torch.dtype, bank: Bank, tokens: int, device: torch.d
     def compare() -> tuple[Tensor, Tensor]:
         return _qkv_values(run()), _qkv_values(rope_reference(*operands, dtype))
 
-    return Job(run, compare)
+    return KernelJob(run, compare)
 
 
-def _rms_inverse(dim: int, bank: Bank, tokens: int, device: torch.device) -> Job:
+def _rms_inverse(dim: int, bank: Bank, tokens: int, device: torch.device) -> KernelJob:
     x = _normal(tokens, device)(tokens, dim).bfloat16()
     run = partial(rms_inverse, bank, x, dim, 1)
-    return Job(run, lambda: (run()[0], x.float().square().mean(dim=1).add(1e-6).rsqrt()))
+    return KernelJob(run, lambda: (run()[0], x.float().square().mean(dim=1).add(1e-6).rsqrt()))
 
 
 # --- pictures
 
 
-def _capsules(model: Model) -> Case:
+def _capsules(model: Model) -> KernelCase:
     bones, radius = 24, 21.5
     pixels = model.height * model.width
 
-    def prepare(bank: Bank, _: int, device: torch.device) -> Job:
+    def prepare(bank: Bank, _: int, device: torch.device) -> KernelJob:
         normal = _normal(0, device)
         start = 300 * normal(model.frames, bones, 3) + torch.tensor([0, 0, 3000.0], device=device)
         end = start + 150 * normal(model.frames, bones, 3)
@@ -323,9 +327,9 @@ def _capsules(model: Model) -> Case:
         )  # fmt: skip
         few = Skeletons(*(getattr(people, name)[:2] for name in ("start", "end", "rgb", "count")))
         run = partial(capsules, bank, people, view)
-        return Job(run, lambda: (run()[:2].float(), capsules_reference(few, view).float()))
+        return KernelJob(run, lambda: (run()[:2].float(), capsules_reference(few, view).float()))
 
-    return Case(
+    return KernelCase(
         CAPSULES.name, (CAPSULES,), 3e-2,
         flop=lambda _: 0.0,
         moved=lambda _: 4.0 * model.frames * pixels,

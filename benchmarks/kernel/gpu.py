@@ -20,12 +20,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.kernel.cases import SCAIL_14B, TINY, Case, cases
+from benchmarks.kernel.cases import SCAIL_14B, TINY, KernelCase, cases
 from benchmarks.kernel.peers import Peer, peers
 from benchmarks.kernel.suite import (
     TOKENS,
+    KernelPlace,
     KernelRow,
-    Place,
     compile_cases,
     current_stream,
     difference,
@@ -45,9 +45,9 @@ RESERVE_S = 30  # of the budget, for a step that has begun
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    place: Place
-    cases: list[Case]
+class GpuRun:
+    place: KernelPlace
+    cases: list[KernelCase]
     tokens: tuple[int, ...]  # that are timed
     peers: Callable[[int], Iterable[Peer]]
     deadline: float  # of time.monotonic()
@@ -78,7 +78,7 @@ def load(folder: Path) -> dict[str, Cubin]:
 
 
 @contextmanager
-def prepared(args: argparse.Namespace) -> Iterator[Run]:
+def prepared(args: argparse.Namespace) -> Iterator[GpuRun]:
     """With a bank of loaded cubins, or of the interpreter."""
     deadline = time.monotonic() + args.budget
     model = TINY if args.dry else SCAIL_14B
@@ -87,15 +87,15 @@ def prepared(args: argparse.Namespace) -> Iterator[Run]:
         # makes this process interpret Triton
         from tests.support.interpreter import InterpretedBank
 
-        place = Place(SM90, InterpretedBank(SM90), torch.device("cpu"), {}, run_once)
-        yield Run(place, chosen, (130,), lambda _: (), deadline, args.out)
+        place = KernelPlace(SM90, InterpretedBank(SM90), torch.device("cpu"), {}, run_once)
+        yield GpuRun(place, chosen, (130,), lambda _: (), deadline, args.out)
         return
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.zeros(1, device="cuda")  # the context that the launcher shares
     cubins = load(args.folder)
     with KernelBank(cubins.values(), SM90, current_stream) as bank:
-        place = Place(SM90, bank, torch.device("cuda:0"), cubins, median_ms)
-        yield Run(place, chosen, TOKENS, peers, deadline, args.out)
+        place = KernelPlace(SM90, bank, torch.device("cuda:0"), cubins, median_ms)
+        yield GpuRun(place, chosen, TOKENS, peers, deadline, args.out)
 
 
 def run_once(work: Callable[[], object]) -> None:
@@ -111,7 +111,7 @@ def poisoned_memory() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def check(run: Run) -> list[str]:
+def check(run: GpuRun) -> list[str]:
     """Names of the cases that are wrong at a small size."""
     wrong, place = [], run.place
     for case in run.cases:
@@ -135,7 +135,7 @@ def check(run: Run) -> list[str]:
     return wrong
 
 
-def measure(run: Run, wrong: Sequence[str]) -> list[KernelRow]:
+def measure(run: GpuRun, wrong: Sequence[str]) -> list[KernelRow]:
     """Times of the cases that were right, and of other libraries."""
     rows = []
     for tokens in run.tokens:
@@ -158,11 +158,11 @@ def measure(run: Run, wrong: Sequence[str]) -> list[KernelRow]:
     return rows
 
 
-def _is_late(run: Run) -> bool:
+def _is_late(run: GpuRun) -> bool:
     return time.monotonic() > run.deadline - RESERVE_S
 
 
-def _write(run: Run, fact: Mapping[str, object]) -> None:
+def _write(run: GpuRun, fact: Mapping[str, object]) -> None:
     line = json.dumps(fact)
     with run.out.open("a") as file:
         file.write(line + "\n")

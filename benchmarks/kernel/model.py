@@ -23,7 +23,7 @@ SHARED_RESERVED = 1024  # bytes of a block that the driver takes
 
 
 @dataclass(frozen=True, slots=True)
-class Gpu:
+class GpuModel:
     """The one whose times are estimated for an architecture."""
 
     name: str
@@ -35,9 +35,9 @@ class Gpu:
 
 
 GPUS = {
-    SM89: Gpu("RTX 4090", 128, 2.52, 1008, 102_400, 2.75),
-    SM90: Gpu("H200", 132, 1.83, 4800, 233_472, 1.83),
-    SM120: Gpu("RTX 5090", 170, 2.407, 1792, 102_400, 2.91),
+    SM89: GpuModel("RTX 4090", 128, 2.52, 1008, 102_400, 2.75),
+    SM90: GpuModel("H200", 132, 1.83, 4800, 233_472, 1.83),
+    SM120: GpuModel("RTX 5090", 170, 2.407, 1792, 102_400, 2.91),
 }
 
 # FLOP a multiprocessor does in a cycle at best, sums in FP32 or better, by the bits of an operand.
@@ -77,7 +77,7 @@ def flop_a_cycle(instruction: str) -> int:
     return next(rate for pattern, rate in FLOP_A_CYCLE if re.match(pattern, instruction))
 
 
-def peak_tflops(mix: Mix, gpu: Gpu) -> float:
+def peak_tflops(mix: Mix, gpu: GpuModel) -> float:
     """The tensor cores alone, with this mix of instructions."""
     work = sum(flop(name) * count for name, count in mix.mma.items())
     cycles = sum(flop(name) * count / flop_a_cycle(name) for name, count in mix.mma.items())
@@ -123,13 +123,13 @@ def turns_a_cycle(needs: Sequence[float], warps: int) -> float:
     return rate
 
 
-def blocks_together(cubin: Cubin, gpu: Gpu) -> int:
+def blocks_together(cubin: Cubin, gpu: GpuModel) -> int:
     """How many blocks of a kernel one multiprocessor holds."""
     registers = -(-cubin.registers // 8) * 8 * 32 * cubin.warps
     return min(REGISTERS // registers, gpu.shared_bytes // (cubin.shared_bytes + SHARED_RESERVED))
 
 
-def limit_ms(flop: float, moved: float, mix: Mix | None, gpu: Gpu) -> float:
+def limit_ms(flop: float, moved: float, mix: Mix | None, gpu: GpuModel) -> float:
     """Arithmetic or memory traffic, whichever takes longer."""
     arithmetic = flop / peak_tflops(mix, gpu) / 1e9 if mix is not None else 0.0
     return max(arithmetic, moved / gpu.gigabytes_s / 1e6)

@@ -23,12 +23,12 @@ ATTENTION = "attention"  # the work of a peer that is no product
 ROUNDS = 3  # of turns: their spread is the noise
 
 Timed = TypeVar("Timed")
-Work = Callable[[], object]
-Clock = Callable[[Work], float | None]  # ms; None: runs, but has no clock
+PeerWork = Callable[[], object]
+PeerTimer = Callable[[PeerWork], float | None]  # ms; None: runs, but has no clock
 
 
 @dataclass(frozen=True, slots=True)
-class Library:
+class PeerLibrary:
     """What a peer needs, and how to get it."""
 
     name: str
@@ -38,24 +38,26 @@ class Library:
     programs: tuple[str, ...] = ()  # of which one has to be found, where it is no module
 
 
-TORCH = Library("torch", "SDPA, _scaled_mm, _int_mm", "pip install torch==2.10.0", "torch")
-XFORMERS = Library("xformers", "attention BF16", "pip install xformers==0.0.35", "xformers")
-SAGE = Library(
+TORCH = PeerLibrary("torch", "SDPA, _scaled_mm, _int_mm", "pip install torch==2.10.0", "torch")
+XFORMERS = PeerLibrary("xformers", "attention BF16", "pip install xformers==0.0.35", "xformers")
+SAGE = PeerLibrary(
     "sageattention", "attention INT8", "pip install sageattention==1.0.6", "sageattention"
 )
-CUDNN = Library(
+CUDNN = PeerLibrary(
     "nvidia-cudnn-frontend", "attention FP8", "pip install nvidia-cudnn-frontend==1.32.0", "cudnn"
 )
-DIFFUSERS = Library(
+DIFFUSERS = PeerLibrary(
     "diffusers", "block of Wan, decoder of its VAE", "pip install diffusers==0.42.1", "diffusers"
 )
-TRITON = Library("triton", "compiled block", "pip install triton==3.6.0", "triton")
-COMPILER = Library("C compiler", "compiled block", "apt-get install gcc", programs=("gcc", "clang"))
-TORCHAO = Library("torchao", "compiled FP8 block", "pip install torchao==0.18.0", "torchao")
+TRITON = PeerLibrary("triton", "compiled block", "pip install triton==3.6.0", "triton")
+COMPILER = PeerLibrary(
+    "C compiler", "compiled block", "apt-get install gcc", programs=("gcc", "clang")
+)
+TORCHAO = PeerLibrary("torchao", "compiled FP8 block", "pip install torchao==0.18.0", "torchao")
 OF_KERNELS = (TORCH, XFORMERS, SAGE, CUDNN)
 
 
-def lacking(libraries: Sequence[Library], on_gpu: bool) -> str:
+def lacking(libraries: Sequence[PeerLibrary], on_gpu: bool) -> str:
     """Why a peer that needs these does not run here, and how to change that; "": it does."""
     lacks = [f"{one.name}: not here; {one.install}" for one in libraries if not _is_here(one)]
     if lacks or on_gpu:
@@ -63,7 +65,7 @@ def lacking(libraries: Sequence[Library], on_gpu: bool) -> str:
     return f"{' + '.join(one.name for one in libraries)}: needs a GPU"
 
 
-def _is_here(library: Library) -> bool:
+def _is_here(library: PeerLibrary) -> bool:
     if library.programs:
         return any(which(program) for program in library.programs)
     return find_spec(library.module) is not None
@@ -89,7 +91,7 @@ def interleaved(
 class Peer:
     name: str
     flop: float
-    run: Callable[[], Work] | None  # makes inputs, returns the work
+    run: Callable[[], PeerWork] | None  # makes inputs, returns the work
     missing: str = ""  # how to get it, where it is not installed
     beside: str = ATTENTION  # the work of ours that it is timed in turns with
 
@@ -123,7 +125,7 @@ def _heads_first(tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-def _sdpa(tokens: int, backend: SDPBackend) -> Work:
+def _sdpa(tokens: int, backend: SDPBackend) -> PeerWork:
     q, k, v = _heads_first(tokens)
 
     def run() -> Tensor:
@@ -133,20 +135,20 @@ def _sdpa(tokens: int, backend: SDPBackend) -> Work:
     return run
 
 
-def _xformers(tokens: int) -> Work:
+def _xformers(tokens: int) -> PeerWork:
     q, k, v = (side.transpose(1, 2).contiguous() for side in _heads_first(tokens))
     attend = import_module("xformers.ops").memory_efficient_attention
     return lambda: attend(q, k, v)
 
 
-def _sage(tokens: int) -> Work:
+def _sage(tokens: int) -> PeerWork:
     """Its own quantisation is inside, as it has no interface without."""
     q, k, v = _heads_first(tokens)
     attend = import_module("sageattention").sageattn
     return lambda: attend(q, k, v, tensor_layout="HND")
 
 
-def _cudnn_fp8(tokens: int) -> Work:
+def _cudnn_fp8(tokens: int) -> PeerWork:
     """E4M3 in and out, one scale a tensor, all of them 1. Never run yet: no GPU was at hand."""
     cudnn = import_module("cudnn")
     e4m3, fp32 = cudnn.data_type.FP8_E4M3, cudnn.data_type.FLOAT
@@ -177,7 +179,7 @@ def _cudnn_fp8(tokens: int) -> Work:
     return lambda: graph.execute(given | made | {o: out}, space)
 
 
-def _scaled_mm(tokens: int, n: int, k: int, fast: bool) -> Work:
+def _scaled_mm(tokens: int, n: int, k: int, fast: bool) -> PeerWork:
     """`fast`: sums stay in the tensor core's short accumulator."""
     a, b = (torch.randn(rows, k, device="cuda").to(torch.float8_e4m3fn) for rows in (tokens, n))
     a_scale, b_scale = torch.ones(tokens, 1, device="cuda"), torch.ones(1, n, device="cuda")
@@ -186,7 +188,7 @@ def _scaled_mm(tokens: int, n: int, k: int, fast: bool) -> Work:
     )
 
 
-def _int_mm(tokens: int, n: int, k: int) -> Work:
+def _int_mm(tokens: int, n: int, k: int) -> PeerWork:
     """Sums in INT32 come back without scales."""
     a, b = (
         torch.randint(-127, 128, (rows, k), device="cuda", dtype=torch.int8) for rows in (tokens, n)

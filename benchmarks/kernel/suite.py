@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 import torch
 
 from benchmarks.figures import Figure
-from benchmarks.kernel.cases import SCAIL_14B, Case, Job, cases
+from benchmarks.kernel.cases import SCAIL_14B, KernelCase, KernelJob, cases
 from benchmarks.kernel.model import GPUS, estimated_tflops, limit_ms
 from benchmarks.kernel.peers import (
     ATTENTION,
     OF_KERNELS,
     PRODUCTS,
-    Clock,
     Peer,
-    Work,
+    PeerTimer,
+    PeerWork,
     interleaved,
     lacking,
     peers,
@@ -60,14 +60,14 @@ class KernelRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class KernelPlace:
     """Where kernels run and are timed."""
 
     arch: Arch
     bank: Bank
     device: torch.device
     cubins: dict[str, Cubin]  # by the names of specs
-    clock: Clock
+    clock: PeerTimer
 
 
 def measure_kernels() -> tuple[str, list[KernelRow]]:
@@ -79,7 +79,7 @@ def measure_kernels() -> tuple[str, list[KernelRow]]:
         rows += [static_row(case, arch, cubins) for case in everything]
         if runs_here(arch):
             with KernelBank(cubins.values(), arch, current_stream) as bank:
-                place = Place(arch, bank, torch.device("cuda:0"), cubins, median_ms)
+                place = KernelPlace(arch, bank, torch.device("cuda:0"), cubins, median_ms)
                 for tokens in TOKENS:
                     for ours, theirs in rivals(everything, [*peers(tokens)]):
                         rows += rival_rows(ours, theirs, place, tokens)
@@ -89,7 +89,7 @@ def measure_kernels() -> tuple[str, list[KernelRow]]:
     return "the proofs of their machine code alone: no GPU here runs them", rows
 
 
-def compile_cases(everything: Sequence[Case], arch: Arch) -> dict[str, Cubin]:
+def compile_cases(everything: Sequence[KernelCase], arch: Arch) -> dict[str, Cubin]:
     """Proven cubins by the names of their specs."""
     specs = {spec.name: spec for case in everything for spec in case.specs}
     made = compile_kernels([(spec, arch) for spec in specs.values()], state_dir())
@@ -104,7 +104,7 @@ def current_stream() -> int:
     return torch.cuda.current_stream().cuda_stream
 
 
-def static_row(case: Case, arch: Arch, cubins: dict[str, Cubin]) -> KernelRow:
+def static_row(case: KernelCase, arch: Arch, cubins: dict[str, Cubin]) -> KernelRow:
     """Of the kernels of a case the one with the most registers."""
     held = max((cubins[spec.name] for spec in case.specs), key=lambda cubin: cubin.registers)
     mix = held.loop
@@ -119,10 +119,10 @@ def static_row(case: Case, arch: Arch, cubins: dict[str, Cubin]) -> KernelRow:
 
 
 def rivals(
-    everything: Sequence[Case], others: Sequence[Peer]
-) -> list[tuple[list[Case], list[Peer]]]:
+    everything: Sequence[KernelCase], others: Sequence[Peer]
+) -> list[tuple[list[KernelCase], list[Peer]]]:
     """Cases and peers that do the same work; every one of both is in one group."""
-    groups: dict[str, tuple[list[Case], list[Peer]]] = {}
+    groups: dict[str, tuple[list[KernelCase], list[Peer]]] = {}
     for case in everything:
         groups.setdefault(_work_of(case), ([], []))[0].append(case)
     for peer in others:
@@ -130,7 +130,7 @@ def rivals(
     return [*groups.values()]
 
 
-def _work_of(case: Case) -> str:
+def _work_of(case: KernelCase) -> str:
     if case.name.startswith(ATTENTION):
         return ATTENTION
     words = case.name.split()
@@ -138,11 +138,11 @@ def _work_of(case: Case) -> str:
 
 
 def rival_rows(
-    ours: Sequence[Case], theirs: Sequence[Peer], place: Place, tokens: int
+    ours: Sequence[KernelCase], theirs: Sequence[Peer], place: KernelPlace, tokens: int
 ) -> list[KernelRow]:
     """Rows of both, timed in turns. Raises `WrongResult` before any is timed."""
     checked = [_checked(case, place, tokens) for case in ours]
-    works: dict[str, Work] = {row.name: job.run for job, row in checked}
+    works: dict[str, PeerWork] = {row.name: job.run for job, row in checked}
     begun = {peer.name: _begun(peer) for peer in theirs}
     works |= {name: work for name, work in begun.items() if not isinstance(work, str)}
     times = interleaved(works, place.clock)
@@ -158,7 +158,7 @@ def rival_rows(
     return rows
 
 
-def timed_row(case: Case, place: Place, tokens: int) -> KernelRow:
+def timed_row(case: KernelCase, place: KernelPlace, tokens: int) -> KernelRow:
     """A case alone. Raises `WrongResult` instead of giving the time of a wrong result."""
     return rival_rows([case], [], place, tokens)[0]
 
@@ -172,7 +172,7 @@ def peer_row(peer: Peer, arch: Arch, tokens: int) -> KernelRow:
     return _with_rate(row, peer, spread_ms(median_ms, work))
 
 
-def _checked(case: Case, place: Place, tokens: int) -> tuple[Job, KernelRow]:
+def _checked(case: KernelCase, place: KernelPlace, tokens: int) -> tuple[KernelJob, KernelRow]:
     job = case.prepare(place.bank, tokens, place.device)
     error, cosine = difference(*job.compare())
     if not error <= case.limit:  # NaN too
@@ -182,7 +182,7 @@ def _checked(case: Case, place: Place, tokens: int) -> tuple[Job, KernelRow]:
     return job, KernelRow(case.name, place.arch.name, tokens=tokens, error=error, cosine=cosine)
 
 
-def _begun(peer: Peer) -> Work | str:
+def _begun(peer: Peer) -> PeerWork | str:
     """Its work, which has been done once, or why there is none."""
     if peer.run is None:
         return peer.missing
@@ -196,7 +196,7 @@ def _begun(peer: Peer) -> Work | str:
 
 
 def _with_times(
-    case: Case, row: KernelRow, place: Place, timed: tuple[float, float] | None
+    case: KernelCase, row: KernelRow, place: KernelPlace, timed: tuple[float, float] | None
 ) -> KernelRow:
     if timed is None:
         return row
@@ -233,7 +233,7 @@ def _norm(x: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(x, dtype=torch.float64)
 
 
-def spread_ms(clock: Clock, run: Work) -> tuple[float, float] | None:
+def spread_ms(clock: PeerTimer, run: PeerWork) -> tuple[float, float] | None:
     """The median of several times and half of their spread; None: the clock gives no times."""
     return spread(interleaved({"alone": run}, clock)["alone"])
 

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.config import LATENT_CHANNELS
-from engine.models.vae import LATENT_MEAN, LATENT_STD, Attention, Down, ResBlock, Vae
+from engine.models.vae import LATENT_MEAN, LATENT_STD, Down, FrameAttention, ResBlock, Vae
 
-Layer: TypeAlias = Any  # what torch's containers hold: they say no more than Module
+AutoencoderLayer: TypeAlias = Any  # what torch's containers hold: they say no more than Module
 
 
 def encode(vae: Vae, clips: Tensor) -> Tensor:
@@ -38,15 +38,15 @@ def decode(vae: Vae, latents: Tensor) -> Tensor:
     return _causal(vae.decoder.head["2"], _active(vae.decoder.head["0"], x))
 
 
-def _layer(layer: Layer, x: Tensor) -> Tensor:
+def _layer(layer: AutoencoderLayer, x: Tensor) -> Tensor:
     if isinstance(layer, ResBlock):
         return _res_block(layer, x)
-    if isinstance(layer, Attention):
+    if isinstance(layer, FrameAttention):
         return _attention(layer, x)
     return _down(layer, x) if isinstance(layer, Down) else _up(layer, x)
 
 
-def _res_block(block: Layer, x: Tensor) -> Tensor:
+def _res_block(block: AutoencoderLayer, x: Tensor) -> Tensor:
     y = _causal(block.residual["2"], _active(block.residual["0"], x))
     y = _causal(block.residual["6"], _active(block.residual["3"], y))
     if (short := block.shortcut) is None:
@@ -54,7 +54,7 @@ def _res_block(block: Layer, x: Tensor) -> Tensor:
     return y + _each(x, lambda frame: F.conv2d(frame, short.weight[:, :, 0], short.bias))
 
 
-def _attention(layer: Layer, x: Tensor) -> Tensor:
+def _attention(layer: AutoencoderLayer, x: Tensor) -> Tensor:
     *_, c, h, w = x.shape
     qkv = _each(_norm(layer.norm, x), layer.to_qkv).flatten(3).transpose(2, 3)  # [B, T, h w, 3C]
     q, k, v = qkv.split(c, dim=-1)
@@ -62,7 +62,7 @@ def _attention(layer: Layer, x: Tensor) -> Tensor:
     return x + _each(mixed.transpose(2, 3).unflatten(-1, (h, w)), layer.proj)
 
 
-def _down(layer: Layer, x: Tensor) -> Tensor:
+def _down(layer: AutoencoderLayer, x: Tensor) -> Tensor:
     x = _each(F.pad(x, (0, 1, 0, 1)), layer.resample["1"])
     if layer.time_conv is None or x.shape[1] == 1:
         return x
@@ -70,14 +70,14 @@ def _down(layer: Layer, x: Tensor) -> Tensor:
     return torch.cat([x[:, :1], _stacked_conv(layer.time_conv, stacked)], dim=1)
 
 
-def _up(layer: Layer, x: Tensor) -> Tensor:
+def _up(layer: AutoencoderLayer, x: Tensor) -> Tensor:
     if layer.time_conv is not None and x.shape[1] > 1:
         pairs = _causal(layer.time_conv, x[:, 1:]).unflatten(2, (2, -1)).flatten(1, 2)
         x = torch.cat([x[:, :1], pairs], dim=1)
     return _each(F.interpolate(x, scale_factor=(1, 2, 2)), layer.resample["1"])
 
 
-def _causal(conv: Layer, x: Tensor) -> Tensor:
+def _causal(conv: AutoencoderLayer, x: Tensor) -> Tensor:
     """Every frame with the two before it, zeros before the first."""
     if x.shape[1] == 1:  # a picture sees the last tap alone
         weight = conv.weight[:, :, 2]
@@ -86,16 +86,16 @@ def _causal(conv: Layer, x: Tensor) -> Tensor:
     return _stacked_conv(conv, torch.cat([past[:, :-2], past[:, 1:-1], past[:, 2:]], dim=2))
 
 
-def _stacked_conv(conv: Layer, x: Tensor) -> Tensor:
+def _stacked_conv(conv: AutoencoderLayer, x: Tensor) -> Tensor:
     weight = conv.weight.transpose(1, 2).flatten(1, 2)  # [C_out, 3 C_in, k, k]
     return _each(x, lambda y: F.conv2d(y, weight, conv.bias, padding=weight.shape[-1] // 2))
 
 
-def _active(norm: Layer, x: Tensor) -> Tensor:
+def _active(norm: AutoencoderLayer, x: Tensor) -> Tensor:
     return F.silu(_norm(norm, x))
 
 
-def _norm(norm: Layer, x: Tensor) -> Tensor:
+def _norm(norm: AutoencoderLayer, x: Tensor) -> Tensor:
     scale = (x.square().mean(2, keepdim=True) + 1e-24).rsqrt()
     return x * scale * norm.gamma.view(-1, 1, 1)
 

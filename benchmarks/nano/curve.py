@@ -1,6 +1,6 @@
 """Draws what both trainings wrote down.
 
-python -m nano.curve FOLDER nano
+python -m benchmarks.nano.curve FOLDER nano
 """
 
 import argparse

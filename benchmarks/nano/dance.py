@@ -30,7 +30,7 @@ SIDES = np.array([1.0, -1.0])  # left, right: the sign of x
 
 
 @dataclass(frozen=True, slots=True)
-class Body:
+class BodyProportions:
     """Bone lengths of an adult of 1.7 m, each group times a factor."""
 
     trunk: float = 1.0
@@ -65,7 +65,7 @@ class Pose:
     tiptoe: Array  # [T, 2] pitch of the feet, toes down
 
 
-def skeleton(pose: Pose, body: Body) -> Array:
+def skeleton(pose: Pose, body: BodyProportions) -> Array:
     """The joints [T, 24, 3] of a pose, mm."""
     joints = np.zeros((len(pose.pelvis), 24, 3))
     pelvis = rotation(pose.turn)
@@ -90,7 +90,7 @@ def skeleton(pose: Pose, body: Body) -> Array:
     return joints
 
 
-def _leg_joints(hip: Array, pose: Pose, side: int, body: Body) -> Array:
+def _leg_joints(hip: Array, pose: Pose, side: int, body: BodyProportions) -> Array:
     """Knee, ankle and foot [T, 3, 3]. The knee bends to where hips and foot, halfway, point."""
     heading = pose.headings[:, side]
     ahead = rotation(_about_y((heading + pose.turn[:, 1]) / 2)) @ (0.12 * SIDES[side], 0, -1)
@@ -99,7 +99,9 @@ def _leg_joints(hip: Array, pose: Pose, side: int, body: Body) -> Array:
     return np.stack([knee, ankle, ankle + sole @ (0, 58, -125)], 1)
 
 
-def _arm_joints(shoulder: Array, chest: Array, pose: Pose, side: int, body: Body) -> Array:
+def _arm_joints(
+    shoulder: Array, chest: Array, pose: Pose, side: int, body: BodyProportions
+) -> Array:
     """Elbow, wrist and hand [T, 3, 3]. The elbow bends outward, down and back."""
     (upper, lower, palm), mirror = body.arm, np.array([SIDES[side], 1, 1])
     aim = chest @ (_soft(pose.hands[:, side]) * (upper + lower) * mirror)[..., None]
@@ -158,7 +160,7 @@ def unit(vector: Array) -> Array:
     return vector / np.linalg.norm(vector, axis=-1, keepdims=True)
 
 
-def standing(body: Body | None = None) -> Array:
+def standing(body: BodyProportions | None = None) -> Array:
     """The joints [24, 3] of the relaxed stand of the reference picture, mm."""
     one = np.ones((1, 1))
     pose = Pose(
@@ -173,10 +175,12 @@ def standing(body: Body | None = None) -> Array:
         headings=one * (-0.42, 0.30),
         tiptoe=one * (0, 0),
     )
-    return skeleton(pose, body or Body())[0]
+    return skeleton(pose, body or BodyProportions())[0]
 
 
-def dance(frames: int, fps: float, seed: int, body: Body | None = None) -> NDArray[np.float32]:
+def dance(
+    frames: int, fps: float, seed: int, body: BodyProportions | None = None
+) -> NDArray[np.float32]:
     """The joints [T, 1, 24, 3] of a dance at 110 beats a minute, mm. Another seed, another dance.
 
     A step on every beat, hips over the standing foot, a bounce and a nod, arm moves in phrases of
@@ -184,7 +188,7 @@ def dance(frames: int, fps: float, seed: int, body: Body | None = None) -> NDArr
     """
     if frames < 1 or not 0 < fps < np.inf:
         raise BadRequest(f"A dance of {frames} frames at {fps} fps; give at least 1 and above 0.")
-    body, rng = body or Body(), np.random.default_rng(seed)
+    body, rng = body or BodyProportions(), np.random.default_rng(seed)
     beat = np.arange(frames) / fps * (BEATS_PER_MINUTE / 60)
     facing = _turning(beat[-1], rng)
     ankles, headings, tiptoe = _footwork(beat, facing, rng)
@@ -310,7 +314,7 @@ def _swing(beat: Array) -> Array:
 _MOVES = (_wave, _roll, _sky, _crown, _swing)
 
 
-def _grounded(pose: Pose, body: Body) -> Pose:
+def _grounded(pose: Pose, body: BodyProportions) -> Pose:
     """The same pose, as much lower as it takes for the legs to reach every step with bent knees."""
     joints = skeleton(pose, body)
     gap = pose.ankles - joints[:, [1, 2]]

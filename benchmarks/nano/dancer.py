@@ -2,7 +2,7 @@
 
 One pair has the size and the distance of real clips, the other those that the nano model knows.
 
-python -m benchmarks.nano.dancer            # rewrites dancer.png and dance.npz, here and in nano/
+python -m benchmarks.nano.dancer            # rewrites them where the demo finds them
 """
 
 import argparse
@@ -15,8 +15,8 @@ from benchmarks.nano.dance import dance, standing
 from benchmarks.nano.drawing import Look, draw_dancer
 from engine.pose.joints import JointClip, save_joints
 
-HERE = Path(__file__).resolve().parent
-PICTURE, DANCE = HERE / "dancer.png", HERE / "dance.npz"
+DEMO = Path(__file__).resolve().parents[2] / "engine" / "demo"
+PICTURE, DANCE = DEMO / "dancer.png", DEMO / "dance.npz"
 HEIGHT, WIDTH = 896, 512
 FRAMES, FPS, SEED = 65, 16.0, 0
 NANO_HEIGHT, NANO_WIDTH = 640, 384  # four times the clip
@@ -26,7 +26,7 @@ NANO_NEARER = 900.0  # mm
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=HERE, metavar="DIR")
+    parser.add_argument("--out", type=Path, default=DEMO, metavar="DIR")
     folder = parser.parse_args(argv).out
     picture = Image.fromarray(draw_dancer(standing(), HEIGHT, WIDTH, Look()))
     picture.save(folder / PICTURE.name, optimize=True)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from benchmarks.nano.dance import ARMS, FLOOR, LEGS, SIDES, unit
-from benchmarks.nano.paint import Array, Colour, Cone, Part, cover, inside, paint
+from benchmarks.nano.paint import Array, Colour, Cone, ConePart, cover, inside, paint
 from engine.errors import BadMedia
 from engine.pose.camera import Camera, base_camera
 
@@ -82,7 +82,7 @@ def random_look(rng: np.random.Generator) -> Look:
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class BodyFrame:
     """Three directions of a part of the body."""
 
     left: Array
@@ -137,7 +137,7 @@ def _spot(x: Array, z: Array, wide: float, deep: float) -> Array:
     return np.exp(-((x / wide) ** 2)) * np.exp(-((z / deep) ** 2))
 
 
-def _parts(joints: Array, look: Look) -> Iterator[Part]:
+def _parts(joints: Array, look: Look) -> Iterator[ConePart]:
     """All parts, far ones first. Legs are under the shirt; arms and hair before or behind it."""
     trunk, head = _trunk_frame(joints), _head_frame(joints)
     depth = joints[9, 2]
@@ -157,25 +157,25 @@ def _parts(joints: Array, look: Look) -> Iterator[Part]:
         yield from parts
 
 
-def _frame(left: Array, up: Array) -> Frame:
+def _frame(left: Array, up: Array) -> BodyFrame:
     up = unit(up)
     left = unit(left - up * (left @ up))
-    return Frame(left, up, np.cross(left, up))
+    return BodyFrame(left, up, np.cross(left, up))
 
 
-def _trunk_frame(joints: Array) -> Frame:
+def _trunk_frame(joints: Array) -> BodyFrame:
     return _frame(joints[16] - joints[17], joints[12] - joints[0])
 
 
-def _head_frame(joints: Array) -> Frame:
+def _head_frame(joints: Array) -> BodyFrame:
     """The head looks where the chest does; it leans as neck and head joint say."""
     chest = _trunk_frame(joints)
     return _frame(chest.left, joints[15] - joints[12] - chest.front * 25)
 
 
-def _seat(joints: Array, trunk: Frame, look: Look) -> list[Part]:
+def _seat(joints: Array, trunk: BodyFrame, look: Look) -> list[ConePart]:
     at, wide = joints[0] - trunk.up * 45, trunk.left * 60
-    return [Part([(at - wide, at + wide, 92 * look.girth, 92 * look.girth)], look.trousers)]
+    return [ConePart([(at - wide, at + wide, 92 * look.girth, 92 * look.girth)], look.trousers)]
 
 
 def _shoe_axes(ankle: Array, foot: Array) -> tuple[Array, Array]:
@@ -188,7 +188,7 @@ def _shoe_axes(ankle: Array, foot: Array) -> tuple[Array, Array]:
     return bone * np.cos(flat) - below * np.sin(flat), bone * np.sin(flat) + below * np.cos(flat)
 
 
-def _leg(leg: Array, trunk: Frame, look: Look) -> list[Part]:
+def _leg(leg: Array, trunk: BodyFrame, look: Look) -> list[ConePart]:
     """Joints: hip, knee, ankle, foot."""
     hip, knee, ankle, foot = leg
     g = look.girth
@@ -203,14 +203,16 @@ def _leg(leg: Array, trunk: Frame, look: Look) -> list[Part]:
         cloth += [(knee, hem + (ankle - knee) * 0.03, 66 * g, 52 * g * look.flare)]
     edge = (cloth[-1][0], cloth[-1][1], 0.0, cloth[-1][3])
     return [
-        Part([(knee, calf, 55 * g, 57 * g), (calf, ankle, 57 * g, 34)], look.skin, blend=15),
-        Part([(heel + sole, toe + sole, 40, 38)], look.soles),
-        Part([(heel, toe, 41, 37), (ankle, ankle + (heel - ankle) * 0.3, 40, 42)], look.shoes, 18),
-        Part(cloth, look.trousers, blend=5, hem=edge),
+        ConePart([(knee, calf, 55 * g, 57 * g), (calf, ankle, 57 * g, 34)], look.skin, blend=15),
+        ConePart([(heel + sole, toe + sole, 40, 38)], look.soles),
+        ConePart(
+            [(heel, toe, 41, 37), (ankle, ankle + (heel - ankle) * 0.3, 40, 42)], look.shoes, 18
+        ),
+        ConePart(cloth, look.trousers, blend=5, hem=edge),
     ]
 
 
-def _trunk(joints: Array, trunk: Frame, look: Look) -> list[Part]:
+def _trunk(joints: Array, trunk: BodyFrame, look: Look) -> list[ConePart]:
     """Shirt with its stripes, and the neck that rises from it."""
     g = look.girth
     hem, waist, chest, neck = joints[0] + trunk(0, -50, 0), joints[3], joints[9], joints[12]
@@ -228,24 +230,24 @@ def _trunk(joints: Array, trunk: Frame, look: Look) -> list[Part]:
             (side, hem + trunk.left * 66 * x, 84 * g, 97 * g),
         ]
     edge = (neck, hem - trunk.up * 40, 0.0, 60 * g)
-    parts = [Part(shirt, look.top, blend=16, hem=edge)]
+    parts = [ConePart(shirt, look.top, blend=16, hem=edge)]
     for up, thick in ((62, 17), (14, 8)):
         at = chest + trunk.up * up
         band = [(at - trunk.left * 300, at + trunk.left * 300, thick, thick)]
-        parts.append(Part(band, look.stripe, ink=0, within=shirt))
+        parts.append(ConePart(band, look.stripe, ink=0, within=shirt))
     base, top = neck + trunk(0, -30, 12), joints[15]
     collar: list[Cone] = [(base, top, 62, 54)]
     throat: list[Cone] = [(base, top, 50, 46)]
     chin = [(top + trunk(-14, 8, 20), top + trunk(14, 8, 20), 62, 62)]
     return [
         *parts,
-        Part(collar, look.stripe, within=shirt, ink=0, shade=0),
-        Part(throat, look.skin, ink=0.6, shade=0),
-        Part(chin, _deeper(look.skin, 0.84), within=throat, ink=0, shade=0),
+        ConePart(collar, look.stripe, within=shirt, ink=0, shade=0),
+        ConePart(throat, look.skin, ink=0.6, shade=0),
+        ConePart(chin, _deeper(look.skin, 0.84), within=throat, ink=0, shade=0),
     ]
 
 
-def _arm(arm: Array, outward: Array, trunk: Frame, look: Look) -> list[Part]:
+def _arm(arm: Array, outward: Array, trunk: BodyFrame, look: Look) -> list[ConePart]:
     """Joints: shoulder, elbow, wrist, hand."""
     shoulder, elbow, wrist, hand = arm
     g = look.girth
@@ -269,16 +271,16 @@ def _arm(arm: Array, outward: Array, trunk: Frame, look: Look) -> list[Part]:
     seam = [(inside, inside - outward * 60, 68 * g, 68 * g)]
     edge = (sleeve[-1][0], sleeve[-1][1], 0.0, sleeve[-1][3])
     return [
-        Part(skin, look.skin, blend=6, seam=seam),
-        Part(sleeve, look.top, blend=10, seam=seam, hem=edge),
+        ConePart(skin, look.skin, blend=6, seam=seam),
+        ConePart(sleeve, look.top, blend=10, seam=seam, hem=edge),
     ]
 
 
-def _skull(joints: Array, head: Frame, look: Look) -> Array:
+def _skull(joints: Array, head: BodyFrame, look: Look) -> Array:
     return joints[15] + head(0, 66 * look.head, 14)
 
 
-def _back_hair(joints: Array, head: Frame, look: Look) -> list[Part]:
+def _back_hair(joints: Array, head: BodyFrame, look: Look) -> list[ConePart]:
     at, k = _skull(joints, head, look), look.head
     cones: dict[Hair, Sequence[Cone]] = {
         "short": [(at + head(0, 0, -20), at + head(0, -42, -34), 90 * k, 62 * k)],
@@ -293,10 +295,10 @@ def _back_hair(joints: Array, head: Frame, look: Look) -> list[Part]:
         ],
         "bun": [(at + head(-6, 112 * k, -30), at + head(6, 112 * k, -30), 48, 48)],
     }
-    return [Part(cones[look.style], look.hair, blend=20)]
+    return [ConePart(cones[look.style], look.hair, blend=20)]
 
 
-def _head(joints: Array, head: Frame, look: Look) -> list[Part]:
+def _head(joints: Array, head: BodyFrame, look: Look) -> list[ConePart]:
     at, k = _skull(joints, head, look), look.head
     towards = float(-head.front @ unit(at))  # 1: full face, 0: profile, -1: from behind
     jaw: list[Cone] = [
@@ -321,15 +323,15 @@ def _head(joints: Array, head: Frame, look: Look) -> list[Part]:
     face = opening if shown > 0 else ()
     glossy = _mixed(look.hair, (255, 236, 214), 0.2)
     return [
-        *([] if look.style == "bob" else [Part(ears, look.skin)]),
-        Part(jaw, look.skin, blend=20),
+        *([] if look.style == "bob" else [ConePart(ears, look.skin)]),
+        ConePart(jaw, look.skin, blend=20),
         *_face(at, head, towards, look),
-        Part(cap, look.hair, blend=10, without=face),
-        Part(shine, glossy, ink=0, shade=0, without=face),
+        ConePart(cap, look.hair, blend=10, without=face),
+        ConePart(shine, glossy, ink=0, shade=0, without=face),
     ]
 
 
-def _face(at: Array, head: Frame, towards: float, look: Look) -> Iterator[Part]:
+def _face(at: Array, head: BodyFrame, towards: float, look: Look) -> Iterator[ConePart]:
     """Cheeks, eyes, brows, nose and mouth, as far as they are on the near side of the head."""
     k = look.head
     ink, lip = _deeper(look.hair, 0.55), (178, 66, 66)
@@ -347,17 +349,19 @@ def _face(at: Array, head: Frame, towards: float, look: Look) -> Iterator[Part]:
 
     for x in SIDES:
         if seen(44 * x):
-            yield Part(line([(50 * x, -44), (46 * x, -44)], 15), (236, 110, 100), 0, 0, 0, 0.35)
+            yield ConePart(line([(50 * x, -44), (46 * x, -44)], 15), (236, 110, 100), 0, 0, 0, 0.35)
         if seen(32 * x):
-            yield Part(line([(33 * x, -8), (33 * x, -20)], 9.5), ink, ink=0, shade=0)
-            yield Part(line([(30 * x, -8), (30.5 * x, -8)], 3.2), (255, 255, 255), ink=0, shade=0)
+            yield ConePart(line([(33 * x, -8), (33 * x, -20)], 9.5), ink, ink=0, shade=0)
+            yield ConePart(
+                line([(30 * x, -8), (30.5 * x, -8)], 3.2), (255, 255, 255), ink=0, shade=0
+            )
             brow = line([(18 * x, 13), (32 * x, 18), (46 * x, 13)], 4)
-            yield Part(brow, ink, ink=0, shade=0, opacity=0.85)
+            yield ConePart(brow, ink, ink=0, shade=0, opacity=0.85)
     if towards > 0.2:
         nose = line([(2, -26), (5, -40), (-3, -42)], 3.6)
-        yield Part(nose, _deeper(look.skin, 0.74), ink=0, shade=0)
+        yield ConePart(nose, _deeper(look.skin, 0.74), ink=0, shade=0)
         smile = line([(-22, -60), (-12, -67), (0, -70), (12, -67), (22, -60)], 4.2)
-        yield Part(smile, lip, ink=0, shade=0)
+        yield ConePart(smile, lip, ink=0, shade=0)
 
 
 def _mixed(colour: Colour, other: Colour, share: float) -> Colour:

@@ -1,7 +1,7 @@
 """Writes what was trained as the files that the engine loads: FP16, official names.
 
-python -m nano.export vae FOLDER MODELS --scenes SCENES      # before latents are made
-python -m nano.export transformer FOLDER MODELS
+python -m benchmarks.nano.export vae FOLDER MODELS --scenes SCENES      # before latents are made
+python -m benchmarks.nano.export transformer FOLDER MODELS
 """
 
 import argparse

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from benchmarks.nano.dance import ARMS, LEGS
 from benchmarks.nano.drawing import Look, draw_dancer
-from benchmarks.nano.scenes import HEIGHT, WIDTH, Frames, Plan
+from benchmarks.nano.scenes import HEIGHT, WIDTH, Frames, ScenePlan
 from engine.pose.camera import base_camera
 
 Reals = NDArray[np.floating]
@@ -31,7 +31,7 @@ AWAY = 20_000.0  # mm to the side: out of the picture with the shadow
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class LimbVerdict:
     limb_iou: float  # masks of arms and legs, mean of the four
     body_iou: float  # mask of the whole character
     part_iou: float  # masks of skin, top, trousers and shoes by their colours, mean
@@ -39,7 +39,7 @@ class Verdict:
     psnr: float  # dB
 
 
-def judge(frames: Frames, truth: Frames, planned: Plan) -> Verdict:
+def judge(frames: Frames, truth: Frames, planned: ScenePlan) -> LimbVerdict:
     """Both [T, H, W, 3] u8, `planned` the scene that `truth` shows."""
     room = empty_room(planned)
     made, real = (parts_of(clip, room, planned.look) for clip in (frames, truth))
@@ -47,7 +47,7 @@ def judge(frames: Frames, truth: Frames, planned: Plan) -> Verdict:
     limbs = [near == number for number in range(len(LIMBS))]
     worn = [n for n in map(PARTS.index, WORN) if (real == n).sum() >= LEAST]
     off = frames.astype(np.float64) - truth
-    return Verdict(
+    return LimbVerdict(
         limb_iou=_mean([iou((made >= 0) & limb, (real >= 0) & limb) for limb in limbs]),
         body_iou=iou(made >= 0, real >= 0),
         part_iou=_mean([iou(made == n, real == n) for n in worn]),
@@ -76,7 +76,7 @@ def _to_bone(pixels: Reals, start: Reals, end: Reals) -> Reals:
     return np.linalg.norm(away - share[..., None] * axis, axis=-1)
 
 
-def empty_room(planned: Plan) -> NDArray[np.uint8]:
+def empty_room(planned: ScenePlan) -> NDArray[np.uint8]:
     """The room [H, W, 3] of a scene without its dancer."""
     return draw_dancer(planned.pictured + np.array([AWAY, 0, 0]), HEIGHT, WIDTH, planned.look)
 

@@ -1,6 +1,6 @@
 """Scenes as the transformer sees them: encoded once by the trained VAE and the image encoder.
 
-python -m nano.latents SCENES LATENTS --models FOLDER [--stay]
+python -m benchmarks.nano.latents SCENES LATENTS --models FOLDER [--stay]
 """
 
 import argparse

@@ -20,7 +20,7 @@ FINE = 896  # pixels of a picture's longer side at which outlines have the width
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ConePart:
     """One colour, blended from round cones, perhaps cut to other shapes."""
 
     cones: Sequence[Cone]
@@ -35,7 +35,7 @@ class Part:
     hem: Cone | None = None  # ends the part with a straight edge across the end of this cone
 
 
-def paint(canvas: Array, part: Part, camera: Camera) -> None:
+def paint(canvas: Array, part: ConePart, camera: Camera) -> None:
     """Lays one part over the canvas: an outline, its colour, light from above left."""
     flat = _project(part.cones, camera)
     scale = max(canvas.shape[:2]) / FINE

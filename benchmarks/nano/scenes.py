@@ -2,7 +2,7 @@
 
 A scene is a function of its number. Numbers from `HELD_OUT` on are never trained on.
 
-python -m nano.scenes FOLDER --first 0 --count 1000      # writes what is missing
+python -m benchmarks.nano.scenes FOLDER --first 0 --count 1000      # writes what is missing
 """
 
 import argparse
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from benchmarks.nano.dance import Body, dance
+from benchmarks.nano.dance import BodyProportions, dance
 from benchmarks.nano.drawing import Look, draw_dancer, random_look
 from engine.pose.skeleton import draw_skeleton
 
@@ -39,7 +39,7 @@ class Scene:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ScenePlan:
     """What a scene's number decides, before anything is drawn."""
 
     look: Look
@@ -47,15 +47,15 @@ class Plan:
     joints: NDArray[np.float32]  # [T, 1, 24, 3] mm
 
 
-def plan(number: int, frames: int = FRAMES) -> Plan:
+def plan(number: int, frames: int = FRAMES) -> ScenePlan:
     """The same number, the same scene, on any machine."""
     rng = np.random.default_rng([20261123, number])
     look = random_look(rng)
-    body = Body(*rng.uniform(0.92, 1.08, 5))
+    body = BodyProportions(*rng.uniform(0.92, 1.08, 5))
     start = int(rng.integers(0, LONGEST - frames))
     joints = dance(LONGEST, FPS, int(rng.integers(2**31)), body)[start : start + frames]
     other = dance(LONGEST, FPS, int(rng.integers(2**31)), body)[int(rng.integers(0, LONGEST)), 0]
-    return Plan(look, _placed(other, rng), _placed(joints, rng))
+    return ScenePlan(look, _placed(other, rng), _placed(joints, rng))
 
 
 def _placed(joints: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
@@ -72,7 +72,7 @@ def scene(number: int) -> Scene:
     )
 
 
-def draw(planned: Plan) -> Frames:
+def draw(planned: ScenePlan) -> Frames:
     """The true clip: what a perfect model would make."""
     drawn = [draw_dancer(pose, HEIGHT, WIDTH, planned.look) for pose in planned.joints[:, 0]]
     return np.stack(drawn)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from benchmarks.nano.autoencoder import Layer, encode
+from benchmarks.nano.autoencoder import AutoencoderLayer, encode
 from engine.config import LATENT_CHANNELS
 from engine.models.vae import LATENT_MEAN, LATENT_STD, Down, FrameConv, ResBlock, Up, Vae
 
@@ -19,18 +19,20 @@ def fresh_vae(width: int) -> Vae:
     as silu(x) - silu(-x) = x, beside a constant that keeps the norm from dividing by their length.
     No convolution sees the past at first: what is learned on pictures holds for clips.
     """
-    vae: Layer = Vae(width)
-    layers: Iterable[Layer] = vae.modules()
+    vae: AutoencoderLayer = Vae(width)
+    layers: Iterable[AutoencoderLayer] = vae.modules()
     for module in layers:
         if isinstance(module, FrameConv):
             nn.init.zeros_(module.weight[:, :, :-1])
         if isinstance(module, ResBlock):
-            last: Layer = module.residual["6"]
+            last: AutoencoderLayer = module.residual["6"]
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
     encoder, decoder = vae.encoder, vae.decoder
-    downs: list[Layer] = [layer for layer in encoder.downsamples if isinstance(layer, Down)]
-    ups: list[Layer] = [layer for layer in decoder.upsamples if isinstance(layer, Up)]
+    downs: list[AutoencoderLayer] = [
+        layer for layer in encoder.downsamples if isinstance(layer, Down)
+    ]
+    ups: list[AutoencoderLayer] = [layer for layer in decoder.upsamples if isinstance(layer, Up)]
     with torch.no_grad():
         _pass(encoder.conv1, (-1, 1, 1))
         _pass(decoder.conv1, (-1, 1, 1))
@@ -51,7 +53,7 @@ def fresh_vae(width: int) -> Vae:
 
 
 @torch.no_grad()
-def normalise(vae: Layer, clips: Tensor) -> None:
+def normalise(vae: AutoencoderLayer, clips: Tensor) -> None:
     """Folds into the outermost layers what gives latents of clips [B, 3, T, H, W] mean 0, spread 1.
 
     With m and s of what the encoder says now, a raw value r becomes r / s + k, and back.
@@ -69,7 +71,7 @@ def normalise(vae: Layer, clips: Tensor) -> None:
     vae.conv2.weight.copy_((matrix * s).view_as(vae.conv2.weight))
 
 
-def _repeat(time_conv: Layer, is_down: bool) -> None:
+def _repeat(time_conv: AutoencoderLayer, is_down: bool) -> None:
     """Down: the mean of two frames. Up: the frame twice."""
     nn.init.zeros_(time_conv.weight)
     nn.init.zeros_(time_conv.bias)
@@ -79,7 +81,7 @@ def _repeat(time_conv: Layer, is_down: bool) -> None:
         time_conv.weight[:, :, tap, 0, 0] = same
 
 
-def _through_norm(conv: Layer, head: Layer) -> None:
+def _through_norm(conv: AutoencoderLayer, head: AutoencoderLayer) -> None:
     """The last convolution before a head gives colours both signs, and the head takes them back."""
     conv.weight[3:6], conv.bias[3:6] = -conv.weight[:3], 0.0
     conv.weight[6], conv.bias[6] = 0.0, STEADY
@@ -87,7 +89,7 @@ def _through_norm(conv: Layer, head: Layer) -> None:
     head.weight[[0, 1, 2], [3, 4, 5], -1, 1, 1] = -1.0
 
 
-def _in_units(vae: Layer) -> None:
+def _in_units(vae: AutoencoderLayer) -> None:
     """The outermost layers speak in the units of the official latents."""
     _pass(vae.conv1, (0, 0, 0))
     _pass(vae.conv2, (0, 0, 0))
@@ -99,7 +101,7 @@ def _in_units(vae: Layer) -> None:
     vae.conv2.bias.copy_(-vae.conv2.weight.flatten(1) @ mean)
 
 
-def _pass(conv: Layer, taps: tuple[int | slice, ...], share: float = 1.0) -> None:
+def _pass(conv: AutoencoderLayer, taps: tuple[int | slice, ...], share: float = 1.0) -> None:
     """The first three channels go through as they are."""
     conv.weight[:3], conv.bias[:3] = 0.0, 0.0
     for channel in range(3):

@@ -16,12 +16,13 @@ from PIL import Image
 
 from benchmarks.figures import Figure
 from benchmarks.nano.drawing import draw_dancer
-from benchmarks.nano.judge import Verdict, judge
-from benchmarks.nano.scenes import FPS, HEIGHT, HELD_OUT, WIDTH, Frames, Plan, draw, plan
+from benchmarks.nano.judge import LimbVerdict, judge
+from benchmarks.nano.scenes import FPS, HEIGHT, HELD_OUT, WIDTH, Frames, ScenePlan, draw, plan
 from benchmarks.pictures import COLOURS, figure, save
 from benchmarks.quality.suite import (
     EQUAL_DB,
     PLAIN,
+    QualityScene,
     attentions,
     build,
     frames_of,
@@ -29,7 +30,6 @@ from benchmarks.quality.suite import (
     own_arch,
     settings,
 )
-from benchmarks.quality.suite import Scene as Model
 from engine.conditioning import condition
 from engine.config import state_dir
 from engine.demo.presets import SHIPPED
@@ -51,7 +51,7 @@ class NanoRow:
 
     weights: str
     attention: str
-    verdict: Verdict
+    verdict: LimbVerdict
     loss_db: float  # PSNR against the drawing that the exact program has more
     exact_db: float  # PSNR against the frames of the exact program
 
@@ -64,7 +64,7 @@ class NanoRow:
 class Task:
     """One held-out scene as a job, and what it should look like."""
 
-    planned: Plan
+    planned: ScenePlan
     truth: Frames
     request: Request
 
@@ -75,7 +75,7 @@ def measure_nano(clips: int = CLIPS) -> tuple[str, list[NanoRow]]:
         folder = Path(name)
         tasks = [task(HELD_OUT + number, folder) for number in range(clips)]
         shipped = SHIPPED.weights(state_dir())
-        model = Model("nano", shipped.checkpoint, shipped.models, tasks[0].request, {})
+        model = QualityScene("nano", shipped.checkpoint, shipped.models, tasks[0].request, {})
         rows: list[NanoRow] = []
         exact: list[Frames] = []
         for weights, attention, pipeline in programs(model, folder):
@@ -92,7 +92,7 @@ def measure_nano(clips: int = CLIPS) -> tuple[str, list[NanoRow]]:
     return f"the drawings of {clips} scenes that nothing was trained on", rows
 
 
-def programs(model: Model, folder: Path) -> Iterator[tuple[str, str, Pipeline]]:
+def programs(model: QualityScene, folder: Path) -> Iterator[tuple[str, str, Pipeline]]:
     """Weights, attention and what runs them; one is loaded at a time."""
     exact = load_exact(model.checkpoint, [], model.models, networks(model), settings(None))
     yield EXACT, "sdpa", exact
@@ -133,9 +133,9 @@ def likeness(clips: Sequence[Frames], others: Sequence[Frames]) -> float:
     return min(EQUAL_DB, 10 * math.log10(255**2 / square)) if square else EQUAL_DB
 
 
-def mean(verdicts: Sequence[Verdict]) -> Verdict:
+def mean(verdicts: Sequence[LimbVerdict]) -> LimbVerdict:
     columns = [asdict(verdict) for verdict in verdicts]
-    return Verdict(**{name: fmean(column[name] for column in columns) for name in columns[0]})
+    return LimbVerdict(**{name: fmean(column[name] for column in columns) for name in columns[0]})
 
 
 def nano_table(rows: Sequence[NanoRow]) -> str:

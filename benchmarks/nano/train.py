@@ -1,6 +1,6 @@
 """Trains the nano transformer by rectified flow; run again, it goes on where it stopped.
 
-python -m nano.train LATENTS FOLDER --models DIR --minutes 75
+python -m benchmarks.nano.train LATENTS FOLDER --models DIR --minutes 75
 """
 
 import argparse
@@ -18,8 +18,14 @@ from torch import Tensor
 
 from benchmarks.nano.latents import Encoded, load
 from benchmarks.nano.optimizer import NanoOptimizer
-from benchmarks.nano.training import Log, keep, resume, schedule
-from benchmarks.nano.transformer import Known, Texts, fresh_transformer, texts_of, velocity
+from benchmarks.nano.training import TrainingLog, keep, resume, schedule
+from benchmarks.nano.transformer import (
+    BatchConditions,
+    Texts,
+    fresh_transformer,
+    texts_of,
+    velocity,
+)
 from engine.config import NANO, state_dir
 from engine.models.dit import Scail
 from engine.models.locate import TEXT_ENCODER, find_model
@@ -56,7 +62,9 @@ CHANCES = (
 )
 
 
-def losses(model: Scail, texts: Texts, clean: Tensor, known: Known, weight: Tensor) -> Tensor:
+def losses(
+    model: Scail, texts: Texts, clean: Tensor, known: BatchConditions, weight: Tensor
+) -> Tensor:
     """Mean squared error of the velocity at random noise levels, one a clip."""
     level = torch.rand(len(clean))
     sigma = SHIFT * level / (1 + (SHIFT - 1) * level)
@@ -74,7 +82,7 @@ def body_weight(pose: Tensor) -> Tensor:
     return 1 + BODY * F.interpolate(near, scale_factor=2)[:, None]
 
 
-class Pool:
+class LatentPool:
     """All encoded scenes there are; more may appear meanwhile."""
 
     def __init__(self, folder: Path, rng: random.Random) -> None:
@@ -82,7 +90,7 @@ class Pool:
         self.scenes: dict[str, Encoded] = {}
         self.scanned = -math.inf
 
-    def batch(self, batch: Batch) -> tuple[Tensor, Known]:
+    def batch(self, batch: Batch) -> tuple[Tensor, BatchConditions]:
         """Clean latents [B, 16, t, h, w] and all that is known of them."""
         if time.monotonic() - self.scanned > RESCAN:
             for path in self.folder.glob("*.safetensors"):
@@ -96,7 +104,9 @@ class Pool:
         choices = EMPTY if empty else [n for n in range(len(PROMPTS)) if n not in EMPTY]
         has_pose = self.rng.random() >= NO_POSE
         pose = torch.stack([scene.pose[:, cut] for scene, cut in zip(drawn, cuts)]).float()
-        return torch.stack([scene.clip[:, cut] for scene, cut in zip(drawn, cuts)]).float(), Known(
+        return torch.stack(
+            [scene.clip[:, cut] for scene, cut in zip(drawn, cuts)]
+        ).float(), BatchConditions(
             texts=torch.tensor(self.rng.choices(choices, k=batch.count)),
             vision=torch.stack([scene.vision for scene in drawn])[:, self._seen()].float(),
             reference=torch.stack([scene.reference for scene in drawn]).float(),
@@ -121,7 +131,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=75.0, help="of the whole training")
     args = parser.parse_args(argv)
     if not any(args.latents.glob("*.safetensors")):
-        parser.error(f"{args.latents} holds no latents: python -m nano.latents makes them")
+        parser.error(
+            f"{args.latents} holds no latents: python -m benchmarks.nano.latents makes them"
+        )
     args.folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
     texts = texts_of(embedded(args.models))
@@ -134,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     resume(args.folder / "average.pt", average, NanoOptimizer([], []))
     torch.manual_seed(SEED + state.step)
     rng = random.Random(SEED + state.step)
-    pool, log = Pool(args.latents, rng), Log(args.folder / "scail.csv")
+    pool, log = LatentPool(args.latents, rng), TrainingLog(args.folder / "scail.csv")
     started = time.monotonic() - state.seconds
     while (spent := time.monotonic() - started) < 60 * args.minutes:
         done = spent / (60 * args.minutes)

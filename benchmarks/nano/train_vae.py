@@ -1,6 +1,6 @@
 """Trains the nano VAE on crops of scenes; run again, it goes on where it stopped.
 
-python -m nano.train_vae SCENES FOLDER --minutes 25
+python -m benchmarks.nano.train_vae SCENES FOLDER --minutes 25
 """
 
 import argparse
@@ -17,7 +17,7 @@ from benchmarks.nano.autoencoder import decode, encode
 from benchmarks.nano.optimizer import NanoOptimizer
 from benchmarks.nano.scenes import read
 from benchmarks.nano.start import fresh_vae, normalise
-from benchmarks.nano.training import Log, keep, resume, schedule
+from benchmarks.nano.training import TrainingLog, keep, resume, schedule
 from engine.media.framing import skeleton_to_network
 from engine.models.vae import Vae
 
@@ -62,7 +62,7 @@ def losses(vae: Vae, clips: Tensor) -> tuple[Tensor, Tensor]:
     return off.abs().mean() + 0.5 * edges + 0.02 * unit, off.square().mean().detach()
 
 
-class Pool:
+class ScenePool:
     """Some scenes in memory, exchanged little by little; more of them may appear meanwhile."""
 
     def __init__(self, folder: Path, rng: random.Random) -> None:
@@ -95,18 +95,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=25.0, help="of the whole training")
     args = parser.parse_args(argv)
     if not any(args.scenes.glob("*[0-9].npz")):
-        parser.error(f"{args.scenes} holds no scenes: python -m nano.scenes makes them")
+        parser.error(f"{args.scenes} holds no scenes: python -m benchmarks.nano.scenes makes them")
     args.folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
     vae = fresh_vae(WIDTH)
     inner = [p for p in vae.parameters() if p.ndim >= 3 and min(p.shape[0], p.shape[1]) >= 8]
     chosen = {id(p) for p in inner}
     optimizer = NanoOptimizer(inner, [p for p in vae.parameters() if id(p) not in chosen])
-    pool = Pool(args.scenes, random.Random(SEED))
+    pool = ScenePool(args.scenes, random.Random(SEED))
     normalise(vae, torch.cat([pool.crop(PICTURES[0]) for _ in range(4)]).transpose(1, 2))
     state = resume(args.folder / "vae.pt", vae, optimizer)
     rng = random.Random(SEED + state.step)
-    pool.rng, log = rng, Log(args.folder / "vae.csv")
+    pool.rng, log = rng, TrainingLog(args.folder / "vae.csv")
     started = time.monotonic() - state.seconds
     while (spent := time.monotonic() - started) < 60 * args.minutes:
         rate = schedule(state.step, spent / (60 * args.minutes))

@@ -42,7 +42,7 @@ def resume(path: Path, model: nn.Module, optimizer: Optimizer) -> State:
     return State(kept["step"], kept["seconds"])
 
 
-class Log:
+class TrainingLog:
     """One line a step in a file; on the terminal the means of each kind of step."""
 
     def __init__(self, path: Path) -> None:

@@ -27,7 +27,7 @@ from engine.models.dit import (
     split_heads,
 )
 
-Layer: TypeAlias = Any  # what torch's containers hold: they say no more than Module
+TransformerLayer: TypeAlias = Any  # what torch's containers hold: they say no more than Module
 PEAK = 3.0  # length of the pairs that tie a head to a place, where what it reads has about 1
 NEAREST = 0.03  # the slowest frequency that tells neighbours apart
 # Layer -> for each head where it looks at first: the same place in the picture, the skeleton there
@@ -51,7 +51,7 @@ class Texts:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class BatchConditions:
     """What is known about a batch of clips."""
 
     texts: Tensor  # [B] numbers of texts
@@ -82,7 +82,7 @@ def texts_of(padded: list[Tensor]) -> Texts:
 
 
 def velocity(
-    model: Scail, texts: Texts, latents: Tensor, timesteps: Tensor, known: Known
+    model: Scail, texts: Texts, latents: Tensor, timesteps: Tensor, known: BatchConditions
 ) -> Tensor:
     """Latents [B, 16, t, h, w], timesteps [B] of 0..1000 -> velocity, same shape."""
     _, _, t, h, w = latents.shape
@@ -108,7 +108,7 @@ def velocity(
 
 
 def _block(
-    block: Layer,
+    block: TransformerLayer,
     x: Tensor,
     modulation: Tensor,
     context: Told,
@@ -127,7 +127,7 @@ def _block(
     return x + gate2 * block.ffn(_modulate(x, shift2, scale2))
 
 
-def _cross(cross: Layer, x: Tensor, context: Told) -> Tensor:
+def _cross(cross: TransformerLayer, x: Tensor, context: Told) -> Tensor:
     q = split_heads(cross.norm_q(cross.q(x)))
     k, v = cross.norm_k(cross.k(context.texts)), cross.v(context.texts)
     k, v = (split_heads(side)[context.chosen] for side in (k, v))
@@ -170,8 +170,8 @@ def fresh_transformer(config: ModelConfig) -> Scail:
     on, in place of after thousands.
     """
     model = Scail(config)
-    blocks: Layer = model.blocks
-    last: Layer = model.time_projection[1]
+    blocks: TransformerLayer = model.blocks
+    last: TransformerLayer = model.time_projection[1]
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
     nn.init.zeros_(model.head.head.weight)

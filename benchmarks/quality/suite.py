@@ -36,7 +36,7 @@ from engine.pipeline import Pipeline
 from engine.pose.networks import Networks
 from engine.recipes import PROMPT, RECIPES, check_request
 from engine.source import load_source
-from engine.stage_dump import Stages
+from engine.stage_dump import StageDump
 from kernels.arch import ARCHS, SM89, Arch
 from kernels.attention import FORMS, variants
 from kernels.launch import KernelBank
@@ -54,7 +54,7 @@ KEPT = "quality"  # the folder below `state_dir()` for the worst frames
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class QualityScene:
     """A model and a clip, and the packages to be measured: those that are there, or are built."""
 
     name: str
@@ -123,24 +123,24 @@ def measure_quality(
     ), rows
 
 
-def tiny_scenes(folder: Path) -> list[Scene]:
+def tiny_scenes(folder: Path) -> list[QualityScene]:
     """Random weights, and the same function with outliers. Their VAE makes noise of little."""
     demo = demo_weights(state_dir())
     outliers = write_outliers(demo.checkpoint, folder / "outliers.safetensors")
     request = dance(TINY_SIZE, TINY_FRAMES)
     made = _recipes(TINY_STEPS)
     return [
-        Scene("tiny", demo.checkpoint, demo.models, request, made),
-        Scene("outliers", outliers, demo.models, request, made, builds=(*PLAIN, CALIBRATED)),
+        QualityScene("tiny", demo.checkpoint, demo.models, request, made),
+        QualityScene("outliers", outliers, demo.models, request, made, builds=(*PLAIN, CALIBRATED)),
     ]
 
 
-def real_scene(checkpoint: Path, package: Path | None, models: Path) -> Scene:
+def real_scene(checkpoint: Path, package: Path | None, models: Path) -> QualityScene:
     packages = (
         {} if package is None else {open_package(package, own_arch()).manifest.weights: package}
     )
     request = dance(SIZE, FRAMES)
-    return Scene(checkpoint.stem, checkpoint, models, request, _recipes(STEPS), packages)
+    return QualityScene(checkpoint.stem, checkpoint, models, request, _recipes(STEPS), packages)
 
 
 def dance(size: tuple[int, int], frames: int) -> Request:
@@ -152,7 +152,7 @@ def dance(size: tuple[int, int], frames: int) -> Request:
     )  # fmt: skip
 
 
-def measure_scene(scene: Scene, folder: Path) -> Iterator[QualityRow]:
+def measure_scene(scene: QualityScene, folder: Path) -> Iterator[QualityRow]:
     """Builds in `folder` what is not given. The exact model is let go of before packages load."""
     arch = own_arch()
     folder.mkdir()
@@ -177,12 +177,12 @@ _Walks = dict[tuple[str, str, str], list[Walked]]  # by weights, recipe and atte
 
 
 def _exact_side(
-    scene: Scene, arch: Arch, folder: Path
+    scene: QualityScene, arch: Arch, folder: Path
 ) -> tuple[dict[str, Exact], Mapping[str, Path], _Walks]:
     """All that the exact model is needed for."""
     exact = load_exact(scene.checkpoint, [], scene.models, networks(scene), settings(None))
     is_calibrated = not scene.packages and CALIBRATED in scene.builds
-    model, stages = _model(exact), Stages(folder / STAGES if is_calibrated else None)
+    model, stages = _model(exact), StageDump(folder / STAGES if is_calibrated else None)
     with stages.watch(model):
         made = {name: _run_exact(exact, scene, recipe) for name, recipe in scene.recipes.items()}
     packages = scene.packages or {name: build(scene, name, arch, folder) for name in scene.builds}
@@ -197,15 +197,15 @@ def _exact_side(
     return made, packages, walks
 
 
-def build(scene: Scene, name: str, arch: Arch, folder: Path) -> Path:
-    """A package of one of `Scene.builds`."""
+def build(scene: QualityScene, name: str, arch: Arch, folder: Path) -> Path:
+    """A package of one of `QualityScene.builds`."""
     form: WeightsForm = "fp8" if name == "fp8" else "mixed"
     seen = folder / STAGES if name == CALIBRATED else None
     order = Order(arch, scene.checkpoint, weights=form, calibration=seen)
     return make_package(order, folder / name, state_dir())
 
 
-def _run_exact(pipeline: Pipeline, scene: Scene, recipe: Recipe) -> Exact:
+def _run_exact(pipeline: Pipeline, scene: QualityScene, recipe: Recipe) -> Exact:
     request = replace(scene.request, recipe=recipe)
     check_request(request)
     told = condition(pipeline.encoders, request, load_source(request, pipeline.capture))
@@ -216,7 +216,7 @@ def _run_exact(pipeline: Pipeline, scene: Scene, recipe: Recipe) -> Exact:
 
 
 def _row(
-    scene: Scene,
+    scene: QualityScene,
     recipe: str,
     weights: str,
     attention: str,
@@ -290,7 +290,7 @@ def _with_sdpa(ops: dict[str, Ops]) -> Mapping[str, Ops]:
 
 
 def _model(pipeline: Pipeline) -> Scail:
-    model = pipeline.denoiser.watched
+    model = pipeline.denoiser.recorded
     assert isinstance(model, Scail)
     return model
 
@@ -305,7 +305,7 @@ def settings(attention: str | None) -> Settings:
     return Settings(device, precision, attention, state_dir())
 
 
-def networks(scene: Scene) -> Networks:
+def networks(scene: QualityScene) -> Networks:
     return Networks(scene.models, settings(None).device, state_dir())
 
 

@@ -99,14 +99,16 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class FormatChoice:
     dtype: torch.dtype
     smooth: Tensor  # [in] fp32: multiplies the input; the weight's columns are divided by it
     estimates: tuple[Estimate, ...]  # of each allowed format at its best, the chosen one first
     reason: str
 
     @classmethod
-    def default(cls, dtype: torch.dtype, width: int, reason: str = "not calibrated") -> "Choice":
+    def default(
+        cls, dtype: torch.dtype, width: int, reason: str = "not calibrated"
+    ) -> "FormatChoice":
         return cls(dtype, torch.ones(width), (), reason)
 
 
@@ -147,7 +149,7 @@ def choose(
     allowed: Sequence[torch.dtype],
     default: torch.dtype,
     can_smooth: bool,
-) -> Choice:
+) -> FormatChoice:
     """The format with the least expected error for weight [out, in] fp32, finite.
 
     Without `seen`: `default`, not smoothed, and nothing is read. Equal errors: `default` too.
@@ -155,7 +157,7 @@ def choose(
     """
     width = weight.shape[1]
     if seen is None:
-        return Choice.default(default, width)
+        return FormatChoice.default(default, width)
     assert len(seen.absmax) == width
     rows = weight[:: -(-len(weight) // SAMPLED) | 1]  # odd, so that it meets both halves of a pair
     rows = rows / rows.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
@@ -164,7 +166,7 @@ def choose(
     peak, power = peak / largest, seen.mean_square.double() / largest.square()
     gain = rows.square().sum(dim=0, dtype=torch.float64)
     if not float(power @ gain) > 0:
-        return Choice.default(default, width, "its input or its weight is zero throughout")
+        return FormatChoice.default(default, width, "its input or its weight is zero throughout")
 
     candidates: list[tuple[float | None, Tensor]] = [(None, torch.ones(width))]
     if can_smooth:
@@ -178,7 +180,7 @@ def choose(
         best.append(least if least[0].total < WORTHWHILE * plain[0].total else plain)
     best.sort(key=lambda one: one[0].total)
     estimates = tuple(estimate for estimate, _ in best)
-    return Choice(estimates[0].dtype, best[0][1], estimates, " < ".join(map(str, estimates)))
+    return FormatChoice(estimates[0].dtype, best[0][1], estimates, " < ".join(map(str, estimates)))
 
 
 def _estimate(

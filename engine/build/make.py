@@ -31,7 +31,7 @@ from engine.models.locate import TEXT_ENCODER, find_model
 from engine.models.lora import Lora
 from engine.models.text import find_tokenizer, store_prompts
 from engine.package.folder import PackageWriter
-from engine.package.manifest import PROMPTS, Manifest, Native, Prompts, Source, kernel_path
+from engine.package.manifest import PROMPTS, Manifest, Native, Prompts, SourceFile, kernel_path
 from engine.stage_dump import ACTIVATIONS
 from kernels.arch import Arch
 
@@ -208,12 +208,14 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def _sources(checkpoint: Checkpoint, order: Order, state: Path) -> tuple[Source, ...]:
+def _sources(checkpoint: Checkpoint, order: Order, state: Path) -> tuple[SourceFile, ...]:
     """Hashes the files while weights are read from them."""
     files = [(path, None) for path in checkpoint.files]
     files += [(path, strength) for path, strength in order.loras]
     return tuple(
-        Source(path.name, path.stat().st_size, remembered_sha256(path, state / "hashes"), strength)
+        SourceFile(
+            path.name, path.stat().st_size, remembered_sha256(path, state / "hashes"), strength
+        )
         for path, strength in files
     )
 

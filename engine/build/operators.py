@@ -42,14 +42,14 @@ def _(codes: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @torch.library.custom_op("scail::turn", mutates_args=())
-def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """RoPE of the pairs (2j, 2j + 1): x [1, N, S, K], cos and sin [1, S, K / 2]."""
     even, odd = x[..., 0::2], x[..., 1::2]
     cos, sin = cos[:, None], sin[:, None]
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
 
 
-@turn.register_fake
+@rotate.register_fake
 def _(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.empty_like(x)
 

@@ -36,7 +36,7 @@ class Operand:
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class PlanLayer:
     name: str
     kind: str
     inputs: tuple[Operand, ...]
@@ -52,7 +52,7 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class PlanProof:
     """What a plan was found to hold."""
 
     kernels: int
@@ -67,7 +67,7 @@ def layer_table(log: str) -> str:
     return "".join(f"{line}\n" for line in table.splitlines() if line.startswith("Name: "))
 
 
-def read_layers(table: str) -> list[Layer]:
+def read_layers(table: str) -> list[PlanLayer]:
     """Raises `BuildFailed` for a line that is no layer: another version of the library."""
     layers = []
     for line in table.splitlines():
@@ -77,7 +77,7 @@ def read_layers(table: str) -> list[Layer]:
                 "it otherwise. Install the version that pyproject.toml names."
             )
         inputs, outputs = (_operands(found[side]) for side in ("inputs", "outputs"))
-        layers.append(Layer(found["name"], found["kind"], inputs, outputs))
+        layers.append(PlanLayer(found["name"], found["kind"], inputs, outputs))
     return layers
 
 
@@ -93,8 +93,8 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def prove(
-    plan: str, layers: list[Layer], depths: Mapping[str, int], attentions8: int, attentions: int
-) -> Proof:
+    plan: str, layers: list[PlanLayer], depths: Mapping[str, int], attentions8: int, attentions: int
+) -> PlanProof:
     """Every product is of 8-bit rows with a weight as it lies in memory, and the attentions are
     fused, so many of them in FP8. `depths`: the weights by name, and the values in a row of each.
 
@@ -118,10 +118,10 @@ def prove(
             "TensorRT-RTX that is known to plan it well."
         )
     kernels = sum(layer.kind not in NO_KERNELS for layer in layers)
-    return Proof(kernels, len(depths), attentions8, attentions)
+    return PlanProof(kernels, len(depths), attentions8, attentions)
 
 
-def _weight(layers: list[Layer], name: str, depth: int) -> list[str]:
+def _weight(layers: list[PlanLayer], name: str, depth: int) -> list[str]:
     """What is wrong with how a weight is used: one product reads it, each row in one piece."""
     reads = [(layer, x) for layer in layers for x in layer.inputs if x.name == name]
     products = [(layer, x) for layer, x in reads if layer.kind == PRODUCT]

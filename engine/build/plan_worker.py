@@ -17,27 +17,27 @@ from typing import Protocol
 trt = import_module("tensorrt_rtx")  # optional, and without types for a checker
 
 
-class Named(Protocol):
+class Severity(Protocol):
     name: str
 
 
-class Port(Protocol):
+class NetworkPort(Protocol):
     name: str
-    dtype: Named
+    dtype: Severity
     shape: tuple[int, ...]
 
 
-class Log(trt.ILogger):
+class BuilderLog(trt.ILogger):
     """Everything, at once: what is buffered dies with the process."""
 
-    def log(self, severity: Named, msg: str) -> None:
+    def log(self, severity: Severity, msg: str) -> None:
         sys.stdout.write(f"[{severity.name}] {msg}\n")
         sys.stdout.flush()
 
 
 def build(graph: Path, order: dict) -> tuple[bytes, dict]:
     """The plan, and facts of it. Ends the process with a sentence where the library refuses."""
-    log = Log()
+    log = BuilderLog()
     builder = trt.Builder(log)
     typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(typed)
@@ -64,7 +64,7 @@ def build(graph: Path, order: dict) -> tuple[bytes, dict]:
     }
 
 
-def _port(tensor: Port) -> list:
+def _port(tensor: NetworkPort) -> list:
     return [tensor.name, tensor.dtype.name, list(tensor.shape)]
 
 

@@ -13,10 +13,10 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from engine.build.calibration import Activations, Choice, choose
+from engine.build.calibration import Activations, FormatChoice, choose
 from engine.build.report import TensorError, measure, measure_cast
 from engine.config import ModelConfig
-from engine.denoise.block import LINEARS, Form
+from engine.denoise.block import LINEARS, BlockFormat
 from kernels.fp8 import quantize_rows
 
 FFN_MULTIPLE = 256  # of the products' tiles; more is filled with zeros, whose GELU is zero
@@ -27,7 +27,7 @@ LARGE = 2**20  # values from which a matrix outside the blocks is worth two byte
 Made: TypeAlias = tuple[Mapping[str, Tensor], Sequence[TensorError]]
 
 
-class Weights(Protocol):
+class WeightSource(Protocol):
     """Where weights come from: a `Checkpoint`."""
 
     config: ModelConfig
@@ -43,8 +43,8 @@ class Weights(Protocol):
 class Quantization:
     """What is to be done with which weights."""
 
-    weights: Weights
-    form: Form
+    weights: WeightSource
+    form: BlockFormat
     seen: Activations | None = None
 
     @property
@@ -54,14 +54,14 @@ class Quantization:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class TensorGroup:
     """Tensors that are made together. Nothing is read before `make` is called."""
 
     name: str
     make: Callable[[], Made]
 
 
-def groups(job: Quantization) -> Iterator[Group]:
+def groups(job: Quantization) -> Iterator[TensorGroup]:
     """All of them in order: embeddings, context of all blocks, the blocks, the head."""
     names = sorted(job.weights)
     outside = [name for name in names if not name.startswith("blocks.")]
@@ -70,25 +70,25 @@ def groups(job: Quantization) -> Iterator[Group]:
     layers = range(job.weights.config.layers)
     for name in outside:
         if name not in head:
-            yield Group(name, partial(_kept, job, name))
+            yield TensorGroup(name, partial(_kept, job, name))
     for n in layers:
         for field in CONTEXT:
-            yield Group(f"blocks.{n}.{field}", partial(_linear, job, choices, n, field))
-        yield Group(f"blocks.{n}.context", partial(_context_norms, job, n))
+            yield TensorGroup(f"blocks.{n}.{field}", partial(_linear, job, choices, n, field))
+        yield TensorGroup(f"blocks.{n}.context", partial(_context_norms, job, n))
     for n in layers:
-        yield Group(f"blocks.{n}.tables", partial(_tables, job, choices, n))
+        yield TensorGroup(f"blocks.{n}.tables", partial(_tables, job, choices, n))
         for field in LINEARS:
             if field not in CONTEXT:
-                yield Group(f"blocks.{n}.{field}", partial(_linear, job, choices, n, field))
+                yield TensorGroup(f"blocks.{n}.{field}", partial(_linear, job, choices, n, field))
     for name in head:
-        yield Group(name, partial(_kept, job, name))
+        yield TensorGroup(name, partial(_kept, job, name))
 
 
 def padded_ffn(config: ModelConfig) -> int:
     return -(-config.ffn // FFN_MULTIPLE) * FFN_MULTIPLE
 
 
-def package_bytes(weights: Weights) -> int:
+def package_bytes(weights: WeightSource) -> int:
     """An upper bound for the tensors of a package: one byte a value of the linears, scales and
     biases, four a value of the rest but for large matrices.
     """
@@ -141,7 +141,9 @@ def _context_norms(job: Quantization, n: int) -> Made:
     return made, []
 
 
-def _tables(job: Quantization, choices: Callable[[int], Mapping[str, Choice]], n: int) -> Made:
+def _tables(
+    job: Quantization, choices: Callable[[int], Mapping[str, FormatChoice]], n: int
+) -> Made:
     read = partial(_read, job.weights)
     block, chosen = f"blocks.{n}.", choices(n)
     smooth = chosen["cross_q"].smooth
@@ -160,7 +162,7 @@ def _tables(job: Quantization, choices: Callable[[int], Mapping[str, Choice]], n
 
 
 def _linear(
-    job: Quantization, choices: Callable[[int], Mapping[str, Choice]], n: int, field: str
+    job: Quantization, choices: Callable[[int], Mapping[str, FormatChoice]], n: int, field: str
 ) -> Made:
     chosen = choices(n)
     choice, name = chosen[field], f"blocks.{n}.{field}"
@@ -178,14 +180,14 @@ def _linear(
     return {f"{name}.q": rows.q, f"{name}.s": rows.s, f"{name}.bias": bias}, [error]
 
 
-def _choices(job: Quantization, n: int) -> Mapping[str, Choice]:
+def _choices(job: Quantization, n: int) -> Mapping[str, FormatChoice]:
     """For every linear of a block its format, and what its input is multiplied with."""
     chosen = {}
     for field, names in LINEARS.items():
         default = job.form.down if field == "down" else job.form.others
         if job.seen is None or field in CONTEXT:
             width = _shape(job.weights, n, field)[1]
-            chosen[field] = Choice.default(default, width)
+            chosen[field] = FormatChoice.default(default, width)
             continue
         weight = _read_linear(job.weights, n, field, "weight")
         channels = job.seen.channels(f"blocks.{n}.{names[0]}").padded(weight.shape[1])
@@ -195,7 +197,7 @@ def _choices(job: Quantization, n: int) -> Mapping[str, Choice]:
     return chosen
 
 
-def _shape(weights: Weights, n: int, field: str) -> tuple[int, int]:
+def _shape(weights: WeightSource, n: int, field: str) -> tuple[int, int]:
     """Of a linear of the package: [out, in]."""
     shapes = [weights.shape(f"blocks.{n}.{name}.weight") for name in LINEARS[field]]
     out, width = sum(rows for rows, _ in shapes), shapes[0][1]
@@ -203,7 +205,7 @@ def _shape(weights: Weights, n: int, field: str) -> tuple[int, int]:
     return (ffn if field == "up" else out), (ffn if field == "down" else width)
 
 
-def _read_linear(weights: Weights, n: int, field: str, kind: str) -> Tensor:
+def _read_linear(weights: WeightSource, n: int, field: str, kind: str) -> Tensor:
     """fp32, the parts below each other; what pads the feed forward is zero."""
     shape = _shape(weights, n, field)
     out = torch.zeros(shape if kind == "weight" else shape[:1])
@@ -217,7 +219,7 @@ def _read_linear(weights: Weights, n: int, field: str, kind: str) -> Tensor:
     return out
 
 
-def _read(weights: Weights, name: str) -> Tensor:
+def _read(weights: WeightSource, name: str) -> Tensor:
     out = torch.empty(weights.shape(name))
     weights.read_into(name, out)
     return out

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from engine.build.operators import E4M3, attention8, to_e4m3, turn, widen
+from engine.build.operators import E4M3, attention8, rotate, to_e4m3, widen
 from engine.config import HEAD_SIZE, TEXT_TOKENS, ModelConfig
 from engine.models.dit import EPS
 from engine.tensorrt.plans import TOKENS, Port
@@ -48,14 +48,14 @@ TWIN = Numerics(torch.float32, quantised=True)  # for onnxruntime, which has no 
 DEPLOY = Numerics(torch.bfloat16, quantised=True)  # for TensorRT-RTX
 
 
-Tensors: TypeAlias = Mapping[str, Tensor]
+SegmentTensors: TypeAlias = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class SegmentRecipe:
     """What a segment computes, and from what."""
 
-    compute: Callable[[Numerics, Tensors], tuple[Tensor, ...]]
+    compute: Callable[[Numerics, SegmentTensors], tuple[Tensor, ...]]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attentions8: int = 0  # in FP8
@@ -80,19 +80,19 @@ class Segment(nn.Module):
         return self.recipe.compute(self.numerics, named)
 
 
-def _block(n: Numerics, t: Tensors) -> tuple[Tensor, ...]:
+def _block(n: Numerics, t: SegmentTensors) -> tuple[Tensor, ...]:
     return _after(n, t, _attend(n, t, *_qkv(n, t, parts=3)))
 
 
-def _pre(n: Numerics, t: Tensors) -> tuple[Tensor, ...]:
+def _pre(n: Numerics, t: SegmentTensors) -> tuple[Tensor, ...]:
     return tuple(_qkv(n, t, parts=1))
 
 
-def _post(n: Numerics, t: Tensors) -> tuple[Tensor, ...]:
+def _post(n: Numerics, t: SegmentTensors) -> tuple[Tensor, ...]:
     return _after(n, t, t["attention"])
 
 
-def _context(n: Numerics, t: Tensors) -> tuple[Tensor, ...]:
+def _context(n: Numerics, t: SegmentTensors) -> tuple[Tensor, ...]:
     """The weight of q's RMSNorm is put into the keys, as `kernels.cross_attention` has it."""
     made = []
     for name in ("text", "vision"):
@@ -102,7 +102,7 @@ def _context(n: Numerics, t: Tensors) -> tuple[Tensor, ...]:
     return tuple(made)
 
 
-def _qkv(n: Numerics, t: Tensors, parts: int) -> list[Tensor]:
+def _qkv(n: Numerics, t: SegmentTensors, parts: int) -> list[Tensor]:
     """q | k | v [1, S, 3 D], or one by one: scaled before they are split, the builder would write
     the product twice.
     """
@@ -111,10 +111,10 @@ def _qkv(n: Numerics, t: Tensors, parts: int) -> list[Tensor]:
     return [part.to(n.between) for part in made]
 
 
-def _attend(n: Numerics, t: Tensors, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _attend(n: Numerics, t: SegmentTensors, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Self attention: [1, S, D] each, before RMSNorm and RoPE -> [1, S, D] fp32."""
     q, k = (
-        turn(_heads(F.rms_norm(x.float(), x.shape[-1:], t[norm], EPS)), t["cos"], t["sin"])
+        rotate(_heads(F.rms_norm(x.float(), x.shape[-1:], t[norm], EPS)), t["cos"], t["sin"])
         for x, norm in ((q, "norm_q"), (k, "norm_k"))
     )
     q = q * SOFTMAX_FACTOR
@@ -128,7 +128,7 @@ def _attend(n: Numerics, t: Tensors, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _merge(seen).float() * peak
 
 
-def _after(n: Numerics, t: Tensors, attention: Tensor) -> tuple[Tensor, ...]:
+def _after(n: Numerics, t: SegmentTensors, attention: Tensor) -> tuple[Tensor, ...]:
     """The block from the output projection of self attention on: the new x."""
     _, _, gate1, shift2, scale2, gate2 = t["modulation"].unbind(dim=1)
     x = t["x"] + gate1 * _linear(n, t, "o", attention)[0]
@@ -140,7 +140,7 @@ def _after(n: Numerics, t: Tensors, attention: Tensor) -> tuple[Tensor, ...]:
     return (x + gate2 * _linear(n, t, "down", inner)[0],)
 
 
-def _cross_attend(n: Numerics, t: Tensors, q: Tensor) -> Tensor:
+def _cross_attend(n: Numerics, t: SegmentTensors, q: Tensor) -> Tensor:
     """q [1, S, D] before its RMSNorm, whose weight the keys hold -> [1, S, D]."""
     q = F.rms_norm(q.float(), q.shape[-1:], None, EPS) * SOFTMAX_FACTOR
     # Two attentions of one q kill the builder (spec/tensorrt.md 1): one gets 2 q and k / 2.
@@ -156,7 +156,7 @@ def _cross_attend(n: Numerics, t: Tensors, q: Tensor) -> Tensor:
     return _merge(seen[0] + seen[1])
 
 
-def _linear(n: Numerics, t: Tensors, name: str, x: Tensor, parts: int = 1) -> list[Tensor]:
+def _linear(n: Numerics, t: SegmentTensors, name: str, x: Tensor, parts: int = 1) -> list[Tensor]:
     """x [1, S, in], any float -> [1, S, out / parts] fp32 each."""
     codes, scales, bias = (t[f"{name}.{field}"] for field in ("q", "s", "bias"))
     if n.quantised:
@@ -195,17 +195,19 @@ _REST = (
     *_weights("o"), "norm3_shift", "norm3_scale", *_weights("cross_q", "cross_o", "up", "down"),
 )  # fmt: skip
 
-SEGMENTS: Mapping[str, Recipe] = {
-    "block": Recipe(
+SEGMENTS: Mapping[str, SegmentRecipe] = {
+    "block": SegmentRecipe(
         _block,
         ("x", "modulation", "cos", "sin", *_KEYS, *_weights("qkv"), "norm_q", "norm_k", *_REST),
         ("out",),
         attentions8=1,
         attentions=2,
     ),
-    "pre": Recipe(_pre, ("x", "modulation", *_weights("qkv")), ("qkv",)),
-    "post": Recipe(_post, ("x", "attention", "modulation", *_KEYS, *_REST), ("out",), attentions=2),
-    "context": Recipe(
+    "pre": SegmentRecipe(_pre, ("x", "modulation", *_weights("qkv")), ("qkv",)),
+    "post": SegmentRecipe(
+        _post, ("x", "attention", "modulation", *_KEYS, *_REST), ("out",), attentions=2
+    ),
+    "context": SegmentRecipe(
         _context,
         (
             "text", "vision", *_weights("text"), "text_norm_k", *_weights("vision"),

@@ -35,16 +35,16 @@ LINEARS: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class BlockFormat:
     """Formats of a block's weights; the rows that a weight is multiplied with have the same."""
 
     down: torch.dtype  # of the second product of the feed forward, whose rows have outliers
     others: torch.dtype
 
 
-FP8 = Form(down=torch.float8_e4m3fn, others=torch.float8_e4m3fn)
-INT8 = Form(down=torch.int8, others=torch.int8)
-MIXED = Form(down=torch.float8_e4m3fn, others=torch.int8)  # spec/kernels.md 4
+FP8 = BlockFormat(down=torch.float8_e4m3fn, others=torch.float8_e4m3fn)
+INT8 = BlockFormat(down=torch.int8, others=torch.int8)
+MIXED = BlockFormat(down=torch.float8_e4m3fn, others=torch.int8)  # spec/kernels.md 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,12 +23,12 @@ class Pass:
 
 
 # The kept tokens after the last block, valid until the next call
-Steps: TypeAlias = Callable[[Pass], Tensor]
+BlockRunner: TypeAlias = Callable[[Pass], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Blocks:
-    """Launches one after another. A `Steps`."""
+class LaunchedBlocks:
+    """Launches one after another. A `BlockRunner`."""
 
     ops: Ops
     weights: Sequence[BlockWeights]

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from engine.denoise.block import ContextKeys
-from engine.denoise.block_runner import Pass, Steps
+from engine.denoise.block_runner import BlockRunner, Pass
 
 KEPT_GRAPHS = 4  # with and without a skeleton, for the prompt and the negative prompt
 
 # records what a function does and returns what does it again
-Capture: TypeAlias = Callable[[Callable[[], object]], Callable[[], None]]
+GraphRecorder: TypeAlias = Callable[[Callable[[], object]], Callable[[], None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,11 @@ class _Recorded:
     replay: Callable[[], None]
 
 
-class GraphedSteps:
-    """Runs `steps`, recorded where that is possible. An `engine.denoise.block_runner.Steps`."""
+class GraphedBlocks:
+    """Runs `runner`, recorded where that is possible. A `BlockRunner` itself."""
 
-    def __init__(self, steps: Steps, capture: Capture) -> None:
-        self._steps, self._capture = steps, capture
+    def __init__(self, runner: BlockRunner, record: GraphRecorder) -> None:
+        self._runner, self._record_graph = runner, record
         self._seen: OrderedDict[tuple[int, int, int], _Recorded | Sequence[ContextKeys]] = (
             OrderedDict()
         )
@@ -43,7 +43,7 @@ class GraphedSteps:
         known = self._seen.get(key)
         if known is None:  # a first run leaves nothing to be set up while recording
             self._remember(key, given.context)
-            return self._steps(given)
+            return self._runner(given)
         if not isinstance(known, _Recorded):
             known = self._record(given)
             self._remember(key, known)
@@ -66,10 +66,10 @@ class GraphedSteps:
 
     def _record(self, given: Pass) -> _Recorded:
         own = replace(given, x=given.x.clone(), modulation=given.modulation.clone())
-        return _Recorded(own, self._capture(lambda: self._steps(own)))
+        return _Recorded(own, self._record_graph(lambda: self._runner(own)))
 
 
-class CudaCapture:
+class CudaGraphRecorder:
     """Records CUDA graphs that share one pool of memory: they never run at the same time, and what
     one leaves there is used before the next one runs.
     """

@@ -31,7 +31,7 @@ class ExactDenoiser:
         return load_transformer(self.checkpoint, self.device, self._dtype, self._attention)
 
     @property
-    def watched(self) -> Scail:
+    def recorded(self) -> Scail:
         return self.model
 
     @property

@@ -14,7 +14,7 @@ from engine.flow import Conditions, Recipe
 from engine.machine.resident import Resident
 
 # latents [16, t, h, w], step index, timestep, skeleton [16, t, h/2, w/2] or None -> velocity
-Forward: TypeAlias = Callable[[Tensor, int, float, Tensor | None], Tensor]
+GuidedForward: TypeAlias = Callable[[Tensor, int, float, Tensor | None], Tensor]
 
 
 class Denoiser(Protocol):
@@ -34,8 +34,8 @@ class Denoiser(Protocol):
         ...
 
     @property
-    def watched(self) -> nn.Module | None:
-        """The module whose linears can be watched, if there is one."""
+    def recorded(self) -> nn.Module | None:
+        """The module whose linears can be recorded, if there is one."""
         ...
 
     def bind(self, conditions: Conditions, recipe: Recipe) -> WindowVelocity:
@@ -48,14 +48,14 @@ def texts(conditions: Conditions) -> list[Tensor]:
     return [text for text in (conditions.text, conditions.negative) if text is not None]
 
 
-def bind(forwards: Sequence[Forward], recipe: Recipe, pose: Tensor) -> WindowVelocity:
+def bind(forwards: Sequence[GuidedForward], recipe: Recipe, pose: Tensor) -> WindowVelocity:
     """`forwards`: the model that is told each of a clip's `texts`; `pose` is the skeleton of the
     whole clip [16, t, h/2, w/2] on the device of the model.
 
     The skeleton is seen from the first to before the last of the recipe's shares of all steps.
     """
 
-    def showing(forward: Forward) -> WindowVelocity:
+    def showing(forward: GuidedForward) -> WindowVelocity:
         def velocity(latents: Tensor, frames: Sequence[int], step: int, timestep: float) -> Tensor:
             share = step / recipe.steps
             is_seen = recipe.pose_from <= share < recipe.pose_until

@@ -22,14 +22,14 @@ from engine.denoise.block import (
     context_keys,
     tensor_names,
 )
-from engine.denoise.block_runner import Blocks, Pass, Steps
-from engine.denoise.cuda_graphs import GraphedSteps
+from engine.denoise.block_runner import BlockRunner, LaunchedBlocks, Pass
+from engine.denoise.cuda_graphs import GraphedBlocks
 from engine.denoise.guidance import bind, check_widths, texts
 from engine.denoise.sampler import grid
 from engine.denoise.windows import WindowVelocity
 from engine.flow import Conditions, Recipe
 from engine.machine.resident import Resident
-from engine.machine.upload import Weights
+from engine.machine.upload import PackageWeights
 from engine.models.attention import Attention
 from engine.models.dit import Rope, Scail, patch_grid, rope_tables
 from engine.package.folder import Package
@@ -43,10 +43,10 @@ class PackagedDenoiser:
 
     def __init__(
         self,
-        weights: Weights,
+        weights: PackageWeights,
         ops: Ops,
-        graphed: Callable[[Steps], GraphedSteps] | None = None,
-        make_steps: Callable[[Ops, Sequence[BlockWeights]], Steps] = Blocks,
+        graphed: Callable[[BlockRunner], GraphedBlocks] | None = None,
+        make_steps: Callable[[Ops, Sequence[BlockWeights]], BlockRunner] = LaunchedBlocks,
     ) -> None:
         """`make_steps`: the program that runs the blocks. `graphed`: how it is recorded and
         replayed; None: each step is run.
@@ -59,8 +59,8 @@ class PackagedDenoiser:
         self._ops, self._weights = ops, weights
         self._graphed, self._make_steps = graphed, make_steps
         self._held: list[BlockWeights] | None = None
-        self._blocks: Steps | None = None
-        self._graphs: GraphedSteps | None = None
+        self._blocks: BlockRunner | None = None
+        self._graphs: GraphedBlocks | None = None
         self._wants_graphs = True
         layers = self.config.layers
         self._of_steps = _in_blocks(BlockWeights, layers)
@@ -107,12 +107,12 @@ class PackagedDenoiser:
         self._held, self._blocks, self._graphs = None, None, None
 
     @property
-    def _steps(self) -> Steps:
+    def _steps(self) -> BlockRunner:
         assert self._blocks is not None
         return self._graphs if self._graphs is not None and self._wants_graphs else self._blocks
 
     @property
-    def watched(self) -> None:
+    def recorded(self) -> None:
         """Its linears are parts of kernels."""
 
     def bind(self, conditions: Conditions, recipe: Recipe) -> WindowVelocity:
@@ -176,7 +176,7 @@ class PackagedDenoiser:
         return made.text, made.vision, max(padding, 1)
 
 
-def outside_the_blocks(package: Package, weights: Weights) -> Scail:
+def outside_the_blocks(package: Package, weights: PackageWeights) -> Scail:
     """The model without layers, in FP32, on the device but for what embeds times."""
     with torch.device("meta"):
         model = Scail(replace(package.manifest.model, layers=0))

@@ -1,23 +1,28 @@
 """Long clips: the transformer sees a window of latent frames at a time, the results are blended.
 
-The windows move from step to step, so that no seam stays in one place. Frames here are latent
+The windows move from step to step, so that no seam stays in one place; whoever waits for the clip
+is told after each of them how far it is. Frames here are latent
 frames but for `in_latents`. Schedule `uniform_standard` of spec/denoiser.md 10.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from engine.config import VAE_STRIDE
 from engine.errors import BadRequest
+from engine.flow import Recipe
 
 # latents of the window [C, c, h, w], its frames, step index, timestep -> velocity, same shape
 WindowVelocity = Callable[[Tensor, Sequence[int], int, float], Tensor]
 # latents of the clip [C, t, h, w], step index, timestep: a velocity of `sampler.py`
 ClipVelocity = Callable[[Tensor, int, float], Tensor]
+# stage, share of it that is done; called between forwards, and what it raises ends the job
+Watch: TypeAlias = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,3 +157,29 @@ def _run(first: int, latents: int, windowing: Windowing) -> list[int]:
     """A window of consecutive frames from `first` on, or the last one of the clip."""
     first = min(first, latents - windowing.window)
     return list(range(first, first + windowing.window))
+
+
+def unwatched(stage: str, share: float) -> None:
+    """Nobody waits."""
+
+
+def evaluations(recipe: Recipe, latents: int) -> int:
+    """How often the velocity of a window is asked for, in all steps of a clip."""
+    cut = in_latents(recipe.window_frames, recipe.overlap_frames)
+    return sum(len(windows(step, latents, cut)) for step in range(recipe.steps))
+
+
+def reporting(velocity: WindowVelocity, total: int, watch: Watch) -> WindowVelocity:
+    """Tells `watch` after each of `total` evaluations."""
+    done = 0
+
+    def told(latents: Tensor, frames: Sequence[int], step: int, timestep: float) -> Tensor:
+        nonlocal done
+        found = velocity(latents, frames, step, timestep)
+        if found.is_cuda:  # the host would queue the whole clip, and nothing could be called off
+            torch.cuda.current_stream(found.device).synchronize()
+        done += 1
+        watch("denoise", done / total)
+        return found
+
+    return told

@@ -24,7 +24,7 @@ PIXELS = 2e-6
 WEIGHTS = "weights."
 CPU = torch.device("cpu")
 
-Tensors = Mapping[str, Tensor]
+GoldenTensors = Mapping[str, Tensor]
 
 
 def recognises(names: frozenset[str], metadata: Mapping[str, str]) -> bool:
@@ -74,11 +74,11 @@ def _heads(path: Path) -> int:
     return heads
 
 
-def _cases(file: str, tensors: Tensors, suffix: str) -> list[str]:
+def _cases(file: str, tensors: GoldenTensors, suffix: str) -> list[str]:
     return [name.removesuffix(suffix) for name in sorted(tensors) if name.endswith(suffix)]
 
 
-def _text(file: str, tensors: Tensors, encoder: TextEncoder) -> Iterator[Check]:
+def _text(file: str, tensors: GoldenTensors, encoder: TextEncoder) -> Iterator[Check]:
     """`raw` counts where the mask is one: only the real tokens are ever computed."""
     for case in _cases(file, tensors, ".ids"):
         ids, mask = tensors[f"{case}.ids"], tensors[f"{case}.mask"].bool()  # [B, L]
@@ -92,7 +92,7 @@ def _text(file: str, tensors: Tensors, encoder: TextEncoder) -> Iterator[Check]:
         )
 
 
-def _vision(file: str, tensors: Tensors, encoder: VisionEncoder) -> Iterator[Check]:
+def _vision(file: str, tensors: GoldenTensors, encoder: VisionEncoder) -> Iterator[Check]:
     for case in _cases(file, tensors, ".image"):
         image, pixels = tensors[f"{case}.image"], tensors[f"{case}.pixels"]
         got = preprocess(image, pixels.shape[-1])

@@ -60,7 +60,7 @@ def checks(path: Path) -> Iterator[Check]:
         return
     checkpoint, used = _choose(weights, metadata)
     file = path.name if used is None else f"{path.name} with {used}"
-    case = Case(load_transformer(checkpoint, torch.device("cpu")), inputs)
+    case = GoldenCase(load_transformer(checkpoint, torch.device("cpu")), inputs)
     if any(name.startswith(("mid.", "out.")) for name in wanted):
         yield from _forward(file, case, wanted)
     if "out.out" in wanted:
@@ -151,7 +151,7 @@ def _opened(parts: Sequence[Path], layers: int | None) -> Checkpoint | None:
         return None
 
 
-class Case:
+class GoldenCase:
     """A model and the inputs of one golden case, in our axis order."""
 
     def __init__(self, model: Scail, tensors: Mapping[str, Tensor]) -> None:
@@ -180,7 +180,7 @@ class Case:
         )
 
 
-def _forward(file: str, case: Case, wanted: Mapping[str, Tensor]) -> Iterator[Check]:
+def _forward(file: str, case: GoldenCase, wanted: Mapping[str, Tensor]) -> Iterator[Check]:
     model, (e, modulation) = case.model, case.model.embed_time(case.timestep)
     tokens = model.embed(case.latents, case.reference, case.pose, None)
     rope = rope_tables(patch_grid(case.latents), True, tokens.device)
@@ -214,7 +214,9 @@ def _forward(file: str, case: Case, wanted: Mapping[str, Tensor]) -> Iterator[Ch
             yield Check(f"{file}: {name}", None, None, None)
 
 
-def _bf16(file: str, checkpoint: Checkpoint, case: Case, wanted: Mapping[str, Tensor]) -> Check:
+def _bf16(
+    file: str, checkpoint: Checkpoint, case: GoldenCase, wanted: Mapping[str, Tensor]
+) -> Check:
     """Our BF16 mode against the FP32 output, in the mean: the order of roundings is free in BF16.
 
     The official code in BF16, if the file holds its output, says how far rounding leads in this
@@ -231,7 +233,7 @@ def _bf16(file: str, checkpoint: Checkpoint, case: Case, wanted: Mapping[str, Te
 
 
 def _trajectories(
-    file: str, case: Case, wanted: Mapping[str, Tensor], metadata: Metadata
+    file: str, case: GoldenCase, wanted: Mapping[str, Tensor], metadata: Metadata
 ) -> Iterator[Check]:
     names = sorted(name for name in wanted if not name.startswith(("in.", "mid.", "out.")))
     runs: dict[str, list[Tensor]] = {}

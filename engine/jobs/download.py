@@ -38,7 +38,7 @@ def _connect(address: str, port: int, timeout_s: float) -> socket.socket:
 
 
 @dataclass(frozen=True, slots=True)
-class Network:
+class Internet:
     """How the Internet is reached. Tests bring their own; which addresses may be asked stays."""
 
     resolve: Resolve = resolve_name
@@ -46,11 +46,11 @@ class Network:
     tls: Callable[[], ssl.SSLContext] = ssl.create_default_context
 
 
-INTERNET = Network()
+INTERNET = Internet()
 
 
 def download(
-    text: object, field: str, max_bytes: int, network: Network, timeout_s: float
+    text: object, field: str, max_bytes: int, network: Internet, timeout_s: float
 ) -> Generator[bytes, None, None]:
     """The body at an http or https address; `field` is what the job calls it.
 
@@ -120,7 +120,7 @@ def _on_the_wire(field: str, host: str) -> Iterator[None]:
         ) from error
 
 
-def _dial(target: Target, field: str, network: Network, deadline: float) -> socket.socket:
+def _dial(target: Target, field: str, network: Internet, deadline: float) -> socket.socket:
     """A connection to one of the checked addresses, in TLS where the address says so."""
     with _on_the_wire(field, target.host):
         wait_s = _wait_s(deadline, _CONNECT_S)
@@ -136,7 +136,9 @@ def _dial(target: Target, field: str, network: Network, deadline: float) -> sock
             raise
 
 
-def _first(addresses: Sequence[str], port: int, network: Network, deadline: float) -> socket.socket:
+def _first(
+    addresses: Sequence[str], port: int, network: Internet, deadline: float
+) -> socket.socket:
     """The first address that answers. Raises what the last one did."""
     *others, last = addresses
     for address in others:

@@ -17,7 +17,7 @@ from typing import Literal
 
 from engine.config import LIMITS, Limits
 from engine.errors import BadMedia, BadRequest, OutputError
-from engine.jobs.download import INTERNET, TOTAL_S, Network, download, too_large
+from engine.jobs.download import INTERNET, TOTAL_S, Internet, download, too_large
 from engine.media.files import HEAD_BYTES, sniff
 
 _PIECE = 1 << 20
@@ -65,7 +65,7 @@ class Wanted:
 
 
 def fetch_url(
-    text: object, wanted: Wanted, network: Network = INTERNET, timeout_s: float = TOTAL_S
+    text: object, wanted: Wanted, network: Internet = INTERNET, timeout_s: float = TOTAL_S
 ) -> Path:
     """The file at an http or https address.
 

@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 from engine.flow import Align, Fit, Motion, Recipe
 
 Action: TypeAlias = Literal["generate", "health", "validate"]
-Kind: TypeAlias = Literal["url", "path", "base64"]  # the earlier one counts
+MediumKind: TypeAlias = Literal["url", "path", "base64"]  # the earlier one counts
 Delivery: TypeAlias = Literal["base64", "url"]
 
 
@@ -16,7 +16,7 @@ class Given:
     """A medium as it was named. `value` is not to be logged: it may be signed or megabytes long."""
 
     field: str  # of the request, for messages: "image_url"
-    kind: Kind
+    kind: MediumKind
     value: str = dataclasses.field(repr=False)
 
 

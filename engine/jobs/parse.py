@@ -17,7 +17,7 @@ from engine.errors import BadRequest
 from engine.flow import Motion, Request
 from engine.jobs.body import Fields, read_body
 from engine.jobs.fields import is_blank, parse_json, shown
-from engine.jobs.job import Draft, Given, Job, Kind
+from engine.jobs.job import Draft, Given, Job, MediumKind
 from engine.jobs.workflow import read_workflow
 from engine.recipes import (
     NEGATIVE_PROMPT,
@@ -241,7 +241,7 @@ def _medium(
     fields: Fields, name: str, nested_name: str = "", nested: str | None = None
 ) -> tuple[Given | None, list[str]]:
     """The first of the fields for a medium, and what is said of the others."""
-    kinds: tuple[Kind, ...] = get_args(Kind)
+    kinds: tuple[MediumKind, ...] = get_args(MediumKind)
     given: list[Given] = []
     for kind in kinds:
         value = getattr(fields, f"{name}_{kind}")

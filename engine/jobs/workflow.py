@@ -14,7 +14,7 @@ from engine.errors import BadRequest
 from engine.flow import Recipe
 from engine.jobs.fields import glance, number, shown, text, whole, word
 from engine.jobs.job import Draft
-from engine.jobs.workflow_graph import Graph, Node, is_open, read_graph
+from engine.jobs.workflow_graph import Graph, WorkflowNode, is_open, read_graph
 from engine.jobs.workflow_settings import difference, differences, listed
 from engine.recipes import RECIPES
 
@@ -42,22 +42,22 @@ _USUAL = {
 class _Parts:
     """The nodes that say something about the clip."""
 
-    nodes: Sequence[Node]  # all that the result is made of
-    result: Node
-    sampler: Node
-    scheduler: Node
-    prompts: Node
-    loader: Node
-    embeds: Node
-    pose: Node
-    render: Node
-    picture: Node  # resized
-    image: Node
-    dance: Node  # resized
-    video: Node
-    context: Node | None
+    nodes: Sequence[WorkflowNode]  # all that the result is made of
+    result: WorkflowNode
+    sampler: WorkflowNode
+    scheduler: WorkflowNode
+    prompts: WorkflowNode
+    loader: WorkflowNode
+    embeds: WorkflowNode
+    pose: WorkflowNode
+    render: WorkflowNode
+    picture: WorkflowNode  # resized
+    image: WorkflowNode
+    dance: WorkflowNode  # resized
+    video: WorkflowNode
+    context: WorkflowNode | None
 
-    def by_usual_id(self, graph: Graph) -> dict[str, Node | None]:
+    def by_usual_id(self, graph: Graph) -> dict[str, WorkflowNode | None]:
         """What is read, under the ids of `_USUAL`; 137 saves the skeleton and is not read."""
         return {
             "22": self.loader, "99": self.embeds, "106": self.image, "130": self.video,
@@ -121,7 +121,7 @@ def _find(graph: Graph) -> _Parts:
     )
 
 
-def _result(graph: Graph) -> tuple[Node, Sequence[Node]]:
+def _result(graph: Graph) -> tuple[WorkflowNode, Sequence[WorkflowNode]]:
     """The node that saves the clip, and all that the clip is made of."""
     savers = [node for node in graph.nodes.values() if node.kind == "VHS_VideoCombine"]
     if len(savers) > _MAX_SAVERS:
@@ -137,7 +137,7 @@ def _result(graph: Graph) -> tuple[Node, Sequence[Node]]:
     return clips[0]
 
 
-def _only(nodes: Sequence[Node], kind: str) -> Node:
+def _only(nodes: Sequence[WorkflowNode], kind: str) -> WorkflowNode:
     found = [node for node in nodes if node.kind == kind]
     if len(found) != 1:
         raise BadRequest(
@@ -147,7 +147,7 @@ def _only(nodes: Sequence[Node], kind: str) -> Node:
     return found[0]
 
 
-def _behind(graph: Graph, node: Node, kind: str, *names: str) -> Node:
+def _behind(graph: Graph, node: WorkflowNode, kind: str, *names: str) -> WorkflowNode:
     """The first of a kind along a chain of inputs."""
     for found in graph.chain(node, *names):
         if found.kind == kind:

@@ -23,7 +23,7 @@ _CONSTANTS = ("INTConstant", "FloatConstant", "StringConstant", "PrimitiveInt", 
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Node:
+class WorkflowNode:
     id: str
     kind: str  # its class type
     inputs: Mapping[str, object]
@@ -34,9 +34,9 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    nodes: Mapping[str, Node]
+    nodes: Mapping[str, WorkflowNode]
 
-    def linked(self, node: Node, name: str) -> Node | None:
+    def linked(self, node: WorkflowNode, name: str) -> WorkflowNode | None:
         """The node that an input comes from; None if it has a value of its own or is not there.
 
         Raises `BadRequest` for a link to a node that is not there.
@@ -50,7 +50,7 @@ class Graph:
             )
         return self.nodes[link[0]]
 
-    def follow(self, node: Node, name: str, *kinds: str) -> Node:
+    def follow(self, node: WorkflowNode, name: str, *kinds: str) -> WorkflowNode:
         """As `linked`, but raises `BadRequest` unless a node of one of `kinds` is found."""
         found = self.linked(node, name)
         if found is None or found.kind not in kinds:
@@ -60,7 +60,7 @@ class Graph:
             )
         return found
 
-    def value(self, node: Node, name: str, read: Callable[[object], Value]) -> Value | None:
+    def value(self, node: WorkflowNode, name: str, read: Callable[[object], Value]) -> Value | None:
         """An input as `read` understands it, its own or a constant's; None if it is left open.
 
         Raises `BadRequest` for one that is missing or another thing.
@@ -85,10 +85,10 @@ class Graph:
                 f"The input {key} of {holder} is {shown(found)}; {error} is expected."
             ) from error
 
-    def chain(self, node: Node, *names: str) -> Iterator[Node]:
+    def chain(self, node: WorkflowNode, *names: str) -> Iterator[WorkflowNode]:
         """The nodes behind an input and, of each, behind whichever of `names` it has."""
         seen = {node.id}
-        here: Node | None = node
+        here: WorkflowNode | None = node
         while here is not None:
             here = next((n for name in names if (n := self.linked(here, name)) is not None), None)
             if here is not None:
@@ -97,7 +97,7 @@ class Graph:
                 seen.add(here.id)
                 yield here
 
-    def ancestors(self, node: Node) -> list[Node]:
+    def ancestors(self, node: WorkflowNode) -> list[WorkflowNode]:
         """All that a node is made of, itself included, in the order of the workflow."""
         found, waiting = {node.id}, [node]
         while waiting:
@@ -127,7 +127,7 @@ def is_open(value: object) -> bool:
     return isinstance(value, str) and _OPEN.fullmatch(value) is not None
 
 
-def _node(name: str, given: object) -> Node:
+def _node(name: str, given: object) -> WorkflowNode:
     if isinstance(given, dict):
         kind, inputs = given.get("class_type"), given.get("inputs", {})
         if isinstance(kind, str) and isinstance(inputs, dict):
@@ -136,7 +136,7 @@ def _node(name: str, given: object) -> Node:
                     f"The workflow's node {glance(name)} has {len(inputs)} inputs; at most "
                     f"{_MAX_INPUTS} are read."
                 )
-            return Node(name, kind, inputs)
+            return WorkflowNode(name, kind, inputs)
     raise BadRequest(
         f"The workflow's node {glance(name)} is no node; class_type and inputs are expected."
     )

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from engine.jobs.fields import glance, shown
-from engine.jobs.workflow_graph import Node
+from engine.jobs.workflow_graph import WorkflowNode
 
 _NAMED = 12  # differences told one by one; of more, their number
 
@@ -95,7 +95,7 @@ _NODES: dict[str, tuple[str, dict[str, tuple[object, ...]]]] = {
 }  # fmt: skip
 
 
-def differences(nodes: Iterable[Node]) -> list[str]:
+def differences(nodes: Iterable[WorkflowNode]) -> list[str]:
     """What is not done, or not so: nodes of unknown class, and inputs whose value is another."""
     found: list[str] = []
     for node in nodes:
@@ -113,7 +113,7 @@ def differences(nodes: Iterable[Node]) -> list[str]:
     return found
 
 
-def difference(node: Node, name: str, done: object) -> str:
+def difference(node: WorkflowNode, name: str, done: object) -> str:
     """An input that says one thing where another is done."""
     return f"{name} of {node} is {shown(node.inputs.get(name))}, done as {shown(done)}"
 

@@ -43,7 +43,7 @@ _DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 _KEPT = "variants 1"  # changes with what is kept, and with how it was measured
 _KEPT_BYTES = 2**20
 
-Clock: TypeAlias = Callable[[Callable[[], object]], float]  # ms of one run: `trial.event_ms`
+KernelTimer: TypeAlias = Callable[[Callable[[], object]], float]  # ms of one run: `trial.event_ms`
 
 
 class LoadingBank(Bank, Protocol):
@@ -62,7 +62,7 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class KernelChoice:
     op: str  # "attention.int8fp8", "gemm.int8"
     chosen: str | None  # None: nothing works
     why: str
@@ -71,7 +71,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    ops: tuple[Choice, ...]
+    ops: tuple[KernelChoice, ...]
 
 
 def choose_variants(
@@ -81,7 +81,7 @@ def choose_variants(
     bank: LoadingBank,
     device: torch.device,
     state: Path,
-    clock: Clock,
+    clock: KernelTimer,
     now: Callable[[], float] = time.perf_counter,
 ) -> Choices:
     """Loads a package's kernels into an empty bank and chooses among those that do the same.
@@ -119,7 +119,7 @@ def known_choices(digest: str, gpu: Gpu, state: Path) -> Choices | None:
         ops = json.loads(data)["ops"]
         return Choices(
             tuple(
-                Choice(**op | {"variants": tuple(Variant(**one) for one in op["variants"])})
+                KernelChoice(**op | {"variants": tuple(Variant(**one) for one in op["variants"])})
                 for op in ops
             )
         )
@@ -210,7 +210,7 @@ def _measure(
     refused: Mapping[str, str],
     bank: Bank,
     device: torch.device,
-    clock: Clock,
+    clock: KernelTimer,
     now: Callable[[], float],
     end: float,
 ) -> Choices:
@@ -252,7 +252,7 @@ def _time(
     bank: Bank,
     ways: Mapping[str, Way],
     device: torch.device,
-    clock: Clock,
+    clock: KernelTimer,
     now: Callable[[], float],
     end: float,
 ) -> dict[str, float]:
@@ -286,7 +286,7 @@ def _broken(way: Way, error: Exception) -> UnsupportedDriver:
 # --- what is chosen
 
 
-def _choice(op: str, faults: Mapping[str, str], times: Mapping[str, float]) -> Choice:
+def _choice(op: str, faults: Mapping[str, str], times: Mapping[str, float]) -> KernelChoice:
     sound = [name for name, fault in faults.items() if not fault]
     chosen = sound[0] if sound else None
     for name in sound:
@@ -299,10 +299,10 @@ def _choice(op: str, faults: Mapping[str, str], times: Mapping[str, float]) -> C
     else:
         why = "the fastest" if times else "the first: there was no time to measure"
     tried = (Variant(name, times.get(name), fault) for name, fault in faults.items())
-    return Choice(op, chosen, why, tuple(tried))
+    return KernelChoice(op, chosen, why, tuple(tried))
 
 
-def _is_settled(choice: Choice) -> bool:
+def _is_settled(choice: KernelChoice) -> bool:
     """Another start on the same GPU would find the same."""
     sound = [variant for variant in choice.variants if not variant.fault]
     return len(sound) == 1 or bool(sound and sound[0].ms is not None)
@@ -317,11 +317,11 @@ def _tell(choices: Choices) -> None:
                 log.warning("%s: %s is left out: %s", choice.op, one.name, one.fault)
 
 
-def _find(choices: Choices, op: str) -> Choice | None:
+def _find(choices: Choices, op: str) -> KernelChoice | None:
     return next((choice for choice in choices.ops if choice.op == op), None)
 
 
-def _chosen(choice: Choice) -> str:
+def _chosen(choice: KernelChoice) -> str:
     if choice.chosen is None:
         reasons = "; ".join(f"{one.name}: {one.fault}" for one in choice.variants)
         op = choice.op.replace(".", " of the form ", 1)

@@ -17,7 +17,7 @@ from engine.package.stream import Piece, stream
 Take = Callable[[str, Tensor], None]
 
 
-class Weights:
+class PackageWeights:
     """Reads tensors of one package for one device."""
 
     def __init__(self, package: Package, device: torch.device) -> None:

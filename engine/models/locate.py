@@ -7,7 +7,7 @@ from engine.errors import MissingModel
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class KnownModel:
     """The names under which one model goes about (spec/runpod.md A.6), best first."""
 
     what: str
@@ -17,7 +17,7 @@ class Known:
 
 ANYWHERE = ("", "SCAIL-Preview")
 
-VAE = Known(
+VAE = KnownModel(
     "VAE",
     ("vae",),
     (
@@ -27,7 +27,7 @@ VAE = Known(
         "Wan2_1_VAE_bf16.safetensors",
     ),
 )
-TEXT_ENCODER = Known(
+TEXT_ENCODER = KnownModel(
     "text encoder",
     ("text_encoders", "clip", "umt5-xxl"),
     (
@@ -40,7 +40,7 @@ TEXT_ENCODER = Known(
         "models_t5_umt5-xxl-enc-int8.pth",
     ),
 )
-IMAGE_ENCODER = Known(
+IMAGE_ENCODER = KnownModel(
     "image encoder",
     ("clip_vision",),
     (
@@ -52,7 +52,7 @@ IMAGE_ENCODER = Known(
 )
 
 
-def find_model(models: Path, known: Known) -> Path:
+def find_model(models: Path, known: KnownModel) -> Path:
     """The first file there is, best name first, in the folders people use.
 
     Raises `MissingModel` with the names that would have been taken, or why a folder is unreadable.
@@ -73,7 +73,7 @@ def find_model(models: Path, known: Known) -> Path:
     )
 
 
-def _search(models: Path, known: Known) -> Path | None:
+def _search(models: Path, known: KnownModel) -> Path | None:
     if not models.is_dir():
         raise MissingModel(
             f"There is no models folder {models}. Name it with --models or SCAIL_MODELS."

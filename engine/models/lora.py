@@ -38,7 +38,7 @@ LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class WeightChange:
     """What is added to one weight: a product of two stored tensors, or one."""
 
     tensors: tuple[str, ...]  # (down, up) or (diff,)
@@ -60,7 +60,7 @@ class Lora:
         self.path = path
         self.strength = strength
         self._file = TensorFile(path)
-        self._changes: dict[str, list[Change]] = {}  # by the name of the weight
+        self._changes: dict[str, list[WeightChange]] = {}  # by the name of the weight
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Finds the weights that this file changes; each must be in `shapes` and fit.
@@ -80,11 +80,11 @@ class Lora:
             weight = f"{module}.weight" if f"{module}.weight" in shapes else module
             if "down" in kinds:
                 factor = self._factor(kinds["down"], kinds["alpha"]) if "alpha" in kinds else 1.0
-                self._add(weight, Change((kinds["down"], kinds["up"]), factor), shapes)
+                self._add(weight, WeightChange((kinds["down"], kinds["up"]), factor), shapes)
             if "diff" in kinds:
-                self._add(weight, Change((kinds["diff"],)), shapes)
+                self._add(weight, WeightChange((kinds["diff"],)), shapes)
             if "diff_b" in kinds:
-                self._add(f"{module}.bias", Change((kinds["diff_b"],)), shapes)
+                self._add(f"{module}.bias", WeightChange((kinds["diff_b"],)), shapes)
             if kinds.keys() == {"alpha"}:
                 raise BadCheckpoint(
                     f"{self.path.name}: {kinds['alpha']} changes nothing, the pair that it scales "
@@ -161,7 +161,9 @@ class Lora:
             f"{', '.join(KINDS)} are expected."
         )
 
-    def _add(self, weight: str, change: Change, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def _add(
+        self, weight: str, change: WeightChange, shapes: Mapping[str, tuple[int, ...]]
+    ) -> None:
         if weight not in shapes:
             raise BadCheckpoint(
                 f"{self.path.name} changes {weight}, which this model does not have: "
@@ -181,7 +183,7 @@ class Lora:
                 f"{self.path.name}: {stored} cannot be added to {weight} {list(shapes[weight])}."
             )
 
-    def _shape(self, change: Change) -> tuple[int, ...] | None:
+    def _shape(self, change: WeightChange) -> tuple[int, ...] | None:
         """What the change adds up to, as rows and columns; None if its parts do not fit."""
         shapes = [_flat(self._file.shape(name)) for name in change.tensors]
         if len(shapes) == 1:

@@ -120,7 +120,7 @@ class Encoder(nn.Module):
             ResBlock(b, c), ResBlock(c, c), Down(c, in_time=True),
             ResBlock(c, d), ResBlock(d, d),
         ])  # fmt: skip
-        self.middle = nn.ModuleList([ResBlock(d, d), Attention(d), ResBlock(d, d)])
+        self.middle = nn.ModuleList([ResBlock(d, d), FrameAttention(d), ResBlock(d, d)])
         self.head = nn.ModuleDict({"0": Norm(d), "2": FrameConv(d, 2 * LATENT_CHANNELS)})
 
     def forward(self, x: Tensor, history: History) -> Tensor:
@@ -137,7 +137,7 @@ class Decoder(nn.Module):
         super().__init__()
         a, b, c, d = (width * growth for growth in GROWTH)
         self.conv1 = FrameConv(LATENT_CHANNELS, d)
-        self.middle = nn.ModuleList([ResBlock(d, d), Attention(d), ResBlock(d, d)])
+        self.middle = nn.ModuleList([ResBlock(d, d), FrameAttention(d), ResBlock(d, d)])
         # An upsampling halves the channels; where the next resolution has more, a block mends it.
         self.upsamples = nn.ModuleList([
             ResBlock(d, d), ResBlock(d, d), ResBlock(d, d), Up(d, in_time=True),
@@ -172,7 +172,7 @@ class ResBlock(nn.Module):
         return y.add_(x if self.shortcut is None else pointwise(x, self.shortcut))
 
 
-class Attention(nn.Module):
+class FrameAttention(nn.Module):
     """Every cell of a frame sees all cells of that frame, with one head; it needs no history."""
 
     def __init__(self, channels: int) -> None:

@@ -30,9 +30,9 @@ from engine.models.vae import (
     pointwise,
 )
 from engine.models.vae_layers import (
-    Block,
     Causal,
     Doubling,
+    ResidualBlock,
     largest_pair,
     places,
     prepared_head,
@@ -42,7 +42,7 @@ from kernels.channel_norm import PAST, ChannelNorm, carry
 
 Finish: TypeAlias = Callable[[Tensor], Tensor]  # pixels [3, n, H, W] fp32 -> what is handed out
 # Records what a function does, without doing it, and returns what does it again.
-Capture: TypeAlias = Callable[[Callable[[], object]], Callable[[], None]]
+DecodeRecorder: TypeAlias = Callable[[Callable[[], object]], Callable[[], None]]
 
 
 class VaeDecoder:
@@ -51,7 +51,7 @@ class VaeDecoder:
     """
 
     def __init__(
-        self, vae: Vae, norm: ChannelNorm, finish: Finish, capture: Capture | None = None
+        self, vae: Vae, norm: ChannelNorm, finish: Finish, capture: DecodeRecorder | None = None
     ) -> None:
         """`norm` launches the kernel, or is the reference. `finish` runs on the device as part of
         the step, and clamps. `capture` makes CUDA graphs; without it every step is run.
@@ -140,7 +140,7 @@ class _Stream:
         carry(window, self.histories[conv])
         self._begin(conv(window))
         for layer in net.layers:
-            if isinstance(layer, Block):
+            if isinstance(layer, ResidualBlock):
                 self._block(layer)
             elif isinstance(layer, Doubling):
                 self._double(layer, is_first=is_first)
@@ -150,7 +150,7 @@ class _Stream:
         self._begin(self.latent)  # the sum is in the window
         return net.finish(net.head.conv(window).float().permute(3, 0, 1, 2))
 
-    def _block(self, block: Block) -> None:
+    def _block(self, block: ResidualBlock) -> None:
         window = self._normed(block.first, self.x, self.branch, self.bias)
         self._begin(self.x)
         if block.shortcut is not None:

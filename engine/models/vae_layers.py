@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from engine.models.vae import Attention, Decoder, FrameConv, Norm, ResBlock, Up, in_layout
+from engine.models.vae import Decoder, FrameAttention, FrameConv, Norm, ResBlock, Up, in_layout
 from kernels.channel_norm import PAST
 
 # For the first and the second pixel of a cell: which of 3 taps of the large picture fall on which
@@ -29,7 +29,7 @@ class Causal:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class ResidualBlock:
     """`ResBlock`."""
 
     first: Causal
@@ -46,10 +46,10 @@ class Doubling:
     bias: Tensor  # [C_out]
 
 
-Layer: TypeAlias = Block | Attention | Doubling
+DecoderLayer: TypeAlias = ResidualBlock | FrameAttention | Doubling
 
 
-def prepared_layers(decoder: Decoder) -> list[Layer]:
+def prepared_layers(decoder: Decoder) -> list[DecoderLayer]:
     """Between the first convolution and the head, in order."""
     return [_prepared(layer) for layer in _layers(decoder)]
 
@@ -59,7 +59,7 @@ def prepared_head(decoder: Decoder) -> Causal:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ConvStep:
     """A causal convolution in the step of one latent, and what goes through it."""
 
     conv: FrameConv
@@ -76,20 +76,20 @@ class Place:
         return (PAST + self.frames) * self.height * self.width * self.conv.in_channels
 
 
-def places(decoder: Decoder, height: int, width: int) -> Iterator[Place]:
+def places(decoder: Decoder, height: int, width: int) -> Iterator[ConvStep]:
     """All causal convolutions, for latents of height x width, in order."""
     frames = 1
-    yield Place(decoder.conv1, frames, height, width)
+    yield ConvStep(decoder.conv1, frames, height, width)
     for layer in _layers(decoder):
         if isinstance(layer, ResBlock):
             for name in ("2", "6"):
-                yield Place(_frame_conv(layer.residual[name]), frames, height, width)
+                yield ConvStep(_frame_conv(layer.residual[name]), frames, height, width)
         elif isinstance(layer, Up):
             if layer.time_conv is not None:
-                yield Place(layer.time_conv, frames, height, width)
+                yield ConvStep(layer.time_conv, frames, height, width)
                 frames *= 2
             height, width = 2 * height, 2 * width
-    yield Place(_frame_conv(decoder.head["2"]), frames, height, width)
+    yield ConvStep(_frame_conv(decoder.head["2"]), frames, height, width)
 
 
 def largest_pair(decoder: Decoder, height: int, width: int) -> int:
@@ -117,11 +117,11 @@ def _layers(decoder: Decoder) -> Iterator[nn.Module]:
     yield from decoder.upsamples
 
 
-def _prepared(layer: nn.Module) -> Layer:
+def _prepared(layer: nn.Module) -> DecoderLayer:
     if isinstance(layer, ResBlock):
         parts = layer.residual
         first, second = (_causal(parts[a], parts[b]) for a, b in (("0", "2"), ("3", "6")))
-        return Block(first, second, layer.shortcut)
+        return ResidualBlock(first, second, layer.shortcut)
     if isinstance(layer, Up):
         conv = _conv2d(layer.resample["1"])
         assert conv.bias is not None
@@ -129,7 +129,7 @@ def _prepared(layer: nn.Module) -> Layer:
         weight = torch.einsum("apk,bql,ockl->abocpq", taps, taps, conv.weight.detach().float())
         weight = in_layout(weight.flatten(0, 2).to(conv.weight.dtype))
         return Doubling(layer.time_conv, weight, conv.bias.detach())
-    assert isinstance(layer, Attention)
+    assert isinstance(layer, FrameAttention)
     return layer
 
 

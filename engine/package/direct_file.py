@@ -27,7 +27,7 @@ _LIBC.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
-class Found(NamedTuple):
+class ReadCount(NamedTuple):
     """What one read gave, in bytes."""
 
     nbytes: int  # fewer than asked for where the file ends
@@ -70,7 +70,7 @@ class RawFile:
             if number is not None:
                 os.close(number)
 
-    def read(self, into: memoryview, offset: int) -> Found:
+    def read(self, into: memoryview, offset: int) -> ReadCount:
         """Fills `into` from `offset`, a multiple of `SECTOR` as the length is. Raises `OSError`."""
         cached = self._sees_cache and 2 * cached_bytes(self._buffered, offset, len(into)) > len(
             into
@@ -78,7 +78,7 @@ class RawFile:
         direct = done = 0 if cached and not self._wish else self._read_direct(into, offset)
         while done < len(into) and (n := os.preadv(self._buffered, [into[done:]], offset + done)):
             done += n
-        return Found(done, direct, done if cached else 0)
+        return ReadCount(done, direct, done if cached else 0)
 
     def _prepare(self) -> None:
         status = os.fstat(self._buffered)

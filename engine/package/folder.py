@@ -26,7 +26,7 @@ from engine.package.manifest import (
     WEIGHTS,
     Entry,
     Manifest,
-    Part,
+    PackageFile,
     check_path,
     decode,
     encode,
@@ -42,7 +42,9 @@ if TYPE_CHECKING:  # a package can be opened while torch is still being imported
 log = logging.getLogger(__name__)
 
 PARTIAL, REPLACED = ".partial", ".replaced"
-Group: TypeAlias = "tuple[Mapping[str, Tensor], Mapping[str, object]]"  # tensors by name, facts
+WrittenGroup: TypeAlias = (
+    "tuple[Mapping[str, Tensor], Mapping[str, object]]"  # tensors by name, facts
+)
 _FULL = (ENOSPC, EDQUOT, EFBIG)
 _BLOCK_BYTES = 16 * 2**20
 
@@ -56,7 +58,7 @@ class Package:
     manifest: Manifest
     kernels: tuple[Cubin, ...] = field(repr=False)
     _entries: Mapping[str, Entry] = field(repr=False)
-    _files: Mapping[str, Part] = field(repr=False)
+    _files: Mapping[str, PackageFile] = field(repr=False)
     _verified: set[str] = field(repr=False, default_factory=set)  # names of tensors
 
     @property
@@ -169,7 +171,7 @@ def _manifest(path: Path) -> tuple[Manifest, str]:
 
 
 def _kernel(
-    path: Path, record: Mapping[str, object], manifest: Manifest, files: Mapping[str, Part]
+    path: Path, record: Mapping[str, object], manifest: Manifest, files: Mapping[str, PackageFile]
 ) -> Cubin:
     place = kernel_path(str(record.get("name")))
     try:
@@ -183,7 +185,7 @@ def _kernel(
     return cubin
 
 
-def _content(folder: Path, part: Part) -> bytes:
+def _content(folder: Path, part: PackageFile) -> bytes:
     path = folder / part.path
     _check_size(folder, part)
     with _reading(path):
@@ -192,7 +194,7 @@ def _content(folder: Path, part: Part) -> bytes:
     return data
 
 
-def _check_size(folder: Path, part: Part) -> None:
+def _check_size(folder: Path, part: PackageFile) -> None:
     found = _regular(folder, part.path).st_size
     if found != part.bytes:
         raise BadPackage(
@@ -200,7 +202,7 @@ def _check_size(folder: Path, part: Part) -> None:
         )
 
 
-def _require_hash(path: Path, found: str, part: Part) -> None:
+def _require_hash(path: Path, found: str, part: PackageFile) -> None:
     if found != part.sha256:
         raise BadPackage(f"{path} is damaged: it has sha256 {found}, not {part.sha256}. {MEND}")
 
@@ -251,7 +253,7 @@ class PackageWriter:
         self.home = Path(os.path.realpath(home))
         self._partial = self.home.with_name(self.home.name + PARTIAL)
         self._replaced = self.home.with_name(self.home.name + REPLACED)
-        self._files: list[Part] = []
+        self._files: list[PackageFile] = []
         self._needed: int | None = None
         with self._writing():
             _require_ours(self.home, MANIFEST, WEIGHTS)
@@ -280,7 +282,7 @@ class PackageWriter:
                 "room, or choose another folder."
             )
 
-    def write(self, group: str, make: Callable[[], Group]) -> Mapping[str, object]:
+    def write(self, group: str, make: Callable[[], WrittenGroup]) -> Mapping[str, object]:
         """Appends the tensors that `make` gives, on any device, and keeps its facts for JSON.
 
         A group that is there already, at the same place, is not made again. Returns the facts.
@@ -300,7 +302,7 @@ class PackageWriter:
         with self._writing():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-        self._files.append(Part(relative, len(data), hashlib.sha256(data).hexdigest()))
+        self._files.append(PackageFile(relative, len(data), hashlib.sha256(data).hexdigest()))
 
     def finish(self, manifest: Manifest) -> Path:
         """Completes the manifest with tensors and files, and puts the package into its place, where

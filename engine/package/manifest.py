@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SourceFile:
     """A file that the weights were made of."""
 
     file: str  # its name, without folders
@@ -74,7 +74,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PackageFile:
     """One file of the package."""
 
     path: str  # below the package's folder
@@ -91,7 +91,7 @@ class Manifest:
     engine: str  # version
     toolchain: Mapping[str, str]  # name -> version, of what built it
     wheels: Mapping[str, str]  # name -> sha256, of what built it
-    sources: tuple[Source, ...]
+    sources: tuple[SourceFile, ...]
     model: ModelConfig
     padded_ffn: int  # rows of `up` and columns of `down`, zeros included
     weights: Literal["fp8", "mixed"]
@@ -99,7 +99,7 @@ class Manifest:
     tensorrt: Mapping[str, object]  # the program's facts, or {"absent": a sentence why}
     prompts: Prompts | None
     tensors: tuple[Entry, ...] = ()  # in load order
-    files: tuple[Part, ...] = ()  # all but the manifest
+    files: tuple[PackageFile, ...] = ()  # all but the manifest
 
     @property
     def driver(self) -> tuple[int, int]:

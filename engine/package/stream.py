@@ -36,7 +36,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class StreamReport:
     nbytes: int  # delivered
     seconds: float
     hashed_bytes: int
@@ -48,8 +48,8 @@ class Report:
         return self.nbytes / self.seconds / 1e9
 
 
-Release = Callable[[], None]
-Deliver = Callable[[Piece, memoryview], Release | None]
+ReleaseBuffer = Callable[[], None]
+Deliver = Callable[[Piece, memoryview], ReleaseBuffer | None]
 Buffers = Callable[[int], memoryview]
 
 
@@ -75,7 +75,7 @@ def stream(
     block_bytes: int = BLOCK_BYTES,
     direct: bool | None = None,
     buffers: Buffers = pages,
-) -> Report:
+) -> StreamReport:
     """Calls `deliver` with each piece and its bytes, in order, in this thread.
 
     The bytes may be used until `deliver` returns or, if it returns a function, until that function
@@ -105,7 +105,7 @@ def stream(
                 _hand_over(reading, readers, deliver)
             finally:
                 reading.stop()
-    report = Report(
+    report = StreamReport(
         nbytes=sum(piece.nbytes for piece in pieces),
         seconds=time.perf_counter() - begin,
         hashed_bytes=sum(piece.nbytes for piece in pieces if piece.sha256 is not None),
@@ -184,7 +184,7 @@ def _hand_over(reading: "_Reading", readers: Sequence[Future[None]], deliver: De
     """Delivers. Memory is given back when nothing is there to deliver, or half of the ring waits
     for copies: waiting for all of them each time would let the disk rest.
     """
-    held: deque[list[Release]] = deque()  # of the last extents, oldest first
+    held: deque[list[ReleaseBuffer]] = deque()  # of the last extents, oldest first
 
     def give_back() -> None:
         for release in held.popleft():

@@ -26,7 +26,7 @@ from engine.package.manifest import (
     SCHEMA,
     WEIGHTS,
     Entry,
-    Part,
+    PackageFile,
     aligned,
     from_json,
 )
@@ -138,10 +138,10 @@ class WeightWriter:
         self._accept(line, digest, self._journal_end + len(text) + 1)
         return line.facts
 
-    def finish(self) -> Part:
+    def finish(self) -> PackageFile:
         """Cuts what nobody asked for."""
         self._weights.truncate(self._end)
-        return Part(WEIGHTS, self._end, self._hash.hexdigest())
+        return PackageFile(WEIGHTS, self._end, self._hash.hexdigest())
 
     def _accept(self, line: _Group, digest: "hashlib._Hash", journal_end: int) -> None:
         self.entries |= {entry.name: entry for entry in line.tensors}

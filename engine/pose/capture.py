@@ -12,7 +12,7 @@ from engine.errors import BadMedia
 from engine.flow import Request
 from engine.media.framing import Size, crop_clip, crop_frames
 from engine.media.video import frame_count, probe_video, read_video
-from engine.pose.extract import Dance, Motion, PoseExtractor
+from engine.pose.extract import CapturedMotion, Dance, PoseExtractor
 
 
 def capture_skeleton(
@@ -43,7 +43,7 @@ def capture_motion(
     fps: float | None,
     frames: int | None,
     persons: int,
-) -> tuple[Motion, float]:
+) -> tuple[CapturedMotion, float]:
     """Joints and keypoints of a video cropped to `size`, and their rate. Raises an `EngineError`.
 
     The video is decoded only if this dance is not known yet.

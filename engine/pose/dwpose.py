@@ -29,7 +29,7 @@ from engine.pose.boxes import (
     yolox_persons,
 )
 from engine.pose.keypoints import Keypoints
-from engine.pose.onnx import Net, Network
+from engine.pose.onnx import Net, OnnxNetwork
 
 WIDTH, HEIGHT = 288, 384  # of the crop
 POINTS = 133  # COCO whole body
@@ -76,10 +76,10 @@ class DwPose:
 
 
 def open_dwpose(yolox: Path, pose: Path, *, gpu: bool) -> DwPose:
-    """From `yolox_l.onnx` and `dw-ll_ucoco_384.onnx`. Raises as `Network` does."""
+    """From `yolox_l.onnx` and `dw-ll_ucoco_384.onnx`. Raises as `OnnxNetwork` does."""
     return DwPose(
-        Network(yolox, (1, 3, 640, 640), [(1, 8400, 85)], gpu=gpu),
-        Network(
+        OnnxNetwork(yolox, (1, 3, 640, 640), [(1, 8400, 85)], gpu=gpu),
+        OnnxNetwork(
             pose,
             (1, 3, HEIGHT, WIDTH),
             [(1, POINTS, int(WIDTH * _SPLIT)), (1, POINTS, int(HEIGHT * _SPLIT))],

@@ -23,7 +23,7 @@ from engine.pose.camera import base_camera
 from engine.pose.detect import Detector
 from engine.pose.keypoints import Floats, Keypoints
 from engine.pose.match import match
-from engine.pose.nlf import People, Progress
+from engine.pose.nlf import FramesDone, People
 from engine.pose.skeleton import draw_skeleton
 from engine.pose.tracking import prominence, track
 
@@ -37,7 +37,7 @@ _PARTS = ("body", "visible", "faces", "hands")
 
 @dataclass(frozen=True, slots=True)
 class Dance:
-    """What is looked at; with the networks, all that a `Motion` depends on."""
+    """What is looked at; with the networks, all that a `CapturedMotion` depends on."""
 
     sha256: str  # of the video file
     size: tuple[int, int]  # height and width that its frames are cropped to
@@ -47,7 +47,7 @@ class Dance:
 
 
 @dataclass(frozen=True, slots=True)
-class Motion:
+class CapturedMotion:
     """What the networks saw of a dance, the followed persons in columns."""
 
     joints: Floats  # [T, P, 24, 3] mm, camera space; 0 where missing
@@ -57,10 +57,10 @@ class Motion:
 class Locator(Protocol):
     """3D joints."""
 
-    def locate(self, frames: Frames, progress: Progress | None = None, /) -> list[People]: ...
+    def locate(self, frames: Frames, progress: FramesDone | None = None, /) -> list[People]: ...
 
 
-class Networks(Protocol):
+class CaptureNetworks(Protocol):
     """What `engine.pose.networks` finds in a models folder."""
 
     def hashes(self) -> list[str]: ...
@@ -71,11 +71,11 @@ class Networks(Protocol):
 class PoseExtractor:
     """Owns the cache of dances; asks for the networks only when one is not in it."""
 
-    def __init__(self, networks: Networks, state: Path) -> None:
+    def __init__(self, networks: CaptureNetworks, state: Path) -> None:
         self._networks = networks
         self._cache = DiskCache(state / "motion", CACHE_BYTES)
 
-    def motion(self, dance: Dance, read: Callable[[], NDArray[np.uint8]]) -> Motion:
+    def motion(self, dance: Dance, read: Callable[[], NDArray[np.uint8]]) -> CapturedMotion:
         """Joints and keypoints of the most prominent persons; at least one of them is there.
 
         `read` gives the frames [T, *size, 3] u8 and is called only if they must be looked at.
@@ -92,7 +92,12 @@ class PoseExtractor:
         return motion
 
     def skeleton(
-        self, motion: Motion, picture: Frame | None, height: int, width: int, mode: Mode = "exact"
+        self,
+        motion: CapturedMotion,
+        picture: Frame | None,
+        height: int,
+        width: int,
+        mode: Mode = "exact",
     ) -> Iterator[Frame]:
         """Frames [height, width, 3] u8 of the dance, fitted to the person in `picture`.
 
@@ -112,7 +117,7 @@ class PoseExtractor:
                 keypoints = place(keypoints, dancer, reference, alignment)
         return draw_skeleton(motion.joints, height, width, camera=camera, keypoints=keypoints)
 
-    def _capture(self, frames: NDArray[np.uint8], dance: Dance) -> Motion:
+    def _capture(self, frames: NDArray[np.uint8], dance: Dance) -> CapturedMotion:
         height, width = frames.shape[1:3]
         with tqdm(total=len(frames), desc="joints", disable=None) as bar:
             people = self._networks.locator().locate(frames, lambda done: _advance(bar, done))
@@ -124,7 +129,9 @@ class PoseExtractor:
         joints = tracks.joints[:, tracks.joints.any(axis=(0, 2, 3))]
         seen = self._networks.detector().detect(tqdm(frames, "keypoints", disable=None))
         found = [detection.keypoints for detection in seen]
-        return Motion(joints, match(found, joints, base_camera(height, width), height, width))
+        return CapturedMotion(
+            joints, match(found, joints, base_camera(height, width), height, width)
+        )
 
     def _reference(self, picture: Frame) -> Keypoints:
         """The most prominent person of the picture, as the dancer was chosen."""
@@ -159,7 +166,7 @@ def _advance(bar: tqdm, done: int) -> None:
     bar.update(done - bar.n)
 
 
-def _packed(motion: Motion) -> bytes:
+def _packed(motion: CapturedMotion) -> bytes:
     body, visible, faces, hands = (
         np.stack([getattr(one, part) for one in motion.keypoints]) for part in _PARTS
     )
@@ -170,7 +177,7 @@ def _packed(motion: Motion) -> bytes:
     return file.getvalue()
 
 
-def _unpacked(value: bytes) -> Motion:
+def _unpacked(value: bytes) -> CapturedMotion:
     with np.load(io.BytesIO(value), allow_pickle=False) as held:
         frames = zip(*(held[part] for part in _PARTS))
-        return Motion(held["joints"], [Keypoints(*parts) for parts in frames])
+        return CapturedMotion(held["joints"], [Keypoints(*parts) for parts in frames])

@@ -44,7 +44,7 @@ _MAX_BATCH, _CPU_BATCH = 64, 2
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int], None]  # is told how many frames are done
+FramesDone = Callable[[int], None]  # is told how many frames are done
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Nlf:
     device: torch.device
     free_bytes: Callable[[], int | None]  # of the device; None: a CPU
 
-    def locate(self, frames: Frames, progress: Progress | None = None) -> list[People]:
+    def locate(self, frames: Frames, progress: FramesDone | None = None) -> list[People]:
         """The people of every frame ([H, W, 3] u8 RGB, all of one size).
 
         Raises `BadMedia` for a frame of another size, `Unavailable` if not even one frame fits in

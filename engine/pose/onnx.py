@@ -22,14 +22,14 @@ from engine.errors import BadCheckpoint, MissingModel
 
 Floats = NDArray[np.float32]
 Net = Callable[[Floats], list[Floats]]  # what the code around a network needs of it
-Shape = tuple[int | None, ...]  # None: any length
+PortShape = tuple[int | None, ...]  # None: any length
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 log = logging.getLogger(__name__)
 
 
-class Node(Protocol):
+class SessionPort(Protocol):
     """An input or output of a session; a dimension that is a name or None may have any length."""
 
     @property
@@ -44,30 +44,30 @@ class Session(Protocol):
     """The part of `onnxruntime.InferenceSession` in use."""
 
     def get_providers(self) -> Sequence[str]: ...
-    def get_inputs(self) -> Sequence[Node]: ...
-    def get_outputs(self) -> Sequence[Node]: ...
+    def get_inputs(self) -> Sequence[SessionPort]: ...
+    def get_outputs(self) -> Sequence[SessionPort]: ...
     def run(self, names: None, feed: Mapping[str, Floats], /) -> Sequence[object]: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Runtime:
+class OnnxRuntime:
     """The part of onnxruntime in use; a test gives its own."""
 
     providers: Callable[[], Sequence[str]]
     open: Callable[[Path, Sequence[str]], Session]
 
 
-class Network:
+class OnnxNetwork:
     """One float32 picture-like array in, the network's arrays out."""
 
     def __init__(
         self,
         path: Path,
         takes: tuple[int, ...],
-        gives: Sequence[Shape],
+        gives: Sequence[PortShape],
         *,
         gpu: bool,
-        runtime: Runtime | None = None,
+        runtime: OnnxRuntime | None = None,
     ) -> None:
         """`takes`, `gives`: shapes of the input and of the outputs, in the file's order.
 
@@ -78,13 +78,13 @@ class Network:
             raise MissingModel(f"There is no file {path}.")
         self.path = path
         self._takes, self._gives = takes, gives
-        self._session = self._open(runtime or Runtime(_providers, _open_file), gpu)
+        self._session = self._open(runtime or OnnxRuntime(_providers, _open_file), gpu)
         self.provider = self._session.get_providers()[0]
 
     def __call__(self, x: Floats) -> list[Floats]:
         return self._run(self._session, x)
 
-    def _open(self, runtime: Runtime, gpu: bool) -> Session:
+    def _open(self, runtime: OnnxRuntime, gpu: bool) -> Session:
         held = runtime.providers()
         if not gpu:
             log.info("%s runs on %s: no GPU was asked for", self.path.name, CPU)
@@ -104,7 +104,7 @@ class Network:
         self._check(session)
         return session
 
-    def _prove(self, runtime: Runtime) -> Session | None:
+    def _prove(self, runtime: OnnxRuntime) -> Session | None:
         """A GPU session that has computed once, or None with the reason in the log."""
         try:
             session = runtime.open(self.path, [CUDA, CPU])
@@ -173,7 +173,7 @@ def _failures() -> tuple[type[Exception], ...]:
     return (RuntimeError, ValueError, *(kind for kind in own if issubclass(kind, Exception)))
 
 
-def _fits(found: Sequence[int | str | None], expected: Shape) -> bool:
+def _fits(found: Sequence[int | str | None], expected: PortShape) -> bool:
     """A named length of the file is any length."""
     return len(found) == len(expected) and all(
         want is None or not isinstance(have, int) or have == want
@@ -181,7 +181,7 @@ def _fits(found: Sequence[int | str | None], expected: Shape) -> bool:
     )
 
 
-def _shapes(nodes: Sequence[Node]) -> str:
+def _shapes(nodes: Sequence[SessionPort]) -> str:
     return " ".join(f"{node.name} {_text(node.shape)}" for node in nodes) or "nothing"
 
 

@@ -29,7 +29,7 @@ from engine.pose.boxes import (
     yolo10_person,
 )
 from engine.pose.keypoints import Keypoints
-from engine.pose.onnx import Net, Network
+from engine.pose.onnx import Net, OnnxNetwork
 
 WIDTH, HEIGHT = 192, 256  # of the crop
 MAP_WIDTH, MAP_HEIGHT = 48, 64
@@ -72,11 +72,11 @@ class VitPose:
 
 
 def open_vitpose(yolo: Path, pose: Path, *, gpu: bool) -> VitPose:
-    """From `yolov10m.onnx` and a wholebody ViTPose. Raises as `Network` does."""
+    """From `yolov10m.onnx` and a wholebody ViTPose. Raises as `OnnxNetwork` does."""
     maps = (1, POINTS, MAP_HEIGHT, MAP_WIDTH)
     return VitPose(
-        Network(yolo, (1, 3, 640, 640), [(1, None, 6)], gpu=gpu),
-        Network(pose, (1, 3, HEIGHT, WIDTH), [maps], gpu=gpu),
+        OnnxNetwork(yolo, (1, 3, 640, 640), [(1, None, 6)], gpu=gpu),
+        OnnxNetwork(pose, (1, 3, HEIGHT, WIDTH), [maps], gpu=gpu),
     )
 
 

@@ -20,13 +20,13 @@ from torch import Tensor
 
 from engine.config import TEXT_TOKENS
 from engine.denoise.block import ENDS, BlockWeights, ContextKeys, Weight, block_modulation
-from engine.denoise.block_runner import Pass, Steps
+from engine.denoise.block_runner import BlockRunner, Pass
 from engine.diskcache import DiskCache
 from engine.errors import Unavailable
 from engine.machine.gpu import Gpu
 from engine.package.folder import Package
-from engine.tensorrt.library import INSTEAD, Library, import_library
-from engine.tensorrt.plans import KERNEL_BYTES, Host, Opener, Plan, read_record
+from engine.tensorrt.library import INSTEAD, TensorRt, import_library
+from engine.tensorrt.plans import KERNEL_BYTES, Host, Opener, TensorRtPlan, read_record
 from kernels.cross_attention import CrossKeys
 from kernels.ops import Ops
 from kernels.spec import KernelError
@@ -35,9 +35,9 @@ log = logging.getLogger(__name__)
 
 PROGRAMS: Mapping[str, tuple[str, ...]] = {"tensorrt": ("block",), "hybrid": ("pre", "post")}
 
-Tensors: TypeAlias = Mapping[str, Tensor]  # by the names of a plan's ports
-RunBlock: TypeAlias = Callable[[Tensors, int], None]  # x and the rest, S tokens: writes `out`
-MakeSteps: TypeAlias = Callable[[Ops, Sequence[BlockWeights]], Steps]
+PortTensors: TypeAlias = Mapping[str, Tensor]  # by the names of a plan's ports
+RunBlock: TypeAlias = Callable[[PortTensors, int], None]  # x and the rest, S tokens: writes `out`
+MakeSteps: TypeAlias = Callable[[Ops, Sequence[BlockWeights]], BlockRunner]
 
 
 def open_program(
@@ -46,7 +46,7 @@ def open_program(
     gpu: Gpu | None,
     state: Path,
     stream: Callable[[], int],
-    find: Callable[[str], Library] = import_library,
+    find: Callable[[str], TensorRt] = import_library,
 ) -> MakeSteps:
     """Opens what `program`, a key of `PROGRAMS`, needs of a package, before its weights are read.
 
@@ -67,10 +67,10 @@ def open_program(
     return lambda ops, weights: PlannedBlocks(around_attention(pre, post, ops), weights)
 
 
-def around_attention(pre: Plan, post: Plan, ops: Ops) -> RunBlock:
+def around_attention(pre: TensorRtPlan, post: TensorRtPlan, ops: Ops) -> RunBlock:
     """A block as two plans with our own attention between them."""
 
-    def run(given: Tensors, tokens: int) -> None:
+    def run(given: PortTensors, tokens: int) -> None:
         x = given["x"]
         # What nobody reads any more is let go of at once: it is most of what a block needs.
         qkv = x.new_empty(1, tokens, 3 * x.shape[2], dtype=torch.bfloat16)
@@ -87,7 +87,7 @@ def around_attention(pre: Plan, post: Plan, ops: Ops) -> RunBlock:
 
 @dataclass(frozen=True, slots=True)
 class PlannedBlocks:
-    """Runs a plan, or two, for each block. An `engine.denoise.block_runner.Steps`."""
+    """Runs a plan, or two, for each block. An `engine.denoise.block_runner.BlockRunner`."""
 
     run: RunBlock
     weights: Sequence[BlockWeights]
@@ -125,7 +125,7 @@ class PlanKeys:
         self._rows = torch.arange(TEXT_TOKENS, device=text.k.device).clamp(max=real - 1)
         self._k, self._v = text.k.new_empty(2, TEXT_TOKENS, text.k.shape[1])
 
-    def of(self, keys: ContextKeys) -> Tensors:
+    def of(self, keys: ContextKeys) -> PortTensors:
         """For one block; valid until the next is asked for."""
         _spread(keys.text, self._rows, self._k, self._v)
         vision = keys.vision

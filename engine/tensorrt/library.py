@@ -15,11 +15,11 @@ LIBRARY = "tensorrt_rtx"
 INSTEAD = "use --program native, which every package has."
 
 
-class Named(Protocol):
+class EnumValue(Protocol):
     name: str
 
 
-class Flag(Named, Protocol):
+class EnumFlag(EnumValue, Protocol):
     value: int
 
 
@@ -36,7 +36,7 @@ class RuntimeConfig(Protocol):
     def set_execution_context_allocation_strategy(self, strategy: object) -> None: ...
 
 
-class Context(Protocol):
+class ExecutionContext(Protocol):
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool: ...
     def set_tensor_address(self, name: str, memory: int) -> bool: ...
     def update_device_memory_size_for_shapes(self) -> int: ...
@@ -46,16 +46,18 @@ class Context(Protocol):
 
 class Engine(Protocol):
     def create_runtime_config(self) -> RuntimeConfig: ...
-    def create_execution_context(self, runtime_config: RuntimeConfig) -> Context | None: ...
+    def create_execution_context(
+        self, runtime_config: RuntimeConfig
+    ) -> ExecutionContext | None: ...
 
 
-class Runtime(Protocol):
-    def get_engine_validity(self, buffer: bytes) -> tuple[Named, int]: ...
+class PlanRuntime(Protocol):
+    def get_engine_validity(self, buffer: bytes) -> tuple[EnumValue, int]: ...
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> Engine | None: ...
 
 
 class Flags(Protocol):
-    __members__: Mapping[str, Flag]
+    __members__: Mapping[str, EnumFlag]
 
 
 class Specialization(Protocol):
@@ -66,18 +68,18 @@ class Allocation(Protocol):
     USER_MANAGED: object
 
 
-class Library(Protocol):
+class TensorRt(Protocol):
     """All that is used of `tensorrt_rtx`."""
 
     __version__: str
     ILogger: type
-    Runtime: Callable[[object], Runtime]
+    Runtime: Callable[[object], PlanRuntime]
     EngineInvalidityDiagnostics: Flags
     DynamicShapesKernelSpecializationStrategy: Specialization
     ExecutionContextAllocationStrategy: Allocation
 
 
-def import_library(version: str, name: str = LIBRARY) -> Library:
+def import_library(version: str, name: str = LIBRARY) -> TensorRt:
     """The library, if it is here in this version. Raises `Unavailable`."""
     mend = f"Run pip install '.[tensorrt]' where the engine's sources are, or {INSTEAD}"
     if find_spec(name) is None:
@@ -93,4 +95,4 @@ def import_library(version: str, name: str = LIBRARY) -> Library:
             f"{name} {found.__version__} is here; the plans of this package are for {version}, and "
             f"no other version reads them. Install that one, build the package again, or {INSTEAD}"
         )
-    return cast("Library", found)
+    return cast("TensorRt", found)

@@ -24,12 +24,12 @@ from engine.package.folder import Package
 from engine.package.manifest import MEND, from_json
 from engine.tensorrt.library import (
     INSTEAD,
-    Context,
     Engine,
-    Library,
-    Named,
+    EnumValue,
+    ExecutionContext,
     RuntimeCache,
     RuntimeConfig,
+    TensorRt,
 )
 from kernels.spec import KernelError
 
@@ -125,14 +125,14 @@ def read_record(package: Package) -> ProgramRecord:
 class Opener:
     """Owns the library's runtime. Opens the plans of one package."""
 
-    def __init__(self, package: Package, library: Library, host: Host) -> None:
+    def __init__(self, package: Package, library: TensorRt, host: Host) -> None:
         """Raises what `read_record` raises."""
         self.record = read_record(package)
         self._package, self._library, self._host = package, library, host
         self._errors: deque[str] = deque(maxlen=1)  # the last one of the library
         self._runtime = library.Runtime(_listener(library, self._errors))
 
-    def open(self, name: str) -> "Plan":
+    def open(self, name: str) -> "TensorRtPlan":
         """One plan. Raises `BadPackage` if it is missing or damaged, `Unavailable` if the GPU, the
         driver or the library cannot run it.
         """
@@ -161,7 +161,7 @@ class Opener:
         if context is None:
             raise self.refused(f"{record.file} cannot be made ready")
         log.info("%s: opened, %.0f ms", record.file, 1e3 * (time.perf_counter() - start))
-        return Plan(self, record.file, ports, outputs, engine, context, kernels)
+        return TensorRtPlan(self, record.file, ports, outputs, engine, context, kernels)
 
     def refused(self, what: str) -> Unavailable:
         """An error with the library's own words."""
@@ -221,7 +221,7 @@ class _Kernels:
             self._known = found
 
 
-class Plan:
+class TensorRtPlan:
     """One plan on a GPU. It holds no tensor between two runs."""
 
     def __init__(
@@ -231,7 +231,7 @@ class Plan:
         inputs: tuple[Port, ...],
         outputs: tuple[Port, ...],
         engine: Engine,
-        context: Context,
+        context: ExecutionContext,
         kernels: _Kernels,
     ) -> None:
         self.file, self.inputs, self.outputs = file, inputs, outputs
@@ -308,10 +308,10 @@ def _read_port(value: object, file: str) -> Port:
     raise BadPackage(f"{file} has the port {str(value)[:80]}, which makes no sense. {MEND}")
 
 
-def _listener(library: Library, errors: deque[str]) -> object:
+def _listener(library: TensorRt, errors: deque[str]) -> object:
     """An `ILogger` of the library: its errors are kept, and it is heard in our log."""
 
-    def hear(_: object, severity: Named, message: str) -> None:
+    def hear(_: object, severity: EnumValue, message: str) -> None:
         is_error = severity.name in ("ERROR", "INTERNAL_ERROR")
         if is_error:
             errors.append(message)

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from engine.denoise.watch import evaluations
-from engine.denoise.windows import latent_frames
+from engine.denoise.windows import evaluations, latent_frames
 from engine.flow import Recipe, Request, Source
 from engine.media.framing import Size
 from engine.media.video import frame_count, probe_video
-from engine.memory import Shape
+from engine.memory import ClipShape
 from engine.residency import shape_of
 from engine.source import load_source
 
@@ -18,13 +17,13 @@ _EVEN_TOKENS = 29_000  # of a 14B evaluation in which attention computes as much
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
-    shape: Shape
+class DryRun:
+    shape: ClipShape
     fps: float
     forwards: int  # of the transformer, through all of it
     work: float  # of all forwards, in tokens, attention counted as so many more
 
-    def seconds(self, other: "Outlook", denoise_s: float, rest_s: float) -> float:
+    def seconds(self, other: "DryRun", denoise_s: float, rest_s: float) -> float:
         """Of this job, from what another one took."""
         pixels = _pixels(self.shape) / _pixels(other.shape)
         return denoise_s * self.work / other.work + rest_s * pixels
@@ -38,11 +37,11 @@ def measure(request: Request) -> Source:
     return load_source(request, _counted)
 
 
-def outlook(request: Request, source: Source) -> Outlook:
+def dry_run(request: Request, source: Source) -> DryRun:
     shape = shape_of(request, source)
     forwards = shape.contexts * evaluations(request.recipe, latent_frames(shape.clip_frames))
     work = forwards * shape.tokens * (1 + shape.tokens / _EVEN_TOKENS)
-    return Outlook(shape, source.fps, forwards, work)
+    return DryRun(shape, source.fps, forwards, work)
 
 
 def sized(recipe: Recipe, height: int, width: int, frames: int, fps: float) -> Source:
@@ -61,5 +60,5 @@ def _nothing(*shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.uint8, device="meta")
 
 
-def _pixels(shape: Shape) -> int:
+def _pixels(shape: ClipShape) -> int:
     return shape.height * shape.width * shape.clip_frames

@@ -36,18 +36,18 @@ ACTIONS = ("health", "validate")  # inputs that render nothing
 RENDER_MS = 900_000  # a first start may fetch or build the weights
 DISK_GB = 20  # image, clips of a job, and the tenth that the SDK wants free
 
-Kind: TypeAlias = "type | tuple[str, ...]"  # a JSON type, or the values that are taken
-HUB: Mapping[str, Kind] = {
+JsonKind: TypeAlias = "type | tuple[str, ...]"  # a JSON type, or the values that are taken
+HUB: Mapping[str, JsonKind] = {
     "title": str, "description": str, "type": ("serverless",), "config": dict, "iconUrl": str,
     "category": ("audio", "embedding", "language", "video", "image"),
 }  # fmt: skip
-HUB_CONFIG: Mapping[str, Kind] = {
+HUB_CONFIG: Mapping[str, JsonKind] = {
     "runsOn": ("GPU",), "containerDiskInGb": int, "gpuCount": int, "gpuIds": str,
     "allowedCudaVersions": list, "env": list, "presets": list,
 }  # fmt: skip
-TESTS: Mapping[str, Kind] = {"tests": list, "config": dict}
-TEST: Mapping[str, Kind] = {"name": str, "input": dict, "timeout": int}
-TESTS_CONFIG: Mapping[str, Kind] = {
+TESTS: Mapping[str, JsonKind] = {"tests": list, "config": dict}
+TEST: Mapping[str, JsonKind] = {"name": str, "input": dict, "timeout": int}
+TESTS_CONFIG: Mapping[str, JsonKind] = {
     "gpuTypeId": str, "gpuCount": int, "allowedCudaVersions": list, "env": list,
 }  # fmt: skip
 OPTIONAL = {"iconUrl", "env", "presets"}
@@ -79,7 +79,7 @@ def check(folder: Path) -> list[Problem]:
     return problems
 
 
-Found: TypeAlias = Iterator[tuple[str, str]]  # fields and sentences
+Problems: TypeAlias = Iterator[tuple[str, str]]  # fields and sentences
 
 
 def _load(path: Path) -> Mapping[str, object]:
@@ -122,7 +122,7 @@ def _image(path: Path) -> tuple[Arch, list[Problem]]:
     return arch, []
 
 
-def _hub(hub: Mapping[str, object], config: Mapping[str, object], arch: Arch) -> Found:
+def _hub(hub: Mapping[str, object], config: Mapping[str, object], arch: Arch) -> Problems:
     yield from _shape(hub, "", HUB)
     yield from _shape(config, "config.", HUB_CONFIG)
     disk = config.get("containerDiskInGb")
@@ -147,7 +147,7 @@ def _hub(hub: Mapping[str, object], config: Mapping[str, object], arch: Arch) ->
 
 def _tests(
     tests: Mapping[str, object], config: Mapping[str, object], hub: Mapping[str, object], arch: Arch
-) -> Found:
+) -> Problems:
     yield from _shape(tests, "", TESTS)
     cases = tests.get("tests")
     yield from _cases(cases if isinstance(cases, list) else [])
@@ -168,7 +168,7 @@ def _tests(
     yield from _variables(config)
 
 
-def _shape(found: Mapping[str, object], where: str, kinds: Mapping[str, Kind]) -> Found:
+def _shape(found: Mapping[str, object], where: str, kinds: Mapping[str, JsonKind]) -> Problems:
     """That all fields are there, no other, and of their kinds."""
     for name in sorted(found.keys() - kinds.keys()):
         yield f"{where}{short(name)}", f"is no field that RunPod reads here; {instead(name, kinds)}"
@@ -186,7 +186,7 @@ def _shape(found: Mapping[str, object], where: str, kinds: Mapping[str, Kind]) -
             yield f"{where}{name}", f"is {short(found[name])}; {NAMES[kind]} is expected."
 
 
-def _gpu_count(config: Mapping[str, object]) -> Found:
+def _gpu_count(config: Mapping[str, object]) -> Problems:
     count = config.get("gpuCount")
     if type(count) is int and count != 1:
         yield "config.gpuCount", f"is {count}; the engine uses 1."
@@ -233,7 +233,7 @@ def _wrong_gpu(name: str, ids: object) -> Iterator[str]:
         yield f"{name} is in no pool of hub.json. Write one of {', '.join(offered)}."
 
 
-def _cuda(versions: list[object], arch: Arch) -> Found:
+def _cuda(versions: list[object], arch: Arch) -> Problems:
     field = "config.allowedCudaVersions"
     for version in versions:
         if not isinstance(version, str):
@@ -258,7 +258,7 @@ def _cuda(versions: list[object], arch: Arch) -> Found:
         yield field, f"is empty; list {_dotted(arch.driver)} and everything newer."
 
 
-def _cases(cases: list[object]) -> Found:
+def _cases(cases: list[object]) -> Problems:
     light = renders = 0
     for number, case in enumerate(cases):
         where = f"tests[{number}]"
@@ -278,7 +278,7 @@ def _cases(cases: list[object]) -> Found:
         yield "tests", "render nothing. Add one that makes a small clip."
 
 
-def _variables(config: Mapping[str, object]) -> Found:
+def _variables(config: Mapping[str, object]) -> Problems:
     items, seen = config.get("env"), set()
     for number, item in enumerate(items if isinstance(items, list) else []):
         where, key = f"config.env[{number}]", item.get("key") if isinstance(item, dict) else None
@@ -294,7 +294,7 @@ def _variables(config: Mapping[str, object]) -> Found:
             yield where, f"{short(key)} has neither a value, which is a string, nor an input."
 
 
-def _presets(config: Mapping[str, object]) -> Found:
+def _presets(config: Mapping[str, object]) -> Problems:
     keys = {item.get("key") for item in _objects(config.get("env"))}
     for number, preset in enumerate(_objects(config.get("presets"))):
         for key in _part(preset, "defaults"):

@@ -9,19 +9,19 @@ from typing import TypeAlias
 from engine.errors import Cancelled, DeadlineExceeded
 
 # what is told: {"stage": "denoise", "percent": 41, "eta_s": 75}
-Report: TypeAlias = Callable[[Mapping[str, object]], None]
+ProgressReport: TypeAlias = Callable[[Mapping[str, object]], None]
 
 REPORT_S = 3.0  # the platform takes each report in a connection of its own, in any order
 # Of the whole, by stage: what a clip of the usual length takes, roughly
 _SHARES = {"fetch": 0.02, "media": 0.05, "conditioning": 0.05, "denoise": 0.75, "decode": 0.13}
 
 
-class Progress:
+class JobProgress:
     """Of one job. Called between forwards, from the thread that renders."""
 
     def __init__(
         self,
-        report: Report,
+        report: ProgressReport,
         max_seconds: float | None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:

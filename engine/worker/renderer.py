@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.clock import Clock
 from engine.denoise.packaged import PackagedDenoiser
-from engine.denoise.watch import Watch
+from engine.denoise.windows import Watch
 from engine.errors import EngineError, UnsupportedGpu
 from engine.flow import Clip, Recipe, Request
 from engine.load import DEFAULT_ATTENTION, Settings, load_package
@@ -21,7 +21,7 @@ from engine.media.mp4 import encode_mp4
 from engine.models.attention import find_attention
 from engine.pipeline import Pipeline
 from engine.pose.networks import Networks
-from engine.stage_dump import Stages
+from engine.stage_dump import StageDump
 from engine.worker.endpoint import Endpoint
 from engine.worker.service import Renderer
 
@@ -55,7 +55,7 @@ def load_renderer(endpoint: Endpoint) -> Renderer:
         _warm(pipeline)
 
     def run(request: Request, out: Path, watch: Watch) -> Clip:
-        return pipeline.run(request, out, f"SCAIL, seed {request.seed}", Stages(None), watch)
+        return pipeline.run(request, out, f"SCAIL, seed {request.seed}", StageDump(None), watch)
 
     return Renderer(
         engine=f"scail-engine {version('scail-engine')} {package.manifest.arch} "
@@ -82,7 +82,7 @@ def _warm(pipeline: Pipeline) -> None:
             picture, skeleton, "pose", _WARM, _WARM_PROMPT, width=_WARM_SIDE, height=_WARM_SIDE
         )
         try:
-            pipeline.run(request, clip, "warm", Stages(None))
+            pipeline.run(request, clip, "warm", StageDump(None))
         except EngineError as error:
             log.warning("the first clip, of nothing, did not come out: %s", error)
 

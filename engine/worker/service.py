@@ -24,11 +24,11 @@ from engine.flow import Clip, Request
 from engine.jobs.fetch import Wanted, fetch_base64, fetch_path, fetch_url
 from engine.jobs.job import Given, Job
 from engine.jobs.parse import make_request, parse_job
-from engine.memory import Plan, Shape
+from engine.memory import ClipShape, MemoryPlan
 from engine.worker.delivery import Delivered, check_bucket, deliver
-from engine.worker.dry_run import Outlook, measure, outlook, sized
+from engine.worker.dry_run import DryRun, dry_run, measure, sized
 from engine.worker.endpoint import Endpoint
-from engine.worker.progress import Progress, Report
+from engine.worker.progress import JobProgress, ProgressReport
 from engine.worker.scratch import Scratch
 
 log = logging.getLogger(__name__)
@@ -47,9 +47,9 @@ class Renderer:
     engine: str  # version and package, for replies
     gpu: str
     attention: str  # what the transformer attends by
-    run: Callable[[Request, Path, Progress], Clip]
+    run: Callable[[Request, Path, JobProgress], Clip]
     attending: Callable[[str], AbstractContextManager[None]]  # by this name, while it is open
-    plan: Callable[[Shape], Plan | None]  # of memory; None where none is planned
+    plan: Callable[[ClipShape], MemoryPlan | None]  # of memory; None where none is planned
     high_water: Callable[[], int | None]  # bytes of GPU memory, since it was last asked
 
 
@@ -66,7 +66,7 @@ class Worker:
         self._problem: EngineError | None = None
         self._born, self._start_ms = time.monotonic(), dict[str, float]()
         self._waiting = self._done = self._failed = 0
-        self._last: tuple[Outlook, float, float] | None = None  # seconds to denoise, and the rest
+        self._last: tuple[DryRun, float, float] | None = None  # seconds to denoise, and the rest
 
     def start(self, load: Callable[[Endpoint], Renderer]) -> None:
         """Reads the endpoint's defaults, and loads in the thread of the jobs.
@@ -91,7 +91,7 @@ class Worker:
         self._thread.shutdown()
         self._scratch.close()
 
-    async def answer(self, given: Mapping[str, object], report: Report) -> Response:
+    async def answer(self, given: Mapping[str, object], report: ProgressReport) -> Response:
         """`given` is a job as the platform hands it over. Raises an `EngineError`.
 
         If the waiting task is cancelled, the job ends at its next forward, and only then does this.
@@ -102,7 +102,7 @@ class Worker:
         if self._renderer is None:
             assert self._problem is not None
             raise type(self._problem)(*self._problem.args)  # a fresh one, with a trace of its own
-        progress = Progress(report, job.max_seconds)
+        progress = JobProgress(report, job.max_seconds)
         work = self._validate if job.action == "validate" else self._generate
         name = str(given.get("id", "local"))
         self._waiting += 1
@@ -136,7 +136,7 @@ class Worker:
 
     # --- in the thread
 
-    def _generate(self, job: Job, name: str, renderer: Renderer, progress: Progress) -> Response:
+    def _generate(self, job: Job, name: str, renderer: Renderer, progress: JobProgress) -> Response:
         progress.begin()
         self._check_delivery(job)
         clock = Clock()
@@ -161,13 +161,13 @@ class Worker:
         log.info("clip finished", extra={"facts": facts})
         return _response(renderer, clip, sent, laps, (*job.warnings, *notes))
 
-    def _validate(self, job: Job, name: str, renderer: Renderer, progress: Progress) -> Response:
+    def _validate(self, job: Job, name: str, renderer: Renderer, progress: JobProgress) -> Response:
         """A dry run: the media are fetched and measured, nothing is rendered."""
         progress.begin()
         self._check_delivery(job)
         with self._scratch.job_folder() as folder:
             request = self._fetch(job, folder, progress)
-            seen = outlook(request, measure(request))
+            seen = dry_run(request, measure(request))
         with _attending(job.attention or renderer.attention, renderer):
             pass  # raises if it is not here
         plan = renderer.plan(seen.shape)
@@ -195,7 +195,7 @@ class Worker:
                 'endpoint, or ask for the output "base64".'
             )
 
-    def _fetch(self, job: Job, folder: Path, progress: Progress) -> Request:
+    def _fetch(self, job: Job, folder: Path, progress: JobProgress) -> Request:
         if job.image is None:
             raise BadRequest("There is no picture: send image_url, image_base64 or image_path.")
         image = self._file(job.image, "picture", folder, progress)
@@ -208,7 +208,7 @@ class Worker:
             raise BadRequest("There is no video: send video_url, video_base64 or video_path.")
         return make_request(job, image, motion)
 
-    def _file(self, given: Given, kind: Medium, folder: Path, progress: Progress) -> Path:
+    def _file(self, given: Given, kind: Medium, folder: Path, progress: JobProgress) -> Path:
         wanted = Wanted(given.field, kind, folder)
         if given.kind == "url":
             return fetch_url(given.value, wanted, timeout_s=progress.left_s(FETCH_S))
@@ -223,10 +223,10 @@ class Worker:
         if laps.get("denoise"):
             like = sized(request.recipe, clip.height, clip.width, clip.frames, clip.fps)
             rest_ms = sum(laps.values()) - laps["denoise"]
-            self._last = outlook(request, like), laps["denoise"] / 1000, rest_ms / 1000
+            self._last = dry_run(request, like), laps["denoise"] / 1000, rest_ms / 1000
 
 
-async def _ended(running: "asyncio.Future[Response]", progress: Progress) -> Response:
+async def _ended(running: "asyncio.Future[Response]", progress: JobProgress) -> Response:
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
@@ -239,7 +239,7 @@ async def _ended(running: "asyncio.Future[Response]", progress: Progress) -> Res
 
 
 def _render(
-    job: Job, request: Request, out: Path, renderer: Renderer, progress: Progress
+    job: Job, request: Request, out: Path, renderer: Renderer, progress: JobProgress
 ) -> tuple[Clip, tuple[str, ...]]:
     """The clip, and what must be said of it. What came out wrong is tried once more, exactly."""
     name = job.attention or renderer.attention
@@ -300,7 +300,7 @@ def _settings(job: Job, renderer: Renderer) -> Response:
     }
 
 
-def _memory(plan: Plan) -> Response:
+def _memory(plan: MemoryPlan) -> Response:
     return {
         "does": plan.rung.does,
         "peak_bytes": plan.peak_bytes,

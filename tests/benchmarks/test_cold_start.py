@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 from benchmarks.cold_start import suite as cold_start
 from benchmarks.cold_start.suite import (
     NOISE_MS,
-    Scene,
     Start,
+    StartScene,
     check,
     cold_figures,
     cold_pictures,
@@ -44,7 +44,7 @@ MOST_ROUNDS = 4  # the best counts: times depend on what else a machine does
 def scene(tmp_path_factory):
     models = demo_weights(state_dir()).models
     nothing = tmp_path_factory.mktemp("state")
-    return Scene(tiny_package(SM89), models, nothing, nothing / "weights.safetensors")
+    return StartScene(tiny_package(SM89), models, nothing, nothing / "weights.safetensors")
 
 
 @pytest.fixture(scope="module")

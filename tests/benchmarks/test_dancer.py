@@ -5,7 +5,15 @@ import pytest
 from PIL import Image
 
 from benchmarks.nano import dancer
-from benchmarks.nano.dance import BEATS_PER_MINUTE, DISTANCE, FLOOR, SOLE, Body, dance, standing
+from benchmarks.nano.dance import (
+    BEATS_PER_MINUTE,
+    DISTANCE,
+    FLOOR,
+    SOLE,
+    BodyProportions,
+    dance,
+    standing,
+)
 from benchmarks.nano.drawing import Look, draw_dancer, random_look
 from engine.errors import BadMedia, BadRequest
 from engine.pose.camera import base_camera
@@ -18,7 +26,7 @@ FEET, ANKLES = [10, 11], [7, 8]
 @pytest.fixture(scope="module")
 def dances():
     """[seed, T, 24, 3] mm; every other one danced by another body."""
-    bodies = [None, Body(trunk=0.9, arms=1.1, legs=1.1, shoulders=0.9, hips=1.1)]
+    bodies = [None, BodyProportions(trunk=0.9, arms=1.1, legs=1.1, shoulders=0.9, hips=1.1)]
     return np.stack([dance(65, 16.0, seed, bodies[seed % 2])[:, 0] for seed in SEEDS]).astype(float)
 
 

@@ -24,7 +24,7 @@ from benchmarks.denoiser.gaps import DRAM_SHARE
 from benchmarks.denoiser.launches import KEYS, KINDS, ORDER, STEPS, candidates, timed_block, work_of
 from benchmarks.denoiser.suite import (
     REST,
-    Forward,
+    ForwardCase,
     StepRow,
     denoiser_figures,
     denoiser_pictures,
@@ -44,10 +44,10 @@ from benchmarks.timing import WrongResult
 from engine.config import SCAIL_14B
 from engine.denoise.block import block_modulation, context_keys
 from engine.errors import Unavailable
-from engine.memory import Shape
+from engine.memory import ClipShape
 from kernels.arch import ARCHS, SM89, SM90, SM120
 
-LARGE, SMALL = Shape(512, 896, 81), Shape(416, 672, 81)
+LARGE, SMALL = ClipShape(512, 896, 81), ClipShape(416, 672, 81)
 BY_NAME = {step.name: step for step in STEPS}
 
 
@@ -65,7 +65,7 @@ def rows(kernels):
         row
         for arch in ARCHS
         for size in (LARGE, SMALL)
-        for row in estimated_rows(Forward(arch, SCAIL_14B, size, size.tokens), kernels[arch])
+        for row in estimated_rows(ForwardCase(arch, SCAIL_14B, size, size.tokens), kernels[arch])
     ]
 
 

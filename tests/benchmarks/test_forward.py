@@ -13,7 +13,7 @@ import torch
 
 from engine.config import SCAIL_14B, TINY, ModelConfig
 from engine.denoise.block import BlockWeights, Weight
-from engine.memory import Shape
+from engine.memory import ClipShape
 from engine.package.folder import open_package
 from kernels.arch import SM89, SM90, SM120
 from kernels.fp8 import LIMITS
@@ -26,15 +26,15 @@ from benchmarks.denoiser import forward_blocks
 from benchmarks.denoiser.forward import main, tflop, verdict
 from benchmarks.denoiser.forward_blocks import (
     FORMS,
-    Form,
+    PeerForm,
     compiled,
     drawn_scene,
     eager,
     measure_blocks,
 )
-from benchmarks.denoiser.forward_place import DRY_SIZES, Place, prepared
-from benchmarks.first_hour import Step, parsed, steps
-from benchmarks.kernel.peers import DIFFUSERS, Library, lacking
+from benchmarks.denoiser.forward_place import DRY_SIZES, ForwardPlace, prepared
+from benchmarks.first_hour import HourStep, parsed, steps
+from benchmarks.kernel.peers import DIFFUSERS, PeerLibrary, lacking
 from benchmarks.kernel.suite import difference
 from benchmarks.random_package import RandomWeights, drawn, form_of, random_package
 from benchmarks.timing import WrongResult
@@ -105,7 +105,7 @@ def test_all_tensors_are_finite_and_norms_outside_the_blocks_are_near_one():
 )
 def test_the_work_is_that_of_the_specification(size, work):
     """spec/performance.md B."""
-    assert tflop(SCAIL_14B, Shape(*size)) == pytest.approx(work, rel=1e-3)
+    assert tflop(SCAIL_14B, ClipShape(*size)) == pytest.approx(work, rel=1e-3)
 
 
 def test_the_plain_block_stands_for_the_weights_of_ours(place):
@@ -173,7 +173,7 @@ def begun_of(place, finish, limit=0.02, needs=()):
     shape, scene = DRY_SIZES[0], drawn_scene(place, DRY_SIZES[0])
     plain = plain_of(scene)
     update = plain(scene.x, scene.modulation, scene.context, scene.rope) - scene.x
-    form = Form("theirs", (DIFFUSERS, *needs), True, limit, finish)
+    form = PeerForm("theirs", (DIFFUSERS, *needs), True, limit, finish)
 
     def begin():
         return forward_blocks.diffusers_block(TINY, plain, scene, form.finish)
@@ -219,7 +219,7 @@ def test_a_peer_that_refuses_or_is_wrong_is_a_line_without_a_time(place, finish,
 
 
 def test_a_peer_that_is_not_here_is_a_line_that_says_how_to_get_it(place):
-    absent = Library("other", "block", "pip install other==3", "no_such_module")
+    absent = PeerLibrary("other", "block", "pip install other==3", "no_such_module")
     work, line = begun_of(place, eager, needs=(absent,))
     assert work is None
     assert line["note"] == "other: not here; pip install other==3"
@@ -263,12 +263,12 @@ def test_the_block_of_diffusers_has_every_weight_of_the_plain_one(place):
     ],
 )
 def test_floor_and_goal_want_seconds_and_a_ratio(arch, ours, plain, floor, goal):
-    found = verdict(arch, Shape(512, 896, 81), ours, plain)
+    found = verdict(arch, ClipShape(512, 896, 81), ours, plain)
     assert (found["floor"], found["goal"]) == (floor, goal)
 
 
 def test_a_size_without_a_figure_has_no_verdict():
-    found = verdict(SM90, Shape(64, 64, 5), 1.0, 3.0)
+    found = verdict(SM90, ClipShape(64, 64, 5), 1.0, 3.0)
     assert (found["times_bf16"], found["floor"], found["goal"]) == (3.0, None, None)
 
 
@@ -309,16 +309,16 @@ def test_a_forward_that_gives_another_result_each_time_is_no_result(place):
         measure_all(broken)
 
 
-def measure_all(place: Place):
+def measure_all(place: ForwardPlace):
     from benchmarks.denoiser.forward import measure
 
     measure(place)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
-@pytest.mark.parametrize("program", ["forward", "first_hour"])
+@pytest.mark.parametrize("program", ["denoiser/forward", "first_hour"])
 def test_without_a_gpu_it_says_how_to_run_dry(program, tmp_path):
-    given = ["run", str(tmp_path)] if program == "forward" else []
+    given = ["run", str(tmp_path)] if program != "first_hour" else []
     command = [sys.executable, f"benchmarks/{program}.py", *given, "--out", str(tmp_path / "f")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -351,7 +351,7 @@ def test_json_is_found_among_other_lines_and_the_end_of_the_rest_is_kept():
 
 
 def python(program, limit_s=20.0):
-    return Step("step", "what", (sys.executable, "-c", program), limit_s)
+    return HourStep("step", "what", (sys.executable, "-c", program), limit_s)
 
 
 def test_a_step_keeps_what_it_found_and_nothing_that_names_the_machine():
@@ -367,7 +367,7 @@ def test_a_step_keeps_what_it_found_and_nothing_that_names_the_machine():
     [
         (python("import sys; print('so far'); sys.exit('error: no')"), "error: no"),
         (python("import time; print('so far', flush=True); time.sleep(60)", 1.5), "stopped after"),
-        (Step("step", "what", ("no-such-program-here",), 5.0), "No such file or directory"),
+        (HourStep("step", "what", ("no-such-program-here",), 5.0), "No such file or directory"),
     ],
     ids=["fails", "takes too long", "is not there"],
 )

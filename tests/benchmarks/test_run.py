@@ -38,7 +38,7 @@ def test_the_table_leaves_out_what_is_not_known():
 
 
 def test_the_dancers_of_a_scene_are_in_view_apart_and_without_overlay_compared():
-    rows = list(media.measure_scene(media.Scene(128, 96, 2, 77.0)))
+    rows = list(media.measure_scene(media.MediaScene(128, 96, 2, 77.0)))
     assert [row.name for row in rows] == [
         "skeleton 128x96, 2 in view",
         "skeleton 128x96, 2 in view + overlay",

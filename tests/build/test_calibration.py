@@ -11,7 +11,7 @@ from engine.build.calibration import (
     BOUND,
     Activations,
     Channels,
-    Choice,
+    FormatChoice,
     choose,
     load_activations,
 )
@@ -19,7 +19,7 @@ from engine.config import TINY
 from engine.errors import BadCheckpoint, BadRequest
 from engine.models.attention import sdpa
 from engine.models.dit import Context, Scail
-from engine.stage_dump import ACTIVATIONS, Stages
+from engine.stage_dump import ACTIVATIONS, StageDump
 from kernels.fp8 import quantize_rows
 
 INT8, E4M3 = torch.int8, torch.float8_e4m3fn
@@ -309,7 +309,7 @@ def tensors(tmp_path_factory):
     model = Scail(TINY, sdpa)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    stages = Stages(folder)
+    stages = StageDump(folder)
     with stages.watch(model), torch.no_grad():
         context = Context(torch.randn(7, TINY.dim), torch.randn(257, TINY.dim))
         model(torch.randn(16, 2, 4, 4), 500.0, context, torch.randn(16, 1, 4, 4), None)
@@ -331,7 +331,7 @@ def test_what_stages_keeps_is_read(tmp_path, tensors):
     q, k = (activations.channels(f"blocks.0.self_attn.{name}") for name in "qk")
     assert torch.equal(q.absmax, k.absmax) and torch.equal(q.mean_square, k.mean_square)
     choice = choose(0.02 * normal(1, 256, TINY.ffn), down, BOTH, E4M3, can_smooth=False)
-    assert isinstance(choice, Choice) and math.isfinite(choice.estimates[0].total)
+    assert isinstance(choice, FormatChoice) and math.isfinite(choice.estimates[0].total)
 
 
 def test_a_folder_without_activations_is_refused(tmp_path):

@@ -10,8 +10,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from engine.build import operators
 from engine.build.export import ATTENTION, check, export, quantise_softmax
-from engine.build.operators import E4M3, to_e4m3, turn, widen
+from engine.build.operators import E4M3, to_e4m3, widen
 from engine.build.segments import (
     DEPLOY,
     EXACT,
@@ -261,7 +262,7 @@ def test_heads_are_turned_as_in_the_model():
     draw = torch.Generator().manual_seed(1)
     rope = rope_tables((1, 2, 4), True, torch.device("cpu"))
     x = torch.randn(len(rope.cos), 2, 128, generator=draw)
-    got = turn(x.transpose(0, 1)[None], rope.cos[None, :, 0], rope.sin[None, :, 0])
+    got = operators.rotate(x.transpose(0, 1)[None], rope.cos[None, :, 0], rope.sin[None, :, 0])
     assert torch.equal(got[0].transpose(0, 1), rotate(x, rope))
 
 

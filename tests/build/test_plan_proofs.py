@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.build.plan_proofs import Proof, layer_table, prove, read_layers
+from engine.build.plan_proofs import PlanProof, layer_table, prove, read_layers
 from engine.errors import BuildFailed
 
 D, FFN = 256, 512
@@ -68,7 +68,7 @@ def proof(*lines, attentions8=1, attentions=1):
 
 
 def test_a_good_plan_is_proven_and_counted():
-    assert proof(SIGNAL, NORM, QKV, SELF, CROSS, DOWN) == Proof(
+    assert proof(SIGNAL, NORM, QKV, SELF, CROSS, DOWN) == PlanProof(
         kernels=5, products8=2, attentions8=1, attentions=1
     )
 

@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper
 
 from engine.build.export import export, quantise_softmax
-from engine.build.plan_proofs import Proof, layer_table, prove, read_layers
+from engine.build.plan_proofs import PlanProof, layer_table, prove, read_layers
 from engine.build.segments import DEPLOY, SEGMENTS, Segment
 from engine.build.tensorrt import (
     RANGES,
@@ -34,10 +34,10 @@ library = pytest.mark.skipif(
 )
 
 PROOFS = {
-    "block": Proof(kernels=28, products8=6, attentions8=1, attentions=2),
-    "pre": Proof(kernels=3, products8=1, attentions8=0, attentions=0),
-    "post": Proof(kernels=19, products8=5, attentions8=0, attentions=2),
-    "context": Proof(kernels=8, products8=2, attentions8=0, attentions=0),
+    "block": PlanProof(kernels=28, products8=6, attentions8=1, attentions=2),
+    "pre": PlanProof(kernels=3, products8=1, attentions8=0, attentions=0),
+    "post": PlanProof(kernels=19, products8=5, attentions8=0, attentions=2),
+    "context": PlanProof(kernels=8, products8=2, attentions8=0, attentions=0),
 }
 
 

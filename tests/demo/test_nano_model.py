@@ -12,7 +12,7 @@ from tests.support.compiled import STATE
 ROOT = Path(__file__).resolve().parents[2]
 
 from benchmarks.nano import suite
-from benchmarks.nano.judge import Verdict
+from benchmarks.nano.judge import LimbVerdict
 from benchmarks.nano.scenes import HELD_OUT, WIDTH
 from benchmarks.nano.suite import EXACT, NanoRow, nano_figures, nano_pictures, nano_table
 from benchmarks.quality.suite import PLAIN, build, networks, settings
@@ -91,7 +91,7 @@ def test_clips_that_do_not_differ_have_the_largest_likeness(exact):
 
 
 def made_up():
-    exact, lost = Verdict(0.61, 0.7, 0.4, 0.3, 24.5), Verdict(0.6, 0.69, 0.39, 0.31, 24.1)
+    exact, lost = LimbVerdict(0.61, 0.7, 0.4, 0.3, 24.5), LimbVerdict(0.6, 0.69, 0.39, 0.31, 24.1)
     return [NanoRow(EXACT, "sdpa", exact, 0.0, 120.0), NanoRow("fp8", "int8fp8", lost, 0.4, 38.2)]
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from engine.denoise.block_runner import Pass
-from engine.denoise.cuda_graphs import KEPT_GRAPHS, GraphedSteps
+from engine.denoise.cuda_graphs import KEPT_GRAPHS, GraphedBlocks
 from engine.models.dit import Rope
 
 ROPE = Rope(torch.zeros(1), torch.zeros(1))
@@ -39,7 +39,7 @@ def evaluate(run, seed, context, tokens=5, kept=3):
 
 def test_a_replay_computes_what_a_run_computes_for_its_own_inputs():
     recorder, context = Recorder(), [3.0]
-    graphed = GraphedSteps(steps, recorder)
+    graphed = GraphedBlocks(steps, recorder)
     for seed in range(4):
         assert torch.equal(evaluate(graphed, seed, context), evaluate(steps, seed, context))
     assert (recorder.recorded, recorder.replayed) == (1, 3)  # the first evaluation is run
@@ -47,7 +47,7 @@ def test_a_replay_computes_what_a_run_computes_for_its_own_inputs():
 
 def test_another_context_or_number_of_tokens_is_another_graph():
     recorder = Recorder()
-    graphed = GraphedSteps(steps, recorder)
+    graphed = GraphedBlocks(steps, recorder)
     text, negative = [3.0], [3.0]
     for given in ({}, {"tokens": 4}, {"kept": 2}):
         for context in (text, negative):
@@ -59,7 +59,7 @@ def test_another_context_or_number_of_tokens_is_another_graph():
 
 def test_old_graphs_make_room_for_new_ones():
     recorder = Recorder()
-    graphed = GraphedSteps(steps, recorder)
+    graphed = GraphedBlocks(steps, recorder)
     contexts = [[float(n)] for n in range(KEPT_GRAPHS + 1)]
     for context in contexts:
         for seed in (0, 1):
@@ -73,7 +73,7 @@ def test_old_graphs_make_room_for_new_ones():
 
 
 def test_a_context_that_is_gone_is_not_taken_for_a_new_one_at_its_address():
-    graphed = GraphedSteps(steps, Recorder())
+    graphed = GraphedBlocks(steps, Recorder())
     for value in range(20):
         context = [float(value)]
         for seed in (0, 1):
@@ -82,7 +82,7 @@ def test_a_context_that_is_gone_is_not_taken_for_a_new_one_at_its_address():
 
 def test_forgotten_graphs_are_recorded_again():
     recorder, context = Recorder(), [3.0]
-    graphed = GraphedSteps(steps, recorder)
+    graphed = GraphedBlocks(steps, recorder)
     for seed in (0, 1):
         evaluate(graphed, seed, context)
     graphed.forget()

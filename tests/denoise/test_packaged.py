@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from engine.build.make import Order, make_package
 from engine.config import state_dir
 from engine.denoise.block import BlockWeights, ContextWeights, assemble, run_block, tensor_names
-from engine.denoise.cuda_graphs import GraphedSteps
+from engine.denoise.cuda_graphs import GraphedBlocks
 from engine.denoise.exact import ExactDenoiser
 from engine.denoise.packaged import PackagedDenoiser, count_padding, video_first
 from engine.denoise.sampler import grid
 from engine.errors import BadCheckpoint, BadPackage
 from engine.flow import Conditions, Recipe
-from engine.machine.upload import Weights
+from engine.machine.upload import PackageWeights
 from engine.models.attention import sdpa
 from engine.models.checkpoint import Checkpoint
 from engine.models.dit import Rope
@@ -95,7 +95,7 @@ def packaged(golden, package):
     """Makes a denoiser that launches references."""
 
     def make(form="mixed", ops=None, graphed=None):
-        weights = Weights(package(golden, form), CPU)
+        weights = PackageWeights(package(golden, form), CPU)
         return PackagedDenoiser(weights, ops or reference_ops(), graphed)
 
     return make
@@ -225,7 +225,7 @@ class Replays:
 
 def test_recorded_steps_give_the_same_velocities(golden, scene, packaged):
     known, capture = scene(golden, "a"), Replays()
-    graphed = packaged(graphed=lambda steps: GraphedSteps(steps, capture))
+    graphed = packaged(graphed=lambda steps: GraphedBlocks(steps, capture))
     recipe = replace(known.recipe, steps=6, cfg=3.0, pose_until=0.5)
     times = grid("euler", 6, recipe.shift).timesteps
     runs = [one.bind(known.guided, recipe) for one in (packaged(), graphed)]
@@ -264,7 +264,7 @@ class Counted:
         self.ops = replace(ops, attention=attention)
 
 
-class Visits(Weights):
+class Visits(PackageWeights):
     """Writes down what is asked for."""
 
     def __init__(self, package):
@@ -311,7 +311,7 @@ def test_tokens_that_are_not_kept_change_nothing_of_those_that_are(golden, packa
     angles = torch.rand(70, 1, 64, generator=draw)
     rope, ops = Rope(angles.cos(), angles.sin()), reference_ops()
     text, vision = torch.randn(5, 64, generator=draw), torch.randn(257, 1280, generator=draw)
-    ((*_, seen),) = PackagedDenoiser(Weights(held, CPU), ops).contexts([text], vision)
+    ((*_, seen),) = PackagedDenoiser(PackageWeights(held, CPU), ops).contexts([text], vision)
     whole = run_block(ops, weights, seen, x.clone(), modulation, rope)
     kept = run_block(ops, weights, seen, x.clone(), modulation, rope, 40)
     assert kept.shape == (40, 256)
@@ -371,12 +371,12 @@ def copied(golden, package, tmp_path):
 def test_damaged_weights_are_named_when_they_are_loaded(copied, name):
     flip(copied, name)
     with pytest.raises(BadPackage, match=rf"damaged: {name}"):
-        PackagedDenoiser(Weights(open_package(copied), CPU), reference_ops())
+        PackagedDenoiser(PackageWeights(open_package(copied), CPU), reference_ops())
 
 
 def test_damaged_weights_of_the_context_are_named_when_they_are_first_used(golden, copied, scene):
     flip(copied, "blocks.2.vision.q")
-    denoiser = PackagedDenoiser(Weights(open_package(copied), CPU), reference_ops())
+    denoiser = PackagedDenoiser(PackageWeights(open_package(copied), CPU), reference_ops())
     with pytest.raises(BadPackage, match=r"damaged: blocks\.2\.vision\.q"):
         scene(golden, "b").velocity(denoiser)
 
@@ -401,4 +401,4 @@ def test_a_package_that_lacks_a_tensor_is_refused_when_it_is_loaded(copied, name
 
     reseal(copied, rename)
     with pytest.raises(BadPackage, match=rf"has no tensor {name}\. Build it again"):
-        PackagedDenoiser(Weights(open_package(copied), CPU), reference_ops())
+        PackagedDenoiser(PackageWeights(open_package(copied), CPU), reference_ops())

@@ -9,8 +9,8 @@ import torch
 
 from engine.errors import BadPackage, Unavailable, UnsupportedDriver
 from engine.machine.kernel_choice import (
-    Choice,
     Choices,
+    KernelChoice,
     Variant,
     attention_kernel,
     choose_variants,
@@ -62,11 +62,13 @@ def test_the_fastest_is_chosen_of_each_form_and_dtype(tmp_path, caplog):
     choices = choose(fake, [*FORM, *PRODUCTS], tmp_path)
     assert choices == Choices(
         (
-            Choice(
+            KernelChoice(
                 "attention.int8fp8", WIDE, "the fastest",
                 (Variant(F16, 0.9), Variant(WIDE, 0.8), Variant(NARROW, 1.1), Variant(F32, 1.7)),
             ),
-            Choice("gemm.int8", "i8", "the fastest", (Variant("i8", 0.5), Variant("i8_tall", 1.0))),
+            KernelChoice(
+                "gemm.int8", "i8", "the fastest", (Variant("i8", 0.5), Variant("i8_tall", 1.0))
+            ),
         )
     )  # fmt: skip
     assert attention_kernel(choices, "int8fp8") is ATTENTION[WIDE]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine.errors import BadPackage
-from engine.machine.upload import Weights
+from engine.machine.upload import PackageWeights
 from engine.package.folder import open_package
 from tests.support.packages import build, tensors
 
@@ -38,7 +38,7 @@ def damage(package, name):
 
 def test_every_tensor_arrives_as_it_was_written(package):
     want = {name: tensor for group in range(3) for name, tensor in tensors(group).items()}
-    got = Weights(package, CPU).read(package.names)
+    got = PackageWeights(package, CPU).read(package.names)
     assert got.keys() == want.keys()
     for name, tensor in want.items():
         assert (got[name].dtype, got[name].shape) == (tensor.dtype, tensor.shape)
@@ -47,15 +47,17 @@ def test_every_tensor_arrives_as_it_was_written(package):
 
 def test_the_order_is_that_of_the_file_whatever_is_asked_for(package):
     names = ["blocks.2.s", "blocks.0.one", "blocks.1.q", "blocks.0.q", "blocks.2.s"]
-    got = [name for name, _ in visited(Weights(package, CPU), iter(names))]
+    got = [name for name, _ in visited(PackageWeights(package, CPU), iter(names))]
     assert got == ["blocks.0.q", "blocks.0.one", "blocks.1.q", "blocks.2.s"]
-    assert visited(Weights(package, CPU), []) == []
+    assert visited(PackageWeights(package, CPU), []) == []
 
 
 def test_a_name_that_is_not_there_is_told_before_anything_is_handed_over(package):
     got = []
     with pytest.raises(BadPackage, match=r"has no tensor blocks\.7\.q\. Build it again"):
-        Weights(package, CPU).visit(["blocks.0.q", "blocks.7.q"], lambda *one: got.append(one))
+        PackageWeights(package, CPU).visit(
+            ["blocks.0.q", "blocks.7.q"], lambda *one: got.append(one)
+        )
     assert got == []
 
 
@@ -64,12 +66,12 @@ def test_a_damaged_tensor_is_named_and_those_before_it_are_whole(package, name):
     damage(package, name)
     got = []
     with pytest.raises(BadPackage, match=rf"damaged: {name} has sha256"):
-        Weights(package, CPU).visit(package.names, lambda *one: got.append(one[0]))
+        PackageWeights(package, CPU).visit(package.names, lambda *one: got.append(one[0]))
     assert got == list(package.names[: package.names.index(name)])
 
 
 def test_a_file_that_was_cut_or_is_gone_is_told(package):
-    weights = Weights(package, CPU)
+    weights = PackageWeights(package, CPU)
     size = package.weights.stat().st_size
     os.truncate(package.weights, size - 1)
     with pytest.raises(BadPackage, match=rf"has {size - 1} bytes, blocks\.2\.one ends behind"):
@@ -81,7 +83,7 @@ def test_a_file_that_was_cut_or_is_gone_is_told(package):
 
 def test_what_was_verified_once_is_not_hashed_again(package):
     """It was read and hashed a moment ago; a clip does not wait for 4 GB of hashes each time."""
-    weights = Weights(package, CPU)
+    weights = PackageWeights(package, CPU)
     before = weights.read(["blocks.1.s"])["blocks.1.s"].clone()
     damage(package, "blocks.1.s")
     damage(package, "blocks.1.q")
@@ -102,13 +104,13 @@ def test_what_the_taker_raises_ends_the_visit(package):
             raise Enough
 
     with pytest.raises(Enough):
-        Weights(package, CPU).visit(package.names, take)
+        PackageWeights(package, CPU).visit(package.names, take)
     assert got == list(package.names[:3])
-    assert len(visited(Weights(package, CPU), package.names)) == len(package.names)
+    assert len(visited(PackageWeights(package, CPU), package.names)) == len(package.names)
 
 
 def test_writing_to_a_tensor_changes_neither_the_file_nor_the_next_reading(package):
-    weights, stored = Weights(package, CPU), package.weights.read_bytes()
+    weights, stored = PackageWeights(package, CPU), package.weights.read_bytes()
     first = weights.read(["blocks.0.b16"])["blocks.0.b16"]
     kept = first.clone()
     first.zero_()
@@ -117,7 +119,7 @@ def test_writing_to_a_tensor_changes_neither_the_file_nor_the_next_reading(packa
 
 
 def test_tensors_that_nobody_holds_hold_no_file(package):
-    weights = Weights(package, CPU)
+    weights = PackageWeights(package, CPU)
     gc.collect()
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):

@@ -15,7 +15,7 @@ import torch
 from engine.config import TINY
 from engine.errors import BadPackage
 from engine.package.folder import find_packages, open_package, summary
-from engine.package.manifest import Entry, Part, encode
+from engine.package.manifest import Entry, PackageFile, encode
 from kernels.arch import SM89, SM90, SM120
 from tests.support.packages import CODE, KERNEL, MANIFEST, PLAN, build, for_arch, reseal, tensors
 from tests.support.permissions import bound_by_modes, shared_folder
@@ -75,7 +75,9 @@ def test_the_weights_file_is_its_tensors_in_order_each_on_a_multiple_of_256(soun
             want += bytes(tensor.contiguous().reshape(-1).view(torch.uint8).tolist())
     assert data == want
     manifest = open_package(sound).manifest
-    assert manifest.files[0] == Part("weights.bin", len(data), hashlib.sha256(data).hexdigest())
+    assert manifest.files[0] == PackageFile(
+        "weights.bin", len(data), hashlib.sha256(data).hexdigest()
+    )
     for entry in manifest.tensors:
         stored = data[entry.offset : entry.offset + entry.nbytes]
         assert entry.offset % 256 == 0
@@ -389,7 +391,7 @@ def test_a_package_of_full_size_opens_at_once(sound, tmp_path):
         entries.append(Entry(f"blocks.{n}.q", "int8", (nbytes,), offset, nbytes, "ab" * 32))
         end = offset + nbytes
     manifest = open_package(package).manifest
-    files = (Part("weights.bin", end, "ab" * 32), *manifest.files[1:])
+    files = (PackageFile("weights.bin", end, "ab" * 32), *manifest.files[1:])
     manifest = replace(manifest, tensors=(*entries,), files=files)
     (package / "manifest.json").write_bytes(encode(manifest))
     os.truncate(package / "weights.bin", end)

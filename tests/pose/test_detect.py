@@ -9,7 +9,7 @@ import pytest
 from engine.errors import BadCheckpoint, MissingModel
 from engine.pose.boxes import nms
 from engine.pose.detect import DWPOSE, VITPOSE, find_detector, find_nlf, open_detector
-from engine.pose.onnx import CPU, CUDA, Network, Runtime
+from engine.pose.onnx import CPU, CUDA, OnnxNetwork, OnnxRuntime
 from tests.support.standin_models import save_detectors, save_dwpose, save_yolox
 
 FLOAT = "tensor(float)"
@@ -63,7 +63,7 @@ class FakeRuntime:
         return FakeSession([CPU] if self.dropped else [CUDA, CPU], self.run_error)
 
     def runtime(self):
-        return Runtime(lambda: self.held, self.open)
+        return OnnxRuntime(lambda: self.held, self.open)
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def some_file(tmp_path):
 
 
 def network(path, fake, gpu=True):
-    return Network(path, (1, 2), [(1, 2)], gpu=gpu, runtime=fake.runtime())
+    return OnnxNetwork(path, (1, 2), [(1, 2)], gpu=gpu, runtime=fake.runtime())
 
 
 def test_a_working_gpu_runs_the_network_and_the_log_says_so(some_file, caplog):
@@ -124,7 +124,7 @@ def test_a_defect_of_our_own_is_not_taken_for_a_failing_gpu(some_file):
 
 def test_another_networks_file_is_refused_on_the_gpu_too(some_file):
     with pytest.raises(BadCheckpoint, match=r"net.onnx takes x \[batch, 2\]"):
-        Network(some_file, (1, 3), [(1, 2)], gpu=True, runtime=FakeRuntime().runtime())
+        OnnxNetwork(some_file, (1, 3), [(1, 2)], gpu=True, runtime=FakeRuntime().runtime())
 
 
 @pytest.mark.parametrize("content", [b"", b"hello, I am no network", b"\x08\x09" * 1000])
@@ -132,29 +132,29 @@ def test_a_damaged_onnx_file_is_refused(tmp_path, content):
     path = tmp_path / "yolox_l.onnx"
     path.write_bytes(content)
     with pytest.raises(BadCheckpoint, match=rf"yolox_l.onnx \({len(content)} bytes\)"):
-        Network(path, TAKES, GIVES, gpu=False)
+        OnnxNetwork(path, TAKES, GIVES, gpu=False)
 
 
 def test_a_cut_short_onnx_file_is_refused(tmp_path):
     path = save_yolox(tmp_path / "yolox_l.onnx")
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(BadCheckpoint, match=r"yolox_l\.onnx"):
-        Network(path, TAKES, GIVES, gpu=False)
+        OnnxNetwork(path, TAKES, GIVES, gpu=False)
 
 
 def test_a_missing_onnx_file_is_named(tmp_path):
     with pytest.raises(MissingModel, match=r"absent\.onnx"):
-        Network(tmp_path / "absent.onnx", TAKES, GIVES, gpu=False)
+        OnnxNetwork(tmp_path / "absent.onnx", TAKES, GIVES, gpu=False)
 
 
 def test_a_network_with_other_outputs_is_refused(tmp_path):
     path = save_dwpose(tmp_path / "yolox_l.onnx")
     with pytest.raises(BadCheckpoint, match=r"takes input \[1, 3, 384, 288\].*\[1, 8400, 85\]"):
-        Network(path, TAKES, GIVES, gpu=False)
+        OnnxNetwork(path, TAKES, GIVES, gpu=False)
 
 
 def test_an_output_that_is_not_as_declared_is_refused(some_file):
-    net = Network(some_file, (1, 2), [(5, 2)], gpu=False, runtime=FakeRuntime().runtime())
+    net = OnnxNetwork(some_file, (1, 2), [(5, 2)], gpu=False, runtime=FakeRuntime().runtime())
     with pytest.raises(BadCheckpoint, match=r"net.onnx gave \[1, 2\]; expected \[5, 2\]"):
         net(np.zeros((1, 2), np.float32))
 

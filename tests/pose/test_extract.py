@@ -342,7 +342,7 @@ def test_hundreds_of_dances_fit_and_the_cap_holds(tmp_path):
     rng = np.random.default_rng(0)
     clip = [[body(0) + rng.normal(0, 30, (24, 3)).astype(np.float32)] for _ in range(count)]
     dancers = Dancers(*clip)
-    motion = extract.Motion(
+    motion = extract.CapturedMotion(
         np.stack([each.joints for each in dancers.people]),
         [each.keypoints for each in dancers.seen],
     )

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import torch
 
-from engine.build.plan_proofs import Proof
+from engine.build.plan_proofs import PlanProof
 from engine.build.segments import DEPLOY, SEGMENTS, Segment
 from engine.config import ModelConfig
 from engine.machine.gpu import Gpu
@@ -24,7 +24,7 @@ from tests.support import packages
 VERSION = "1.7.1.116"
 GPU = Gpu("RTX 4090", "GPU-1", (8, 9), (12, 8), "570.86.15", 24 * 2**30, 23 * 2**30)
 STREAM = 77
-PROOF = Proof(kernels=1, products8=1, attentions8=0, attentions=0)
+PROOF = PlanProof(kernels=1, products8=1, attentions8=0, attentions=0)
 RANGE = TokenRange(64, 96, 200)
 
 

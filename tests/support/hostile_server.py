@@ -12,7 +12,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from engine.jobs.download import Network
+from engine.jobs.download import Internet
 
 NAME, ADDRESS = "media.example.com", "93.184.215.14"
 
@@ -93,7 +93,7 @@ class Server:
             return socket.create_connection(("127.0.0.1", self.port), timeout_s)
 
         tls = (lambda: _context(ssl.PROTOCOL_TLS_CLIENT)) if trusted else ssl.create_default_context
-        return Network(resolve, connect, tls)
+        return Internet(resolve, connect, tls)
 
     def _listen(self):
         with contextlib.suppress(OSError):  # closed

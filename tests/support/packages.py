@@ -8,7 +8,7 @@ import torch
 
 from engine.config import TINY
 from engine.package.folder import PackageWriter
-from engine.package.manifest import Manifest, Native, Source
+from engine.package.manifest import Manifest, Native, SourceFile
 from kernels.aot.cubin import Cubin, Mix
 
 CODE = b"\x7fELF machine code"
@@ -25,7 +25,10 @@ MANIFEST = Manifest(
     engine="0.1.0",
     toolchain={"torch": "2.13.0"},
     wheels={"nvidia-cuda-nvcc-cu12 12.6.85": "d7" * 32},
-    sources=(Source("m.safetensors", 10, "ab" * 32, None), Source("l.safetensors", 5, "0", 0.5)),
+    sources=(
+        SourceFile("m.safetensors", 10, "ab" * 32, None),
+        SourceFile("l.safetensors", 5, "0", 0.5),
+    ),
     model=TINY,
     padded_ffn=512,
     weights="mixed",

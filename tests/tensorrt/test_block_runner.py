@@ -1,4 +1,4 @@
-"""Blocks as plans compute what blocks of our own kernels do, and what the model does."""
+"""LaunchedBlocks as plans compute what blocks of our own kernels do, and what the model does."""
 
 import math
 from dataclasses import replace
@@ -19,7 +19,7 @@ from engine.denoise.block import (
     block_modulation,
     context_keys,
 )
-from engine.denoise.block_runner import Blocks, Pass
+from engine.denoise.block_runner import LaunchedBlocks, Pass
 from engine.errors import BadRequest, Unavailable
 from engine.models.attention import sdpa
 from engine.models.dit import Block, Context, rope_tables
@@ -114,7 +114,9 @@ class Scene:
 
     @cache  # noqa: B019
     def native(self, layers):
-        return self.run(Blocks(reference_ops(ATTENTION["fp8_f32"]), self.plain(layers)), layers)
+        return self.run(
+            LaunchedBlocks(reference_ops(ATTENTION["fp8_f32"]), self.plain(layers)), layers
+        )
 
     @torch.inference_mode()
     def run(self, steps, layers, kept=None, keys=None):
@@ -201,9 +203,9 @@ def test_every_layer_runs_once_in_order_with_its_own_weights_and_keys(scene, ope
 def test_smoothing_is_in_the_modulation_that_a_plan_is_given(scene, opened):
     ops = reference_ops(ATTENTION["fp8_f32"])
     got = scene.run(opened("hybrid", FakeLibrary())(ops, scene.weights[:3]), 3)
-    want = scene.run(Blocks(ops, scene.weights[:3]), 3)
+    want = scene.run(LaunchedBlocks(ops, scene.weights[:3]), 3)
     assert_near(got, want)
-    other = scene.run(Blocks(ops, scene.plain(3)), 3)
+    other = scene.run(LaunchedBlocks(ops, scene.plain(3)), 3)
     assert cosine(got, want) > cosine(got, other)
 
 
@@ -214,7 +216,7 @@ def test_the_hybrid_runs_our_attention_between_its_plans(scene, opened):
     got = scene.run(opened("hybrid", fake)(wide, scene.weights[:2]), 2)
     tokens = len(scene.x)
     assert fake.runs == [("pre", tokens, STREAM), ("post", tokens, STREAM)] * 2
-    near, far = (scene.run(Blocks(each, scene.weights[:2]), 2) for each in (wide, ops))
+    near, far = (scene.run(LaunchedBlocks(each, scene.weights[:2]), 2) for each in (wide, ops))
     assert (got - near).norm() < (got - far).norm()
     assert_near(got, near)
 

@@ -334,7 +334,7 @@ def test_no_pool_hides_the_gpu_of_another(tmp_path):
 
 @pytest.mark.parametrize("name", VARIABLES)
 def test_every_variable_of_a_listing_is_read_by_the_image(name):
-    files = [ROOT / "entrypoint.sh", *(ROOT / "engine").glob("*.py")]
+    files = [ROOT / "entrypoint.sh", *(ROOT / "engine").rglob("*.py")]
     readers = [path for path in files if path.name != "hub.py" and name in path.read_text()]
     assert readers != []
 

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.errors import Cancelled, DeadlineExceeded
-from engine.worker.progress import REPORT_S, Progress, percent_done
+from engine.worker.progress import REPORT_S, JobProgress, percent_done
 
 
 class Clock:
@@ -21,7 +21,7 @@ def clock():
 
 def test_reports_come_no_faster_than_the_platform_takes_them(clock):
     reports = []
-    progress = Progress(reports.append, None, clock)
+    progress = JobProgress(reports.append, None, clock)
     progress.begin()
     for n in range(100):
         clock.time += REPORT_S / 10
@@ -34,7 +34,7 @@ def test_reports_come_no_faster_than_the_platform_takes_them(clock):
 
 def test_the_time_that_is_left_is_told_from_the_time_that_passed(clock):
     reports = []
-    progress = Progress(reports.append, None, clock)
+    progress = JobProgress(reports.append, None, clock)
     clock.time += 500  # waited for another job
     progress.begin()
     clock.time += 40
@@ -54,7 +54,7 @@ def test_a_percentage_grows_from_stage_to_stage_and_never_is_all(clock):
 
 
 def test_a_deadline_counts_from_the_beginning_of_the_work(clock):
-    progress = Progress([].append, 30.0, clock)
+    progress = JobProgress([].append, 30.0, clock)
     clock.time += 100
     progress.begin()
     clock.time += 29.9
@@ -69,14 +69,14 @@ def test_a_deadline_counts_from_the_beginning_of_the_work(clock):
 
 
 def test_without_a_deadline_a_wait_takes_what_it_may(clock):
-    progress = Progress([].append, None, clock)
+    progress = JobProgress([].append, None, clock)
     progress.begin()
     clock.time += 1e9
     assert progress.left_s(120.0) == 120.0
 
 
 def test_a_job_that_was_called_off_while_it_waited_never_begins(clock):
-    progress = Progress([].append, None, clock)
+    progress = JobProgress([].append, None, clock)
     progress.cancel()
     with pytest.raises(Cancelled):
         progress.begin()

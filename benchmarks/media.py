@@ -51,7 +51,8 @@ class MediaScene:
     height: int
     width: int
     persons: int
-    official_ms: float  # a frame, taichi 1.7.4 on one core, its compile not counted: pose.md 8
+    # a frame, taichi 1.7.4 on one core, its compile not counted: docs/reference/pose.md 8
+    official_ms: float
 
 
 SCENES = (

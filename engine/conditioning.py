@@ -1,6 +1,7 @@
 """What the transformer is told about a clip: prompt, picture and skeleton as the encoders see them.
 
-The picture is encoded as one frame, the skeleton at half size (spec/denoiser.md 5, encoders.md 4).
+The picture is encoded as one frame, the skeleton at half size (docs/reference/denoiser.md 5,
+encoders.md 4).
 """
 
 from collections.abc import Callable, Iterator, Sequence

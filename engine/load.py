@@ -80,7 +80,7 @@ class Settings:
 
     @property
     def text_dtype(self) -> torch.dtype:
-        """UMT5 overflows in FP16 (spec/encoders.md 2.3)."""
+        """UMT5 overflows in FP16 (docs/reference/encoders.md 2.3)."""
         return torch.bfloat16 if self.dtype == torch.float16 else self.dtype
 
 

@@ -10,7 +10,7 @@ buffers are released when it is decoded: neither is of use to the next clip.
 
 What no table can tell are allowances, set by hand and not measured on any GPU of ours:
 `CUDA_BYTES`, `WORKSPACE_BYTES`, `GAP_BYTES`, `SMALL_BYTES` and the allocator's rounding.
-Sources: spec/performance.md B and F7, spec/encoders.md 1.7.
+Sources: docs/reference/performance.md B and F7, docs/reference/encoders.md 1.7.
 """
 
 from collections.abc import Iterator, Mapping
@@ -76,7 +76,7 @@ class ClipShape:
 
     @property
     def tokens(self) -> int:
-        """S of an evaluation that sees the skeleton (spec/performance.md B)."""
+        """S of an evaluation that sees the skeleton (docs/reference/performance.md B)."""
         time, area = self.grid
         return area * (1 + time) + area * time // 4
 

@@ -11,9 +11,10 @@ from engine.flow import Recipe, Request
 from engine.media.framing import check_size
 
 RECIPES = {
-    # the released sampling script (spec/denoiser.md 4)
+    # the released sampling script (docs/reference/denoiser.md 4)
     "official": Recipe(sampler="euler", steps=50, cfg=4.0, shift=5.0),
-    # the workflow in production (spec/denoiser.md 4.6): distilled weights, half the steps see poses
+    # the workflow in production (docs/reference/denoiser.md 4.6): distilled weights, half the
+    # steps see poses
     "production": Recipe(
         sampler="dpm++_sde",
         steps=6,
@@ -26,7 +27,7 @@ RECIPES = {
     ),
 }
 
-# spec/runpod.md A.4: what the endpoints in production say where a request does not
+# docs/reference/runpod.md A.4: what the endpoints in production say where a request does not
 PROMPT = "the human starts to dance"
 NEGATIVE_PROMPT = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，"  # noqa: RUF001

@@ -30,7 +30,7 @@ What is summed in a tensor core (`SUM`):
            accumulator.
 `int32`    Exact.
 
-Sources: spec/kernels.md 2, spec/performance.md 0 and D.
+Sources: docs/reference/kernels.md 2, docs/reference/performance.md 0 and D.
 """
 
 import math

@@ -7,7 +7,7 @@ and falls off with depth. What the official sphere tracer draws, in closed form.
 Shapes    start, end, rgb [T, B, 3] fp32, count [T] i32  ->  frames [T, H, W, 4] u8
 Numerics  FP32 with the ray's origin moved beside each bone; no fused multiply-add, as the choice
           between bones that share a joint follows the last bit
-Source    spec/pose.md 6, 9 and 11
+Source    docs/reference/pose.md 6, 9 and 11
 """
 
 import math

@@ -3,7 +3,7 @@
 No compiler, no Triton, and no memory of its own: a launch is one call of the driver, and can be
 captured in a CUDA graph. Kernels live in the device's primary context, which PyTorch uses too; a
 thread that launches must have used the device before, as any that holds a tensor of it has.
-Source: spec/kernels.md 6.
+Source: docs/reference/kernels.md 6.
 """
 
 import ctypes

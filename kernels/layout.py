@@ -13,7 +13,7 @@ mean of k is gone, each query's mean logit is 0 as well: padding never outweighs
 
 Within each `KEY_GROUP` keys V lies in `KEY_ORDER`: the place that a key's weight has in the
 registers of the matrix product which computed it is then the place where the next product wants
-it, and no lane has to ask another one (spec/performance.md 0.2). K keeps its order.
+it, and no lane has to ask another one (docs/reference/performance.md 0.2). K keeps its order.
 """
 
 import math

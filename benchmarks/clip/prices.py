@@ -1,7 +1,7 @@
 """What a GPU costs while it works: RunPod's serverless prices, where they are known.
 
-Prices are from RunPod's documentation as of August 2026 (spec/runpod.md B.3, docs/deploy.md). Model
-loading and idle time are billed too and are not in the price of a clip.
+Prices are from RunPod's documentation as of August 2026 (docs/reference/runpod.md B.3,
+docs/deploy.md). Model loading and idle time are billed too and are not in the price of a clip.
 """
 
 from dataclasses import dataclass

@@ -37,7 +37,7 @@ from kernels.launch import DriverError
 RECIPE = Recipe("euler", 4, 1.0, 5.0)
 MEMORY_LIMIT = 0.05  # of the plan
 FASTER = (1.3, 1.75)  # than the BF16 model: floor, goal
-# seconds of a forward by architecture and size: floor, goal (spec/performance.md F4)
+# seconds of a forward by architecture and size: floor, goal (docs/reference/performance.md F4)
 SECONDS = {
     ("sm90", "512x896x81"): (4.0, 3.0),
     ("sm89", "512x896x81"): (9.0, 7.0),
@@ -48,7 +48,7 @@ SECONDS = {
 
 
 def tflop(model: ModelConfig, shape: ClipShape) -> float:
-    """Of one evaluation, keys of text and picture known (spec/performance.md B)."""
+    """Of one evaluation, keys of text and picture known (docs/reference/performance.md B)."""
     tokens, dim = shape.tokens, model.dim
     products = 2 * tokens * dim * (6 * dim + 2 * model.ffn)
     attention = 4 * tokens * dim * (tokens + TEXT_TOKENS + VISION_TOKENS)

@@ -1,7 +1,7 @@
 """What a kernel's machine code says of its time: an estimate, and why it is above the limit.
 
 Sentences come from counts in the main loop and from traffic, not from a clock. What they propose is
-in spec/performance.md D.
+in docs/reference/performance.md D.
 """
 
 from benchmarks.denoiser.launches import ATTENTION, ROPE, LaunchStep, LaunchWork
@@ -17,7 +17,7 @@ from benchmarks.kernel.model import (
 from kernels.aot.cubin import Cubin
 from kernels.arch import Arch
 
-DRAM_SHARE = 0.85  # of the rated bandwidth: assumed in estimates, spec/performance.md F2
+DRAM_SHARE = 0.85  # of the rated bandwidth: assumed in estimates, docs/reference/performance.md F2
 HALF_RATE = 1.05  # times the cycles of the best instructions, from which others are called slow
 
 

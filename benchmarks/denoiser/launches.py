@@ -2,8 +2,8 @@
 
 A step is a kernel of `engine.denoise.block.run_block`, or the few behind one operation; those that
 do the same work twice are one step with a count. Work is that of S tokens of the 14B model with a
-prompt that fills all 512 rows (spec/performance.md B). All layers count alike: that the last one
-keeps the video's tokens alone saves 0.6 %, and is left out here as it is there.
+prompt that fills all 512 rows (docs/reference/performance.md B). All layers count alike: that the
+last one keeps the video's tokens alone saves 0.6 %, and is left out here as it is there.
 """
 
 from collections.abc import Callable

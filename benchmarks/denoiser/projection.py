@@ -37,7 +37,7 @@ from engine.memory import ClipShape
 from engine.recipes import RECIPES
 from kernels.arch import ARCHS, SM90, Arch
 
-# Of the 8-bit rate, by the best public system on each GPU (spec/performance.md C0).
+# Of the 8-bit rate, by the best public system on each GPU (docs/reference/performance.md C0).
 PEERS = {
     "sm89": (0.32, "LightX2V, Wan2.1-I2V-14B 480p"),
     "sm90": (0.36, "LightX2V, Wan2.1-I2V-14B 480p"),

@@ -4,7 +4,7 @@ The estimate is no measurement. It takes one turn of the main loop as a closed q
 value analysis: the warps of a scheduler ask for its tensor core, its issue slots and its unit for
 special functions, queue where others are, and wait once a turn for memory. It knows nothing of
 tails, epilogues, DRAM and clocks below the rated one, so it lies above what to expect.
-Rates: spec/performance.md A, spec/kernels.md 2.1.
+Rates: docs/reference/performance.md A, docs/reference/kernels.md 2.1.
 """
 
 import re

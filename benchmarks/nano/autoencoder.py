@@ -2,7 +2,7 @@
 
 A 3 x 3 x 3 causal convolution is one 2D convolution over a frame and the two before it, stacked in
 channels: on a CPU that has a fast backward pass. Tensors are [B, T, C, H, W]; the first frame of
-each clip is a chunk of its own, as in the stream. Source: spec/encoders.md section 1.
+each clip is a chunk of its own, as in the stream. Source: docs/reference/encoders.md section 1.
 """
 
 from collections.abc import Callable

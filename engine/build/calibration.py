@@ -2,7 +2,7 @@
 
 `generate --stages DIR` keeps, per input channel of each linear, the largest magnitude and the mean
 square (engine/stage_dump.py). From them `choose` takes INT8 or E4M3 and a smoothing multiplier, for
-the least expected error of the product (spec/kernels.md 4).
+the least expected error of the product (docs/reference/kernels.md 4).
 
 A product y = x W^T keeps its value if the input is multiplied by m and the columns of W divided by
 it. Quantised, x m becomes x m + d and W / m becomes W / m + e; errors of rounding have no mean and
@@ -53,7 +53,8 @@ ALPHAS = (0.25, 0.5, 0.75)
 BOUND = 64.0  # of multipliers, both ways: no channel is trusted to stay as small as it was seen
 SAMPLED = 512  # rows that stand for a weight: 2.5 million values or more
 WORTHWHILE = 0.97  # of the error, which smoothing must come below; less is within the estimate
-E4M3_ERROR = 0.0265  # of a value, root mean square: spec/kernels.md 4 has sqrt(2) times it
+# of a value, root mean square: docs/reference/kernels.md 4 has sqrt(2) times it
+E4M3_ERROR = 0.0265
 E4M3_SMALLEST = 2**-9  # subnormal, in units of the row scale
 
 

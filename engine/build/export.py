@@ -2,7 +2,7 @@
 
 For TensorRT-RTX (`DEPLOY`) self attention becomes its own quantised operation, which fails the
 build where there is no kernel for it. Graphs that are known to kill the builder, or to lose their
-FP8 kernels in silence, are refused here (spec/tensorrt.md 1 to 4).
+FP8 kernels in silence, are refused here (docs/reference/tensorrt.md 1 to 4).
 """
 
 from __future__ import annotations

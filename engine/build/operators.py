@@ -2,7 +2,7 @@
 
 Each is a function of tensors that runs anywhere: one module is computed in PyTorch and exported.
 Scales are constants and the softmax's results are E4M3 too, as otherwise TensorRT-RTX makes no FP8
-kernel, and does not say so (spec/tensorrt.md 0).
+kernel, and does not say so (docs/reference/tensorrt.md 0).
 """
 
 from collections.abc import Callable

@@ -3,7 +3,7 @@
 A plan cannot be opened without a GPU. But the builder prints the layers it planned, with the types
 and the layout of all they read and write, and that shows what otherwise happens in silence: a
 product or an attention that runs in BF16, a weight that is transposed at every call
-(spec/tensorrt.md 3). It does not show how fast a kernel is, nor how precisely it sums.
+(docs/reference/tensorrt.md 3). It does not show how fast a kernel is, nor how precisely it sums.
 """
 
 import re

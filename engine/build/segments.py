@@ -5,7 +5,8 @@
                goes our own attention, fed by `kernels.rope`
     context    keys and values of text and picture for a block's cross attention, once a clip
 
-The definition is `engine.models.dit.Block` (spec/denoiser.md 3.5). Weights are inputs, so a plan
+The definition is `engine.models.dit.Block` (docs/reference/denoiser.md 3.5). Weights are inputs,
+so a plan
 serves all layers; their names are a package's without `blocks.n.`. One definition is computed with
 three kinds of `Numerics`. What it rounds, and where, is what `engine.denoise.block` does, but for
 attention: scales of q and k must be constants here, and RMSNorm makes constants do.
@@ -143,7 +144,8 @@ def _after(n: Numerics, t: SegmentTensors, attention: Tensor) -> tuple[Tensor, .
 def _cross_attend(n: Numerics, t: SegmentTensors, q: Tensor) -> Tensor:
     """q [1, S, D] before its RMSNorm, whose weight the keys hold -> [1, S, D]."""
     q = F.rms_norm(q.float(), q.shape[-1:], None, EPS) * SOFTMAX_FACTOR
-    # Two attentions of one q kill the builder (spec/tensorrt.md 1): one gets 2 q and k / 2.
+    # Two attentions of one q kill the builder (docs/reference/tensorrt.md 1): one gets 2 q and k /
+    # 2.
     seen = [
         F.scaled_dot_product_attention(
             _heads((q * factor).to(n.between)),

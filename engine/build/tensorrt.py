@@ -4,7 +4,7 @@ Optional, and experimental: no GPU here can run a plan. The library is asked for
 of its own (`engine.build.plan_worker`), because its builder crashes on some graphs; nothing of it
 is imported here. One plan of one block serves all layers, weights being its inputs. A plan counts
 as built when its layer table proves that it computes in FP8 (`engine.build.plan_proofs`).
-Source: spec/tensorrt.md 8.
+Source: docs/reference/tensorrt.md 8.
 """
 
 import hashlib

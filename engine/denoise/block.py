@@ -1,6 +1,7 @@
 """One block of the transformer as the list of fused operations that a GPU runs.
 
-The definition is `engine.models.dit.Block` (spec/denoiser.md 3.5). Here its linears are 8-bit
+The definition is `engine.models.dit.Block` (docs/reference/denoiser.md 3.5). Here its linears are
+8-bit
 rows, the residual stream stays FP32 and what lies between two products is BF16 (4.5). A norm is
 part of the quantisation of the rows it makes, a bias, GELU, gate and residual of the product they
 follow, and RMSNorm of RoPE or of the keys. What depends on text and picture alone is made once a
@@ -44,7 +45,7 @@ class BlockFormat:
 
 FP8 = BlockFormat(down=torch.float8_e4m3fn, others=torch.float8_e4m3fn)
 INT8 = BlockFormat(down=torch.int8, others=torch.int8)
-MIXED = BlockFormat(down=torch.float8_e4m3fn, others=torch.int8)  # spec/kernels.md 4
+MIXED = BlockFormat(down=torch.float8_e4m3fn, others=torch.int8)  # docs/reference/kernels.md 4
 
 
 @dataclass(frozen=True, slots=True)

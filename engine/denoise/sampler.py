@@ -124,7 +124,7 @@ def seeded(seed: int) -> torch.Generator:
 def noise_like(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Standard normal noise [C, t, h, w] fp32 on the CPU.
 
-    Time is drawn before channels, as in the official program (spec/denoiser.md 4.4).
+    Time is drawn before channels, as in the official program (docs/reference/denoiser.md 4.4).
     """
     channels, frames, *plane = shape
     return torch.randn(frames, channels, *plane, generator=generator).transpose(0, 1).contiguous()
@@ -138,14 +138,15 @@ def _sampler(name: str) -> Sampler:
 
 
 def _official_grid(steps: int, shift: float) -> Grid:
-    """spec/denoiser.md 4.2: timesteps are not rounded."""
+    """docs/reference/denoiser.md 4.2: timesteps are not rounded."""
     done = torch.arange(steps + 1, dtype=torch.float64) / steps
     sigmas = 1 - (done / (shift + done - shift * done)).float()
     return Grid(sigmas, (sigmas[:-1] * TRAINED_LEVELS).tolist())
 
 
 def _production_grid(steps: int, shift: float, *, shifted_start: bool) -> Grid:
-    """spec/denoiser.md 10: from the highest level of the model's own table, evenly, then shifted.
+    """docs/reference/denoiser.md 10: from the highest level of the model's own table, evenly, then
+    shifted.
 
     The DPM++ family shifts the start as well, so that it is shifted twice. Where numbers are FP32
     and where FP64 decides which way a timestep is truncated.
@@ -175,7 +176,7 @@ def _euler(velocity: Velocity, latents: Tensor, levels: Grid, draw: Draw) -> Ite
 def _dpm(
     velocity: Velocity, latents: Tensor, levels: Grid, draw: Draw, *, stochastic: bool
 ) -> Iterator[Tensor]:
-    """DPM-Solver++(2M), midpoint, as an ODE or an SDE: spec/denoiser.md 10."""
+    """DPM-Solver++(2M), midpoint, as an ODE or an SDE: docs/reference/denoiser.md 10."""
     past, past_h = latents, math.inf  # h / inf is 0: the first step is of first order
     for step, (sigma, after) in enumerate(pairwise(levels.sigmas.tolist())):
         clean = latents - sigma * velocity(latents, step, levels.timesteps[step])

@@ -2,7 +2,7 @@
 
 The windows move from step to step, so that no seam stays in one place; whoever waits for the clip
 is told after each of them how far it is. Frames here are latent
-frames but for `in_latents`. Schedule `uniform_standard` of spec/denoiser.md 10.
+frames but for `in_latents`. Schedule `uniform_standard` of docs/reference/denoiser.md 10.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 Files of clips hold joints, the driving and the reference 2D points, what became of them, and the
 pictures drawn. Files of fits hold problems `00_p3`, `00_p2`, ... and where the official minimiser
-stopped. (golden README; spec/pose.md 5.2, 9)
+stopped. (docs/reference/pose.md 5.2, 9)
 
 Where that minimiser (scipy's L-BFGS-B) stops depends on the processor: it follows finite
 differences, so the last bits of the cost decide when a step is too small to go on. On most problems

@@ -1,4 +1,5 @@
-"""Golden data of the capsule renderer and the 2D overlay, with the limits of spec/pose.md 9.
+"""Golden data of the capsule renderer and the 2D overlay, with the limits of
+docs/reference/pose.md 9.
 
 Files hold capsules and the frames drawn from them, most also the joints the capsules came from,
 some the 2D points and the frames with the overlay. Of equally near bones the official program

@@ -24,7 +24,8 @@ from engine.models.dit import Block, Context, Scail, modulate, patch_grid, rope_
 FORWARD = 1e-4
 CLIP_CONTEXT = 5e-6
 TRAJECTORY = 2e-4
-BF16_MEAN = 0.008 / 1.25  # of the standard deviation of the output (spec/denoiser.md 4.5, 9)
+# of the standard deviation of the output (docs/reference/denoiser.md 4.5, 9)
+BF16_MEAN = 0.008 / 1.25
 BF16_OFFICIAL = 1.5  # times the mean error of the official code in BF16
 
 _OFFICIAL_BF16 = "out.out_bf16"

@@ -1,7 +1,8 @@
 """Which addresses a job may name: http and https, usual ports, hosts of the public Internet alone.
 
 An address comes from a stranger, and the worker stands inside somebody's network: what it can
-reach there (metadata services, neighbours, itself) must stay out of reach (spec/runpod.md F.9).
+reach there (metadata services, neighbours, itself) must stay out of reach
+(docs/reference/runpod.md F.9).
 An address is taken apart once, here; what is asked later is built from the parts that were
 checked, so no second parser can read it otherwise. The tables are ours and not `is_global`, whose
 answers differ between releases of Python.

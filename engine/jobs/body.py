@@ -1,6 +1,7 @@
 """The body of a job as clients write it: its fields, one by one, as typed values.
 
-The union of what the endpoints in use take (spec/runpod.md A.2). Numbers may be strings, the input
+The union of what the endpoints in use take (docs/reference/runpod.md A.2). Numbers may be strings,
+the input
 may be a JSON string of its own. Null and the empty string are as good as a field that is not there.
 """
 

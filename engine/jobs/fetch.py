@@ -1,8 +1,8 @@
 """A medium of a job, from an address, base64 or an input folder, as a file of the job.
 
 What a stranger sends must be small enough, and must begin like a picture or a video whatever name
-or header came with it, before it is left where decoders find it (spec/runpod.md F.9). Where it
-comes from is checked by `addresses` and `download` for addresses, and here for folders.
+or header came with it, before it is left where decoders find it (docs/reference/runpod.md F.9).
+Where it comes from is checked by `addresses` and `download` for addresses, and here for folders.
 """
 
 import binascii

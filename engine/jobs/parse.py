@@ -34,8 +34,8 @@ _RANDOM_BITS = 53  # a drawn seed is told to clients, whose JSON may know no lon
 _WORKFLOW_NAME = re.compile(r"[\w-]{1,64}", re.ASCII)
 
 
-# What the endpoints in production do where nothing is said (spec/runpod.md A.2), and the recipe of
-# the released script, whose sizes and rate are those of training and of the motion.
+# What the endpoints in production do where nothing is said (docs/reference/runpod.md A.2), and the
+# recipe of the released script, whose sizes and rate are those of training and of the motion.
 _SAID_NOWHERE = {
     "production": Draft(
         RECIPES["production"],

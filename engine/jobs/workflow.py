@@ -1,7 +1,8 @@
 """A ComfyUI workflow of the WanVideoWrapper SCAIL kind as settings of a job.
 
 Nodes are found by class type and links, from the video that the workflow saves backwards. Their
-ids mean nothing here, but programs fill in values by id: where the usual id (spec/runpod.md A.4) is
+ids mean nothing here, but programs fill in values by id: where the usual id
+(docs/reference/runpod.md A.4) is
 not the node that is read, it is said, as is every setting that this engine does its own way.
 """
 

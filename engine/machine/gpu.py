@@ -2,7 +2,7 @@
 
 One look through the CUDA driver, without PyTorch and without a context: it takes milliseconds and
 no memory. How much memory is free, and the driver's release, is what NVML knows; without NVML both
-stay unknown. Source: spec/runpod.md C.2, DESIGN.md 2 and 3.
+stay unknown. Source: docs/reference/runpod.md C.2, docs/reference/encoders.md 1.6.
 """
 
 import ctypes

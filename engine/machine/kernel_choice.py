@@ -6,7 +6,7 @@ against its definition on a few tiles, and timed on a small problem. What cannot
 with the reason; the form itself is the user's and is never changed here. The choice is kept, so
 that the next start on this GPU with this driver and package costs nothing.
 
-Source: DESIGN.md 4, spec/kernels.md 2.7 and 8.
+Source: docs/reference/kernels.md 2.7 and 8.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Frames that show nothing: of one colour from edge to edge, as numbers that overflow leave them.
 
 No clip of a person has such a frame. NaN becomes black on its way to 8 bits (`frames_to_u8`), so
-this sees it too; other kernels and drivers have given grey ones (spec/runpod.md A.7).
+this sees it too; other kernels and drivers have given grey ones (docs/reference/runpod.md A.7).
 """
 
 from collections.abc import Iterable, Iterator

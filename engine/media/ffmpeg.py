@@ -1,7 +1,7 @@
 """One ffmpeg process at a time: started without network or terminal, stopped whatever happens.
 
 A process that reads a file is bounded in memory and processor time, and opens known formats with
-known decoders alone: such a file may come from a stranger (spec/runpod.md F.9).
+known decoders alone: such a file may come from a stranger (docs/reference/runpod.md F.9).
 
 The program comes with imageio-ffmpeg, which brings no ffprobe: what a file holds is read from
 ffmpeg's `framecrc` listing, a text format made for programs, and not from its messages.

@@ -1,6 +1,7 @@
 """From pictures and frames of any size to the sizes and values of the network, and back.
 
-spec/denoiser.md 5.3 to 5.6 and 5.10, exactly: the size follows the picture's orientation, both
+docs/reference/denoiser.md 5.3 to 5.6 and 5.10, exactly: the size follows the picture's
+orientation, both
 inputs are resized to cover it and cropped at the centre, each by its own aspect ratio.
 """
 
@@ -53,7 +54,8 @@ def check_size(height: int, width: int, limits: Limits = LIMITS) -> Size:
 def fitted_size(height: int, width: int, box: Size) -> Size:
     """The size of a clip in `box` that has the shape of a picture, as far as sizes allow.
 
-    That of the ComfyUI endpoints' "resize" (spec/runpod.md A.5): the largest that fits, rounded,
+    That of the ComfyUI endpoints' "resize" (docs/reference/runpod.md A.5): the largest that fits,
+    rounded,
     then each side floored to a multiple. Raises `BadMedia` for a picture so long that a side of
     the clip would be too short.
     """
@@ -70,7 +72,7 @@ def fitted_size(height: int, width: int, box: Size) -> Size:
 def trim_to_whole_latents(count: int) -> int:
     """The most frames, at most `count`, that fill whole latent frames: 4k + 1.
 
-    The network drops the rest in any case (spec/encoders.md 1.3); here it is said.
+    The network drops the rest in any case (docs/reference/encoders.md 1.3); here it is said.
     """
     if count < 1:
         raise BadMedia(f"The motion has {count} frames; at least one is needed.")
@@ -149,7 +151,7 @@ def frames_to_u8(frames: Tensor) -> Tensor:
 
 def _covering_size(height: int, width: int, size: Size) -> Size:
     """The size after the resize and before the crop. Integers are multiplied before the division:
-    int(w * (H / h)) differs for some sizes (spec/denoiser.md 10)."""
+    int(w * (H / h)) differs for some sizes (docs/reference/denoiser.md 10)."""
     tall, wide = size
     if width / height > wide / tall:
         covered = tall, int((width * tall) / height)

@@ -1,6 +1,7 @@
 """SCAIL transformer checkpoints: every layout people have comes in, one naming goes out.
 
-Layouts (spec/denoiser.md 2): the official SAT file, the converted safetensors in 16 or 32 bits, and
+Layouts (docs/reference/denoiser.md 2): the official SAT file, the converted safetensors in 16 or
+32 bits, and
 their FP8 copies with scales. All is checked from the headers before any weight is read; weights are
 then read one at a time, LoRAs merged into them in FP32.
 """

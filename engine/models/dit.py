@@ -3,7 +3,7 @@
 A Wan2.1 video transformer that is told about the character and the dance by extra tokens: the
 latent of the reference picture and of the half-size skeleton clip join the noisy video in one
 sequence, each with its own region of 3D RoPE. Parameters carry the names of the converted
-checkpoints (spec/denoiser.md 2.2); section numbers below are of that file.
+checkpoints (docs/reference/denoiser.md 2.2); section numbers below are of that file.
 
 Precision: the linears inside the blocks run in the dtype they are stored in; modulation, norms,
 RoPE, the residual stream and all that lies outside the blocks stay FP32 (4.5).

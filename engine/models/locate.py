@@ -8,7 +8,7 @@ from engine.errors import MissingModel
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """The names under which one model goes about (spec/runpod.md A.6), best first."""
+    """The names under which one model goes about (docs/reference/runpod.md A.6), best first."""
 
     what: str
     folders: tuple[str, ...]

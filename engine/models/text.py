@@ -1,8 +1,8 @@
 """UMT5 text encoder: prompts -> embeddings, from any of the weight files people have.
 
 A prompt is cleaned, cut into at most 512 tokens and encoded on its real tokens alone, which is
-exact; the rows of the padding are zero (spec/encoders.md 2). Embeddings are kept on disk, so that
-the 5.7 billion weights are loaded only for a prompt never seen before.
+exact; the rows of the padding are zero (docs/reference/encoders.md 2). Embeddings are kept on
+disk, so that the 5.7 billion weights are loaded only for a prompt never seen before.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ MAX_DISTANCE = 128
 EPS = 1e-6
 LAYERS = {4096: 24}  # by width: a file of UMT5-XXL cut between two blocks must not pass as whole
 
-# transformers -> official, inside a block (spec/encoders.md 2.3)
+# transformers -> official, inside a block (docs/reference/encoders.md 2.3)
 OFFICIAL_NAMES = {
     "layer.0.layer_norm": "norm1",
     "layer.0.SelfAttention.q": "attn.q",
@@ -59,7 +59,7 @@ TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 
 
 def clean_prompt(text: str) -> str:
-    """Mojibake, entities and runs of whitespace repaired (spec/encoders.md 2.2)."""
+    """Mojibake, entities and runs of whitespace repaired (docs/reference/encoders.md 2.2)."""
     text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
     return re.sub(r"\s+", " ", text).strip()
 
@@ -255,8 +255,8 @@ class TextEncoder:
     """UMT5 on `device`, computing in `dtype`; its token table stays mapped in its file.
 
     Names may be the official or the transformers ones, weights fp32 to fp8 or int8, the 8-bit ones
-    with a scale a tensor or a row, or fp8 plainly cast (spec/encoders.md 2.3, 2.5). The model's
-    dimensions are read from the shapes. Raises `MissingModel` or `BadCheckpoint`.
+    with a scale a tensor or a row, or fp8 plainly cast (docs/reference/encoders.md 2.3, 2.5). The
+    model's dimensions are read from the shapes. Raises `MissingModel` or `BadCheckpoint`.
     """
 
     def __init__(self, path: Path, device: torch.device, dtype: torch.dtype) -> None:

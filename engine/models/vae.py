@@ -5,7 +5,7 @@ whole number of latents, and the result does not depend on that number. What a c
 remember of earlier chunks lies in the stream's `History`, never on the module, so streams may run
 interleaved; it is updated in place, so that a CUDA graph can hold it. Inside, a tensor is
 [n, H, W, C]: channels last is what the convolutions run fastest on and what the norm reduces over.
-Source: spec/encoders.md section 1.
+Source: docs/reference/encoders.md section 1.
 """
 
 import math
@@ -32,7 +32,7 @@ _LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # what convoluti
 GROWTH = (1, 2, 4, 4)  # channels of the four resolutions, finest first, in widths
 ENCODE_STEP = VAE_STRIDE[0]  # frames a chunk after the first: one latent
 
-# The latents' statistics over the training set (spec/encoders.md 1.2).
+# The latents' statistics over the training set (docs/reference/encoders.md 1.2).
 LATENT_MEAN = (
     -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
     0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
@@ -363,7 +363,7 @@ def _check_piece(piece: Tensor, size: tuple[int, ...]) -> None:
 def load_vae(path: Path, device: torch.device, dtype: torch.dtype) -> Vae:
     """The VAE of `Wan2.1_VAE.pth` or of a safetensors copy of it, of any width, ready to run.
 
-    Names are the official ones, with or without `model.` in front (spec/encoders.md 1.5).
+    Names are the official ones, with or without `model.` in front (docs/reference/encoders.md 1.5).
     Raises `MissingModel` if there is no such file, `BadCheckpoint` if it is not this VAE.
     """
     file = TensorFile(path)

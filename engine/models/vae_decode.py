@@ -6,7 +6,7 @@ clip remembers two frames for each convolution. Biases and residual sums ride wi
 
 The step of one latent is always the same, on the same memory: the first is run, and is what cuDNN
 chooses its algorithms by; then it is captured and replayed. The frames go to the host while the
-next step runs. Source: spec/encoders.md 1.4, 1.6 to 1.8.
+next step runs. Source: docs/reference/encoders.md 1.4, 1.6 to 1.8.
 """
 
 import math

@@ -1,7 +1,7 @@
 """CLIP image encoder: a picture -> one class token and a grid of patch tokens.
 
 What the transformer is given is the input of the tower's last block, without any norm behind it
-(spec/encoders.md 3), so that block is never built.
+(docs/reference/encoders.md 3), so that block is never built.
 """
 
 import math
@@ -22,7 +22,7 @@ EPS = 1e-5
 HEAD_SIZE = 80  # K
 BLOCKS = {1280: 32}  # by width: a file of ViT-H cut between two blocks must not pass as whole
 
-# transformers -> official (spec/encoders.md 3.3)
+# transformers -> official (docs/reference/encoders.md 3.3)
 OFFICIAL_NAMES = {
     "embeddings.class_embedding": "cls_embedding",
     "embeddings.position_embedding.weight": "pos_embedding",
@@ -41,7 +41,8 @@ QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")  # one tensor
 def preprocess(image: Tensor, size: int = 224) -> Tensor:
     """Picture [3, H, W] in about -1..1 -> normalised pixels [3, size, size] fp32.
 
-    Bicubic without antialias, neither cropped nor clamped, as in training (spec/encoders.md 3.2).
+    Bicubic without antialias, neither cropped nor clamped, as in training
+    (docs/reference/encoders.md 3.2).
     """
     if image.ndim != 3 or image.shape[0] != 3 or not image.is_floating_point():
         raise BadMedia(

@@ -2,7 +2,7 @@
 
 It is written beside its place, as NAME.partial, and moved there when all of it is on the disk. What
 is opened has every file in its size and kernels with the right code; weights and other files are
-hashed when they are read. Nothing in a package is ever run as Python. Source: DESIGN.md 4.
+hashed when they are read. Nothing in a package is ever run as Python.
 """
 
 import hashlib

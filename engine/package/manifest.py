@@ -2,7 +2,7 @@
 
 A JSON object: the schema, a digest, then the fields of `Manifest`. The digest is the sha256 of the
 file with 64 zeros in its place, so that any changed byte shows. It tells damage and careless
-edits; whoever can write the folder can also make a new digest. Source: DESIGN.md 4.
+edits; whoever can write the folder can also make a new digest.
 """
 
 import hashlib

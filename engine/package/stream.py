@@ -2,7 +2,7 @@
 
 Threads read large aligned blocks into a ring of memory and check the hashes; the caller's thread
 gets each piece as soon as it is whole, so that the first layer can be at work while the last is
-still on the disk (spec/runpod.md E). Imports no torch: reads can run during its import.
+still on the disk (docs/reference/runpod.md E). Imports no torch: reads can run during its import.
 """
 
 import hashlib

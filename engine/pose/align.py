@@ -2,7 +2,7 @@
 
 One pinhole camera K' is fitted for the whole clip, on the dancer's joints in the first frame and
 the reference picture's 2D body. The joints never change. The 2D face and hands follow K', so that
-they stay on the drawn bones.                                      (spec/pose.md 5, 9, 11)
+they stay on the drawn bones.                                      (docs/reference/pose.md 5, 9, 11)
 
 One switch, `Mode`, chooses between the two ways to do it:
 
@@ -78,7 +78,8 @@ class Matches:
 def fit(
     joints: Floats, reference: Keypoints, height: int, width: int, mode: Mode = "exact"
 ) -> Alignment:
-    """The camera that puts the dancer on the first person of the reference. (spec/pose.md 5.2)
+    """The camera that puts the dancer on the first person of the reference.
+    (docs/reference/pose.md 5.2)
 
     `joints` [24, 3] mm, camera space, of the first driving frame that shows the dancer. With too
     few points in common the base camera is kept and a warning logged: `body` is then "none".
@@ -100,7 +101,7 @@ def fit(
 
 
 def matches(joints: Floats, reference: Keypoints, height: int, width: int, mode: Mode) -> Matches:
-    """The points that the fit compares. (spec/pose.md 5.2)"""
+    """The points that the fit compares. (docs/reference/pose.md 5.2)"""
     points = np.asarray(joints, np.float32)[list(SMPL_OF_SLOT)]  # [14, 3]
     slots, body = _slots(points, reference, mode)
     size = np.array([width, height], np.float32)
@@ -134,7 +135,7 @@ def place(
 
     `joints` [T, 24, 3] mm: that person in every frame of the clip, zeros where missing. Other
     persons and frames without a person stay as they are. The face is first brought to the
-    reference's size, then everything is moved (spec/pose.md 5.3, 5.4).
+    reference's size, then everything is moved (docs/reference/pose.md 5.3, 5.4).
     """
     if len(clip) != len(joints):
         raise BadMedia(
@@ -174,12 +175,14 @@ def face_scale(clip: Sequence[Keypoints], reference: Keypoints, mode: Mode) -> f
 
 
 def scale_faces(clip: Sequence[Keypoints], scale: float, mode: Mode) -> list[Keypoints]:
-    """The first person's face about its nose tip and body about its nose. (spec/pose.md 5.3)"""
+    """The first person's face about its nose tip and body about its nose. (docs/reference/pose.md
+    5.3)"""
     return [_scale_face(frame, scale, mode) for frame in clip]
 
 
 def shift(frame: Keypoints, joints: Floats, alignment: Alignment) -> Keypoints:
-    """The first person's points moved as K' moves the joints [24, 3]. (spec/pose.md 5.4)"""
+    """The first person's points moved as K' moves the joints [24, 3]. (docs/reference/pose.md
+    5.4)"""
     if not len(frame.body):
         return frame
     moves = _moves(joints, alignment)  # [24, 2]

@@ -1,4 +1,4 @@
-"""SMPL joints -> the thirteen coloured bones of each person (spec/pose.md 4)."""
+"""SMPL joints -> the thirteen coloured bones of each person (docs/reference/pose.md 4)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,7 +4,7 @@
     YOLOv10  (ViTPose)  stretched RGB 0..1     -> final rows -> one person
 
 Boxes are x1, y1, x2, y2 in pixels of the picture and are never clipped to it. Source:
-spec/pose.md 3.2, 3.3 and 12.
+docs/reference/pose.md 3.2, 3.3 and 12.
 """
 
 from collections.abc import Iterable

@@ -25,7 +25,8 @@ class Camera:
 
 
 def base_camera(height: int, width: int) -> Camera:
-    """The camera of a canvas that no reference picture was fitted to (spec/pose.md 5.1)."""
+    """The camera of a canvas that no reference picture was fitted to (docs/reference/pose.md
+    5.1)."""
     focal = max(height, width) / (2 * math.tan(math.radians(FIELD_OF_VIEW_DEGREES / 2)))
     return Camera(focal, focal, width / 2, height / 2)
 

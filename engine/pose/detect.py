@@ -1,8 +1,8 @@
 """Which motion capture models a volume holds, under the names and in the folders people have.
 
 2D keypoints come from one of two pairs of networks: DWPose, the official recipe, is preferred, and
-ViTPose with YOLOv10, that of the ComfyUI worker, is the other. Source: spec/pose.md 3.2, 3.3 and
-spec/runpod.md A.6.
+ViTPose with YOLOv10, that of the ComfyUI worker, is the other. Source: docs/reference/pose.md 3.2,
+3.3 and docs/reference/runpod.md A.6.
 """
 
 import logging

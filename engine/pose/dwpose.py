@@ -4,7 +4,7 @@
           -> warped crop 384 x 288 a box -> network -> peaks of SimCC rows -> picture pixels
           -> neck inserted, OpenPose order -> Keypoints
 
-The recipe of the official motion capture. Source: spec/pose.md 3.2 and 12.
+The recipe of the official motion capture. Source: docs/reference/pose.md 3.2 and 12.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,8 @@
 """NLF: frames -> 24 SMPL joints of every person, in millimetres, in the camera's space.
 
 The model is TorchScript: loading it runs code. So its file is read once, its SHA-256 must be one
-that somebody vouched for, and exactly the bytes that were hashed are loaded. Source: spec/pose.md
+that somebody vouched for, and exactly the bytes that were hashed are loaded. Source:
+docs/reference/pose.md
 section 2; of the model's outputs only `joints3d_nonparam` and `boxes` are used.
 """
 

@@ -2,8 +2,8 @@
 
 onnxruntime gives up its CUDA provider in three ways: it was built without, it drops it while the
 session opens, or the first kernel fails (1.22 and older on sm_120: cudaErrorInvalidPtx, see
-spec/runpod.md A.7). So a GPU session is proved with one run before it is believed, and the log
-always says which provider runs a file and why.
+docs/reference/runpod.md A.7). So a GPU session is proved with one run before it is believed, and
+the log always says which provider runs a file and why.
 """
 
 import importlib

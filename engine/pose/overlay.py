@@ -1,7 +1,7 @@
 """2D keypoints -> eyes, brows, mouth, hands and cheek sticks, drawn over the skeleton with OpenCV.
 
 Bit-exact with the official drawing, including what looks accidental: points in the first row or
-column are not drawn, persons are added modulo 256. Source: spec/pose.md 7 and 11.
+column are not drawn, persons are added modulo 256. Source: docs/reference/pose.md 7 and 11.
 """
 
 import math

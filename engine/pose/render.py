@@ -9,7 +9,7 @@ as one flat list of the (bone, pixel) pairs that can meet:
     choose    which bone the hit point lies on, decided in float32 as the official program does
     shade     one colour for each hit pixel
 
-Source: spec/pose.md 6 and 11. Vectors are kept components first: [3, N].
+Source: docs/reference/pose.md 6 and 11. Vectors are kept components first: [3, N].
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -173,7 +173,8 @@ class _Canvas:
         return pairs.pixel.take(shown), self._shade(rgb, outward, point, ray)
 
     def _shade(self, rgb: Reals, outward: Reals, point: Reals, ray: Reals) -> Frame:
-        """RGBA [N, 4] under a light at the camera that shines along z (spec/pose.md 6.5)."""
+        """RGBA [N, 4] under a light at the camera that shines along z (docs/reference/pose.md
+        6.5)."""
         # The official normal is a difference quotient whose step is rounded to float32.
         normal = outward * ((point + _STEP) - (point - _STEP))
         normal /= np.maximum(_norm(normal), _TINY)  # on the axis there is none: 0
@@ -302,7 +303,8 @@ def _begins_inside(axes: _Axes, bone: Ints, ray: Reals, radius: float) -> NDArra
 
 
 def _off_axis(axes: _Axes, bone: Ints, point: Reals) -> Reals:
-    """From the nearest place of the bone to the point [3, N], rounded as spec/pose.md 11 says."""
+    """From the nearest place of the bone to the point [3, N], rounded as docs/reference/pose.md 11
+    says."""
     unit = axes.unit.take(bone, axis=1)
     away = point - axes.start.take(bone, axis=1)
     along = (away[0] * unit[0] + away[1] * unit[1]) + away[2] * unit[2]

@@ -23,8 +23,8 @@ def draw_skeleton(
 ) -> Iterator[NDArray[np.uint8]]:
     """RGB frames [H, W, 3] u8, one at a time, from joints [T, P, 24, 3] mm in camera space.
 
-    camera: fitted to the reference picture; else that of the canvas (spec/pose.md 5.1), whatever
-    the size of the picture that the joints were found in. keypoints: one entry a frame.
+    camera: fitted to the reference picture; else that of the canvas (docs/reference/pose.md 5.1),
+    whatever the size of the picture that the joints were found in. keypoints: one entry a frame.
     """
     clip = [bones(frame, palettes(joints.shape[1])) for frame in joints]
     frames = render(clip, camera or base_camera(height, width), height, width)

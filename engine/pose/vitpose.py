@@ -5,7 +5,7 @@
           -> peaks, refined below a cell (DARK) -> picture pixels -> OpenPose body -> Keypoints
 
 The recipe of the ComfyUI worker. Face and hand points are drawn whatever their score. Source:
-spec/pose.md 3.3 and 12.
+docs/reference/pose.md 3.3 and 12.
 """
 
 from collections.abc import Iterator

@@ -5,7 +5,7 @@
 
 Experimental, and never chosen by itself: somebody asks for it, and accepts that the licence of
 TensorRT restricts offering it as a hosted service. Keys and values of text and picture are the
-native program's, laid out as the plans want them. Source: spec/tensorrt.md 8, DESIGN.md 4.
+native program's, laid out as the plans want them. Source: docs/reference/tensorrt.md 8.
 """
 
 import logging

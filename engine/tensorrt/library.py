@@ -1,7 +1,7 @@
 """What of the library of TensorRT-RTX is used, and whether it is here.
 
 It is imported when its program is asked for, and never by itself. Its wheel has no types: those
-here are the calls that are made. Source: spec/tensorrt.md 7.
+here are the calls that are made. Source: docs/reference/tensorrt.md 7.
 """
 
 from collections.abc import Callable, Mapping

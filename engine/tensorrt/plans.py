@@ -4,7 +4,7 @@ Experimental: no GPU here can run a plan. The library is asked for only when som
 program; its licence restricts offering that as a hosted service (THIRD_PARTY_NOTICES.md). A plan
 is portable, its kernels are compiled on the GPU that runs it, and kept in a cache on disk. What
 lies between a plan's kernels is PyTorch's memory, so that all plans share it with everything else,
-and running out of it is what it always is. Source: spec/tensorrt.md 7.
+and running out of it is what it always is. Source: docs/reference/tensorrt.md 7.
 """
 
 import hashlib

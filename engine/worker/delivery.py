@@ -1,7 +1,7 @@
 """A finished clip into the reply: as base64 if it fits, else into a bucket, else encoded smaller.
 
 The platform drops a reply that is too large and calls the job a success, so nothing over the
-limit may be handed to it (spec/runpod.md 0.10, B.2).
+limit may be handed to it (docs/reference/runpod.md 0.10, B.2).
 """
 
 import base64

@@ -1,7 +1,7 @@
 """What this machine must have before it takes jobs: a GPU, its driver, a package for it, a disk.
 
 Each check raises an `EngineError`; the platform then replaces the machine. What no machine would
-mend, a missing model say, is not among them: jobs are told that (spec/runpod.md B.2).
+mend, a missing model say, is not among them: jobs are told that (docs/reference/runpod.md B.2).
 """
 
 from collections.abc import Callable

@@ -1,7 +1,8 @@
 """Which GPUs and driver levels RunPod has, and under which names it knows them.
 
 A pool is what an endpoint asks for, a GPU what a test runs on. ADA_32_PRO is Blackwell in spite of
-its name. Source: spec/runpod.md 0.1, 0.2 and B.1; RunPod's own pages disagree about the L4.
+its name. Source: docs/reference/runpod.md 0.1, 0.2 and B.1; RunPod's own pages disagree about the
+L4.
 """
 
 import json

@@ -1,8 +1,8 @@
 """Do hub.json and tests.json agree: with RunPod's names, with each other, and with the image?
 
 The Hub builds one image, tests it on one GPU and offers it on pools of GPUs. A wrong name is no
-error there: the platform looks for a machine that does not exist. Source: spec/runpod.md 0.1, 0.2,
-B.1 and C.4.
+error there: the platform looks for a machine that does not exist. Source: docs/reference/runpod.md
+0.1, 0.2, B.1 and C.4.
 """
 
 import json

@@ -30,7 +30,7 @@ from kernels.spec import BuildError, KernelSpec
 
 log = logging.getLogger(__name__)
 
-TRITON = "3.6.0"  # makes the kernels; those in the store need none (spec/kernels.md 0)
+TRITON = "3.6.0"  # makes the kernels; those in the store need none (docs/reference/kernels.md 0)
 WORKER = "kernels.device"
 # What is stored depends on these files too.
 _OWN = ("aot/compile.py", "aot/elf.py", "aot/proofs.py", "aot/sass.py", "device/__main__.py")

@@ -1,6 +1,7 @@
 """What a cubin says of itself: read from the bytes of its ELF file, without any tool of NVIDIA.
 
-Containers differ by architecture and toolkit (spec/kernels.md 1): up to sm_90 the toolkit is the
+Containers differ by architecture and toolkit (docs/reference/kernels.md 1): up to sm_90 the
+toolkit is the
 ELF version and the architecture the lowest byte of the flags; from sm_100 on the toolkit is in a
 note and the architecture in the second byte.
 """

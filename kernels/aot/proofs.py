@@ -1,4 +1,4 @@
-"""What a build asks of every cubin, read from the cubin itself (spec/kernels.md 1 and 6).
+"""What a build asks of every cubin, read from the cubin itself (docs/reference/kernels.md 1 and 6).
 
 toolkit     the release of ptxas that was asked for
 container   the form that drivers of the architecture's floor can read

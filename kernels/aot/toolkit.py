@@ -3,7 +3,7 @@
 A driver takes cubins of certain CUDA releases only, so the release of ptxas is a choice and not
 what happens to be installed. Both releases come from NVIDIA's wheels, known by their sha256. Two
 versions of one package cannot be installed side by side, so the one file needed is unpacked.
-Source: spec/kernels.md 1.
+Source: docs/reference/kernels.md 1.
 """
 
 import hashlib

@@ -85,7 +85,7 @@ def of(rows, arch, size="512x896x81", source="estimate"):
 
 @pytest.mark.parametrize(("size", "work"), [(SMALL, 1456), (LARGE, 3152)], ids=["416", "512"])
 def test_the_steps_together_do_the_work_of_the_specification(size, work):
-    """spec/performance.md B."""
+    """docs/reference/performance.md B."""
     found = sum(40 * step.count * work_of(step, SCAIL_14B, size.tokens).flop for step in STEPS)
     assert found / 1e12 == pytest.approx(tflop(SCAIL_14B, size))
     assert found / 1e12 == pytest.approx(work, rel=1e-3)
@@ -113,7 +113,7 @@ def test_the_order_has_each_step_as_often_as_it_is_counted():
 
 @pytest.mark.parametrize(("arch", "seconds"), [(SM89, 0.74), (SM120, 0.58), (SM90, 0.99)])
 def test_exponentials_of_attention_take_what_the_specification_says(arch, seconds):
-    """spec/performance.md B, the last line."""
+    """docs/reference/performance.md B, the last line."""
     work = work_of(BY_NAME["attention"], SCAIL_14B, LARGE.tokens)
     limits = limits_ms(work.flop, work.moved, work.exponentials, work.bits, arch)
     assert 40 * limits["MUFU"] / 1000 == pytest.approx(seconds, abs=0.01)

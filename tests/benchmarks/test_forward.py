@@ -104,7 +104,7 @@ def test_all_tensors_are_finite_and_norms_outside_the_blocks_are_near_one():
     ("size", "work"), [((416, 672, 81), 1456), ((512, 896, 81), 3152), ((704, 1280, 81), 9891)]
 )
 def test_the_work_is_that_of_the_specification(size, work):
-    """spec/performance.md B."""
+    """docs/reference/performance.md B."""
     assert tflop(SCAIL_14B, ClipShape(*size)) == pytest.approx(work, rel=1e-3)
 
 

@@ -77,12 +77,12 @@ def cubin(loop, **changes):
     ],
 )
 def test_peaks_are_those_of_the_data_sheets(instruction, arch, tflops):
-    """spec/performance.md A."""
+    """docs/reference/performance.md A."""
     assert peak_tflops(Mix(1, {instruction: 3}, {}), GPUS[arch]) == pytest.approx(tflops, rel=5e-3)
 
 
 def test_a_mix_of_instructions_has_the_mean_of_their_times():
-    """Attention with INT8 logits and slow FP8 values: spec/kernels.md 2.3 has 440."""
+    """Attention with INT8 logits and slow FP8 values: docs/reference/kernels.md 2.3 has 440."""
     mix = Mix(1, {"IMMA.16832.S8.S8.SAT": 32, "QMMA.16832.F32.E4M3.E4M3": 32}, {})
     assert peak_tflops(mix, GPUS[SM89]) == pytest.approx(440, rel=1e-2)
 

@@ -62,7 +62,7 @@ def forwards():
 def test_a_recipe_is_so_many_forwards_with_and_without_the_skeleton():
     assert evaluations(RECIPES["official"]) == (100, 0)
     assert evaluations(RECIPES["production"]) == (3, 3)
-    assert without_pose(LARGE) == 1792 + 37632  # spec/performance.md B
+    assert without_pose(LARGE) == 1792 + 37632  # docs/reference/performance.md B
 
 
 def test_without_times_a_projection_is_the_estimate_and_reaches_to_the_peers(monkeypatch, forwards):

@@ -46,7 +46,8 @@ def stored(golden):
 
 
 def settings(name):
-    """Size, rate, frames, window, overlap, fit of each stored workflow (spec/runpod.md A.9)."""
+    """Size, rate, frames, window, overlap, fit of each stored workflow (docs/reference/runpod.md
+    A.9)."""
     if "BPlan" in name:
         if "c72a07f" in name or "031d3a4" in name:
             return 416, 672, 24.0, 325 if "031d3a4" in name else 357, 80, 20, "resize"

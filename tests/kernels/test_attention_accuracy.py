@@ -1,5 +1,5 @@
 """How exact the 8-bit forms are at 4096 keys, against limits found by simulation before a kernel
-was written (spec/kernels.md 2.6, with a fifth of slack) and against softmax in FP64.
+was written (docs/reference/kernels.md 2.6, with a fifth of slack) and against softmax in FP64.
 
 The spec's inputs are independent draws: standard normal q and k; keys with a large bias in some
 channels; the same with peaky softmax. Values differ in size between channels and have a mean.
@@ -105,7 +105,7 @@ def test_values_scaled_for_sums_in_fp16_lose_nothing(name, place):
 @pytest.mark.parametrize("name", INPUTS)
 def test_weights_in_int8_are_more_exact_than_in_e4m3_if_each_tile_has_its_scale(name):
     """Scaled to the largest weight of all keys they would lose the small ones: 0.103 where peaky
-    (spec/kernels.md 2.6), and were rejected."""
+    (docs/reference/kernels.md 2.6), and were rejected."""
     inputs = drawn(name)
     want = exact(*inputs)
     error, other = (

@@ -1,6 +1,7 @@
 """The capsule rasteriser in the interpreter, against the renderer of the engine and its reference.
 
-The limits are those of spec/pose.md 9, which hold between any renderer and the official one.
+The limits are those of docs/reference/pose.md 9, which hold between any renderer and the official
+one.
 """
 
 import numpy as np
@@ -48,7 +49,8 @@ def engine(clip, camera, height, width):
 
 
 def assert_same_picture(got, want, edges=1):
-    """The limits of spec/pose.md 9; a tiny picture may lose `edges` pixels at its outlines."""
+    """The limits of docs/reference/pose.md 9; a tiny picture may lose `edges` pixels at its
+    outlines."""
     covered = int(((got[..., 3] > 0) | (want[..., 3] > 0)).sum())
     assert set(np.unique(got[..., 3])) <= {0, 204}
     assert (got[..., 3] != want[..., 3]).sum() <= max(edges, 0.001 * covered)

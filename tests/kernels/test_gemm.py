@@ -165,7 +165,7 @@ def quantised_product_error(dtype, k):
 @pytest.mark.parametrize("k", [5120, 13824])
 @pytest.mark.parametrize(("dtype", "stated"), [(torch.int8, 0.0125), (torch.float8_e4m3fn, 0.0375)])
 def test_eight_bits_cost_what_the_specification_says(dtype, stated, k):
-    """spec/kernels.md 4."""
+    """docs/reference/kernels.md 4."""
     assert quantised_product_error(dtype, k) < 1.2 * stated
 
 

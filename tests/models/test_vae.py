@@ -97,7 +97,7 @@ def test_half_precision_stays_near_the_golden_values(golden, tmp_path, dtype, li
     assert 1e-5 < relative_error(video, tensors["decode.4x6.t2.video"]) < limit
 
 
-# Oracle: diffusers, with the key mapping of spec/encoders.md 1.5
+# Oracle: diffusers, with the key mapping of docs/reference/encoders.md 1.5
 
 RESBLOCK = {
     "residual.0": "norm1",

@@ -1,4 +1,5 @@
-"""The 2D overlay against a plain re-drawing from spec/pose.md 7, and at the edges of its input."""
+"""The 2D overlay against a plain re-drawing from docs/reference/pose.md 7, and at the edges of its
+input."""
 
 import colorsys
 import math

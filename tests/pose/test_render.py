@@ -15,7 +15,7 @@ CAMERA = Camera(fx=50.0, fy=44.0, cx=30.25, cy=18.5)
 RED, BLUE = (1.0, 0.15, 0.15), (0.15, 0.15, 1.0)
 
 
-# --- the slow, obvious version: spec/pose.md 6.2 to 6.5, one step at a time, in float64
+# --- the slow, obvious version: docs/reference/pose.md 6.2 to 6.5, one step at a time, in float64
 
 
 def trace(clip, camera, height, width, radius=21.5):

@@ -1,7 +1,8 @@
 """Triton 3.6's CPU interpreter, corrected, behind the interface that kernels are launched through.
 
 As shipped it drops the carry and the ties when it rounds to E4M3, cuts instead of rounding to BF16,
-multiplies the bit patterns of BF16, and knows no block-scaled product (spec/kernels.md 5). Here
+multiplies the bit patterns of BF16, and knows no block-scaled product (docs/reference/kernels.md
+5). Here
 values are decoded to FP32, computed, and encoded again with one rounding, as the GPU does. Loads
 and stores outside the arguments of the launch are errors.
 

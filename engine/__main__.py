@@ -21,7 +21,7 @@ from engine.demo.presets import SHIPPED, Preset, preset_of
 from engine.errors import BadRequest, EngineError
 from engine.flow import Align, Motion, Request
 from engine.golden.verify import recompute
-from engine.load import NATIVE, PRECISIONS, Settings, load_exact, load_package
+from engine.load import load_exact, load_package
 from engine.machine.gpu import Gpu, arch_of, find_gpu, require_driver
 from engine.machine.heap import keep_freed_memory
 from engine.machine.kernel_choice import known_choices
@@ -37,6 +37,13 @@ from engine.pose.capture import capture_motion
 from engine.pose.extract import PoseExtractor
 from engine.pose.joints import JointClip, save_joints
 from engine.pose.networks import Networks
+from engine.program import (
+    NATIVE,
+    PRECISIONS,
+    ChosenPackage,
+    ModelSettings,
+    choose_package,
+)
 from engine.recipes import RECIPES, check_output, check_request, check_shape
 from engine.source import check_source
 from engine.stage_dump import StageDump
@@ -69,7 +76,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def generate(args: argparse.Namespace) -> None:
     """The main job."""
-    demo = _demo(args)
+    device = _device()
+    chosen = None if args.package is None else choose_package(args.package, device)
+    demo = _demo(args, chosen)
     request = _request(args, demo)
     check_request(request)
     given = [request.image, request.motion, *(path for path, _ in args.lora)]
@@ -78,15 +87,14 @@ def generate(args: argparse.Namespace) -> None:
     check_source(request)
     stages = StageDump(args.stages)
 
-    device = _device()
     if device.type == "cpu":
         keep_freed_memory()
     networks = Networks(args.models or models_dir(), device, state_dir())
     if request.kind == "video":
         networks.require()
     precision = args.precision or ("bf16" if device.type == "cuda" else "fp32")
-    settings = Settings(device, precision, args.attention, state_dir(), args.program)
-    pipeline = _load(args, networks, settings, demo)
+    settings = ModelSettings(device, precision, args.attention, state_dir(), args.program)
+    pipeline = _load(args, chosen, networks, settings, demo)
     origin = "SCAIL" if demo is None else "DEMO WEIGHTS"
     clip = pipeline.run(request, args.out, f"{origin}, seed {request.seed}", stages)
     print(
@@ -111,9 +119,13 @@ def _check_models(args: argparse.Namespace, request: Request) -> None:
 
 
 def _load(
-    args: argparse.Namespace, networks: Networks, settings: Settings, demo: Preset | None
+    args: argparse.Namespace,
+    chosen: ChosenPackage | None,
+    networks: Networks,
+    settings: ModelSettings,
+    demo: Preset | None,
 ) -> Pipeline:
-    """The pipeline that was asked for."""
+    """Loads the package or the checkpoint that was asked for."""
     log = logging.getLogger("engine")
     checkpoint, models = args.checkpoint, args.models or models_dir()
     if demo is not None:
@@ -122,21 +134,18 @@ def _load(
         checkpoint = shipped.checkpoint
         # of a clip without package and checkpoint, --models names the networks of motion capture
         models = args.models if args.models and args.package else shipped.models
-    if args.package is not None:
-        log.info("package %s on %s", args.package, settings.device.type)
-        return load_package(args.package, models, networks, settings)
+    if chosen is not None:
+        log.info("package %s on %s", chosen.package.path, settings.device.type)
+        return load_package(chosen, models, networks, settings)
     log.info("exact model in %s on %s", settings.precision, settings.device.type)
     return load_exact(checkpoint, args.lora, models, networks, settings)
 
 
-def _demo(args: argparse.Namespace) -> Preset | None:
+def _demo(args: argparse.Namespace, chosen: ChosenPackage | None) -> Preset | None:
     """The demo model that is meant: the shipped one where nothing is named, or the package's."""
     if args.checkpoint is not None:
         return None
-    if args.package is None:
-        return SHIPPED
-    found = {open_package(folder).manifest.model for _, folder in find_packages(args.package)}
-    return preset_of(found.pop()) if len(found) == 1 else None
+    return SHIPPED if chosen is None else preset_of(chosen.package.manifest.model)
 
 
 def pose(args: argparse.Namespace) -> None:

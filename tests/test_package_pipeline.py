@@ -19,9 +19,10 @@ from engine.demo.weights import demo_weights
 from engine.denoise.sampler import SAMPLERS
 from engine.errors import BadPackage, MissingModel, Unavailable
 from engine.flow import Request, Source
-from engine.load import Settings, load_exact, load_package
+from engine.load import load_exact, load_package
 from engine.media.video import probe_video, read_video
 from engine.pose.networks import Networks
+from engine.program import ModelSettings, choose_package
 from engine.recipes import RECIPES
 from engine.stage_dump import StageDump
 from kernels.arch import ARCHS, SM89, SM90
@@ -36,13 +37,14 @@ OFFICIAL, PRODUCTION = RECIPES["official"], RECIPES["production"]
 
 
 def settings(attention=None):
-    return Settings(torch.device("cpu"), "fp32", attention, state_dir())
+    return ModelSettings(torch.device("cpu"), "fp32", attention, state_dir())
 
 
 def load(path, attention=None, models=None):
     models = models or demo_weights(state_dir()).models
     networks = Networks(models, torch.device("cpu"), state_dir())
-    return load_package(path, models, networks, settings(attention))
+    chosen = choose_package(path, torch.device("cpu"))
+    return load_package(chosen, models, networks, settings(attention))
 
 
 @cache

@@ -14,12 +14,13 @@ from engine.config import state_dir
 from engine.demo.weights import demo_weights
 from engine.errors import BadCheckpoint, EngineError, NotFinite
 from engine.flow import Recipe, Request
-from engine.load import Settings, load_exact
+from engine.load import load_exact
 from engine.media.ffmpeg import list_streams
 from engine.media.picture import load_image
 from engine.media.video import probe_video, read_video
 from engine.pose.joints import JointClip, save_joints
 from engine.pose.networks import Networks
+from engine.program import ModelSettings
 from engine.stage_dump import StageDump
 from tests.support.clips import clip, tone
 
@@ -29,7 +30,7 @@ QUICK = Recipe(sampler="euler", steps=2, cfg=1.0, shift=5.0)
 @pytest.fixture(scope="module")
 def pipeline():
     demo = demo_weights(state_dir())
-    settings = Settings(torch.device("cpu"), "fp32", "sdpa", state_dir())
+    settings = ModelSettings(torch.device("cpu"), "fp32", "sdpa", state_dir())
     networks = Networks(demo.models, settings.device, state_dir())
     return load_exact(demo.checkpoint, [], demo.models, networks, settings)
 

@@ -16,12 +16,13 @@ from engine.demo.weights import demo_weights
 from engine.denoise.windows import unwatched
 from engine.errors import EngineError, TooLarge
 from engine.flow import Recipe, Request, Source
-from engine.load import Settings, load_exact
+from engine.load import load_exact
 from engine.machine.resident import Resident
 from engine.media.video import probe_video
 from engine.memory import LADDER, ClipShape, EncoderBytes, plan
 from engine.package.folder import open_package
 from engine.pose.networks import Networks
+from engine.program import ModelSettings
 from engine.residency import Memory, Movable, shape_of
 from engine.stage_dump import StageDump
 from kernels.arch import SM90
@@ -328,7 +329,7 @@ class Hungry:
 @pytest.fixture(scope="module")
 def loaded():
     demo = demo_weights(state_dir())
-    settings = Settings(torch.device("cpu"), "fp32", None, state_dir())
+    settings = ModelSettings(torch.device("cpu"), "fp32", None, state_dir())
     networks = Networks(demo.models, settings.device, state_dir())
     return load_exact(demo.checkpoint, [], demo.models, networks, settings)
 

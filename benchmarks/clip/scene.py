@@ -25,12 +25,13 @@ from engine.config import SCAIL_14B, TINY, models_dir
 from engine.denoise.packaged import PackagedDenoiser
 from engine.jobs.download import Internet
 from engine.jobs.fetch import Wanted, fetch_url
-from engine.load import Settings, load_package
+from engine.load import load_package
 from engine.media.framing import crop_frames
 from engine.media.mp4 import encode_mp4
 from engine.pipeline import Pipeline
 from engine.pose.bones import Floats
 from engine.pose.networks import Networks
+from engine.program import ModelSettings, choose_package
 
 VIDEO_SIZE = 1280, 720  # height and width of the dance, as phones make it
 _DRAWN_SIZE = 320, 180  # drawn at this and enlarged: drawing is slow and not measured
@@ -53,7 +54,8 @@ class Loaded:
 def load(folder: Path, package: Path | None, models: Path | None) -> Loaded:
     """The package, or the tiny one, made in `folder`; no prompt has been seen before.
 
-    Raises `WrongResult` if the tiny one cannot be made, and what `load_package` raises.
+    Raises `WrongResult` if the tiny one cannot be made, and what `choose_package` and
+    `load_package` raise.
     """
     if package is None:
         made = prepare(folder, None, models)  # in a process of its own: its memory is not ours
@@ -61,9 +63,9 @@ def load(folder: Path, package: Path | None, models: Path | None) -> Loaded:
     models = models or models_dir()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     device = torch.device("cuda" if gpu else "cpu")
-    settings = Settings(device, "bf16" if gpu else "fp32", None, folder / "state")
+    settings = ModelSettings(device, "bf16" if gpu else "fp32", None, folder / "state")
     networks = Networks(models, device, settings.state)
-    pipeline = load_package(package, models, networks, settings)
+    pipeline = load_package(choose_package(package, device), models, networks, settings)
     assert isinstance(pipeline.denoiser, PackagedDenoiser)
     model = pipeline.denoiser.config
     known = {TINY: "tiny", SCAIL_14B: "14B"}

@@ -58,24 +58,26 @@ def start_torch(laps: Laps) -> dict[str, object]:
 
 
 def start_engine(laps: Laps, package: str, models: str, state: str) -> dict[str, object]:
-    """A worker as it is: `load_package`, then one evaluation of the transformer."""
+    """Loads a package as a worker does, and evaluates the transformer once."""
     start_torch(laps)
     import torch
 
-    from engine import load
+    from engine import load, program
     from engine.pose.networks import Networks
 
     laps.end("import engine")
     # the real loading, with a clock around the functions that it calls in this thread
-    load.open_package = laps.around("GPU found", "package opened", load.open_package)
-    load.choose_variants = laps.around("CUDA context", "kernels loaded", load.choose_variants)
+    opened, chosen = program.open_package, program.choose_variants
+    program.open_package = laps.around("GPU found", "package opened", opened)
+    program.choose_variants = laps.around("CUDA context", "kernels loaded", chosen)
     denoiser = laps.around("models found", "weights read and copied", load.PackagedDenoiser)
     load.PackagedDenoiser = denoiser  # pyright: ignore[reportAttributeAccessIssue]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = "bf16" if device.type == "cuda" else "fp32"
-    settings = load.Settings(device, precision, None, Path(state))
+    settings = program.ModelSettings(device, precision, None, Path(state))
     networks = Networks(Path(models), device, Path(state))
-    pipeline = load.load_package(Path(package), Path(models), networks, settings)
+    choice = program.choose_package(Path(package), device)
+    pipeline = load.load_package(choice, Path(models), networks, settings)
     laps.end(READY)
     found = evaluate(pipeline)
     laps.end("first forward")

@@ -37,6 +37,7 @@ from engine.flow import Request
 from engine.load import load_exact, load_package
 from engine.pipeline import Pipeline
 from engine.pose.joints import JointClip, save_joints
+from engine.program import choose_package
 from engine.recipes import PROMPT
 from engine.source import load_source
 
@@ -100,7 +101,9 @@ def programs(model: QualityScene, folder: Path) -> Iterator[tuple[str, str, Pipe
     for weights in PLAIN:
         package = build(model, weights, arch, folder)
         for attention in attentions(arch):
-            pipeline = load_package(package, model.models, networks(model), settings(attention))
+            how = settings(attention)
+            chosen = choose_package(package, how.device)
+            pipeline = load_package(chosen, model.models, networks(model), how)
             yield weights, attention, pipeline
 
 

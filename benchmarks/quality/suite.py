@@ -27,13 +27,14 @@ from engine.config import models_dir, state_dir
 from engine.demo.weights import demo_weights
 from engine.errors import Unavailable
 from engine.flow import Conditions, Recipe, Request
-from engine.load import Settings, load_exact, load_package
+from engine.load import load_exact, load_package
 from engine.machine.gpu import find_gpu
 from engine.models.attention import find_attention
 from engine.models.dit import Scail
 from engine.package.folder import Package, open_package
 from engine.pipeline import Pipeline
 from engine.pose.networks import Networks
+from engine.program import ModelSettings, choose_package
 from engine.recipes import PROMPT, RECIPES, check_request
 from engine.source import load_source
 from engine.stage_dump import StageDump
@@ -162,7 +163,9 @@ def measure_scene(scene: QualityScene, folder: Path) -> Iterator[QualityRow]:
         torch.cuda.empty_cache()
     for weights, path in packages.items():
         for attention in attentions(arch):
-            loaded = load_package(path, scene.models, networks(scene), settings(attention))
+            how = settings(attention)
+            chosen = choose_package(path, how.device)
+            loaded = load_package(chosen, scene.models, networks(scene), how)
             for recipe in scene.recipes:
                 walks = walked[weights, recipe, attention]
                 yield _row(scene, recipe, weights, attention, loaded, made[recipe], walks)
@@ -299,10 +302,10 @@ def _recipes(steps: Mapping[str, int]) -> dict[str, Recipe]:
     return {name: replace(RECIPES[name], steps=count) for name, count in steps.items()}
 
 
-def settings(attention: str | None) -> Settings:
+def settings(attention: str | None) -> ModelSettings:
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     precision = "bf16" if device.type == "cuda" else "fp32"  # as of `generate`
-    return Settings(device, precision, attention, state_dir())
+    return ModelSettings(device, precision, attention, state_dir())
 
 
 def networks(scene: QualityScene) -> Networks:

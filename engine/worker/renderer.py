@@ -14,13 +14,14 @@ from engine.denoise.packaged import PackagedDenoiser
 from engine.denoise.windows import Watch
 from engine.errors import EngineError, UnsupportedGpu
 from engine.flow import Clip, Recipe, Request
-from engine.load import DEFAULT_ATTENTION, Settings, load_package
+from engine.load import load_package
 from engine.machine.gpu import find_gpu
 from engine.machine.heap import keep_freed_memory
 from engine.media.mp4 import encode_mp4
 from engine.models.attention import find_attention
 from engine.pipeline import Pipeline
 from engine.pose.networks import Networks
+from engine.program import DEFAULT_ATTENTION, ModelSettings, choose_package
 from engine.stage_dump import StageDump
 from engine.worker.endpoint import Endpoint
 from engine.worker.service import Renderer
@@ -34,7 +35,7 @@ _WARM_PROMPT = "the human starts to dance"  # that of most jobs; packages have i
 
 def load_renderer(endpoint: Endpoint) -> Renderer:
     """Raises `UnsupportedGpu` without a GPU, unless the endpoint allows a CPU, and what
-    `load_package` raises.
+    `choose_package` and `load_package` raise.
     """
     gpu = find_gpu()
     if gpu is None and not endpoint.allows_cpu:
@@ -45,12 +46,12 @@ def load_renderer(endpoint: Endpoint) -> Renderer:
     device = torch.device("cpu" if gpu is None else "cuda")
     if gpu is None:
         keep_freed_memory()
-    settings = Settings(device, "fp32" if gpu is None else "bf16", None, endpoint.state)
+    settings = ModelSettings(device, "fp32" if gpu is None else "bf16", None, endpoint.state)
     networks = Networks(endpoint.models, device, endpoint.state)
-    pipeline = load_package(endpoint.package, endpoint.models, networks, settings)
-    denoiser = pipeline.denoiser
+    chosen = choose_package(endpoint.package, device)
+    pipeline = load_package(chosen, endpoint.models, networks, settings)
+    denoiser, package = pipeline.denoiser, chosen.package
     assert isinstance(denoiser, PackagedDenoiser)
-    package = denoiser.package
     with Clock()("warm"):
         _warm(pipeline)
 

@@ -102,7 +102,8 @@ def test_a_walk_that_is_not_of_the_package_is_refused(scene, tmp_path):
     one = replace(scene, builds=("fp8",))
     made, packages, walks = suite._exact_side(one, SM89, tmp_path)
     settings, networks = suite.settings("int8fp8"), suite.networks(one)
-    loaded = suite.load_package(packages["fp8"], one.models, networks, settings)
+    chosen = suite.choose_package(packages["fp8"], settings.device)
+    loaded = suite.load_package(chosen, one.models, networks, settings)
     exact, recipe = made["official"], one.recipes["official"]
     right = walks["fp8", "official", "int8fp8"][0]
     suite.check_walk(loaded, recipe, exact, right)

@@ -16,13 +16,13 @@ kernels.device
 kernels
 engine.errors engine.clock
 engine.flow engine.diskcache
-engine.config
+engine.config engine.command_line
 engine.media engine.package engine.models
 engine.stage_dump engine.pose engine.machine
 engine.denoise engine.source engine.conditioning
 engine.tensorrt engine.memory engine.golden engine.recipes
 engine.residency engine.demo engine.jobs engine.build
-engine.pipeline
+engine.program engine.pipeline
 engine.load
 engine.worker
 engine.__main__ build_engine handler benchmarks

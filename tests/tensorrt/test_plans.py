@@ -348,17 +348,17 @@ def test_another_version_of_the_library_is_a_sentence():
 
 
 CLASSES = {  # of the library, by the protocol that says what is used of it
-    "Library": None,
-    "Runtime": "Runtime",
+    "TensorRt": None,
+    "PlanRuntime": "Runtime",
     "Engine": "ICudaEngine",
-    "Context": "IExecutionContext",
+    "ExecutionContext": "IExecutionContext",
     "RuntimeConfig": "IRuntimeConfig",
     "RuntimeCache": "IRuntimeCache",
     "Flags": "EngineInvalidityDiagnostics",
     "Specialization": "DynamicShapesKernelSpecializationStrategy",
     "Allocation": "ExecutionContextAllocationStrategy",
-    "Named": "EngineValidity",
-    "Flag": "EngineInvalidityDiagnostics",
+    "EnumValue": "EngineValidity",
+    "EnumFlag": "EngineInvalidityDiagnostics",
 }
 
 

@@ -6,10 +6,10 @@ from functools import partial
 import pytest
 import torch
 
-from engine.load import vae_norm
 from engine.models.vae import GROWTH, Vae
 from engine.models.vae_decode import VaeDecoder
 from engine.package.folder import open_package
+from engine.program import vae_norm
 from kernels.arch import SM89
 from kernels.channel_norm import channel_norm, channel_norm_reference, channel_norm_spec
 from kernels.launch import KernelBank

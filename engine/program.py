@@ -1,0 +1,166 @@
+"""A package with what runs its operations: kernels on the GPU, or their references on a CPU."""
+
+import logging
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from engine.denoise.cuda_graphs import CudaGraphRecorder, GraphRecorder
+from engine.errors import BadPackage, Unavailable, UnsupportedGpu
+from engine.machine.gpu import Gpu, arch_of, find_gpu, require_cudnn, require_driver
+from engine.machine.kernel_choice import attention_kernel, choose_variants, gemm_ways
+from engine.models.attention import ATTENTIONS, find_attention
+from engine.models.vae import Norm, Vae
+from engine.package.folder import Package, find_packages, open_package
+from kernels.arch import ARCHS, Arch
+from kernels.attention import FORMS, variants
+from kernels.channel_norm import (
+    TYPES,
+    ChannelNorm,
+    channel_norm,
+    channel_norm_reference,
+    channel_norm_spec,
+)
+from kernels.fp8 import LIMITS
+from kernels.launch import KernelBank
+from kernels.ops import Ops, native_ops, native_specs, plain_attention, reference_ops
+from kernels.spec import Bank, KernelError, KernelSpec
+from kernels.trial import event_ms
+
+log = logging.getLogger(__name__)
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NATIVE = "native"  # the program that every package has
+DEFAULT_ATTENTION = "int8fp8"  # the more exact of the 8-bit forms
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """How the models are run."""
+
+    device: torch.device
+    precision: str  # a key of PRECISIONS
+    attention: str | None  # None: the default of what is loaded
+    state: Path  # what can be recomputed is kept here
+    program: str = NATIVE  # or a key of `engine.tensorrt.block_runner.PROGRAMS`
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return PRECISIONS[self.precision]
+
+    @property
+    def text_dtype(self) -> torch.dtype:
+        """UMT5 overflows in FP16 (docs/reference/encoders.md 2.3)."""
+        return torch.bfloat16 if self.dtype == torch.float16 else self.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenPackage:
+    """The one package that this process serves, and the GPU that it was chosen for."""
+
+    package: Package
+    gpu: Gpu | None  # None: references run it on a CPU
+
+    @property
+    def arch(self) -> Arch:
+        return next(arch for arch in ARCHS if arch.name == self.package.manifest.arch)
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """The operations that a package is made of, bound to what computes them here."""
+
+    ops: Ops
+    norm_of: Callable[[Vae], ChannelNorm]  # the norm of a VAE's decoder
+    recorder: GraphRecorder | None  # records CUDA graphs; None: every launch is made anew
+
+
+def choose_package(path: Path, device: torch.device) -> ChosenPackage:
+    """Opens the package at `path`, or the one of a folder of packages that fits the GPU.
+
+    Raises what `find_gpu`, `arch_of`, `require_driver` and `open_package` raise; no weights are
+    read. On a CPU any package is taken.
+    """
+    if device.type != "cuda":
+        return ChosenPackage(open_package(path), None)
+    gpu = find_gpu()
+    if gpu is None:
+        raise UnsupportedGpu("PyTorch sees a GPU and the CUDA driver shows none. Restart.")
+    held = [name for name, _ in find_packages(path)]
+    # where there is none, what is wrong with the path says more than which GPU this is
+    package = open_package(path, arch_of(gpu, held) if held else None)
+    require_driver(gpu, package.manifest.driver)
+    require_cudnn(torch.backends.cudnn.version())
+    return ChosenPackage(package, gpu)
+
+
+def make_program(chosen: ChosenPackage, settings: ModelSettings) -> Program:
+    """Binds the package's operations to its kernels on the GPU, or to references on a CPU.
+
+    Raises `BadPackage` for kernels that this engine does not know, `Unavailable` for an attention
+    that is not here.
+    """
+    attention = settings.attention or DEFAULT_ATTENTION
+    form = attention if attention in FORMS else DEFAULT_ATTENTION
+    if chosen.gpu is None:
+        ops = reference_ops(variants(form, chosen.arch)[0])
+        return Program(_with_attention(ops, attention), lambda _: channel_norm_reference, None)
+    package, device = chosen.package, settings.device
+    torch.zeros(1, device=device)  # makes the context that the bank shares
+    bank = KernelBank([], chosen.arch, lambda: torch.cuda.current_stream(device).cuda_stream)
+    choices = choose_variants(
+        package.kernels, package.digest, chosen.gpu, bank, device, settings.state, event_ms
+    )
+    manifest = package.manifest
+    stored = {entry.dtype for entry in manifest.tensors}
+    dtypes = [dtype for dtype in LIMITS if str(dtype).removeprefix("torch.") in stored]
+    ops = native_ops(
+        bank,
+        chosen.arch,
+        attention=attention_kernel(choices, form),
+        gemm=gemm_ways(choices, dtypes),
+    )
+    _require_known(bank, native_specs(manifest.model.dim, manifest.padded_ffn, dtypes, chosen.arch))
+    norm_of = partial(vae_norm, bank, {kernel.name for kernel in package.kernels})
+    return Program(_with_attention(ops, attention), norm_of, CudaGraphRecorder())
+
+
+def vae_norm(bank: Bank, held: Collection[str], vae: Vae) -> ChannelNorm:
+    """Chooses the norm of a VAE's decoder: by `bank`, if kernels for its type and channels are
+    among those whose names are `held`, else by PyTorch, with a line in the log.
+    """
+    dtype = vae.conv2.weight.dtype
+    norms = [module for module in vae.decoder.modules() if isinstance(module, Norm)]
+    channels = sorted({norm.gamma.numel() for norm in norms})
+    if dtype in TYPES and all(
+        channel_norm_spec(count, dtype, has_branch=has_branch).name in held
+        for count in channels
+        for has_branch in (False, True)
+    ):
+        return partial(channel_norm, bank)
+    widths = ", ".join(map(str, channels))
+    log.info("no kernels for the VAE's norm over %s channels of %s: PyTorch does it", widths, dtype)
+    return channel_norm_reference
+
+
+def _require_known(bank: Bank, specs: Sequence[KernelSpec]) -> None:
+    """Checks that the kernels without variants are loaded and were compiled from these specs."""
+    for spec in specs:
+        if not spec.name.startswith(("attention.", "gemm.")):  # those were chosen among
+            try:
+                bank.tuning(spec)
+            except KernelError as error:
+                raise BadPackage(f"{error} Build the package again with this engine.") from error
+
+
+def _with_attention(ops: Ops, attention: str) -> Ops:
+    """Replaces the self attention if one of 16 bits is called by its name."""
+    if attention in FORMS:
+        return ops
+    if attention not in ATTENTIONS:
+        known = ", ".join([*FORMS, *ATTENTIONS])
+        raise Unavailable(f"There is no attention {attention!r} for packages, only {known}.")
+    return plain_attention(ops, find_attention(attention))

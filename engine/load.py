@@ -65,7 +65,7 @@ DEFAULT_ATTENTION = "int8fp8"  # of packages: of the 8-bit forms the more exact
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ModelSettings:
     """How the models are run."""
 
     device: torch.device
@@ -89,7 +89,7 @@ def load_exact(
     loras: Sequence[tuple[Path, float]],
     models: Path,
     networks: Networks,
-    settings: Settings,
+    settings: ModelSettings,
 ) -> Pipeline:
     """The plain PyTorch model of a checkpoint, and the other models from a models folder.
 
@@ -109,7 +109,7 @@ def load_exact(
     return Pipeline(denoiser, encoders, _capture(networks, settings), Memory.unplanned())
 
 
-def load_package(path: Path, models: Path, networks: Networks, settings: Settings) -> Pipeline:
+def load_package(path: Path, models: Path, networks: Networks, settings: ModelSettings) -> Pipeline:
     """A package, or the one of a folder of packages that fits the GPU, and the other models.
 
     Without a GPU the references compute what the kernels of any package do. Raises what
@@ -160,7 +160,7 @@ class _Native:
     gpu: Gpu | None
 
 
-def _native(path: Path, settings: Settings) -> _Native:
+def _native(path: Path, settings: ModelSettings) -> _Native:
     """The package for this GPU, and its kernels on it."""
     gpu = find_gpu()
     if gpu is None:
@@ -219,7 +219,7 @@ def _require_known(bank: Bank, specs: Sequence[KernelSpec]) -> None:
                 raise BadPackage(f"{error} Build the package again with this engine.") from error
 
 
-def _references(path: Path, settings: Settings) -> _Native:
+def _references(path: Path, settings: ModelSettings) -> _Native:
     package = open_package(path)
     attention = settings.attention or DEFAULT_ATTENTION
     form = attention if attention in FORMS else DEFAULT_ATTENTION
@@ -240,7 +240,7 @@ def _stored_prompts(package: Package) -> StoredPrompts | None:
 
 
 def _planner(
-    native: _Native, found: "_Found", encoders: Encoders, settings: Settings
+    native: _Native, found: "_Found", encoders: Encoders, settings: ModelSettings
 ) -> Callable[[ClipShape], MemoryPlan] | None:
     """Plans of clips, with the memory that was free before the first weight arrived."""
     if native.gpu is None:
@@ -286,7 +286,7 @@ def _find_models(models: Path, needs_text: bool = True) -> _Found:
 
 
 def _encoders(
-    found: _Found, stored: StoredPrompts | None, settings: Settings
+    found: _Found, stored: StoredPrompts | None, settings: ModelSettings
 ) -> tuple[Callable[[Sequence[str]], list[Tensor]], VisionEncoder, Vae]:
     device, dtype = settings.device, settings.dtype
     torch.backends.cudnn.allow_tf32 = False  # FP32 convolutions shall be FP32
@@ -302,5 +302,5 @@ def _encoders(
     return text, VisionEncoder(found.vision, device, dtype), load_vae(found.vae, device, dtype)
 
 
-def _capture(networks: Networks, settings: Settings) -> MotionCapture:
+def _capture(networks: Networks, settings: ModelSettings) -> MotionCapture:
     return partial(capture_skeleton, PoseExtractor(networks, settings.state))

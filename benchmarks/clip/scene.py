@@ -25,7 +25,7 @@ from engine.config import SCAIL_14B, TINY, models_dir
 from engine.denoise.packaged import PackagedDenoiser
 from engine.jobs.download import Internet
 from engine.jobs.fetch import Wanted, fetch_url
-from engine.load import Settings, load_package
+from engine.load import ModelSettings, load_package
 from engine.media.framing import crop_frames
 from engine.media.mp4 import encode_mp4
 from engine.pipeline import Pipeline
@@ -61,7 +61,7 @@ def load(folder: Path, package: Path | None, models: Path | None) -> Loaded:
     models = models or models_dir()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     device = torch.device("cuda" if gpu else "cpu")
-    settings = Settings(device, "bf16" if gpu else "fp32", None, folder / "state")
+    settings = ModelSettings(device, "bf16" if gpu else "fp32", None, folder / "state")
     networks = Networks(models, device, settings.state)
     pipeline = load_package(package, models, networks, settings)
     assert isinstance(pipeline.denoiser, PackagedDenoiser)

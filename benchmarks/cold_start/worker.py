@@ -73,7 +73,7 @@ def start_engine(laps: Laps, package: str, models: str, state: str) -> dict[str,
     load.PackagedDenoiser = denoiser  # pyright: ignore[reportAttributeAccessIssue]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = "bf16" if device.type == "cuda" else "fp32"
-    settings = load.Settings(device, precision, None, Path(state))
+    settings = load.ModelSettings(device, precision, None, Path(state))
     networks = Networks(Path(models), device, Path(state))
     pipeline = load.load_package(Path(package), Path(models), networks, settings)
     laps.end(READY)

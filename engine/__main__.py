@@ -19,7 +19,7 @@ import torch
 from engine.config import models_dir, state_dir
 from engine.demo.presets import SHIPPED, Preset, preset_of
 from engine.errors import BadRequest, EngineError
-from engine.flow import Align, Motion, Request
+from engine.flow import Align, Motion, Request, Settings, override
 from engine.golden.verify import recompute
 from engine.load import load_exact, load_package
 from engine.machine.gpu import Gpu, arch_of, find_gpu, require_driver
@@ -44,7 +44,7 @@ from engine.program import (
     ModelSettings,
     choose_package,
 )
-from engine.recipes import RECIPES, check_output, check_request, check_shape
+from engine.recipes import RECIPES, check_output, check_settings
 from engine.source import check_source
 from engine.stage_dump import StageDump
 from engine.tensorrt.block_runner import PROGRAMS
@@ -80,7 +80,7 @@ def generate(args: argparse.Namespace) -> None:
     chosen = None if args.package is None else choose_package(args.package, device)
     demo = _demo(args, chosen)
     request = _request(args, demo)
-    check_request(request)
+    check_settings(request.settings)
     given = [request.image, request.motion, *(path for path, _ in args.lora)]
     check_output(args.out, ".mp4", *given, *([args.checkpoint] if args.checkpoint else []))
     _check_models(args, request)
@@ -96,7 +96,7 @@ def generate(args: argparse.Namespace) -> None:
     settings = ModelSettings(device, precision, args.attention, state_dir(), args.program)
     pipeline = _load(args, chosen, networks, settings, demo)
     origin = "SCAIL" if demo is None else "DEMO WEIGHTS"
-    clip = pipeline.run(request, args.out, f"{origin}, seed {request.seed}", stages)
+    clip = pipeline.run(request, args.out, f"{origin}, seed {request.settings.seed}", stages)
     print(
         f"{clip.path}: {clip.frames} frames of {clip.width}x{clip.height} at {clip.fps:g} fps, "
         f"seed {clip.seed}, {sum(clip.timings_ms.values()) / 1000:.1f} s"
@@ -150,23 +150,26 @@ def _demo(args: argparse.Namespace, chosen: ChosenPackage | None) -> Preset | No
 
 def pose(args: argparse.Namespace) -> None:
     """Motion capture alone."""
-    check_shape(args.width, args.height, args.fps, args.frames, args.persons)
+    wanted = override(Settings(RECIPES["official"]), args)
+    check_settings(wanted)
     inputs = [args.video] if args.image is None else [args.video, args.image]
     check_output(args.out, ".mp4", *inputs)
     if args.joints is not None:
         check_output(args.joints, ".npz", *inputs)
     picture = None if args.image is None else load_image(args.image)
     info = probe_video(args.video)
-    if args.width is not None and args.height is not None:
-        size = args.height, args.width
+    if wanted.width is not None and wanted.height is not None:
+        size = wanted.height, wanted.width
     else:
         shape = (info.height, info.width) if picture is None else picture.shape[:2]
         size = target_size(shape[0], shape[1])
     networks = Networks(args.models or models_dir(), _device(), state_dir())
     extractor = PoseExtractor(networks, state_dir())
-    motion, fps = capture_motion(extractor, args.video, size, args.fps, args.frames, args.persons)
+    motion, fps = capture_motion(
+        extractor, args.video, size, wanted.fps, wanted.frames, wanted.persons
+    )
     shown = None if picture is None else crop_frames(picture[None], size)[0].numpy()
-    frames = extractor.skeleton(motion, shown, *size, args.align)
+    frames = extractor.skeleton(motion, shown, *size, wanted.align)
     count = encode_mp4((torch.from_numpy(frame)[None] for frame in frames), fps, args.out)
     print(f"{args.out}: {count} frames of {size[1]}x{size[0]} at {fps:g} fps")
     if args.joints is not None:
@@ -244,31 +247,12 @@ def _request(args: argparse.Namespace, demo: Preset | None) -> Request:
     kinds: tuple[Motion, ...] = ("video", "pose", "joints")
     kind: Motion = next(kind for kind in kinds if getattr(args, kind) is not None)
     usual = RECIPES["official"] if demo is None else demo.recipe
-    size = args.height, args.width
-    if size == (None, None) and demo is not None and demo.size is not None:
-        size = demo.size
-    recipe = RECIPES.get(args.recipe, usual)
-    changes = {
-        name: getattr(args, name)
-        for name in ("sampler", "steps", "cfg", "shift")
-        if getattr(args, name) is not None
-    }
-    return Request(
-        image=args.image,
-        motion=getattr(args, kind),
-        kind=kind,
-        recipe=dataclasses.replace(recipe, **changes),
-        prompt=args.prompt,
-        negative_prompt=args.negative_prompt,
-        seed=args.seed,
-        width=size[1],
-        height=size[0],
-        fps=args.fps,
-        frames=args.frames,
-        audio=not args.no_audio,
-        persons=args.persons,
-        align=args.align,
-    )
+    recipe = override(RECIPES.get(args.recipe, usual), args)
+    settings = dataclasses.replace(override(Settings(recipe), args), recipe=recipe)
+    has_size = (settings.height, settings.width) != (None, None)
+    if not has_size and demo is not None and demo.size is not None:
+        settings = dataclasses.replace(settings, height=demo.size[0], width=demo.size[1])
+    return Request(args.image, getattr(args, kind), kind, settings)
 
 
 def _device() -> torch.device:
@@ -338,16 +322,16 @@ def _add_generate_options(command: argparse.ArgumentParser) -> None:
     )
     add("--lora", type=file_and_strength, action="append", default=[], metavar="FILE[:STRENGTH]")
     add("--models", type=_path, metavar="DIR", help="VAE, encoders, motion capture ($SCAIL_MODELS)")
-    add("--prompt", default="")
-    add("--negative-prompt", default="")
+    add("--prompt")
+    add("--negative-prompt")
     add("--recipe", choices=RECIPES, help="official if not given")
     add("--sampler", help="in place of the recipe's")
     add("--steps", type=int, help="in place of the recipe's")
     add("--cfg", type=float, help="in place of the recipe's")
     add("--shift", type=float, help="in place of the recipe's")
-    add("--seed", type=int, default=0, help="0 to 2**64 - 1")
+    add("--seed", type=int, help="0 to 2**64 - 1; default: 0")
     _add_motion_options(command)
-    add("--no-audio", action="store_true", help="leave the sound of the motion out")
+    add("--no-audio", dest="audio", action="store_false", help="leave the sound of the motion out")
     add("--attention", help="sdpa or xformers; of a package int8fp8 (its default), int8, fp8 too")
     add("--program", choices=(NATIVE, *PROGRAMS), default=NATIVE, help="of a package; tensorrt and "
         "hybrid (with our attention) are experimental")  # fmt: skip
@@ -371,9 +355,10 @@ def _add_motion_options(command: argparse.ArgumentParser) -> None:
     add("--height", type=int)
     add("--fps", type=float, help="of the clip; default: that of the motion")
     add("--frames", type=int, help="at most so many")
-    add("--persons", type=int, default=1, help="how many dancers of a video are followed")
-    add("--align", choices=get_args(Align), default="exact",
-        help="camera and face: the best fit, or what the official program finds")  # fmt: skip
+    add("--persons", type=int, help="how many dancers of a video are followed; default: 1")
+    add("--align", choices=get_args(Align),
+        help="camera and face: the best fit (exact, the default), or what the official program "
+        "finds")  # fmt: skip
 
 
 if __name__ == "__main__":

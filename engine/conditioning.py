@@ -36,9 +36,9 @@ class Encoders:
 @torch.inference_mode()
 def condition(encoders: Encoders, request: Request, source: Source) -> Conditions:
     """Runs the encoders; the negative prompt only if the recipe looks at it."""
-    prompts = [request.prompt]
-    if request.recipe.cfg != 1:
-        prompts.append(request.negative_prompt)
+    prompts = [request.settings.prompt]
+    if request.settings.recipe.cfg != 1:
+        prompts.append(request.settings.negative_prompt)
     text, *negative = encoders.text(prompts)
     with encoders.vision_home.present():
         vision = encoders.vision(source.image)

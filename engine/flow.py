@@ -1,8 +1,9 @@
 """The values that pass between the stages of one job, with their shapes and units."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from torch import Tensor
 
@@ -28,12 +29,14 @@ class Recipe:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """One job, checked."""
+class Settings:
+    """What a clip shall be like, whatever its picture and its motion are.
 
-    image: Path
-    motion: Path
-    kind: Motion
+    A new setting takes edits in four places: its field here, its check in
+    `recipes.check_settings`, its JSON field in `jobs/body.py`, its option in `__main__.py`. The
+    names of fields and options are equal, so that one loop hands all of them on.
+    """
+
     recipe: Recipe
     prompt: str = ""
     negative_prompt: str = ""
@@ -46,6 +49,29 @@ class Request:
     audio: bool = True  # carry the sound of the motion into the clip
     persons: int = 1  # how many dancers of a video are followed
     align: Align = "exact"
+
+
+Changed = TypeVar("Changed", Recipe, Settings)
+
+
+def override(record: Changed, source: object) -> Changed:
+    """A copy of `record` with the values that `source` has under the names of its fields.
+
+    A value that is None, or is not there, leaves that of `record`.
+    """
+    names = [field.name for field in dataclasses.fields(record)]
+    said = {name: value for name in names if (value := getattr(source, name, None)) is not None}
+    return dataclasses.replace(record, **said)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One job for the pipeline. Its settings were checked by `recipes.check_settings`."""
+
+    image: Path
+    motion: Path
+    kind: Motion
+    settings: Settings
 
 
 @dataclass(frozen=True, slots=True)

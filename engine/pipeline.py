@@ -24,7 +24,6 @@ from engine.errors import NotFinite, TooLarge
 from engine.flow import Clip, Conditions, Request, Source
 from engine.media.blank import refuse_blank
 from engine.media.mp4 import encode_mp4
-from engine.recipes import check_request
 from engine.residency import Memory
 from engine.source import MotionCapture, load_source
 from engine.stage_dump import StageDump
@@ -49,8 +48,10 @@ class Pipeline:
         stages: StageDump,
         watch: Watch = unwatched,
     ) -> Clip:
-        """Writes the clip to `out`, all of it or nothing. Raises an `EngineError`."""
-        check_request(request)
+        """Writes the clip to `out`, all of it or nothing. Raises an `EngineError`.
+
+        The settings of `request` are those that `recipes.check_settings` has seen.
+        """
         clock = Clock()
         with clock("media"):
             source = self._source(request)
@@ -67,8 +68,8 @@ class Pipeline:
             attempt("decode", lambda: self._write(latents, source, out, comment, watch))
         stages.keep_timings(clock.laps)
         frames, (height, width) = len(source.skeleton), source.image.shape[1:]
-        notes = tuple(self.memory.notes)
-        return Clip(out, width, height, frames, source.fps, request.seed, clock.laps, notes)
+        seed, notes = request.settings.seed, tuple(self.memory.notes)
+        return Clip(out, width, height, frames, source.fps, seed, clock.laps, notes)
 
     def _source(self, request: Request) -> Source:
         try:
@@ -97,9 +98,9 @@ class Pipeline:
 
     def denoise(self, request: Request, conditions: Conditions, watch: Watch = unwatched) -> Tensor:
         """Latents [16, t, h, w] of the clip, of any length: long ones in windows."""
-        recipe, shape = request.recipe, conditions.pose.shape
+        recipe, shape = request.settings.recipe, conditions.pose.shape
         cut = in_latents(recipe.window_frames, recipe.overlap_frames)
-        generator = seeded(request.seed)
+        generator = seeded(request.settings.seed)
         noise = noise_like((*shape[:2], *conditions.reference.shape[2:]), generator)
         noise = share_noise(noise, cut, generator)
         with (

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 from engine.config import LIMITS
 from engine.denoise.sampler import grid
 from engine.errors import BadRequest, OutputError
-from engine.flow import Recipe, Request
+from engine.flow import Recipe, Settings
 from engine.media.framing import check_size
 
 RECIPES = {
@@ -60,13 +60,27 @@ def attention_of(mode: str) -> tuple[str | None, tuple[str, ...]]:
     return chosen, (f"Attention {mode} is not built in; {chosen or 'the 8-bit form'} is used.",)
 
 
-def check_request(request: Request) -> None:
-    """Raises `BadRequest` for settings that no clip can be made with."""
-    recipe = request.recipe
+def check_settings(settings: Settings) -> None:
+    """Raises `BadRequest` for settings that no clip can be made with. Runs once a job."""
+    _check_recipe(settings.recipe)
+    check_range("seed", settings.seed, 0, 2**64 - 1)
+    check_range("persons", settings.persons, 1, LIMITS.max_persons)
+    if settings.fps is not None:
+        check_range("fps", settings.fps, 1, LIMITS.max_fps)
+    if settings.frames is not None:
+        check_range("frames", settings.frames, 1, LIMITS.max_frames)
+    if (settings.width is None) != (settings.height is None):
+        raise BadRequest("Width and height are given together, or neither.")
+    if settings.width is not None and settings.height is not None:
+        check_size(settings.height, settings.width)
+    _check_text("prompt", settings.prompt)
+    _check_text("negative prompt", settings.negative_prompt)
+
+
+def _check_recipe(recipe: Recipe) -> None:
     check_range("steps", recipe.steps, 1, LIMITS.max_steps)
     check_range("cfg", recipe.cfg, 0, LIMITS.max_cfg)
     check_range("shift", recipe.shift, 0.01, LIMITS.max_shift)
-    check_range("seed", request.seed, 0, 2**64 - 1)
     check_range("start of the skeleton", recipe.pose_from, 0, 1)
     check_range("end of the skeleton", recipe.pose_until, 0, 1)
     if recipe.pose_from > recipe.pose_until:
@@ -77,25 +91,7 @@ def check_request(request: Request) -> None:
     check_range("strength of the skeleton", recipe.pose_strength, 0, LIMITS.max_pose_strength)
     check_range("window", recipe.window_frames, 1, LIMITS.max_frames)
     check_range("overlap of windows", recipe.overlap_frames, 0, recipe.window_frames - 1)
-    check_shape(request.width, request.height, request.fps, request.frames, request.persons)
-    for name, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
-        _check_text(name, text)
     grid(recipe.sampler, recipe.steps, recipe.shift)
-
-
-def check_shape(
-    width: int | None, height: int | None, fps: float | None, frames: int | None, persons: int
-) -> None:
-    """The part of `check_request` that motion capture alone looks at."""
-    check_range("persons", persons, 1, LIMITS.max_persons)
-    if fps is not None:
-        check_range("fps", fps, 1, LIMITS.max_fps)
-    if frames is not None:
-        check_range("frames", frames, 1, LIMITS.max_frames)
-    if (width is None) != (height is None):
-        raise BadRequest("Width and height are given together, or neither.")
-    if width is not None and height is not None:
-        check_size(height, width)
 
 
 def check_output(path: Path, suffix: str, *inputs: Path) -> None:

@@ -112,7 +112,7 @@ class Memory:
 
 def shape_of(request: Request, source: Source) -> ClipShape:
     """What of a clip decides the memory it takes."""
-    recipe, frames = request.recipe, len(source.skeleton)
+    recipe, frames = request.settings.recipe, len(source.skeleton)
     height, width = source.image.shape[1:]
     unseen = "first" if recipe.pose_from > 0 else "last" if recipe.pose_until < 1 else "never"
     return ClipShape(

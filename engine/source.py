@@ -32,7 +32,7 @@ def load_source(request: Request, capture: MotionCapture) -> Source:
     picture = load_image(request.image)
     size = clip_size(request, picture)
     image = crop_image(image_to_network(picture), size)
-    canvas = (size[0] // 2, size[1] // 2) if request.recipe.half_render else size
+    canvas = (size[0] // 2, size[1] // 2) if request.settings.recipe.half_render else size
     if request.kind == "pose":
         skeleton, fps = _read_skeleton(request, size)
     elif request.kind == "joints":
@@ -40,18 +40,18 @@ def load_source(request: Request, capture: MotionCapture) -> Source:
     else:
         skeleton, fps = capture(request, picture, canvas)
     whole = trim_to_whole_latents(len(skeleton))
-    has_sound = request.audio and request.kind != "joints"
+    has_sound = request.settings.audio and request.kind != "joints"
     return Source(image, skeleton[:whole], fps, request.motion if has_sound else None)
 
 
 def clip_size(request: Request, picture: Tensor) -> Size:
     """The size of the clip for a picture [h, w, 3]. Raises `BadMedia` if it is too long for it."""
-    height, width = picture.shape[:2]
-    if request.height is not None and request.width is not None:
-        size = request.height, request.width
+    wanted, (height, width) = request.settings, picture.shape[:2]
+    if wanted.height is not None and wanted.width is not None:
+        size = wanted.height, wanted.width
     else:
         size = target_size(height, width)
-    return fitted_size(height, width, size) if request.fit == "resize" else size
+    return fitted_size(height, width, size) if wanted.fit == "resize" else size
 
 
 def check_source(request: Request) -> None:
@@ -60,19 +60,18 @@ def check_source(request: Request) -> None:
     if request.kind == "joints":
         _joint_count(request, load_joints(request.motion))
     else:
-        frame_count(probe_video(request.motion), request.fps, request.frames)
+        frame_count(probe_video(request.motion), request.settings.fps, request.settings.frames)
 
 
 def _read_skeleton(request: Request, size: Size) -> tuple[Tensor, float]:
-    info = probe_video(request.motion)
-    count = frame_count(info, request.fps, request.frames)
-    frames = read_video(info, request.fps, count)
-    return crop_clip(frames, count, size), request.fps or info.fps
+    info, fps = probe_video(request.motion), request.settings.fps
+    count = frame_count(info, fps, request.settings.frames)
+    return crop_clip(read_video(info, fps, count), count, size), fps or info.fps
 
 
 def _draw_joints(request: Request, canvas: Size) -> tuple[Tensor, float]:
     clip = load_joints(request.motion)
-    fps, count = request.fps or clip.fps, _joint_count(request, clip)
+    fps, count = request.settings.fps or clip.fps, _joint_count(request, clip)
     shown = np.minimum((np.arange(count) / fps * clip.fps + 1e-9).astype(int), len(clip.joints) - 1)
     frames = draw_skeleton(clip.joints[shown], *canvas)
     return torch.from_numpy(np.stack(list(frames))), fps
@@ -80,10 +79,10 @@ def _draw_joints(request: Request, canvas: Size) -> tuple[Tensor, float]:
 
 def _joint_count(request: Request, clip: JointClip) -> int:
     """Frames to draw: as many as the clip lasts at the rate of the result."""
-    fps = request.fps or clip.fps
+    fps = request.settings.fps or clip.fps
     count = max(1, int(len(clip.joints) / clip.fps * fps + 1e-9))
-    if request.frames is not None:
-        count = min(count, request.frames)
+    if (most := request.settings.frames) is not None:
+        count = min(count, most)
     if count > LIMITS.max_frames:
         raise BadMedia(
             f"{request.motion.name} gives {count} frames; a clip may have {LIMITS.max_frames}. "

@@ -14,7 +14,7 @@ GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 
 @pytest.fixture
 def golden() -> Path:
-    """The golden folder beside the project. Its absence is a skip, and an error where it is required."""
+    """The golden folder beside the project; without it a test is skipped, or fails if required."""
     if not GOLDEN.is_dir():
         message = "golden data is not beside this checkout (../shared/golden)"
         if os.environ.get("SCAIL_GOLDEN") == "required":

@@ -18,7 +18,7 @@ from engine.config import state_dir
 from engine.demo.weights import demo_weights
 from engine.denoise.sampler import SAMPLERS
 from engine.errors import BadPackage, MissingModel, Unavailable
-from engine.flow import Request, Source
+from engine.flow import Request, Settings, Source
 from engine.load import load_exact, load_package
 from engine.media.video import probe_video, read_video
 from engine.pose.networks import Networks
@@ -61,7 +61,7 @@ def exact():
 
 def ask(recipe, **changes):
     given = {"prompt": PROMPT, "negative_prompt": "blur", "seed": 3, "width": 96, "height": 64}
-    return Request(Path("x.png"), Path("x.mp4"), "pose", recipe, **given | changes)
+    return Request(Path("x.png"), Path("x.mp4"), "pose", Settings(recipe, **given | changes))
 
 
 @cache
@@ -253,7 +253,7 @@ def test_prompts_that_a_package_holds_need_no_text_encoder(
     _, want = run(packaged(), request_of(), tmp_path / "made")
     assert cosine(kept["text"], want["text"]) > GATE  # BF16
     assert_near(kept["latents"], want["latents"])
-    other = dataclasses.replace(request_of(), prompt="a dancer in the snow")
+    other = request_of(prompt="a dancer in the snow")
     with pytest.raises(MissingModel, match=r"There is no text encoder .*text_encoders"):
         pipeline.run(other, tmp_path / "clip.mp4", "test", StageDump(None))
     assert not (tmp_path / "clip.mp4").exists()

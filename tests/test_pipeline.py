@@ -13,7 +13,7 @@ from benchmarks.nano.dance import dance
 from engine.config import state_dir
 from engine.demo.weights import demo_weights
 from engine.errors import BadCheckpoint, EngineError, NotFinite
-from engine.flow import Recipe, Request
+from engine.flow import Recipe, Request, Settings
 from engine.load import load_exact
 from engine.media.ffmpeg import list_streams
 from engine.media.picture import load_image
@@ -44,10 +44,14 @@ def request_of(tmp_path):
         picture, pose = tmp_path / "ref.png", tmp_path / "pose.mp4"
         Image.fromarray(rng.integers(0, 255, (*image_size, 3), dtype=np.uint8)).save(picture)
         clip(pose, frames)
-        given = {"kind": "pose", "motion": pose, "recipe": QUICK, "width": 96, "height": 64}
-        return Request(image=picture, **given | changes)
+        settings = Settings(QUICK, width=96, height=64)
+        return changed(Request(picture, pose, "pose", settings), **changes)
 
     return make
+
+
+def changed(request, **settings):
+    return dataclasses.replace(request, settings=dataclasses.replace(request.settings, **settings))
 
 
 def run(pipeline, request, folder, name="clip.mp4", keep="stages"):
@@ -61,7 +65,7 @@ def test_the_same_seed_gives_the_same_latents_and_another_seed_does_not(
     request = request_of(seed=2**40 + 7)
     _, first = run(pipeline, request, tmp_path)
     _, again = run(pipeline, request, tmp_path, keep="again")
-    _, other = run(pipeline, dataclasses.replace(request, seed=7), tmp_path, keep="other")
+    _, other = run(pipeline, changed(request, seed=7), tmp_path, keep="other")
     assert torch.equal(first["latents"], again["latents"])
     assert not torch.allclose(first["latents"], other["latents"], atol=0.1)
 
@@ -78,19 +82,17 @@ def test_every_sampler_makes_a_clip_and_each_its_own(pipeline, request_of, tmp_p
 
 @pytest.mark.parametrize(("frames", "kept"), [(1, 1), (4, 1), (5, 5), (8, 5), (9, 9), (12, 9)])
 def test_a_clip_has_4k_plus_1_frames(pipeline, request_of, tmp_path, frames, kept):
-    made, latents = run(
-        pipeline, dataclasses.replace(request_of(frames=12), frames=frames), tmp_path
-    )
+    made, latents = run(pipeline, changed(request_of(frames=12), frames=frames), tmp_path)
     assert made.frames == kept == probe_video(made.path).frames
     assert latents["latents"].shape == (16, (kept - 1) // 4 + 1, 8, 12)
     assert latents["pose"].shape == (16, (kept - 1) // 4 + 1, 4, 6)
 
 
 def test_frames_and_fps_of_the_request_win_over_those_of_the_motion(pipeline, request_of, tmp_path):
-    request = dataclasses.replace(request_of(frames=20), fps=8.0)
+    request = changed(request_of(frames=20), fps=8.0)
     made, _ = run(pipeline, request, tmp_path)  # 20 frames at 16 fps are 10 at 8
     assert (made.frames, probe_video(made.path).fps) == (9, 8)
-    made, _ = run(pipeline, dataclasses.replace(request, fps=None), tmp_path)
+    made, _ = run(pipeline, changed(request, fps=None), tmp_path)
     assert (made.frames, probe_video(made.path).fps) == (17, 16)
 
 
@@ -112,7 +114,7 @@ def test_sound_of_the_motion_is_kept_or_left_out_as_asked(pipeline, request_of, 
     for name, job in (
         ("silent", request),
         ("loud", loud),
-        ("muted", dataclasses.replace(loud, audio=False)),
+        ("muted", changed(loud, audio=False)),
     ):
         made, _ = run(pipeline, job, tmp_path, f"{name}.mp4")
         streams, _ = list_streams(["-i", str(made.path), "-map", "0", "-c", "copy"], 30)
@@ -137,9 +139,9 @@ def test_guidance_looks_at_the_negative_prompt_and_only_then(pipeline, request_o
     request = request_of(prompt="a dancer", negative_prompt="blur")
     _, alone = run(pipeline, request, tmp_path)
     assert "negative" not in alone
-    guided = dataclasses.replace(request, recipe=dataclasses.replace(QUICK, cfg=4.0))
+    guided = changed(request, recipe=dataclasses.replace(QUICK, cfg=4.0))
     _, one = run(pipeline, guided, tmp_path, keep="one")
-    _, two = run(pipeline, dataclasses.replace(guided, negative_prompt="sharp"), tmp_path)
+    _, two = run(pipeline, changed(guided, negative_prompt="sharp"), tmp_path)
     assert not torch.equal(one["latents"], alone["latents"])
     assert not torch.equal(one["latents"], two["latents"])
 
@@ -160,17 +162,17 @@ def test_the_second_half_of_the_production_recipe_does_not_see_the_skeleton(
 def test_joints_are_drawn_in_full_or_at_half_size(pipeline, request_of, tmp_path):
     path = tmp_path / "dance.npz"
     save_joints(path, JointClip(dance(9, 16.0, seed=1), 16.0, (896, 512)))
-    request = request_of(kind="joints", motion=path)
+    request = dataclasses.replace(request_of(), kind="joints", motion=path)
     made, full = run(pipeline, request, tmp_path)
     assert (made.frames, made.fps) == (9, 16)
     skeleton = next(read_video(probe_video(tmp_path / "stages" / "skeleton.mp4")))
     assert skeleton.shape[1:3] == (64, 96)
     assert skeleton.float().amax(dim=(1, 2)).min() > 60  # somebody is in every frame
-    half = dataclasses.replace(request, recipe=dataclasses.replace(QUICK, half_render=True))
+    half = changed(request, recipe=dataclasses.replace(QUICK, half_render=True))
     _, drawn_half = run(pipeline, half, tmp_path)
     assert full["pose"].shape == drawn_half["pose"].shape
     assert not torch.equal(full["pose"], drawn_half["pose"])
-    made, _ = run(pipeline, dataclasses.replace(request, fps=32.0), tmp_path)
+    made, _ = run(pipeline, changed(request, fps=32.0), tmp_path)
     assert (made.frames, made.fps) == (17, 32)
 
 

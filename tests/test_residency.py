@@ -15,7 +15,7 @@ from engine.config import state_dir
 from engine.demo.weights import demo_weights
 from engine.denoise.windows import unwatched
 from engine.errors import EngineError, TooLarge
-from engine.flow import Recipe, Request, Source
+from engine.flow import Recipe, Request, Settings, Source
 from engine.load import load_exact
 from engine.machine.resident import Resident
 from engine.media.video import probe_video
@@ -173,7 +173,7 @@ def made():
 
     def make(gpu):
         source = Source(torch.zeros(3, 64, 96), torch.zeros(9, 64, 96, 3).byte(), 16.0, None)
-        return Request(image=None, motion=None, kind="pose", recipe=QUICK), source
+        return Request(None, None, "pose", Settings(QUICK)), source
 
     return make
 
@@ -280,8 +280,8 @@ def test_a_stage_is_begun_again_until_it_is_done(made):
 )
 def test_a_clip_is_planned_as_it_is_denoised(changes, frames, want):
     source = Source(torch.zeros(3, 64, 96), torch.zeros(frames, 32, 48, 3).byte(), 16.0, None)
-    recipe = dataclasses.replace(QUICK, **changes)
-    assert shape_of(Request(image=None, motion=None, kind="pose", recipe=recipe), source) == want
+    settings = Settings(dataclasses.replace(QUICK, **changes))
+    assert shape_of(Request(None, None, "pose", settings), source) == want
 
 
 # --- a job that runs out of memory
@@ -349,9 +349,7 @@ def run(tmp_path):
     picture, pose = tmp_path / "ref.png", tmp_path / "pose.mp4"
     Image.fromarray(rng.integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(picture)
     clip(pose, 9)
-    request = Request(
-        image=picture, motion=pose, kind="pose", recipe=QUICK, width=96, height=64, audio=False
-    )
+    request = Request(picture, pose, "pose", Settings(QUICK, width=96, height=64, audio=False))
 
     def make(pipeline, watch=unwatched):
         return pipeline.run(request, tmp_path / "clip.mp4", "test", StageDump(None), watch)

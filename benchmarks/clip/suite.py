@@ -33,7 +33,7 @@ from benchmarks.timing import WrongResult, require
 from engine.config import VAE_STRIDE
 from engine.denoise.windows import evaluations
 from engine.errors import BadRequest, MissingModel
-from engine.flow import Clip, Request
+from engine.flow import Clip, Request, Settings
 from engine.jobs.download import Internet
 from engine.machine.heap import keep_freed_memory
 from engine.media.framing import check_size, trim_to_whole_latents
@@ -159,10 +159,11 @@ class Bench:
             start = time.monotonic()
             with spans(FETCH):
                 image, motion = fetch(job, self._network)
-            request = Request(
-                image, motion, "video", RECIPES[recipe], PROMPT, NEGATIVE_PROMPT,
+            settings = Settings(
+                RECIPES[recipe], PROMPT, NEGATIVE_PROMPT,
                 seed=1, height=size[0], width=size[1], frames=frames,
             )  # fmt: skip
+            request = Request(image, motion, "video", settings)
             clip = pipeline.run(request, out, "benchmark", StageDump(None))
             wall_ms = 1000 * (time.monotonic() - start)
             peak = peak_mib(on_gpu)

@@ -33,7 +33,7 @@ from benchmarks.quality.suite import (
 from engine.conditioning import condition
 from engine.config import state_dir
 from engine.demo.presets import SHIPPED
-from engine.flow import Request
+from engine.flow import Request, Settings
 from engine.load import load_exact, load_package
 from engine.pipeline import Pipeline
 from engine.pose.joints import JointClip, save_joints
@@ -114,10 +114,8 @@ def task(number: int, folder: Path, frames: int = FRAMES) -> Task:
     drawn = draw_dancer(planned.pictured, HEIGHT, WIDTH, planned.look)
     Image.fromarray(drawn).save(picture)
     save_joints(joints, JointClip(planned.joints, FPS, (HEIGHT, WIDTH)))
-    request = Request(
-        picture, joints, "joints", SHIPPED.recipe, PROMPT, seed=number, width=WIDTH, height=HEIGHT
-    )
-    return Task(planned, draw(planned), request)
+    settings = Settings(SHIPPED.recipe, PROMPT, seed=number, width=WIDTH, height=HEIGHT)
+    return Task(planned, draw(planned), Request(picture, joints, "joints", settings))
 
 
 def dance(pipeline: Pipeline, one: Task) -> Frames:

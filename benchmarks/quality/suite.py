@@ -26,7 +26,7 @@ from engine.conditioning import condition
 from engine.config import models_dir, state_dir
 from engine.demo.weights import demo_weights
 from engine.errors import Unavailable
-from engine.flow import Conditions, Recipe, Request
+from engine.flow import Conditions, Recipe, Request, Settings
 from engine.load import load_exact, load_package
 from engine.machine.gpu import find_gpu
 from engine.models.attention import find_attention
@@ -35,7 +35,7 @@ from engine.package.folder import Package, open_package
 from engine.pipeline import Pipeline
 from engine.pose.networks import Networks
 from engine.program import ModelSettings, choose_package
-from engine.recipes import PROMPT, RECIPES, check_request
+from engine.recipes import PROMPT, RECIPES, check_settings
 from engine.source import load_source
 from engine.stage_dump import StageDump
 from kernels.arch import ARCHS, SM89, Arch
@@ -147,10 +147,11 @@ def real_scene(checkpoint: Path, package: Path | None, models: Path) -> QualityS
 def dance(size: tuple[int, int], frames: int) -> Request:
     """The demo's picture and dance at a size (H, W)."""
     picture, joints = DEMO / "dancer.png", DEMO / "dance.npz"
-    return Request(
-        picture, joints, "joints", RECIPES["production"], PROMPT, "blur", seed=3,
+    settings = Settings(
+        RECIPES["production"], PROMPT, "blur", seed=3,
         height=size[0], width=size[1], frames=frames,
     )  # fmt: skip
+    return Request(picture, joints, "joints", settings)
 
 
 def measure_scene(scene: QualityScene, folder: Path) -> Iterator[QualityRow]:
@@ -209,13 +210,17 @@ def build(scene: QualityScene, name: str, arch: Arch, folder: Path) -> Path:
 
 
 def _run_exact(pipeline: Pipeline, scene: QualityScene, recipe: Recipe) -> Exact:
-    request = replace(scene.request, recipe=recipe)
-    check_request(request)
+    request = _with_recipe(scene.request, recipe)
+    check_settings(request.settings)
     told = condition(pipeline.encoders, request, load_source(request, pipeline.capture))
     with recorded(_model(pipeline)) as calls:
         latents = pipeline.denoise(request, told)
     pipeline.require_finite(latents)
     return Exact(told, (calls[0], calls[-1]), latents, frames_of(pipeline, latents))
+
+
+def _with_recipe(request: Request, recipe: Recipe) -> Request:
+    return replace(request, settings=replace(request.settings, recipe=recipe))
 
 
 def _row(
@@ -227,8 +232,8 @@ def _row(
     exact: Exact,
     walks: Sequence[Walked],
 ) -> QualityRow:
-    request = replace(scene.request, recipe=scene.recipes[recipe])
-    check_walk(pipeline, request.recipe, exact, walks[0])
+    request = _with_recipe(scene.request, scene.recipes[recipe])
+    check_walk(pipeline, request.settings.recipe, exact, walks[0])
     latents = pipeline.denoise(request, exact.conditions)
     pipeline.require_finite(latents)
     frames = frames_of(pipeline, latents)

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from engine.flow import Align, Fit, Motion, Recipe
+from engine.flow import Fit, Motion, Recipe, Settings
 
 Action: TypeAlias = Literal["generate", "health", "validate"]
 MediumKind: TypeAlias = Literal["url", "path", "base64"]  # the earlier one counts
@@ -32,7 +32,10 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """Settings of a job from one source, a workflow or the endpoint. None is left to the next."""
+    """What a workflow says of a job: media, and settings under their names in `Settings`.
+
+    None leaves a value to the endpoint.
+    """
 
     recipe: Recipe
     image: str | None = None  # names in ComfyUI's input folder
@@ -58,20 +61,9 @@ class Job:
     image: Given | None  # None for health alone
     motion: Given | None  # None: the endpoint's default video
     kind: Motion
-    recipe: Recipe
+    settings: Settings
     attention: str | None  # None: the worker's own
-    prompt: str
-    negative_prompt: str
-    seed: int
-    width: int | None  # with `fit` "resize" of the box that the clip fits into
-    height: int | None
-    fps: float | None  # these three None: as in `engine.flow.Request`
-    frames: int | None  # at most so many of the motion
     max_seconds: float | None  # of work, from the start of the job
-    audio: bool
-    fit: Fit
-    persons: int
-    align: Align
     delivery: Delivery
     bucket: Bucket | None = None
     warnings: tuple[str, ...] = ()  # what was ignored or understood otherwise

@@ -9,12 +9,11 @@ import dataclasses
 import math
 import re
 import secrets
-from pathlib import Path
 from typing import get_args
 
 from engine.config import LIMITS, SIZE_MULTIPLE, TRAINED_SIZE, Defaults
 from engine.errors import BadRequest
-from engine.flow import Motion, Request
+from engine.flow import Motion, Recipe, Settings, override
 from engine.jobs.body import Fields, read_body
 from engine.jobs.fields import is_blank, parse_json, shown
 from engine.jobs.job import Draft, Given, Job, MediumKind
@@ -26,10 +25,11 @@ from engine.recipes import (
     SEED,
     attention_of,
     check_range,
-    check_request,
+    check_settings,
 )
 
 _MAX_DEADLINE_S = 7 * 24 * 3600  # the platform's own
+_DRAWN = -1  # stands for a seed of its own for each job, as an endpoint in use has it
 _RANDOM_BITS = 53  # a drawn seed is told to clients, whose JSON may know no longer numbers
 _WORKFLOW_NAME = re.compile(r"[\w-]{1,64}", re.ASCII)
 
@@ -37,7 +37,7 @@ _WORKFLOW_NAME = re.compile(r"[\w-]{1,64}", re.ASCII)
 # What the endpoints in production do where nothing is said (docs/reference/runpod.md A.2), and the
 # recipe of the released script, whose sizes and rate are those of training and of the motion.
 _SAID_NOWHERE = {
-    "production": Draft(
+    "production": Settings(
         RECIPES["production"],
         prompt=PROMPT,
         negative_prompt=NEGATIVE_PROMPT,
@@ -46,7 +46,7 @@ _SAID_NOWHERE = {
         height=672,
         fps=24.0,
     ),
-    "official": Draft(RECIPES["official"], prompt=PROMPT, negative_prompt="", seed=SEED),
+    "official": Settings(RECIPES["official"], prompt=PROMPT, negative_prompt="", seed=SEED),
 }
 
 
@@ -56,60 +56,59 @@ def parse_job(given: object, defaults: Defaults) -> Job:
     Raises `BadRequest` for what is no job, or one that no clip can be made of.
     """
     fields, bucket, of_body = read_body(given)
-    draft = _draft(fields, defaults)
+    workflow = _workflow(fields, defaults)
+    settings = _settings(fields, workflow, defaults)
     action = fields.action or "generate"
-    image, of_image = _image(fields, draft)
-    motion, kind, of_motion = _motion(fields, draft, defaults)
+    image, of_image = _image(fields, workflow)
+    motion, kind, of_motion = _motion(fields, workflow, defaults)
     if action != "health":
         _check_media(image, motion or defaults.video)
-    attention, of_attention = attention_of(draft.attention or "sageattn")
-    draft, of_caps = _capped(draft, defaults)
-    job = Job(
+    attention, of_attention = _attention(fields, workflow)
+    settings, of_caps = _capped(settings, defaults)
+    deadline_s = _deadline(fields)
+    check_settings(settings)
+    of_fields = (*of_body, *of_image, *of_motion, *of_attention, *of_caps, *_speed(fields))
+    return Job(
         action=action,
         image=image,
         motion=motion,
         kind=kind,
-        recipe=draft.recipe,
+        settings=settings,
         attention=attention,
-        prompt=draft.prompt or "",
-        negative_prompt=draft.negative_prompt or "",
-        seed=_seed(draft),
-        width=draft.width,
-        height=draft.height,
-        fps=draft.fps,
-        frames=draft.frames,
-        max_seconds=_deadline(fields),
-        audio=draft.audio is not False,
-        fit=draft.fit or defaults.fit,
-        persons=1 if fields.persons is None else fields.persons,
-        align=fields.align or "exact",
+        max_seconds=deadline_s,
         delivery=fields.output or "base64",
         bucket=bucket,
-        warnings=(*of_body, *of_image, *of_motion, *of_attention, *of_caps, *draft.warnings),
+        warnings=(*of_fields, *(workflow.warnings if workflow else ())),
     )
-    check_request(make_request(job, Path(), Path()))
-    return job
 
 
-def make_request(job: Job, image: Path, motion: Path) -> Request:
-    """What the pipeline is asked for, once the media of a job are files."""
-    return Request(
-        image=image,
-        motion=motion,
-        kind=job.kind,
-        recipe=job.recipe,
-        prompt=job.prompt,
-        negative_prompt=job.negative_prompt,
-        seed=job.seed,
-        width=job.width,
-        height=job.height,
-        fit=job.fit,
-        fps=job.fps,
-        frames=job.frames,
-        audio=job.audio,
-        persons=job.persons,
-        align=job.align,
+def _settings(fields: Fields, workflow: Draft | None, defaults: Defaults) -> Settings:
+    """What the fields say, else the workflow, else the endpoint."""
+    if workflow is not None and fields.recipe is not None:
+        raise BadRequest("Give recipe or workflow, not both: a workflow is a recipe.")
+    name = "production" if workflow is not None else fields.recipe or defaults.recipe
+    endpoint = dataclasses.replace(_SAID_NOWHERE[name], fit=defaults.fit)
+    base = override(endpoint, workflow)
+    settings = override(base, fields)
+    return dataclasses.replace(
+        settings,
+        recipe=_recipe(base.recipe, fields),
+        frames=_frames(fields, workflow),
+        seed=secrets.randbits(_RANDOM_BITS) if settings.seed == _DRAWN else settings.seed,
     )
+
+
+def _recipe(base: Recipe, fields: Fields) -> Recipe:
+    """`base` with what the fields change of it."""
+    windows = {"window_frames": fields.context_frames, "overlap_frames": fields.context_overlap}
+    said = {name: frames for name, frames in windows.items() if frames is not None}
+    return dataclasses.replace(override(base, fields), **said)
+
+
+def _attention(fields: Fields, workflow: Draft | None) -> tuple[str | None, tuple[str, ...]]:
+    """The attention that a job asks for, and what is to be said of the difference."""
+    of_workflow = None if workflow is None else workflow.attention
+    return attention_of(fields.attention_mode or of_workflow or "sageattn")
 
 
 def _deadline(fields: Fields) -> float | None:
@@ -118,59 +117,16 @@ def _deadline(fields: Fields) -> float | None:
     return fields.max_seconds
 
 
-def _seed(draft: Draft) -> int:
-    """-1 is a seed of its own for each job, as an endpoint in use has it."""
-    if draft.seed is None or draft.seed == -1:
-        return secrets.randbits(_RANDOM_BITS)
-    return draft.seed
+def _frames(fields: Fields, workflow: Draft | None) -> int | None:
+    """The lowest of the limits that the fields name, else that of the workflow.
 
-
-def _draft(fields: Fields, defaults: Defaults) -> Draft:
-    """What the fields say, else the workflow, else the endpoint."""
-    workflow = _workflow(fields.workflow, defaults)
-    if workflow is not None and fields.recipe is not None:
-        raise BadRequest("Give recipe or workflow, not both: a workflow is a recipe.")
-    recipe = "production" if workflow is not None else fields.recipe or defaults.recipe
-    endpoint = _SAID_NOWHERE[recipe]
-    base = workflow or endpoint
-    changes = {
-        "sampler": fields.sampler,
-        "steps": fields.steps,
-        "cfg": fields.cfg,
-        "shift": fields.shift,
-        "window_frames": fields.context_frames,
-        "overlap_frames": fields.context_overlap,
-    }
-    known = {name: value for name, value in changes.items() if value is not None}
-    said = Draft(
-        dataclasses.replace(base.recipe, **known),
-        attention=fields.attention_mode,
-        prompt=fields.prompt,
-        negative_prompt=fields.negative_prompt,
-        seed=fields.seed,
-        width=fields.width,
-        height=fields.height,
-        fps=fields.fps,
-        frames=_frames(fields),
-        audio=fields.audio,
-        fit=fields.fit,
-        warnings=(*_speed(fields), *base.warnings),
-    )
-    if fields.frame_load_cap == 0:  # all, whatever the workflow says
-        base = dataclasses.replace(base, frames=None)
-    return _over(_over(said, base), endpoint)
-
-
-def _over(said: Draft, below: Draft) -> Draft:
-    names = [field.name for field in dataclasses.fields(Draft)]
-    left = {name: getattr(below, name) for name in names if getattr(said, name) is None}
-    return dataclasses.replace(said, **left)
-
-
-def _frames(fields: Fields) -> int | None:
-    """The lowest of the limits in use; a cap of 0 is none."""
-    limits = (fields.frames, fields.num_frames, fields.frame_load_cap or None)
-    return min((limit for limit in limits if limit is not None), default=None)
+    A cap of 0 stands for all frames, whatever the workflow says.
+    """
+    named = (fields.frames, fields.num_frames, fields.frame_load_cap or None)
+    limits = [limit for limit in named if limit is not None]
+    if limits:
+        return min(limits)
+    return None if workflow is None or fields.frame_load_cap == 0 else workflow.frames
 
 
 def _speed(fields: Fields) -> list[str]:
@@ -182,8 +138,9 @@ def _speed(fields: Fields) -> list[str]:
     ]
 
 
-def _workflow(given: object, defaults: Defaults) -> Draft | None:
-    """An object of nodes, as such or as JSON, or the name of a file of ours."""
+def _workflow(fields: Fields, defaults: Defaults) -> Draft | None:
+    """Reads an object of nodes, as such or as JSON, or the file of ours that is named."""
+    given = fields.workflow
     if is_blank(given):
         return None
     if not isinstance(given, str):
@@ -199,16 +156,16 @@ def _workflow(given: object, defaults: Defaults) -> Draft | None:
     return read_workflow(parse_json(path.read_text(encoding="utf-8"), "workflow"))
 
 
-def _image(fields: Fields, draft: Draft) -> tuple[Given | None, list[str]]:
+def _image(fields: Fields, workflow: Draft | None) -> tuple[Given | None, list[str]]:
     nested = None if fields.images is None else fields.images.reference_image
     found, ignored = _medium(fields, "image", "images.reference_image", nested)
-    if found is None and draft.image is not None:
-        found = Given("workflow.image", "path", draft.image)
+    if found is None and workflow is not None and workflow.image is not None:
+        found = Given("workflow.image", "path", workflow.image)
     return found, ignored
 
 
 def _motion(
-    fields: Fields, draft: Draft, defaults: Defaults
+    fields: Fields, workflow: Draft | None, defaults: Defaults
 ) -> tuple[Given | None, Motion, list[str]]:
     nested = None if fields.videos is None else fields.videos.dance_video
     video, ignored = _medium(fields, "video", "videos.dance_video", nested)
@@ -227,8 +184,9 @@ def _motion(
         raise BadRequest(f"{names} are both given; a clip has one motion.")
     for kind, found in given:
         return found, kind, [*ignored, *of_pose, *of_joints]
-    if draft.video is not None and not _is_default(draft.video, defaults):
-        return Given("workflow.video", "path", draft.video), "video", []
+    of_workflow = None if workflow is None else workflow.video
+    if of_workflow is not None and not _is_default(of_workflow, defaults):
+        return Given("workflow.video", "path", of_workflow), "video", []
     return None, "video", []
 
 
@@ -265,10 +223,10 @@ def _check_media(image: Given | None, motion: object) -> None:
         )
 
 
-def _capped(draft: Draft, defaults: Defaults) -> tuple[Draft, list[str]]:
+def _capped(settings: Settings, defaults: Defaults) -> tuple[Settings, list[str]]:
     """Sizes as the network can have them, no larger than the endpoint makes them."""
     said: list[str] = []
-    width, height, frames = draft.width, draft.height, draft.frames
+    width, height, frames = settings.width, settings.height, settings.frames
     if width is None and height is None and defaults.max_pixels is not None:
         width, height = TRAINED_SIZE
     if width is not None and height is not None:
@@ -286,7 +244,7 @@ def _capped(draft: Draft, defaults: Defaults) -> tuple[Draft, list[str]]:
     if most is not None and (frames is None or frames > most):
         said.append(f"The clip has at most {most} frames on this endpoint.")
         frames = most
-    return dataclasses.replace(draft, width=width, height=height, frames=frames), said
+    return dataclasses.replace(settings, width=width, height=height, frames=frames), said
 
 
 def _floored(side: float) -> int:

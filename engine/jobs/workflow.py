@@ -80,7 +80,7 @@ def read_workflow(given: object) -> Draft:
     keep = graph.value(parts.picture, "keep_proportion", word)
     fps = graph.value(parts.result, "frame_rate", number)
     return Draft(
-        _recipe(graph, parts),
+        recipe=_recipe(graph, parts),
         image=graph.value(parts.image, "image", text),
         video=graph.value(parts.video, "video", text),
         attention=graph.value(parts.loader, "attention_mode", word),

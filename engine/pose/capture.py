@@ -23,14 +23,15 @@ def capture_skeleton(
     Dance and picture are cropped to the shape of the canvas before anybody is looked for, so that
     joints, keypoints and skeleton share one camera.
     """
-    scale = 2 if request.recipe.half_render else 1
+    settings = request.settings
+    scale = 2 if settings.recipe.half_render else 1
     size = canvas[0] * scale, canvas[1] * scale
     motion, fps = capture_motion(
-        extractor, request.motion, size, request.fps, request.frames, request.persons
+        extractor, request.motion, size, settings.fps, settings.frames, settings.persons
     )
     shown = crop_frames(picture[None], size)[0].numpy()
     skeleton = torch.empty(len(motion.joints), *canvas, 3, dtype=torch.uint8)
-    frames = extractor.skeleton(motion, shown, *canvas, request.align)
+    frames = extractor.skeleton(motion, shown, *canvas, settings.align)
     for place, frame in zip(skeleton, frames, strict=True):
         place.copy_(torch.from_numpy(frame))
     return skeleton, fps

@@ -38,8 +38,8 @@ def measure(request: Request) -> Source:
 
 
 def dry_run(request: Request, source: Source) -> DryRun:
-    shape = shape_of(request, source)
-    forwards = shape.contexts * evaluations(request.recipe, latent_frames(shape.clip_frames))
+    shape, recipe = shape_of(request, source), request.settings.recipe
+    forwards = shape.contexts * evaluations(recipe, latent_frames(shape.clip_frames))
     work = forwards * shape.tokens * (1 + shape.tokens / _EVEN_TOKENS)
     return DryRun(shape, source.fps, forwards, work)
 
@@ -51,9 +51,9 @@ def sized(recipe: Recipe, height: int, width: int, frames: int, fps: float) -> S
 
 
 def _counted(request: Request, picture: Tensor, canvas: Size) -> tuple[Tensor, float]:
-    info = probe_video(request.motion)
-    count = frame_count(info, request.fps, request.frames)
-    return _nothing(count, *canvas, 3), request.fps or info.fps
+    info, fps = probe_video(request.motion), request.settings.fps
+    count = frame_count(info, fps, request.settings.frames)
+    return _nothing(count, *canvas, 3), fps or info.fps
 
 
 def _nothing(*shape: int) -> Tensor:

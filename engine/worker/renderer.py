@@ -13,7 +13,7 @@ from engine.clock import Clock
 from engine.denoise.packaged import PackagedDenoiser
 from engine.denoise.windows import Watch
 from engine.errors import EngineError, UnsupportedGpu
-from engine.flow import Clip, Recipe, Request
+from engine.flow import Clip, Recipe, Request, Settings
 from engine.load import load_package
 from engine.machine.gpu import find_gpu
 from engine.machine.heap import keep_freed_memory
@@ -56,7 +56,8 @@ def load_renderer(endpoint: Endpoint) -> Renderer:
         _warm(pipeline)
 
     def run(request: Request, out: Path, watch: Watch) -> Clip:
-        return pipeline.run(request, out, f"SCAIL, seed {request.seed}", StageDump(None), watch)
+        comment = f"SCAIL, seed {request.settings.seed}"
+        return pipeline.run(request, out, comment, StageDump(None), watch)
 
     return Renderer(
         engine=f"scail-engine {version('scail-engine')} {package.manifest.arch} "
@@ -79,9 +80,8 @@ def _warm(pipeline: Pipeline) -> None:
         picture, skeleton, clip = (Path(folder, name) for name in ("a.png", "b.mp4", "c.mp4"))
         Image.radial_gradient("L").resize((_WARM_SIDE, _WARM_SIDE)).save(picture)
         encode_mp4([_ramp()], 16.0, skeleton)
-        request = Request(
-            picture, skeleton, "pose", _WARM, _WARM_PROMPT, width=_WARM_SIDE, height=_WARM_SIDE
-        )
+        settings = Settings(_WARM, _WARM_PROMPT, width=_WARM_SIDE, height=_WARM_SIDE)
+        request = Request(picture, skeleton, "pose", settings)
         try:
             pipeline.run(request, clip, "warm", StageDump(None))
         except EngineError as error:

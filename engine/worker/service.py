@@ -23,7 +23,7 @@ from engine.errors import BadRequest, BlankFrames, EngineError, NotFinite, Unava
 from engine.flow import Clip, Request
 from engine.jobs.fetch import Wanted, fetch_base64, fetch_path, fetch_url
 from engine.jobs.job import Given, Job
-from engine.jobs.parse import make_request, parse_job
+from engine.jobs.parse import parse_job
 from engine.memory import ClipShape, MemoryPlan
 from engine.worker.delivery import Delivered, check_bucket, deliver
 from engine.worker.dry_run import DryRun, dry_run, measure, sized
@@ -206,7 +206,7 @@ class Worker:
             motion = self._defaults.video
         else:
             raise BadRequest("There is no video: send video_url, video_base64 or video_path.")
-        return make_request(job, image, motion)
+        return Request(image, motion, job.kind, job.settings)
 
     def _file(self, given: Given, kind: Medium, folder: Path, progress: JobProgress) -> Path:
         wanted = Wanted(given.field, kind, folder)
@@ -221,7 +221,7 @@ class Worker:
         """What the next estimate is made from."""
         laps = clip.timings_ms
         if laps.get("denoise"):
-            like = sized(request.recipe, clip.height, clip.width, clip.frames, clip.fps)
+            like = sized(request.settings.recipe, clip.height, clip.width, clip.frames, clip.fps)
             rest_ms = sum(laps.values()) - laps["denoise"]
             self._last = dry_run(request, like), laps["denoise"] / 1000, rest_ms / 1000
 
@@ -284,16 +284,12 @@ def _response(
 
 
 def _settings(job: Job, renderer: Renderer) -> Response:
+    """All settings of the job as one object, those of its recipe among them."""
+    settings = asdict(job.settings)
     return {
-        **asdict(job.recipe),
+        **settings.pop("recipe"),
+        **settings,
         "kind": job.kind,
-        "prompt": job.prompt,
-        "negative_prompt": job.negative_prompt,
-        "seed": job.seed,
-        "fit": job.fit,
-        "audio": job.audio,
-        "persons": job.persons,
-        "align": job.align,
         "attention": job.attention or renderer.attention,
         "max_seconds": job.max_seconds,
         "output": job.delivery,

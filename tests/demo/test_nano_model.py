@@ -117,5 +117,5 @@ def test_the_picture_is_drawn(tmp_path):
 
 def test_a_task_is_given_as_a_user_would_give_it(tasks):
     one = tasks[0]
-    assert one.request.width == WIDTH
-    assert one.truth.shape == (suite.FRAMES, one.request.height, WIDTH, 3)
+    assert one.request.settings.width == WIDTH
+    assert one.truth.shape == (suite.FRAMES, one.request.settings.height, WIDTH, 3)

@@ -188,8 +188,9 @@ def test_the_hubs_tests_are_jobs_that_the_worker_understands():
     light, render = json.loads((ROOT / ".runpod/tests.json").read_text())["tests"]
     assert parse_job(light, Defaults()).action == "health"
     job = parse_job(render, Defaults())
-    assert (job.action, job.kind, job.width, job.height) == ("generate", "pose", 128, 224)
-    assert job.recipe.steps == 2
+    assert (job.action, job.kind) == ("generate", "pose")
+    assert (job.settings.width, job.settings.height) == (128, 224)
+    assert job.settings.recipe.steps == 2
     assert job.warnings == ()
 
 

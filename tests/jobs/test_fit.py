@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from engine.errors import BadMedia
-from engine.flow import Request
+from engine.flow import Request, Settings
 from engine.media.framing import crop_image, fitted_size, image_to_network
 from engine.media.picture import load_image
 from engine.recipes import RECIPES
@@ -46,14 +46,18 @@ def wide(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "wide.png")
     clip(tmp_path / "pose.mp4", 5)
     recipe = dataclasses.replace(RECIPES["production"], half_render=False)
-    return Request(
-        tmp_path / "wide.png", tmp_path / "pose.mp4", "pose", recipe, width=160, height=192
-    )
+    settings = Settings(recipe, width=160, height=192)
+    return Request(tmp_path / "wide.png", tmp_path / "pose.mp4", "pose", settings)
+
+
+def fitted(request, fit, **changes):
+    settings = dataclasses.replace(request.settings, fit=fit)
+    return dataclasses.replace(request, settings=settings, **changes)
 
 
 def test_picture_and_skeleton_have_the_size_of_their_fit(wide):
     cropped = load_source(wide, capture=None)
-    resized = load_source(dataclasses.replace(wide, fit="resize"), capture=None)
+    resized = load_source(fitted(wide, "resize"), capture=None)
     assert (cropped.image.shape, cropped.skeleton.shape[1:3]) == ((3, 192, 160), (192, 160))
     assert (resized.image.shape, resized.skeleton.shape[1:3]) == ((3, 64, 160), (64, 160))
     want = crop_image(image_to_network(load_image(wide.image)), (64, 160))
@@ -67,21 +71,23 @@ def test_the_canvas_of_a_captured_skeleton_follows_the_fit(wide):
         asked.append(canvas)
         return torch.zeros(5, *canvas, 3, dtype=torch.uint8), 24.0
 
-    half = dataclasses.replace(wide, kind="video", recipe=RECIPES["production"])
+    settings = dataclasses.replace(wide.settings, recipe=RECIPES["production"])
+    half = dataclasses.replace(wide, kind="video", settings=settings)
     for fit in ("crop", "resize"):
-        load_source(dataclasses.replace(half, fit=fit), capture)
+        load_source(fitted(half, fit), capture)
     assert asked == [(96, 80), (32, 80)]
 
 
 def test_without_a_size_the_box_is_the_trained_one_as_the_picture_lies():
-    free = Request(Path("i"), Path("m"), "pose", RECIPES["official"], fit="resize")
+    settings = Settings(RECIPES["official"], fit="resize")
+    free = Request(Path("i"), Path("m"), "pose", settings)
     assert clip_size(free, torch.zeros(1000, 1000, 3)) == (512, 512)
     assert clip_size(free, torch.zeros(1000, 2000, 3)) == (448, 896)
-    assert clip_size(dataclasses.replace(free, fit="crop"), torch.zeros(9, 18, 3)) == (512, 896)
+    assert clip_size(fitted(free, "crop"), torch.zeros(9, 18, 3)) == (512, 896)
 
 
 def test_a_picture_too_long_is_refused_before_anything_is_loaded(tmp_path, wide):
     Image.new("RGB", (1600, 64)).save(tmp_path / "long.png")
-    long = dataclasses.replace(wide, image=tmp_path / "long.png", fit="resize")
+    long = fitted(wide, "resize", image=tmp_path / "long.png")
     with pytest.raises(BadMedia, match="1600x64 fits into 160x192 at 160x0 only"):
         check_source(long)

@@ -1,5 +1,6 @@
 """Jobs as clients write them: every form in use, precedence, caps, and what is refused."""
 
+import dataclasses
 import json
 import secrets
 from pathlib import Path
@@ -8,11 +9,12 @@ import pytest
 
 from engine.config import LIMITS, Defaults, defaults
 from engine.errors import BadRequest, Unavailable
-from engine.flow import Recipe, Request
+from engine.flow import Recipe, Settings
+from engine.jobs.body import Fields
 from engine.jobs.job import Bucket, Given
-from engine.jobs.parse import make_request, parse_job
-from engine.recipes import NEGATIVE_PROMPT, RECIPES, check_request
-from tests.support.job_bodies import DANCE, PICTURE, job, refusal, refused
+from engine.jobs.parse import parse_job
+from engine.recipes import NEGATIVE_PROMPT, RECIPES, check_settings
+from tests.support.job_bodies import DANCE, PICTURE, job, refusal, refused, settings_of
 
 
 def stored(golden):
@@ -29,20 +31,24 @@ def test_every_stored_request_means_what_its_endpoint_made_of_it(golden):
     assert sum(map(len, read.values())) == 11
     for jobs in read.values():
         for made in jobs:
-            assert (made.recipe.sampler, made.recipe.cfg, made.kind) == ("dpm++_sde", 1.0, "video")
-            assert (made.audio, made.delivery, made.attention) == (True, "base64", None)
+            recipe = made.settings.recipe
+            assert (recipe.sampler, recipe.cfg, made.kind) == ("dpm++_sde", 1.0, "video")
+            assert (made.settings.audio, made.delivery, made.attention) == (True, "base64", None)
     (n8n,) = read["Dance-SCAIL-BPlan__n8n_payload__8865fd1.req.json"]
-    assert (n8n.width, n8n.height, n8n.fps, n8n.seed) == (416, 672, 24.0, 779298828917358)
-    assert (n8n.image, n8n.motion, n8n.frames) == (Given("image_url", "url", PICTURE), None, None)
-    assert (n8n.recipe, n8n.warnings) == (RECIPES["production"], ())
+    said = n8n.settings
+    assert (said.width, said.height, said.fps, said.seed) == (416, 672, 24.0, 779298828917358)
+    assert (n8n.image, n8n.motion, said.frames) == (Given("image_url", "url", PICTURE), None, None)
+    assert (said.recipe, n8n.warnings) == (RECIPES["production"], ())
     (nested,) = read["xicon_serverless_runpod_0127__nested__922e4d9.req.json"]
     assert nested.image == Given("images.reference_image", "url", "https://example.com/ref.jpg")
     assert nested.motion == Given("videos.dance_video", "url", "https://example.com/dance.mp4")
     (full,) = read["Dance-SCAIL-BPlan__test_endpoint_full__35f552c.req.json"]
-    assert (full.width, full.height, full.fps, full.seed) == (1280, 736, 16.0, 779298828917358)
+    said = full.settings
+    assert (said.width, said.height, said.fps, said.seed) == (1280, 736, 16.0, 779298828917358)
     (local,) = read["Wan_Animate_Runpod_hub__test_local__0617c7c.req.json"]
     assert local.image == Given("image_path", "path", "/ComfyUI/input/test_image.jpg")
-    assert (local.negative_prompt, local.seed) == ("static, blurry, low quality", 12345)
+    said = local.settings
+    assert (said.negative_prompt, said.seed) == ("static, blurry, low quality", 12345)
 
 
 @pytest.mark.golden
@@ -63,7 +69,7 @@ def test_a_request_as_a_json_string_is_the_same_request():
 
 
 def test_numbers_written_as_strings_are_numbers_and_seeds_keep_all_their_bits():
-    written = job(
+    written = settings_of(
         width="416", height=" 672 ", fps="23.976", steps="8", cfg="1e0", seed=str(2**64 - 1),
         audio="false", context_frames="81", context_overlap=16.0,
     )  # fmt: skip
@@ -80,9 +86,9 @@ def test_null_and_the_empty_string_are_as_good_as_nothing():
 
 
 def test_a_prompt_may_be_empty():
-    assert job(prompt="", negative_prompt="").prompt == ""
-    assert job(negative_prompt="").negative_prompt == ""
-    assert job().prompt == "the human starts to dance"
+    assert settings_of(prompt="", negative_prompt="").prompt == ""
+    assert settings_of(negative_prompt="").negative_prompt == ""
+    assert settings_of().prompt == "the human starts to dance"
 
 
 def test_an_address_comes_before_a_path_before_base64_before_what_is_nested():
@@ -123,7 +129,7 @@ def test_without_a_video_the_endpoint_uses_its_own_or_says_that_it_has_none():
 def test_health_needs_no_media_and_a_dry_run_those_of_a_clip():
     healthy = parse_job({"input": {"action": "health"}}, Defaults())
     assert (healthy.action, healthy.image, healthy.warnings) == ("health", None, ())
-    assert job(action="validate", steps=8).recipe.steps == 8
+    assert settings_of(action="validate", steps=8).recipe.steps == 8
     assert refusal({"input": {"action": "validate"}}).startswith("No picture is given")
     assert refused(Defaults(), action="validate").startswith("No motion is given")
 
@@ -139,10 +145,10 @@ def test_unknown_keys_are_ignored_and_told():
 
 def test_sides_are_floored_to_multiples_of_32_and_it_is_said():
     made = job(width=430, height=699)
-    assert (made.width, made.height) == (416, 672)
+    assert (made.settings.width, made.settings.height) == (416, 672)
     assert made.warnings[0].startswith("The size 430x699 becomes 416x672:")
-    assert job(width=70, height=64).width == 64
-    assert job(width=640).height == 672
+    assert settings_of(width=70, height=64).width == 64
+    assert settings_of(width=640).height == 672
 
 
 @pytest.mark.parametrize(
@@ -155,8 +161,8 @@ def test_sides_are_floored_to_multiples_of_32_and_it_is_said():
 )  # fmt: skip
 def test_a_cap_on_pixels_shrinks_and_keeps_the_shape(width, height, most, size):
     made = job(Defaults(video=Path("d.mp4"), max_pixels=most), width=width, height=height)
-    assert (made.width, made.height) == size
-    assert made.width * made.height <= most
+    assert (made.settings.width, made.settings.height) == size
+    assert made.settings.width * made.settings.height <= most
     assert bool(made.warnings) == (size != (width, height))
 
 
@@ -164,24 +170,24 @@ def test_a_cap_never_exceeds_itself_for_any_size():
     for most in (4096, 5000, 15360, 100_000):
         for width in range(64, 1281, 96):
             for height in range(64, 1281, 96):
-                made = job(Defaults(video=Path("d"), max_pixels=most), width=width, height=height)
+                small = Defaults(video=Path("d"), max_pixels=most)
+                made = settings_of(small, width=width, height=height)
                 assert made.width * made.height <= most
 
 
 def test_a_cap_on_frames_shortens_and_a_size_out_of_range_stays_an_error():
     small = Defaults(video=Path("d.mp4"), max_frames=17, max_pixels=15360)
-    assert (job(small).frames, job(small, frames=9).frames, job(small, frames=99).frames) == (
-        17, 9, 17,
-    )  # fmt: skip
+    assert settings_of(small).frames == settings_of(small, frames=99).frames == 17
+    assert settings_of(small, frames=9).frames == 9
     assert "at most 17 frames" in job(small).warnings[1]
     assert len(job(small, frames=9).warnings) == 1
     assert refused(small, width=9999).startswith("The width is 9999; it must be 64 to 1280.")
 
 
 def test_limits_of_frames_under_their_three_names_are_lowest_first():
-    assert job(frame_load_cap=357, num_frames=325).frames == 325
-    assert job(frame_load_cap=0).frames is None
-    assert job(frame_load_cap=0, frames=81).frames == 81
+    assert settings_of(frame_load_cap=357, num_frames=325).frames == 325
+    assert settings_of(frame_load_cap=0).frames is None
+    assert settings_of(frame_load_cap=0, frames=81).frames == 81
 
 
 def test_every_nth_frame_is_not_done_and_that_is_told():
@@ -190,11 +196,11 @@ def test_every_nth_frame_is_not_done_and_that_is_told():
 
 
 def test_a_recipe_is_chosen_by_the_request_or_the_endpoint_and_changed_by_fields():
-    official = job(recipe="official", steps=30, shift=3, sampler="unipc")
+    official = settings_of(recipe="official", steps=30, shift=3, sampler="unipc")
     want = Recipe(sampler="unipc", steps=30, cfg=4.0, shift=3.0)
     assert (official.recipe, official.negative_prompt) == (want, "")
     assert (official.width, official.fps) == (None, None)
-    assert job(Defaults(recipe="official", video=Path("d"))).recipe == RECIPES["official"]
+    assert settings_of(Defaults(recipe="official", video=Path("d"))).recipe == RECIPES["official"]
 
 
 @pytest.mark.parametrize(
@@ -208,12 +214,12 @@ def test_attention_is_what_computes_the_same_here(mode, attention, said):
 
 
 def test_fit_is_the_requests_or_the_endpoints():
-    assert (job().fit, job(fit="resize").fit) == ("crop", "resize")
-    assert job(Defaults(fit="resize", video=Path("d"))).fit == "resize"
+    assert (settings_of().fit, settings_of(fit="resize").fit) == ("crop", "resize")
+    assert settings_of(Defaults(fit="resize", video=Path("d"))).fit == "resize"
 
 
 def test_minus_one_is_a_seed_of_its_own_that_every_client_can_read():
-    seeds = {job(seed=-1).seed for _ in range(20)}
+    seeds = {settings_of(seed=-1).seed for _ in range(20)}
     assert len(seeds) == 20
     assert all(0 <= seed < 2**53 for seed in seeds)
 
@@ -233,21 +239,22 @@ def test_storage_beside_the_input_is_read_and_never_shown():
         assert secret not in refusal(body | {"s3Config": wrong})
 
 
-def test_what_is_asked_of_the_pipeline_is_what_the_job_says():
-    made = job(
-        width=416, height=672, fit="resize", frames=33, audio=False, persons=2, seed=5, fps=12,
-        align="official", prompt="p", negative_prompt="n", pose_video_url="u",
-    )  # fmt: skip
-    assert make_request(made, Path("i"), Path("m")) == Request(
-        image=Path("i"), motion=Path("m"), kind="pose", recipe=RECIPES["production"], prompt="p",
-        negative_prompt="n", seed=5, width=416, height=672, fit="resize", fps=12.0, frames=33,
-        audio=False, persons=2, align="official",
-    )  # fmt: skip
+def test_the_settings_of_a_job_are_what_its_fields_say():
+    said = {
+        "prompt": "p", "negative_prompt": "n", "seed": 5, "width": 416, "height": 672,
+        "fit": "resize", "fps": 12.0, "frames": 33, "audio": False, "persons": 2,
+        "align": "official",
+    }  # fmt: skip
+    assert settings_of(**said) == Settings(RECIPES["production"], **said)
+
+
+def test_every_setting_can_be_said_by_a_request():
+    assert {field.name for field in dataclasses.fields(Settings)} <= {*Fields.model_fields}
 
 
 def test_prompts_keep_line_breaks_and_letters_of_every_script():
     prompt = 'a "quoted"\n\tline \u8df3\u821e \U0001f469\u200d\U0001f9b0 {{name}}'
-    assert job(prompt=prompt).prompt == prompt
+    assert settings_of(prompt=prompt).prompt == prompt
 
 
 @pytest.mark.parametrize(
@@ -264,7 +271,7 @@ def test_prompts_keep_line_breaks_and_letters_of_every_script():
 def test_the_skeletons_share_and_strength_have_limits(change, sentence):
     recipe = Recipe(**{"sampler": "euler", "steps": 4, "cfg": 1.0, "shift": 5.0, **change})
     with pytest.raises(BadRequest, match=sentence):
-        check_request(Request(Path("i"), Path("m"), "pose", recipe))
+        check_settings(Settings(recipe))
 
 
 @pytest.fixture
@@ -304,4 +311,4 @@ def test_a_default_video_that_is_not_there_stops_the_start(environment, tmp_path
 
 
 def test_the_longest_window_is_the_longest_clip():
-    assert job(context_frames=LIMITS.max_frames).recipe.window_frames == LIMITS.max_frames
+    assert settings_of(context_frames=LIMITS.max_frames).recipe.window_frames == LIMITS.max_frames

@@ -12,7 +12,7 @@ from engine.jobs.job import Given
 from engine.jobs.parse import parse_job
 from engine.jobs.workflow import read_workflow
 from engine.recipes import NEGATIVE_PROMPT, RECIPES
-from tests.support.job_bodies import DANCE, PICTURE, job, refused
+from tests.support.job_bodies import DANCE, PICTURE, job, refused, settings_of
 
 OURS = Path(__file__).resolve().parents[2] / "workflows"
 WEIGHTS = "Weights are those of this endpoint, not what the workflow names: "
@@ -79,9 +79,9 @@ def test_all_thirteen_workflows_in_use_are_read_as_they_were_run(golden):
 def test_every_workflow_in_use_becomes_a_job(golden):
     for given in stored(golden).values():
         made = job(workflow=given, width=416, height=672)
-        assert (made.image.field, made.width, made.recipe.sampler) == (
-            "image_url", 416, "dpm++_sde",
-        )  # fmt: skip
+        said = made.settings
+        assert (said.width, said.recipe.sampler) == (416, "dpm++_sde")
+        assert made.image.field == "image_url"
 
 
 @pytest.mark.golden
@@ -177,7 +177,7 @@ def test_placeholders_are_left_to_the_request_and_the_endpoint():
     )  # fmt: skip
     assert draft.recipe.steps == 6
     assert "Left open by the workflow: image of node 106 (LoadImage);" in draft.warnings[0]
-    made = job(workflow=given, width=320, prompt="p")
+    made = settings_of(workflow=given, width=320, prompt="p")
     assert (made.width, made.height, made.prompt, made.fps) == (320, 672, "p", 24.0)
     assert (made.seed, made.recipe.window_frames) == (779298828917358, 80)
 
@@ -212,7 +212,8 @@ def test_without_windows_the_clip_is_denoised_at_once():
 def test_without_a_link_to_sound_the_clip_is_silent():
     given = workflow()
     del given["139"]["inputs"]["audio"]
-    assert (job(workflow=given).audio, job(workflow=given, audio=True).audio) == (False, True)
+    assert settings_of(workflow=given).audio is False
+    assert settings_of(workflow=given, audio=True).audio is True
 
 
 def test_the_two_embeds_may_come_in_either_order():
@@ -221,11 +222,11 @@ def test_the_two_embeds_may_come_in_either_order():
 
 
 def test_fields_beat_the_workflow():
-    made = job(workflow=workflow(), steps=4, context_overlap=16, seed=3, fps=16, frames=81,
-               fit="crop", attention_mode="sageattn")  # fmt: skip
+    made = settings_of(workflow=workflow(), steps=4, context_overlap=16, seed=3, fps=16, frames=81,
+                       fit="crop", attention_mode="sageattn")  # fmt: skip
     assert (made.recipe.steps, made.recipe.overlap_frames, made.recipe.window_frames) == (4, 16, 80)
     assert (made.seed, made.fps, made.frames, made.fit) == (3, 16.0, 81, "crop")
-    assert job(workflow=workflow(), frame_load_cap=0).frames is None
+    assert settings_of(workflow=workflow(), frame_load_cap=0).frames is None
     sdpa = workflow(n22_attention_mode="sdpa")
     assert job(workflow=sdpa).attention == "sdpa"
     assert job(workflow=sdpa, attention_mode="sageattn").attention is None

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from engine.__main__ import main
-from engine.flow import Request
+from engine.flow import Request, Settings
 from engine.media.framing import crop_frames
 from engine.media.mp4 import encode_mp4
 from engine.media.picture import load_image
@@ -138,14 +138,8 @@ def test_generate_dances_as_pose_does(example, standins, tmp_path, capsys):
 def test_the_joints_that_pose_keeps_draw_the_same_bones(example, standins, tmp_path):
     joints = tmp_path / "joints.npz"
     assert pose(standins, example / "driving.mp4", tmp_path / "a.mp4", "--joints", joints) == 0
-    made_of = Request(
-        image=example / "ref.jpg",
-        motion=joints,
-        kind="joints",
-        recipe=RECIPES["official"],
-        height=SIZE[0],
-        width=SIZE[1],
-    )
+    settings = Settings(RECIPES["official"], height=SIZE[0], width=SIZE[1])
+    made_of = Request(example / "ref.jpg", joints, "joints", settings)
     source = load_source(made_of, capture=None)
     found = extractor(standins, tmp_path)
     motion, fps = capture_motion(found, example / "driving.mp4", SIZE, None, 5, 1)
@@ -164,15 +158,8 @@ def test_the_joints_that_pose_keeps_draw_the_same_bones(example, standins, tmp_p
 
 @pytest.mark.golden
 def test_the_production_recipe_captures_in_full_and_draws_at_half_size(example, standins, tmp_path):
-    request = Request(
-        image=example / "ref.jpg",
-        motion=example / "driving.mp4",
-        kind="video",
-        recipe=RECIPES["production"],
-        height=SIZE[0],
-        width=SIZE[1],
-        frames=5,
-    )
+    settings = Settings(RECIPES["production"], height=SIZE[0], width=SIZE[1], frames=5)
+    request = Request(example / "ref.jpg", example / "driving.mp4", "video", settings)
     found = extractor(standins, tmp_path)
     picture = load_image(request.image)
     half = SIZE[0] // 2, SIZE[1] // 2

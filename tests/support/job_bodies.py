@@ -16,6 +16,11 @@ def job(defaults=DANCE, **fields):
     return parse_job({"input": {"image_url": PICTURE, **fields}}, defaults)
 
 
+def settings_of(defaults=DANCE, /, **fields):
+    """The settings of such a job."""
+    return job(defaults, **fields).settings
+
+
 def refusal(given, defaults=DANCE):
     """The sentence, after a look at what must be true of every refusal."""
     with pytest.raises(BadRequest) as raised:

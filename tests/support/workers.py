@@ -38,7 +38,7 @@ class HandMade:
         height, width = SIZE
         encode_mp4([numbered(FRAMES, height, width)], FPS, out)
         laps = {"media": 1.25, "denoise": 20.0, "decode": 10.0}
-        return Clip(out, width, height, FRAMES, FPS, request.seed, laps, ("a note",))
+        return Clip(out, width, height, FRAMES, FPS, request.settings.seed, laps, ("a note",))
 
     @contextmanager
     def attending(self, name):

@@ -19,6 +19,7 @@ from engine.errors import (
     TooLarge,
     UnsupportedGpu,
 )
+from engine.flow import Settings
 from engine.media.video import probe_video
 from engine.worker.joblog import JsonLines
 from engine.worker.scratch import Scratch
@@ -61,7 +62,8 @@ def test_a_job_is_answered_as_clients_read_it(serve, tmp_path):
     }  # fmt: skip
     assert json.loads(json.dumps(reply)) == reply
     request = made.requests[0]
-    assert (request.prompt, request.kind, request.width) == ("she dances", "pose", 96)
+    assert (request.settings.prompt, request.settings.width) == ("she dances", 96)
+    assert request.kind == "pose"
     assert request.image.name == "image_base64.png"
     assert left_in(worker) == []
 
@@ -270,6 +272,8 @@ def test_validate_tells_what_a_job_would_come_to_and_renders_nothing(serve, tmp_
     found = {key: told[key] for key in ("valid", "width", "height", "num_frames", "fps")}
     assert found == {"valid": True, "width": 96, "height": 64, "num_frames": 9, "fps": 16.0}
     assert (told["forwards"], told["memory"], told["estimate_s"]) == (6, None, None)
+    settings = {field.name for field in dataclasses.fields(Settings)} - {"recipe"}
+    assert settings < {*told["settings"]}
     assert told["settings"]["steps"] == 3
     assert told["settings"]["max_seconds"] == 60
     assert left_in(worker) == []

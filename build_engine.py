@@ -6,17 +6,14 @@ python build_engine.py --arch sm120 --preset tiny --programs native,tensorrt --o
 
 import argparse
 import logging
-import signal
-import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NoReturn
 
 from engine.build.make import PROGRAMS, Order, make_package
 from engine.build.native import build_native
+from engine.command_line import Parser, end_on_signals, path, run
 from engine.config import SCAIL_14B, models_dir, state_dir
 from engine.demo.presets import PRESETS
-from engine.errors import BadRequest, EngineError
+from engine.errors import BadRequest
 from engine.models.lora import file_and_strength
 from kernels.arch import ARCHS, Arch
 from kernels.fp8 import LIMITS
@@ -25,17 +22,14 @@ from kernels.fp8 import LIMITS
 def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    try:
-        if args.kernels_only:
-            print(_compile(args))
-            return
-        print(make_package(_order(args), args.out, state_dir()))
-    except EngineError as error:
-        sys.exit(_fail(str(error)))
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except OSError as error:  # what no stage foresaw: a checkpoint that vanished, a full terminal
-        sys.exit(_fail(f"{error.filename or 'The system'}: {error.strerror}."))
+    run(build, args, out_of_memory="Free some and build again: it goes on where it stopped.")
+
+
+def build(args: argparse.Namespace) -> None:
+    """Builds a package, or compiles the kernels alone; prints what was made."""
+    print(
+        _compile(args) if args.kernels_only else make_package(_order(args), args.out, state_dir())
+    )
 
 
 def _compile(args: argparse.Namespace) -> str:
@@ -72,37 +66,23 @@ def _order(args: argparse.Namespace) -> Order:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="build_engine.py", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def _parser() -> Parser:
+    parser = Parser("build_engine.py", __doc__)
     add = parser.add_argument
     add("--arch", required=True, choices=[arch.name for arch in ARCHS])
-    add("--checkpoint", type=Path, metavar="FILE", help="a SCAIL transformer, any layout")
+    add("--checkpoint", type=path, metavar="FILE", help="a SCAIL transformer, any layout")
     add("--preset", choices=[*PRESETS], help="in place of a checkpoint: a demo model")
     add("--kernels-only", action="store_true", help="compile the 14B model's into $SCAIL_STATE")
-    add("--out", type=Path, metavar="DIR", help="the package becomes DIR/ARCH")
+    add("--out", type=path, metavar="DIR", help="the package becomes DIR/ARCH")
     add("--lora", type=file_and_strength, action="append", default=[], metavar="FILE[:STRENGTH]")
     add("--programs", default="native", metavar=",".join(PROGRAMS), help="native if not given")
     add("--weights", choices=["fp8", "mixed"], help="mixed for sm89 if native alone, else fp8")
-    add("--calibration", type=Path, metavar="DIR", help="of generate --stages")
-    add("--prompts", type=Path, metavar="FILE", help="a prompt a line, embedded into the package")
-    add("--models", type=Path, metavar="DIR", help="text encoder for --prompts ($SCAIL_MODELS)")
+    add("--calibration", type=path, metavar="DIR", help="of generate --stages")
+    add("--prompts", type=path, metavar="FILE", help="a prompt a line, embedded into the package")
+    add("--models", type=path, metavar="DIR", help="text encoder for --prompts ($SCAIL_MODELS)")
     return parser
 
 
-def _fail(sentence: str) -> int:
-    print(f"error: {sentence}", file=sys.stderr)
-    return 2
-
-
-def _stop(number: int, _: object) -> NoReturn:
-    """Ends the process through its `finally` blocks."""
-    raise SystemExit(128 + number)
-
-
 if __name__ == "__main__":
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
+    end_on_signals()
     main()

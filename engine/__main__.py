@@ -1,21 +1,21 @@
 """Animate a picture with the motion of a dance video.
 
-python -m engine generate --image PICTURE --pose SKELETON.mp4 --out CLIP.mp4
-python -m engine verify ../shared/golden
+python -m engine generate --image PICTURE --joints DANCE.npz --out CLIP.mp4
+python -m engine COMMAND --help
 """
 
 import argparse
 import dataclasses
 import json
 import logging
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import Any, TypeAlias, get_args
 
 import torch
 
+from engine.command_line import Parser, end_on_signals, path, run
 from engine.config import models_dir, state_dir
 from engine.demo.presets import SHIPPED, Preset, preset_of
 from engine.errors import BadRequest, EngineError
@@ -50,6 +50,8 @@ from engine.stage_dump import StageDump
 from engine.tensorrt.block_runner import PROGRAMS
 from engine.worker.hub import check as check_hub
 
+Add: TypeAlias = Callable[..., Any]  # `add_argument` of a parser or of a group of options
+
 LICENCES = {
     "NLF and SMPL (motion capture)": "non-commercial research use only",
     "TensorRT (optional program)": "its licence restricts offering it as a hosted service",
@@ -60,18 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("engine").setLevel(logging.WARNING if args.quiet else logging.INFO)
-    try:
-        args.run(args)
-    except EngineError as error:
-        sys.exit(_fail(str(error)))
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        sys.exit(_fail(f"Out of memory: {str(error).partition('.')[0]}. Ask for a smaller clip."))
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has enough
-    except OSError as error:  # what no stage foresaw: a vanished folder, a full terminal
-        sys.exit(_fail(f"{error.filename or 'The system'}: {error.strerror}."))
+    run(args.command, args, out_of_memory="Ask for a smaller clip.")
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -259,109 +250,158 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _fail(sentence: str) -> int:
-    print(f"error: {sentence}", file=sys.stderr)
-    return 2
+# --- options
 
 
-class _Parser(argparse.ArgumentParser):
-    """Its errors are one sentence, as all of ours."""
+def _add_generate_options(command: Parser) -> None:
+    group = command.add_argument_group("input")
+    group.add_argument("--image", type=path, required=True, help="the picture of the character")
+    motion = group.add_mutually_exclusive_group(required=True)
+    motion.add_argument("--video", type=path, help="a video of somebody dancing")
+    motion.add_argument("--pose", type=path, help="a rendered skeleton video")
+    motion.add_argument("--joints", type=path, help="an .npz of SMPL joints")
+    _add_dancer_options(group.add_argument)
 
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}. See {self.prog} --help.\n")
+    add = command.add_argument_group("model").add_argument
+    add("--package", type=path, metavar="DIR", help="of build_engine.py, or a folder of such")
+    add("--checkpoint", type=path, metavar="FILE",
+        help="a SCAIL transformer, run exactly; without both: demo weights")  # fmt: skip
+    add("--lora", type=file_and_strength, action="append", default=[], metavar="FILE[:STRENGTH]",
+        help="merged into the checkpoint; may be repeated")  # fmt: skip
+    add("--models", type=path, metavar="DIR", help="VAE, encoders, motion capture ($SCAIL_MODELS)")
+    add("--attention", help="sdpa or xformers; of a package int8fp8 (its default), int8, fp8 too")
+    add("--program", choices=(NATIVE, *PROGRAMS), default=NATIVE,
+        help="of a package; tensorrt and hybrid (with our attention) are experimental")  # fmt: skip
+    add("--precision", choices=PRECISIONS, help="fp32 on a CPU, bf16 on a GPU")
 
-
-def _path(text: str) -> Path:
-    if not text or "\0" in text:
-        raise argparse.ArgumentTypeError("the name of a file or folder is expected")
-    return Path(text)
-
-
-def _stop(number: int, _: object) -> NoReturn:
-    """Ends the process through its `finally` blocks, so that nothing half-written stays."""
-    raise SystemExit(128 + number)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m engine", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(run: Callable[[argparse.Namespace], None], name: str, what: str) -> _Parser:
-        made = commands.add_parser(name, help=what)
-        made.set_defaults(run=run)
-        return made
-
-    _add_generate_options(command(generate, "generate", "make a clip"))
-    _add_pose_options(command(pose, "pose", "motion capture alone"))
-    add = command(verify, "verify", "recompute golden data").add_argument
-    add("folder", type=_path, metavar="DIR")
-    add = command(info, "info", "what this machine has").add_argument
-    add("--package", type=_path, metavar="DIR", help="a package, or a folder of packages")
-    add("--verify", action="store_true", help="hash every file of the packages")
-    add = command(hub_check, "hub-check", "do hub.json and tests.json agree").add_argument
-    add("folder", type=_path, nargs="?", default=Path(), metavar="DIR")
-    for made in commands.choices.values():
-        made.add_argument("--quiet", action="store_true", help="warnings and errors only")
-    return parser
-
-
-def _add_generate_options(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    add("--image", type=_path, required=True, help="the picture of the character")
-    motion = command.add_mutually_exclusive_group(required=True)
-    motion.add_argument("--video", type=_path, help="a video of somebody dancing")
-    motion.add_argument("--pose", type=_path, help="a rendered skeleton video")
-    motion.add_argument("--joints", type=_path, help="an .npz of SMPL joints")
-    add("--out", type=_path, required=True, metavar="CLIP.mp4")
-    add("--package", type=_path, metavar="DIR", help="of build_engine.py, or a folder of such")
-    add(
-        "--checkpoint",
-        type=_path,
-        help="a SCAIL transformer, run exactly; without both: demo weights",
-    )
-    add("--lora", type=file_and_strength, action="append", default=[], metavar="FILE[:STRENGTH]")
-    add("--models", type=_path, metavar="DIR", help="VAE, encoders, motion capture ($SCAIL_MODELS)")
-    add("--prompt")
-    add("--negative-prompt")
+    add = command.add_argument_group("look").add_argument
+    add("--prompt", help="what the clip shows")
+    add("--negative-prompt", help="what it should not show; seen where the cfg is not 1")
     add("--recipe", choices=RECIPES, help="official if not given")
     add("--sampler", help="in place of the recipe's")
     add("--steps", type=int, help="in place of the recipe's")
     add("--cfg", type=float, help="in place of the recipe's")
     add("--shift", type=float, help="in place of the recipe's")
     add("--seed", type=int, help="0 to 2**64 - 1; default: 0")
-    _add_motion_options(command)
+
+    add = command.add_argument_group("size and time").add_argument
+    _add_size_options(add)
+
+    add = command.add_argument_group("output").add_argument
+    add("--out", type=path, required=True, metavar="CLIP.mp4")
     add("--no-audio", dest="audio", action="store_false", help="leave the sound of the motion out")
-    add("--attention", help="sdpa or xformers; of a package int8fp8 (its default), int8, fp8 too")
-    add("--program", choices=(NATIVE, *PROGRAMS), default=NATIVE, help="of a package; tensorrt and "
-        "hybrid (with our attention) are experimental")  # fmt: skip
-    add("--precision", choices=PRECISIONS, help="fp32 on a CPU, bf16 on a GPU")
-    add("--stages", type=_path, metavar="DIR", help="keep skeleton, latents, activations, timings")
+    add("--stages", type=path, metavar="DIR", help="keep skeleton, latents, activations, timings")
 
 
-def _add_pose_options(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
-    add("--video", type=_path, required=True, help="a video of somebody dancing")
-    add("--image", type=_path, help="fit the skeleton to the person in this picture")
-    add("--out", type=_path, required=True, metavar="SKELETON.mp4")
-    add("--joints", type=_path, metavar="JOINTS.npz", help="keep the joints too")
-    add("--models", type=_path, metavar="DIR", help="the networks ($SCAIL_MODELS)")
-    _add_motion_options(command)
+def _add_pose_options(command: Parser) -> None:
+    add = command.add_argument_group("input").add_argument
+    add("--video", type=path, required=True, help="a video of somebody dancing")
+    add("--image", type=path, help="fit the skeleton to the person in this picture")
+    _add_dancer_options(add)
+    add("--models", type=path, metavar="DIR", help="the networks ($SCAIL_MODELS)")
+    _add_size_options(command.add_argument_group("size and time").add_argument)
+    add = command.add_argument_group("output").add_argument
+    add("--out", type=path, required=True, metavar="SKELETON.mp4")
+    add("--joints", type=path, metavar="JOINTS.npz", help="keep the joints too")
 
 
-def _add_motion_options(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
+def _add_dancer_options(add: Add) -> None:
+    add("--persons", type=int, help="how many dancers of a video are followed; default: 1")
+    add("--align", choices=get_args(Align), help="camera and face: the best fit (exact, the "
+        "default), or what the official program finds")  # fmt: skip
+
+
+def _add_size_options(add: Add) -> None:
     add("--width", type=int, help="multiple of 32; default: 896x512, turned as the picture is")
-    add("--height", type=int)
+    add("--height", type=int, help="multiple of 32; given with --width or not at all")
     add("--fps", type=float, help="of the clip; default: that of the motion")
     add("--frames", type=int, help="at most so many")
-    add("--persons", type=int, help="how many dancers of a video are followed; default: 1")
-    add("--align", choices=get_args(Align),
-        help="camera and face: the best fit (exact, the default), or what the official program "
-        "finds")  # fmt: skip
+
+
+def _add_info_options(command: Parser) -> None:
+    add = command.add_argument
+    add("--package", type=path, metavar="DIR", help="a package, or a folder of packages")
+    add("--verify", action="store_true", help="hash every file of the packages")
+
+
+def _add_verify_options(command: Parser) -> None:
+    command.add_argument("folder", type=path, metavar="DIR", help="golden data, at any depth")
+
+
+def _add_hub_options(command: Parser) -> None:
+    command.add_argument("folder", type=path, nargs="?", default=Path(), metavar="DIR",
+                         help="the project's root; this folder if not given")  # fmt: skip
+
+
+# --- commands
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Command:
+    """One command of `python -m engine`."""
+
+    name: str
+    does: str
+    run: Callable[[argparse.Namespace], None]
+    add_options: Callable[[Parser], None]
+
+
+COMMANDS = {
+    "make a clip": (
+        Command("generate", "a picture and a motion become an MP4", generate,
+                _add_generate_options),
+    ),
+    "prepare": (
+        Command("pose", "motion capture alone: a skeleton video, and joints", pose,
+                _add_pose_options),
+    ),
+    "check": (
+        Command("info", "what this machine has, and what would run on it", info,
+                _add_info_options),
+        Command("verify", "recompute golden data of the reference programs", verify,
+                _add_verify_options),
+        Command("hub-check", "do hub.json, tests.json and the image agree", hub_check,
+                _add_hub_options),
+    ),
+}  # fmt: skip
+# Programs of their own, told beside the commands.
+PROGRAMS_BESIDE = {
+    "prepare": ("python build_engine.py", "a checkpoint becomes an engine package"),
+    "serve": ("python handler.py", "the RunPod worker; docs/deploy.md"),
+}
+EXAMPLES = """\
+examples:
+  make demo
+  python -m engine generate --image engine/demo/nano/dancer.png \\
+      --joints engine/demo/nano/dance.npz --out clip.mp4
+  python -m engine generate --image me.jpg --video dance.mp4 --out clip.mp4 \\
+      --package packages --models models --recipe production
+"""
+
+
+def _overview() -> str:
+    """Lists the commands by what a person wants to do, and examples that can be copied."""
+    lines = [str(__doc__).partition("\n")[0]]
+    for purpose in dict.fromkeys([*COMMANDS, *PROGRAMS_BESIDE]):
+        rows = [(command.name, command.does) for command in COMMANDS.get(purpose, ())]
+        rows += [PROGRAMS_BESIDE[purpose]] if purpose in PROGRAMS_BESIDE else []
+        lines += ["", f"{purpose}:", *(f"  {name:<26}{does}" for name, does in rows)]
+    return "\n".join([*lines, "", EXAMPLES])
+
+
+def _parser() -> Parser:
+    parser = Parser("python -m engine", _overview())
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", help="one of those above")
+    for command in (command for group in COMMANDS.values() for command in group):
+        made = commands.add_parser(
+            command.name, description=f"{command.does[0].upper()}{command.does[1:]}."
+        )
+        made.set_defaults(command=command.run)
+        command.add_options(made)
+        made.add_argument("--quiet", action="store_true", help="warnings and errors only")
+    return parser
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
+    end_on_signals()
     main()

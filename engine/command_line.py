@@ -18,11 +18,8 @@ class Parser(argparse.ArgumentParser):
     """Keeps the lines of its description, and says what is wrong with an option in one sentence."""
 
     def __init__(self, prog: str, description: str | None = None) -> None:
-        super().__init__(
-            prog=prog,
-            description=description,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        usual = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog=prog, description=description, formatter_class=usual)
 
     def error(self, message: str) -> NoReturn:
         self.exit(REFUSED, f"error: {message}. See {self.prog} --help.\n")
@@ -35,15 +32,20 @@ def path(text: str) -> Path:
     return Path(text)
 
 
-def run(command: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
-    """Runs a command. What went wrong is one sentence on standard error and exit status 2."""
+def run(
+    command: Callable[[argparse.Namespace], None], args: argparse.Namespace, *, out_of_memory: str
+) -> None:
+    """Runs a command. What went wrong is one sentence on standard error and exit status 2.
+
+    `out_of_memory`: what to do when memory runs out, as a sentence.
+    """
     try:
         command(args)
     except EngineError as error:
         sys.exit(_refusal(str(error)))
     except (torch.OutOfMemoryError, MemoryError) as error:
         reason = str(error).partition(".")[0]
-        sys.exit(_refusal(f"Out of memory: {reason}. Ask for a smaller clip."))
+        sys.exit(_refusal(f"Out of memory: {reason}. {out_of_memory}"))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:

@@ -1,6 +1,7 @@
 """The command line: good input makes a clip, bad input ends in one sentence and exit code 2."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -228,3 +229,28 @@ def test_verify_of_a_folder_without_golden_data_is_an_error(tmp_path, capsys):
             main(["verify", str(folder)])
         assert end.value.code == 2
         assert capsys.readouterr().err.startswith("error: There is no")
+
+
+def help_of(capsys, *arguments):
+    with pytest.raises(SystemExit) as end:
+        main([*arguments, "--help"])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_groups_the_commands_by_purpose_and_shows_the_demo_first(capsys):
+    told = help_of(capsys)
+    purposes = ["make a clip:", "prepare:", "check:", "serve:", "examples:"]
+    assert [line for line in told.splitlines() if line in purposes] == purposes
+    for name in ("generate", "pose", "info", "verify", "hub-check"):
+        assert f"\n  {name} " in told
+    assert told.split("examples:\n")[1].startswith("  make demo\n")
+
+
+def test_help_of_generate_groups_its_options(capsys):
+    told = help_of(capsys, "generate")
+    groups = ["input:", "model:", "look:", "size and time:", "output:"]
+    assert [line for line in told.splitlines() if line in groups] == groups
+    parts = re.split(r"^(?:[a-z ]+):$", told, flags=re.MULTILINE)
+    assert "--joints" in parts[2] and "--checkpoint" in parts[3] and "--recipe" in parts[4]
+    assert "--frames" in parts[5] and "--stages" in parts[6]

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "docs" / "reference"
 TEXT = {".py", ".md", ".sh", ".c", ".toml", ".yml", ".yaml", ""}
 RECORDED = "benchmarks/results/20"  # what machines measured: it tells of the tree of its day
-# A citation is `docs/reference/NAME.md` with the numbers of sections behind it, on one line.
+# A citation is a document of the reference with the numbers of sections behind it, on one line.
 SECTION = r"(?:[A-G]\.\d+|[A-G]\d*|\d+(?:\.\d+)*)"
 JOINED = r"(?:,? and|,| to| sections?)?"
 CITATION = re.compile(rf"docs/reference/(\w+)\.md((?:{JOINED} {SECTION}(?!\w)(?!\.\d))*)")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kernels.arch import ARCHS, Arch
 from kernels.fp8 import LIMITS, TINY, Rows, quantize_rows
+from kernels.signature import Axis, require
 from kernels.spec import Bank, Constant, KernelError, KernelSpec, Tuning
 
 E4M3 = torch.float8_e4m3fn
@@ -35,8 +36,10 @@ def modulate(
     bank: Bank, x: Tensor, shift: Tensor, scale: Tensor, dtype: torch.dtype = E4M3
 ) -> Rows:
     """x [S, D] fp32; shift, scale [D] fp32 -> rows of `dtype`, e4m3 or int8."""
-    spec = modulate_spec(_width("modulate", x), dtype)
-    _check(spec, (x.shape[1],), shift=shift, scale=scale)
+    require("modulate", "x", x, (Axis("S"), Axis("D")), torch.float32)
+    spec = modulate_spec(x.shape[1], dtype)
+    require(spec.name, "shift", shift, x.shape[1:], torch.float32)
+    require(spec.name, "scale", scale, x.shape[1:], torch.float32)
     rows = _empty_rows(x, dtype)
     bank.launch(spec, (len(x),), x, shift, scale, rows.q, rows.s)
     return rows
@@ -44,22 +47,11 @@ def modulate(
 
 def quantize(bank: Bank, x: Tensor, dtype: torch.dtype = E4M3) -> Rows:
     """x [M, D] bf16 -> rows of `dtype`. The definition is `kernels.fp8.quantize_rows`."""
-    spec = quantize_spec(_width("quantize", x), dtype)
+    require("quantize", "x", x, (Axis("M"), Axis("D")), torch.bfloat16)
+    spec = quantize_spec(x.shape[1], dtype)
     rows = _empty_rows(x, dtype)
     bank.launch(spec, (len(x),), x, rows.q, rows.s)
     return rows
-
-
-def _width(name: str, x: Tensor) -> int:
-    if x.ndim != 2 or not x.numel():
-        raise KernelError(f"{name} wants rows [S, D], got {list(x.shape)}")
-    return x.shape[1]
-
-
-def _check(spec: KernelSpec, shape: tuple[int, ...], **tensors: Tensor) -> None:
-    for name, tensor in tensors.items():
-        if tensor.shape != shape:
-            raise KernelError(f"{spec.name} wants {name} {list(shape)}, got {list(tensor.shape)}")
 
 
 def _empty_rows(x: Tensor, dtype: torch.dtype) -> Rows:

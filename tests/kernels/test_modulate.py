@@ -131,15 +131,15 @@ def test_one_huge_value_takes_the_whole_range(dtype):
 X, V = torch.zeros(4, 256), torch.zeros(256)
 B = X.bfloat16()
 MISTAKES = {
-    "x of bf16": (lambda: modulate(BANK, B, V, V), r"argument 0 .*bfloat16"),
-    "x of one axis": (lambda: modulate(BANK, V, V, V), r"wants rows \[S, D\], got \[256\]"),
-    "no tokens": (lambda: modulate(BANK, X[:0], V, V), r"got \[0, 256\]"),
+    "x of bf16": (lambda: modulate(BANK, B, V, V), "x: expected .*, found torch.bfloat16"),
+    "x of one axis": (lambda: modulate(BANK, V, V, V), r"x: .* \[S, D\], found .* \[256\]"),
+    "no tokens": (lambda: modulate(BANK, X[:0], V, V), r"x: .* found .* \[0, 256\]"),
     "x with gaps": (lambda: modulate(BANK, X[:, ::2], V[:128], V[:128]), r"strides .* gaps"),
-    "a short shift": (lambda: modulate(BANK, X, V[:8], V), r"wants shift \[256\], got \[8\]"),
-    "scales per token": (lambda: modulate(BANK, X, V, X), r"wants scale \[256\], got \[4, 256\]"),
+    "a short shift": (lambda: modulate(BANK, X, V[:8], V), r"shift: .* \[256\], found .* \[8\]"),
+    "scales per token": (lambda: modulate(BANK, X, V, X), r"scale: .*, found .* \[4, 256\]"),
     "codes of fp16": (lambda: modulate(BANK, X, V, V, torch.half), r"rows of .* not torch.float16"),
-    "a scale of bf16": (lambda: modulate(BANK, X, V, B[0]), r"argument 2 .*bfloat16"),
-    "rows of fp32": (lambda: quantize(BANK, X), r"argument 0 .*float32"),
+    "a scale of bf16": (lambda: modulate(BANK, X, V, B[0]), "scale: .*, found torch.bfloat16"),
+    "rows of fp32": (lambda: quantize(BANK, X), "x: expected .*, found torch.float32"),
 }
 
 

@@ -199,6 +199,10 @@ def test_a_record_is_read_as_it_was_written(spec):
     assert cubin_from_record(record, made.data) == made
 
 
+def with_loop(record, **changes):
+    return record | {"loop": record["loop"] | changes}
+
+
 DAMAGE = {
     "no object": (lambda record: [record], "is \\[.*, not an object"),
     "no name": (lambda record: record | {"name": None}, "not an object with a name"),
@@ -207,11 +211,13 @@ DAMAGE = {
     "text for a number": (lambda record: record | {"warps": "4"}, "mistakes warps"),
     "truth for a number": (lambda record: record | {"warps": True}, "mistakes warps"),
     "another hash": (lambda record: record | {"sha256": "0" * 64}, "has sha256 .*, not 000"),
+    "text for the size of the code": (lambda record: record | {"data": "CODE"}, "mistakes data"),
+    "a loop less": (lambda r: {k: v for k, v in r.items() if k != "loop"}, "mistakes loop"),
     "a loop that is none": (lambda record: record | {"loop": 3}, "main loop of kernel .* is 3"),
-    "a loop without counts": (
-        lambda r: r | {"loop": {"instructions": 3, "mma": {"IMMA": None}, "others": {}}},
-        "counts that are no integers",
-    ),
+    "a loop without counts": (lambda r: with_loop(r, mma={"IMMA": None}), "not counts"),
+    "a loop with half an instruction": (lambda r: with_loop(r, instructions=0.5), "not counts"),
+    "a loop of lists": (lambda r: with_loop(r, others=["LDS"]), "not counts"),
+    "a loop with more": (lambda r: with_loop(r, turns=3), "not counts"),
 }  # fmt: skip
 
 

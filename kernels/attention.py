@@ -42,6 +42,7 @@ from torch import Tensor
 from kernels.arch import SM89, SM90, SM120, Arch
 from kernels.fp8 import LIMITS, to_8bit
 from kernels.layout import HEAD, K_BLOCK, KEY_GROUP, Q_BLOCK, V_LIMIT_FP16, Qkv8, padded_keys
+from kernels.signature import Axis, require
 from kernels.spec import Bank, KernelError, KernelSpec, Loop, Tuning
 
 CODES = {torch.float8_e4m3fn: "fp8e4nv", torch.int8: "i8"}
@@ -129,23 +130,14 @@ def variants(form: str, arch: Arch) -> list[KernelSpec]:
 
 
 def _check(spec: KernelSpec, qkv: Qkv8) -> None:
-    heads, keys = len(qkv.q), padded_keys(qkv.tokens)
+    heads, tokens, keys = len(qkv.q), qkv.tokens, padded_keys(qkv.tokens)
     qk, v, _ = formats(spec)
-    wanted = {
-        "q": (qk, (heads, qkv.tokens, HEAD)),
-        "qs": (torch.float32, (heads, -(-qkv.tokens // Q_BLOCK))),
-        "k": (qk, (heads, keys, HEAD)),
-        "ks": (torch.float32, (heads, keys // K_BLOCK)),
-        "vt": (v, (heads, HEAD, keys)),
-        "vs": (torch.float32, (heads, HEAD)),
-    }
-    if qkv.tokens < 1 or heads < 1:
-        raise KernelError(f"{spec.name} wants tokens and heads, got {qkv.tokens} and {heads}")
-    for name, (dtype, shape) in wanted.items():
-        value: Tensor = getattr(qkv, name)
-        if value.dtype != dtype or value.shape != shape:
-            found = f"{value.dtype} {list(value.shape)}"
-            raise KernelError(f"{spec.name} wants {name} as {dtype} {list(shape)}, got {found}")
+    require(spec.name, "q", qkv.q, (Axis("N"), tokens, HEAD), qk)
+    require(spec.name, "qs", qkv.qs, (heads, -(-tokens // Q_BLOCK)), torch.float32)
+    require(spec.name, "k", qkv.k, (heads, keys, HEAD), qk)
+    require(spec.name, "ks", qkv.ks, (heads, keys // K_BLOCK), torch.float32)
+    require(spec.name, "vt", qkv.vt, (heads, HEAD, keys), v)
+    require(spec.name, "vs", qkv.vs, (heads, HEAD), torch.float32)
 
 
 def _spec(

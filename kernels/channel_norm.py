@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.arch import ARCHS
+from kernels.signature import Axis, require
 from kernels.spec import Bank, KernelError, KernelSpec, Tuning
 
 SHORTEST = 1e-12  # a length below it counts as it
@@ -69,20 +70,15 @@ def channel_norm(
     history: Tensor,
 ) -> None:
     """As the reference, for bf16 and fp16. Raises `KernelError` for other types or wrong shapes."""
-    if x.ndim != 4 or not x.numel():
-        raise KernelError(f"channel_norm wants x [n, h, w, C], got {list(x.shape)}")
+    require("channel_norm", "x", x, (Axis("n"), Axis("h"), Axis("w"), Axis("C")))
     frames, height, width, channels = x.shape
-    wanted = {
-        "branch": (branch, [frames, height, width, channels]),
-        "bias": (bias, [channels]),
-        "gamma": (gamma, [channels]),
-        "window": (window, [PAST + frames, height, width, channels]),
-        "history": (history, [PAST, height, width, channels]),
-    }
-    for name, (tensor, shape) in wanted.items():
-        if tensor is not None and list(tensor.shape) != shape:
-            raise KernelError(f"channel_norm wants {name} {shape}, got {list(tensor.shape)}")
     spec = channel_norm_spec(channels, x.dtype, has_branch=branch is not None)
+    if branch is not None:
+        require(spec.name, "branch", branch, x.shape, x.dtype)
+    require(spec.name, "bias", bias, (channels,), torch.float32)
+    require(spec.name, "gamma", gamma, (channels,), torch.float32)
+    require(spec.name, "window", window, (PAST + frames, *x.shape[1:]), x.dtype)
+    require(spec.name, "history", history, (PAST, *x.shape[1:]), x.dtype)
     positions = height * width
     grid = -(-positions // bank.tuning(spec).blocks["ROWS"]), frames
     inputs = (x,) if branch is None else (x, branch)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from kernels.arch import SM89, SM90, SM120
 from kernels.layout import HEAD, LOGIT_SCALE
+from kernels.signature import Axis, require
 from kernels.spec import Bank, KernelError, KernelSpec, Loop, Tuning
 
 KEY_TILE = 64  # cached keys are a multiple of it, and it of every tile in use
@@ -44,11 +45,10 @@ def cross_keys(k: Tensor, v: Tensor, q_weight: Tensor, repeats: int = 1) -> Cros
 
     The last row stands for `repeats` equal rows.
     """
-    if k.ndim != 2 or k.shape != v.shape or not len(k) or k.shape[1] % HEAD or repeats < 1:
-        raise KernelError(
-            f"keys and values are [L, D] with L > 0 and D a multiple of {HEAD}, and a row stands "
-            f"for at least itself; got {list(k.shape)}, {list(v.shape)} and {repeats} rows"
-        )
+    require("cross_keys", "k", k, (Axis("L"), Axis("D", HEAD)))
+    require("cross_keys", "v", v, k.shape)
+    if repeats < 1:
+        raise KernelError(f"cross_keys, repeats: expected 1 or more, found {repeats}")
     padding = -len(k) % KEY_TILE
     bias = k.new_zeros(len(k), dtype=torch.float32)
     bias[-1] = math.log2(repeats)
@@ -83,14 +83,9 @@ def cross_attention(
     """q [S, D] bf16 before its RMSNorm, rms_inv [S] fp32: 1 / sqrt(mean(q^2) + eps). Returns
     [S, D] bf16. Raises `KernelError` for other shapes and types.
     """
-    if q.dtype != torch.bfloat16 or q.ndim != 2 or not len(q) or not q.shape[1]:
-        raise KernelError(f"{CROSS_ATTENTION.name} wants q [S, D] bf16, got {q.dtype} {[*q.shape]}")
+    require(CROSS_ATTENTION.name, "q", q, (Axis("S"), Axis("D", HEAD)), torch.bfloat16)
     tokens, width = q.shape
-    if rms_inv.shape != (tokens,) or width % HEAD:
-        raise KernelError(
-            f"{CROSS_ATTENTION.name} wants heads of {HEAD} and a number of rms_inv for each row "
-            f"of q, got q {[*q.shape]} and rms_inv {[*rms_inv.shape]}"
-        )
+    require(CROSS_ATTENTION.name, "rms_inv", rms_inv, (tokens,), torch.float32)
     for name, keys in (("text", text), ("vision", vision)):
         _check(name, keys, width)
     out = torch.empty_like(q)
@@ -102,13 +97,10 @@ def cross_attention(
 
 
 def _check(name: str, keys: CrossKeys, width: int) -> None:
-    count = len(keys.k)
-    right = keys.k.shape == keys.v.shape == (count, width) and keys.bias.shape == (count,)
-    if not right or not count or count % KEY_TILE:
-        raise KernelError(
-            f"{CROSS_ATTENTION.name} wants keys of {name} as `cross_keys` makes them for rows of "
-            f"{width}, got {[*keys.k.shape]}, {[*keys.v.shape]} and {[*keys.bias.shape]}"
-        )
+    shape = Axis("P", KEY_TILE), width
+    require(CROSS_ATTENTION.name, f"k of {name}", keys.k, shape, torch.bfloat16)
+    require(CROSS_ATTENTION.name, f"v of {name}", keys.v, keys.k.shape, torch.bfloat16)
+    require(CROSS_ATTENTION.name, f"bias of {name}", keys.bias, (len(keys.k),), torch.float32)
 
 
 def _tuning(keys: int, toolkit: str) -> Tuning:

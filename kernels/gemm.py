@@ -31,6 +31,7 @@ from torch import Tensor
 
 from kernels.arch import SM89, SM90, SM120, Arch
 from kernels.fp8 import INT8_MAX, Rows
+from kernels.signature import Axis, require
 from kernels.spec import Bank, Constant, KernelError, KernelSpec, Loop, Tuning
 
 MAX_INT8_DEPTH = 2**31 // int(INT8_MAX) ** 2  # K up to which no sum leaves INT32
@@ -89,10 +90,10 @@ def gemm_residual(
 ) -> None:
     """Adds gate * (a @ b^T + bias) to x [M, N] fp32; bias and gate are [N] fp32."""
     grid = _grid(bank, form.residual, form.dtype, a, b)
-    _check(form.residual, "bias", bias, (len(b.q),))
-    _check(form.residual, "gate", gate, (len(b.q),))
-    _check(form.residual, "x", x, (len(a.q), len(b.q)))
-    shape = len(a.q), *b.q.shape  # M, N, K
+    name, shape = form.residual.name, (len(a.q), *b.q.shape)  # M, N, K
+    require(name, "bias", bias, shape[1:2], torch.float32)
+    require(name, "gate", gate, shape[1:2], torch.float32)
+    require(name, "x", x, shape[:2], torch.float32)
     bank.launch(form.residual, grid, a.q, a.s, b.q, b.s, bias, gate, x, *shape)
 
 
@@ -100,7 +101,7 @@ def _gemm_to_bf16(
     bank: Bank, spec: KernelSpec, dtype: torch.dtype, a: Rows, b: Rows, bias: Tensor
 ) -> Tensor:
     grid = _grid(bank, spec, dtype, a, b)
-    _check(spec, "bias", bias, (len(b.q),))
+    require(spec.name, "bias", bias, (len(b.q),), torch.float32)
     out = a.s.new_empty(len(a.q), len(b.q), dtype=torch.bfloat16)
     bank.launch(spec, grid, a.q, a.s, b.q, b.s, bias, out, len(a.q), *b.q.shape)
     return out
@@ -109,26 +110,15 @@ def _gemm_to_bf16(
 def _grid(bank: Bank, spec: KernelSpec, dtype: torch.dtype, a: Rows, b: Rows) -> tuple[int]:
     """One program a tile; raises `KernelError` for operands that the tiles cannot cover."""
     blocks = bank.tuning(spec).blocks
-    for name, rows in (("A", a), ("B", b)):
-        if rows.q.dtype != dtype or rows.q.ndim != 2 or not len(rows.q):
-            found = f"{rows.q.dtype} {list(rows.q.shape)}"
-            raise KernelError(f"{spec.name} wants {name} as rows of {dtype}, got {found}")
-        _check(spec, f"the scales of {name}", rows.s, (len(rows.q),))
-    (m, depth), (n, k) = a.q.shape, b.q.shape
-    if depth != k or k == 0 or k % blocks["BLOCK_K"] or n % blocks["BLOCK_N"]:
-        raise KernelError(
-            f"{spec.name} wants A [M, K] and B [N, K] with K a multiple of {blocks['BLOCK_K']} "
-            f"and N of {blocks['BLOCK_N']}, got {list(a.q.shape)} and {list(b.q.shape)}"
-        )
+    require(spec.name, "A", a.q, (Axis("M"), Axis("K", blocks["BLOCK_K"])), dtype)
+    m, k = a.q.shape
+    require(spec.name, "B", b.q, (Axis("N", blocks["BLOCK_N"]), k), dtype)
+    n = len(b.q)
+    require(spec.name, "the scales of A", a.s, (m,), torch.float32)
+    require(spec.name, "the scales of B", b.s, (n,), torch.float32)
     if dtype == torch.int8 and k > MAX_INT8_DEPTH:
         raise KernelError(f"{spec.name} sums at most {MAX_INT8_DEPTH} products, not {k}")
     return (-(-m // blocks["BLOCK_M"]) * (n // blocks["BLOCK_N"]),)
-
-
-def _check(spec: KernelSpec, name: str, value: Tensor, shape: tuple[int, ...]) -> None:
-    if value.dtype != torch.float32 or value.shape != shape:
-        found = f"{value.dtype} {list(value.shape)}"
-        raise KernelError(f"{spec.name} wants {name} as fp32 {list(shape)}, got {found}")
 
 
 def _form(

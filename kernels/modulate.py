@@ -3,15 +3,12 @@
     y = layernorm(x) * (1 + scale) + shift
     q = round(y / s),  s = max|y| / limit                         one scale a token
 
-`residual_modulate` first adds what a branch computed, x += gate * branch, and writes x back: the
-residual stream is read and written once between two branches. A branch without a gate has a gate
-of ones. A LayerNorm with weights is the same formula: scale = weight - 1, shift = bias. `quantize`
-is the second line alone, for rows that come out of a product.
+A LayerNorm with weights is the same formula: scale = weight - 1, shift = bias. `quantize` is the
+second line alone, for rows that come out of a product.
 
-Shapes    x [S, D] fp32;  branch [S, D] bf16;  gate, shift, scale [D] fp32
-          -> q [S, D] e4m3 or int8, s [S] fp32
+Shapes    x [S, D] fp32;  shift, scale [D] fp32  ->  q [S, D] e4m3 or int8, s [S] fp32
 Numerics  everything in fp32, the variance of the centred row; one program owns one token
-Traffic   bytes a token: 5 D to modulate, 11 D with a branch, 3 D to quantise
+Traffic   bytes a token: 5 D to modulate, 3 D to quantise
 """
 
 from functools import cache
@@ -22,6 +19,7 @@ from torch import Tensor
 
 from kernels.arch import ARCHS, Arch
 from kernels.fp8 import LIMITS, TINY, Rows, quantize_rows
+from kernels.signature import Axis, require
 from kernels.spec import Bank, Constant, KernelError, KernelSpec, Tuning
 
 E4M3 = torch.float8_e4m3fn
@@ -34,61 +32,26 @@ def modulate_reference(x: Tensor, shift: Tensor, scale: Tensor, dtype: torch.dty
     return quantize_rows(y, dtype)
 
 
-def residual_modulate_reference(
-    x: Tensor, branch: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, dtype: torch.dtype = E4M3
-) -> Rows:
-    """Changes x, as the kernel does."""
-    x += gate * branch.float()
-    return modulate_reference(x, shift, scale, dtype)
-
-
 def modulate(
     bank: Bank, x: Tensor, shift: Tensor, scale: Tensor, dtype: torch.dtype = E4M3
 ) -> Rows:
     """x [S, D] fp32; shift, scale [D] fp32 -> rows of `dtype`, e4m3 or int8."""
-    spec = modulate_spec(_width("modulate", x), dtype)
-    _check(spec, (x.shape[1],), shift=shift, scale=scale)
+    require("modulate", "x", x, (Axis("S"), Axis("D")), torch.float32)
+    spec = modulate_spec(x.shape[1], dtype)
+    require(spec.name, "shift", shift, x.shape[1:], torch.float32)
+    require(spec.name, "scale", scale, x.shape[1:], torch.float32)
     rows = _empty_rows(x, dtype)
     bank.launch(spec, (len(x),), x, shift, scale, rows.q, rows.s)
     return rows
 
 
-def residual_modulate(
-    bank: Bank,
-    x: Tensor,
-    branch: Tensor,
-    gate: Tensor,
-    shift: Tensor,
-    scale: Tensor,
-    dtype: torch.dtype = E4M3,
-) -> Rows:
-    """Adds gate * branch to x in place; the rest as `modulate`. branch [S, D] bf16."""
-    spec = residual_modulate_spec(_width("residual_modulate", x), dtype)
-    _check(spec, (x.shape[1],), gate=gate, shift=shift, scale=scale)
-    _check(spec, tuple(x.shape), branch=branch)
-    rows = _empty_rows(x, dtype)
-    bank.launch(spec, (len(x),), x, branch, gate, shift, scale, rows.q, rows.s)
-    return rows
-
-
 def quantize(bank: Bank, x: Tensor, dtype: torch.dtype = E4M3) -> Rows:
     """x [M, D] bf16 -> rows of `dtype`. The definition is `kernels.fp8.quantize_rows`."""
-    spec = quantize_spec(_width("quantize", x), dtype)
+    require("quantize", "x", x, (Axis("M"), Axis("D")), torch.bfloat16)
+    spec = quantize_spec(x.shape[1], dtype)
     rows = _empty_rows(x, dtype)
     bank.launch(spec, (len(x),), x, rows.q, rows.s)
     return rows
-
-
-def _width(name: str, x: Tensor) -> int:
-    if x.ndim != 2 or not x.numel():
-        raise KernelError(f"{name} wants rows [S, D], got {list(x.shape)}")
-    return x.shape[1]
-
-
-def _check(spec: KernelSpec, shape: tuple[int, ...], **tensors: Tensor) -> None:
-    for name, tensor in tensors.items():
-        if tensor.shape != shape:
-            raise KernelError(f"{spec.name} wants {name} {list(shape)}, got {list(tensor.shape)}")
 
 
 def _empty_rows(x: Tensor, dtype: torch.dtype) -> Rows:
@@ -99,11 +62,6 @@ def _empty_rows(x: Tensor, dtype: torch.dtype) -> Rows:
 def modulate_spec(dim: int, dtype: torch.dtype) -> KernelSpec:
     """`modulate` for tokens of `dim` values."""
     return _spec("modulate", "*fp32 *fp32 *fp32", dim, dtype, EPS=EPS)
-
-
-@cache
-def residual_modulate_spec(dim: int, dtype: torch.dtype) -> KernelSpec:
-    return _spec("residual_modulate", "*fp32 *bf16 *fp32 *fp32 *fp32", dim, dtype, EPS=EPS)
 
 
 @cache
@@ -132,5 +90,4 @@ def _tuning(arch: Arch, dim: int) -> Tuning:
 
 # What the 14B model needs: tokens of 5120 values, 13824 inside the feed forward.
 MODULATE = {dtype: modulate_spec(5120, dtype) for dtype in LIMITS}
-RESIDUAL_MODULATE = {dtype: residual_modulate_spec(5120, dtype) for dtype in LIMITS}
 QUANTIZE = {(dim, dtype): quantize_spec(dim, dtype) for dim in (5120, 13824) for dtype in LIMITS}

@@ -41,7 +41,6 @@ from kernels.spec import Bank, KernelError, KernelSpec
 
 Dtype: TypeAlias = torch.dtype  # of 8-bit rows, int8 or e4m3: that of the weight they meet next
 Modulate: TypeAlias = Callable[[Tensor, Tensor, Tensor, Dtype], Rows]
-ResidualModulate: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Dtype], Rows]
 Heads = TypeVar("Heads")  # q, k and v of all heads as one attention wants them
 CrossAttend: TypeAlias = Callable[[Tensor, Tensor, CrossKeys, CrossKeys], Tensor]
 Plain: TypeAlias = tuple[Tensor, Tensor, Tensor]  # q, k, v [S, N, K] bf16
@@ -57,8 +56,6 @@ class Ops(Generic[Heads]):
 
     # x [S, D], shift [D], scale [D] -> rows of layernorm(x) * (1 + scale) + shift
     modulate: Modulate
-    # x [S, D], branch [S, D], gate, shift, scale [D]: x += gate * branch in place, then `modulate`
-    residual_modulate: ResidualModulate
     # [S, any width] -> its rows
     quantize: Callable[[Tensor, Dtype], Rows]
     # [S, D] -> 1 / rms of each row [S] fp32
@@ -94,7 +91,6 @@ def native_ops(
     qk, v, v_limit = self_attention.formats(attention)
     return Ops(
         modulate=partial(norm.modulate, bank),
-        residual_modulate=partial(norm.residual_modulate, bank),
         quantize=partial(norm.quantize, bank),
         rms_inverse=lambda x: rms_inverse(bank, x, x.shape[1], 1)[0],
         rope=partial(rope, bank, dtype=qk, v_limit=v_limit, v_dtype=v),
@@ -128,7 +124,6 @@ def reference_ops(attention: KernelSpec = ATTENTION["i8_fp8_f32"]) -> Ops[Qkv8]:
     qk, v, v_limit = self_attention.formats(attention)
     return Ops(
         modulate=norm.modulate_reference,
-        residual_modulate=norm.residual_modulate_reference,
         quantize=quantize_rows,
         rms_inverse=lambda x: rms_inverse_reference(x, x.shape[1], 1)[0],
         rope=partial(rope_reference, dtype=qk, v_limit=v_limit, v_dtype=v),

@@ -37,6 +37,7 @@ from kernels.layout import (
     padded_keys,
     quantize_qkv,
 )
+from kernels.signature import Axis, require
 from kernels.spec import Bank, Constant, KernelError, KernelSpec, Tuning
 
 EPS = 1e-6  # of every RMSNorm
@@ -94,10 +95,12 @@ def rms_inverse(bank: Bank, x: Tensor, dim: int, count: int) -> Tensor:
 
     Cross attention wants it of its q alone: dim = D, count = 1.
     """
-    if x.ndim != 2 or not x.numel() or x.shape[1] % dim or not 1 <= count <= x.shape[1] // dim:
-        raise KernelError(f"rms_inverse wants {count} slices of {dim} a row, got {list(x.shape)}")
+    require("rms_inverse", "x", x, (Axis("S"), Axis("columns", dim)), torch.bfloat16)
+    parts = x.shape[1] // dim
+    if not 1 <= count <= parts:
+        raise KernelError(f"rms_inverse, count: expected 1 to {parts} slices, found {count}")
     inverse = x.new_empty(count, len(x), dtype=torch.float32)
-    bank.launch(rms_inverse_spec(dim, x.shape[1] // dim), (len(x), count), x, inverse)
+    bank.launch(rms_inverse_spec(dim, parts), (len(x), count), x, inverse)
     return inverse
 
 
@@ -170,17 +173,13 @@ def _block(bank: Bank, spec: KernelSpec, name: str) -> int:
 
 
 def _check(qkv: Tensor, norm_q: Tensor, norm_k: Tensor, cos: Tensor, sin: Tensor) -> int:
-    """D. The bank checks the dtypes."""
-    if qkv.ndim != 2 or not qkv.numel() or qkv.shape[1] % (3 * HEAD):
-        raise KernelError(f"rope wants qkv [S, 3 N * {HEAD}], got {list(qkv.shape)}")
+    """Returns D."""
+    require("rope", "qkv", qkv, (Axis("S"), Axis("3 D", 3 * HEAD)), torch.bfloat16)
     tokens, dim = len(qkv), qkv.shape[1] // 3
-    wanted = {
-        "norm_q": (norm_q, [dim]), "norm_k": (norm_k, [dim]),
-        "cos": (cos, [tokens, HEAD // 2]), "sin": (sin, [tokens, HEAD // 2]),
-    }  # fmt: skip
-    for name, (tensor, shape) in wanted.items():
-        if list(tensor.shape) != shape:
-            raise KernelError(f"rope wants {name} {shape}, got {list(tensor.shape)}")
+    require("rope", "norm_q", norm_q, (dim,), torch.float32)
+    require("rope", "norm_k", norm_k, (dim,), torch.float32)
+    require("rope", "cos", cos, (tokens, HEAD // 2), torch.float32)
+    require("rope", "sin", sin, (tokens, HEAD // 2), torch.float32)
     return dim
 
 

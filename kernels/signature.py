@@ -1,15 +1,20 @@
-"""What a kernel takes: the run-time arguments of a signature, and whether given values fit them.
+"""The run-time arguments that a kernel's signature asks for, and checks of the values given.
 
 A compiled kernel trusts its arguments: a wrong type or an unaligned pointer is a wrong result or a
-dead GPU. So every launch is checked here, in the driver's bank and in the interpreter's alike.
+dead GPU. So every launch is checked here, in the driver's bank and in the interpreter's alike. What
+a signature does not say, the shapes, a launcher asks for with `require`.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
 from kernels.spec import Argument, KernelError, KernelSpec
+
+if TYPE_CHECKING:  # the build compiles kernels on machines without torch
+    import torch
 
 ALIGNMENT = 16  # bytes; compiled code loads 16 bytes at once from every pointer
 POINTER_BYTES = 8
@@ -34,11 +39,11 @@ class Parameter:
     """One run-time argument of a kernel."""
 
     type: str  # Triton's: "*fp32", "i32"
-    is_multiple_of_16: bool  # always of a pointer's address
+    is_multiple_of_16: bool  # true of every pointer's address
 
     @property
     def element(self) -> str | None:
-        """What a pointer points to; None for a number."""
+        """Triton's name of what a pointer points to; None for a number."""
         return self.type[1:] if self.type.startswith("*") else None
 
     @property
@@ -46,6 +51,41 @@ class Parameter:
         if self.element is not None:
             return POINTER_BYTES
         return _INTEGERS[self.type][0] if self.type in _INTEGERS else 4
+
+
+class Axis(NamedTuple):
+    """An axis whose size the caller chooses: a multiple of `of` that is not 0."""
+
+    name: str
+    of: int = 1
+
+
+def require(
+    kernel: str,
+    argument: str,
+    tensor: "torch.Tensor",
+    shape: Sequence[int | Axis],
+    dtype: "torch.dtype | None" = None,
+) -> None:
+    """Raises `KernelError` for a tensor of another shape, or of another dtype if one is given.
+
+    `kernel` and `argument` are their names in the error.
+    """
+    is_right = len(shape) == tensor.ndim and all(
+        found > 0 and found % axis.of == 0 if isinstance(axis, Axis) else found == axis
+        for axis, found in zip(shape, tensor.shape)
+    )
+    if is_right and dtype in (None, tensor.dtype):
+        return
+    names = [axis.name if isinstance(axis, Axis) else str(axis) for axis in shape]
+    multiples = [
+        f", {axis.name} a multiple of {axis.of}"
+        for axis in shape
+        if isinstance(axis, Axis) and axis.of > 1
+    ]
+    expected = f"{dtype or 'a tensor'} [{', '.join(names)}]{''.join(multiples)}"
+    found = f"{tensor.dtype} {list(tensor.shape)}"
+    raise KernelError(f"{kernel}, {argument}: expected {expected}, found {found}")
 
 
 def parameters(spec: KernelSpec) -> tuple[Parameter, ...]:
@@ -75,7 +115,7 @@ def _parameters(name: str, signature: str, multiples: tuple[int, ...]) -> tuple[
 def check_launch(
     spec: KernelSpec, device: str, grid: Sequence[int], arguments: Sequence[Argument]
 ) -> None:
-    """Raises `KernelError` that names the kernel and the argument, if one does not fit.
+    """Raises `KernelError` that names the kernel and the argument that does not fit.
 
     `device` is where every tensor must be, as torch writes it: "cuda:0" or "cpu".
     """

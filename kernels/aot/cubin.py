@@ -7,7 +7,7 @@ read here; what a build demands of them before is in `kernels.aot.proofs`.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 
 from kernels.arch import Arch
 from kernels.spec import KernelSpec
@@ -22,7 +22,7 @@ class BadCubin(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """The instructions of one turn of a loop, as one warp issues them."""
+    """The instructions of one iteration of a loop, as one warp issues them."""
 
     instructions: int
     mma: Mapping[str, int]  # matrix instructions by their whole names: {"IMMA.16832.S8.S8.SAT": 32}
@@ -34,10 +34,10 @@ class Mix:
 
 @dataclass(frozen=True, slots=True)
 class Cubin:
-    name: str  # of the spec
+    name: str  # that of the spec
     arch: str
     spec: str  # digest of the spec and its tuning: the launcher's must be the same
-    sha256: str  # of the machine code
+    sha256: str  # hash of the machine code
     entry: str
     warps: int
     shared_bytes: int
@@ -49,7 +49,7 @@ class Cubin:
     data: bytes = field(repr=False)
 
     def record(self) -> Mapping[str, object]:
-        """All but the machine code, for JSON."""
+        """Returns all but the machine code, for JSON."""
         return asdict(replace(self, data=b"")) | {"data": len(self.data)}
 
 
@@ -68,28 +68,23 @@ def cubin_from_record(record: object, data: bytes) -> Cubin:
     """Reads what `Cubin.record` wrote. Raises `BadCubin` if it is not that, or the code is not."""
     if not isinstance(record, dict) or not isinstance(record.get("name"), str):
         raise BadCubin(f"a kernel's record is {str(record)[:80]}, not an object with a name")
-    name = record["name"]
-    types = {
-        "name": str, "arch": str, "spec": str, "sha256": str, "entry": str, "warps": int,
-        "shared_bytes": int, "scratch_bytes": int, "registers": int, "text_bytes": int,
-        "toolkit": str,
-    }  # fmt: skip
-    wrong = {key for key, kind in types.items() if type(record.get(key)) is not kind}
-    wrong |= {*types, "loop", "data"} ^ set(record)
+    name, loop = record["name"], record.get("loop")
+    kinds = {part.name: part.type for part in fields(Cubin)} | {"loop": type(loop), "data": int}
+    wrong = kinds.items() ^ {key: type(value) for key, value in record.items()}.items()
     if wrong:
-        raise BadCubin(f"the record of kernel {name} lacks or mistakes {', '.join(sorted(wrong))}")
+        keys = ", ".join(sorted({key for key, _ in wrong}))
+        raise BadCubin(f"the record of kernel {name} lacks or mistakes {keys}")
     found = hashlib.sha256(data).hexdigest()
     if found != record["sha256"]:
         raise BadCubin(f"the code of kernel {name} has sha256 {found}, not {record['sha256']}")
-    return Cubin(**{key: record[key] for key in types}, loop=_mix(name, record["loop"]), data=data)
+    return Cubin(**record | {"loop": _mix(name, loop), "data": data})
 
 
 def _mix(name: str, loop: object) -> Mix | None:
-    if loop is None:
-        return None
-    if not isinstance(loop, dict) or set(loop) != {"instructions", "mma", "others"}:
-        raise BadCubin(f"the main loop of kernel {name} is {str(loop)[:80]}")
-    counts = [*loop["mma"].values(), *loop["others"].values(), loop["instructions"]]
-    if not all(type(count) is int for count in counts):
-        raise BadCubin(f"the main loop of kernel {name} has counts that are no integers")
-    return Mix(loop["instructions"], loop["mma"], loop["others"])
+    match loop:
+        case None:
+            return None
+        case {"instructions": count, "mma": dict(mma), "others": dict(others), **more} if not more:
+            if all(type(number) is int for number in (count, *mma.values(), *others.values())):
+                return Mix(count, mma, others)
+    raise BadCubin(f"the main loop of kernel {name} is {str(loop)[:80]}, not counts")

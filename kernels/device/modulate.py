@@ -7,16 +7,6 @@ from kernels.device.fp8 import store_row
 
 
 @triton.jit
-def modulated(x, d, live, shift_ptr, scale_ptr, D: tl.constexpr, EPS: tl.constexpr):
-    """LayerNorm and AdaLN of one row. x [BLOCK], 0 where not `live`; so is the result."""
-    shift = tl.load(shift_ptr + d, mask=live, other=0.0)
-    scale = tl.load(scale_ptr + d, mask=live, other=0.0)
-    centred = tl.where(live, x - tl.sum(x) / D, 0.0)
-    rstd = tl.rsqrt(tl.sum(centred * centred) / D + EPS)
-    return centred * rstd * (1 + scale) + shift
-
-
-@triton.jit
 def modulate_kernel(
     x_ptr, shift_ptr, scale_ptr, q_ptr, s_ptr,
     D: tl.constexpr, EPS: tl.constexpr, LIMIT: tl.constexpr, TINY: tl.constexpr,
@@ -26,26 +16,11 @@ def modulate_kernel(
     d = tl.arange(0, BLOCK_D)
     live = d < D
     x = tl.load(x_ptr + token * D + d, mask=live, other=0.0)
-    y = modulated(x, d, live, shift_ptr, scale_ptr, D, EPS)
-    store_row(y, live, token, q_ptr, s_ptr, D, LIMIT, TINY, VECTOR=4)
-
-
-@triton.jit
-def residual_modulate_kernel(
-    x_ptr, branch_ptr, gate_ptr, shift_ptr, scale_ptr, q_ptr, s_ptr,
-    D: tl.constexpr, EPS: tl.constexpr, LIMIT: tl.constexpr, TINY: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    token = tl.program_id(0).to(tl.int64)
-    d = tl.arange(0, BLOCK_D)
-    live = d < D
-    x_ptrs = x_ptr + token * D + d
-    branch_ptrs = tl.max_contiguous(branch_ptr + token * D + d, [4])  # as many as of x in 16 bytes
-    branch = tl.load(branch_ptrs, mask=live, other=0.0).to(tl.float32)
-    gate = tl.load(gate_ptr + d, mask=live, other=0.0)
-    x = tl.load(x_ptrs, mask=live, other=0.0) + gate * branch
-    tl.store(x_ptrs, x, mask=live)
-    y = modulated(x, d, live, shift_ptr, scale_ptr, D, EPS)
+    shift = tl.load(shift_ptr + d, mask=live, other=0.0)
+    scale = tl.load(scale_ptr + d, mask=live, other=0.0)
+    centred = tl.where(live, x - tl.sum(x) / D, 0.0)
+    rstd = tl.rsqrt(tl.sum(centred * centred) / D + EPS)
+    y = centred * rstd * (1 + scale) + shift  # lanes that are not live stay 0
     store_row(y, live, token, q_ptr, s_ptr, D, LIMIT, TINY, VECTOR=4)
 
 

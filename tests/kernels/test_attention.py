@@ -211,22 +211,27 @@ def test_sums_in_fp16_cannot_overflow(spec, arch):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"),
+    ("field", "value", "expected"),
     [
-        ("q", torch.zeros(1, 77, HEAD).to(torch.float8_e4m3fn)),
-        ("q", torch.zeros(1, 77, 64, dtype=torch.int8)),
-        ("qs", torch.zeros(1, 2)),
-        ("k", torch.zeros(1, 77, HEAD, dtype=torch.int8)),  # without padding
-        ("ks", torch.zeros(1, 1)),
-        ("vt", torch.zeros(1, HEAD, 128, dtype=torch.int8)),
-        ("vs", torch.zeros(1, HEAD, dtype=torch.float16)),
-        ("tokens", 0),
-        ("tokens", 200),
+        ("q", torch.zeros(1, 77, HEAD).to(torch.float8_e4m3fn), "q: expected torch.int8"),
+        ("q", torch.zeros(1, 77, 64, dtype=torch.int8), r"q: expected torch.int8 \[N, 77, 128\]"),
+        ("q", torch.zeros(0, 77, HEAD, dtype=torch.int8), r"q: expected .*, found .* \[0, 77,"),
+        ("qs", torch.zeros(1, 2), r"qs: expected torch.float32 \[1, 1\]"),
+        (
+            "k",
+            torch.zeros(1, 77, HEAD, dtype=torch.int8),
+            r"k: expected .* \[1, 128, 128\]",
+        ),
+        ("ks", torch.zeros(1, 1), r"ks: expected torch.float32 \[1, 2\]"),
+        ("vt", torch.zeros(1, HEAD, 128, dtype=torch.int8), "vt: expected torch.float8_e4m3fn"),
+        ("vs", torch.zeros(1, HEAD, dtype=torch.float16), "vs: expected torch.float32"),
+        ("tokens", 0, r"q: expected torch.int8 \[N, 0, 128\]"),
+        ("tokens", 200, r"q: expected torch.int8 \[N, 200, 128\]"),
     ],
 )
-def test_operands_of_another_layout_are_refused(field, value):
+def test_operands_of_another_layout_are_refused(field, value, expected):
     qkv = replace(quantize_qkv(*inputs(77)), **{field: value})
-    with pytest.raises(KernelError, match=r"attention\.i8_mx wants"):
+    with pytest.raises(KernelError, match=rf"attention\.i8_mx, {expected}"):
         attention(InterpretedBank(SM120), ATTENTION["i8_mx"], qkv)
 
 

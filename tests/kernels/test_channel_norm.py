@@ -172,20 +172,26 @@ GOOD = {
 }
 MISTAKES = {
     "x of fp32": ({"x": GOOD["x"].float()}, "made for .*bfloat16 and .*float16, not torch.float32"),
-    "x of three axes": ({"x": GOOD["x"][0]}, r"wants x \[n, h, w, C\], got \[3, 5, 8\]"),
-    "no frames": ({"x": GOOD["x"][:0]}, r"got \[0, 3, 5, 8\]"),
+    "x of three axes": (
+        {"x": GOOD["x"][0]},
+        r", x: expected .* \[n, h, w, C\], found .* \[3, 5, 8\]",
+    ),
+    "no frames": ({"x": GOOD["x"][:0]}, r"found .* \[0, 3, 5, 8\]"),
     "x with gaps": ({"x": GOOD["x"].mT.contiguous().mT}, r"strides .* has gaps"),
-    "a branch of one frame": ({"branch": GOOD["x"][:1]}, r"branch \[2, 3, 5, 8\]"),
-    "a branch of fp16": ({"branch": GOOD["x"].half()}, r"argument 1 .*float16"),
-    "a long bias": ({"bias": torch.zeros(16)}, r"wants bias \[8\], got \[16\]"),
-    "a bias of bf16": ({"bias": GOOD["x"][0, 0, 0]}, r"argument 1 .*bfloat16"),
-    "gamma as stored": ({"gamma": torch.ones(8, 1, 1, 1)}, r"wants gamma \[8\]"),
+    "a branch of one frame": ({"branch": GOOD["x"][:1]}, r"branch: expected .* \[2, 3, 5, 8\]"),
+    "a branch of fp16": ({"branch": GOOD["x"].half()}, r"branch: expected .*, found torch.float16"),
+    "a long bias": ({"bias": torch.zeros(16)}, r"bias: expected .* \[8\], found .* \[16\]"),
+    "a bias of bf16": ({"bias": GOOD["x"][0, 0, 0]}, r"bias: expected .*, found torch.bfloat16"),
+    "gamma as stored": ({"gamma": torch.ones(8, 1, 1, 1)}, r"gamma: expected .* \[8\]"),
     "a short window": (
         {"window": GOOD["window"][:3]},
-        r"window \[4, 3, 5, 8\], got \[3,",
+        r"window: expected .* \[4, 3, 5, 8\], found .* \[3,",
     ),
-    "a window of fp16": ({"window": GOOD["window"].half()}, r"argument 3 .*float16"),
-    "a long history": ({"history": GOOD["window"]}, r"history \[2, 3, 5, 8\]"),
+    "a window of fp16": (
+        {"window": GOOD["window"].half()},
+        "window: expected .*, found torch.float16",
+    ),
+    "a long history": ({"history": GOOD["window"]}, r"history: expected .* \[2, 3, 5, 8\]"),
 }
 
 

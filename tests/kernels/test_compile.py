@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from kernels.aot.compile import compile_kernels
 from kernels.aot.elf import read_elf
 from kernels.arch import ARCHS, SM89, SM90, SM120
-from kernels.capsules import CAPSULES
+from kernels.modulate import MODULATE
 from kernels.spec import BuildError
-from tests.kernels.test_cubin import FILL, MULTIPLY, fault
+from tests.kernels.test_cubin import COMBINE, FILL, MULTIPLY, fault
 from tests.support.compiled import STATE, compiled
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,11 +40,11 @@ def test_two_builds_are_equal_byte_for_byte(state, arch, monkeypatch):
     monkeypatch.setenv("DISABLE_PTXAS_OPT", "1")
     monkeypatch.setenv("PTXAS_OPTIONS", "--opt-level 1")
     monkeypatch.setenv("TMPDIR", str(state))
-    first = compiled((CAPSULES, arch), (FILL, arch))
-    second = compile_kernels([(FILL, arch), (CAPSULES, arch)], state, processes=1)
+    first = compiled((COMBINE, arch), (FILL, arch))
+    second = compile_kernels([(FILL, arch), (COMBINE, arch)], state, processes=1)
     assert [made.data for made in first] == [made.data for made in reversed(second)]
     assert first == second[::-1]
-    assert all(trace not in first[0].data for trace in (b"capsules.py", b"/tmp", b".ptx"))
+    assert all(trace not in first[0].data for trace in (b"rope.py", b"/tmp", b".ptx"))
 
 
 def test_results_come_in_the_order_asked_for_and_are_kept(state):
@@ -129,7 +130,8 @@ def test_kernels_are_compiled_without_torch(state):
 
 
 def test_a_products_sum_may_be_rounded_twice_if_a_spec_asks_for_it(state):
-    once, twice = (replace(CAPSULES, fuse_multiply_add=fused) for fused in (True, False))
+    spec = MODULATE[torch.int8]
+    once, twice = (replace(spec, fuse_multiply_add=fused) for fused in (True, False))
     codes = [made.text_bytes for made in compiled((once, SM89), (twice, SM89))]
     assert codes[0] < codes[1]
 

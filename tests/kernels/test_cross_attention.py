@@ -129,29 +129,36 @@ def test_padding_of_a_tile_has_no_weight_and_a_merged_row_many():
 
 
 @pytest.mark.parametrize(
-    ("k_shape", "v_shape", "repeats"),
+    ("k_shape", "v_shape", "repeats", "message"),
     [
-        ((0, WIDTH), (0, WIDTH), 1),
-        ((4, WIDTH), (5, WIDTH), 1),
-        ((4, 100), (4, 100), 1),
-        ((4, WIDTH), (4, WIDTH), 0),
+        ((0, WIDTH), (0, WIDTH), 1, r"k: expected .* \[L, D\], .* found torch.float32 \[0, 256\]"),
+        ((4, WIDTH), (5, WIDTH), 1, r"v: expected .* \[4, 256\], found torch.float32 \[5, 256\]"),
+        ((4, 100), (4, 100), 1, r"k: expected .* D a multiple of 128, found .* \[4, 100\]"),
+        ((4, WIDTH), (4, WIDTH), 0, "repeats: expected 1 or more, found 0"),
     ],
 )
-def test_keys_that_cannot_be_cached_are_refused(k_shape, v_shape, repeats):
-    with pytest.raises(KernelError, match="keys and values are"):
+def test_keys_that_cannot_be_cached_are_refused(k_shape, v_shape, repeats, message):
+    with pytest.raises(KernelError, match=f"cross_keys, {message}"):
         cross_keys(torch.zeros(k_shape), torch.zeros(v_shape), torch.ones(k_shape[1]), repeats)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"q": torch.zeros(5, WIDTH)}, "wants q"),
-        ({"q": torch.zeros(0, WIDTH).bfloat16()}, "wants q"),
-        ({"q": torch.zeros(5, 100).bfloat16()}, "heads of 128"),
-        ({"rms_inv": torch.zeros(4)}, "heads of 128"),
-        ({"rms_inv": torch.zeros(5, dtype=torch.float64)}, "argument 1"),
-        ({"text": replace(context(3), bias=torch.zeros(3))}, "keys of text"),
-        ({"vision": replace(context(3), k=torch.zeros(60, WIDTH).bfloat16())}, "keys of vision"),
+        ({"q": torch.zeros(5, WIDTH)}, "q: expected torch.bfloat16"),
+        ({"q": torch.zeros(0, WIDTH).bfloat16()}, r"q: expected .*, found .* \[0, 256\]"),
+        ({"q": torch.zeros(5, 100).bfloat16()}, "q: expected .* D a multiple of 128"),
+        ({"rms_inv": torch.zeros(4)}, r"rms_inv: expected torch.float32 \[5\]"),
+        ({"rms_inv": torch.zeros(5).double()}, "rms_inv: expected .*, found torch.float64"),
+        ({"text": replace(context(3), bias=torch.zeros(3))}, r"bias of text: expected .* \[64\]"),
+        (
+            {"text": replace(context(3), v=torch.zeros(128, WIDTH).bfloat16())},
+            r"v of text: expected torch.bfloat16 \[64, 256\]",
+        ),
+        (
+            {"vision": replace(context(3), k=torch.zeros(60, WIDTH).bfloat16())},
+            r"k of vision: expected torch.bfloat16 \[P, 256\], P a multiple of 64",
+        ),
     ],
 )
 def test_operands_of_another_layout_are_refused(change, message):

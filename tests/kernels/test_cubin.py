@@ -4,13 +4,14 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from kernels.aot.cubin import BadCubin, Mix, cubin_from_record, spec_digest
 from kernels.aot.elf import read_elf
 from kernels.aot.proofs import ProofError, prove
 from kernels.aot.sass import main_loop
 from kernels.arch import ARCHS, SM89, SM90, SM120
-from kernels.capsules import CAPSULES
+from kernels.rope import rope_specs
 from kernels.spec import BuildError, KernelSpec, Loop, Tuning
 from tests.support.compiled import compiled
 
@@ -28,6 +29,7 @@ def fault(function, signature, loop=None, registers=None, multiples=(), **consta
     )
 
 
+COMBINE = rope_specs(5120, torch.int8).combine
 INT8 = Loop({SM89: ("IMMA.16832",), SM90: ("IGMMA.64x64x32",), SM120: ("IMMA.16832",)})
 FILL = fault("fill", "*fp32 fp32 i32", BLOCK=256)
 SHAPE = {"BLOCK": 64, "STEP": 64}
@@ -40,18 +42,18 @@ BY_NAME = {"ids": lambda arch: arch.name}
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_together():
     """In one go, which is faster than one by one."""
-    compiled(*((spec, arch) for spec in (CAPSULES, FILL, MULTIPLY) for arch in ARCHS))
+    compiled(*((spec, arch) for spec in (COMBINE, FILL, MULTIPLY) for arch in ARCHS))
 
 
 @pytest.mark.parametrize("arch", ARCHS, **BY_NAME)
-def test_the_rasteriser_is_compiled_as_it_was_asked_for(arch):
-    (made,) = compiled((CAPSULES, arch))
+def test_a_kernel_is_compiled_as_it_was_asked_for(arch):
+    (made,) = compiled((COMBINE, arch))
     elf = read_elf(made.data)
-    assert (made.name, made.arch, made.entry) == ("capsules", arch.name, "capsules_kernel")
-    assert made.toolkit == elf.toolkit == CAPSULES.tuning[arch].toolkit
+    assert (made.name, made.arch, made.entry) == (COMBINE.name, arch.name, "combine_kernel")
+    assert made.toolkit == elf.toolkit == COMBINE.tuning[arch].toolkit
     assert elf.capability == {SM89: 89, SM90: 90, SM120: 120}[arch]
     assert elf.target == (arch.target if arch == SM120 else None)
-    assert elf.parameter_bytes == (8,) * 3 + (4,) * 11 + (8,) * 2
+    assert elf.parameter_bytes == (8,) * 4 + (4,) * 3 + (8,) * 2
     assert (elf.threads, elf.frame_bytes, made.scratch_bytes) == (256, 0, 0)
     assert made.shared_bytes <= 4096
     assert made.registers <= 128  # two blocks of 256 threads on a multiprocessor
@@ -197,6 +199,10 @@ def test_a_record_is_read_as_it_was_written(spec):
     assert cubin_from_record(record, made.data) == made
 
 
+def with_loop(record, **changes):
+    return record | {"loop": record["loop"] | changes}
+
+
 DAMAGE = {
     "no object": (lambda record: [record], "is \\[.*, not an object"),
     "no name": (lambda record: record | {"name": None}, "not an object with a name"),
@@ -205,11 +211,13 @@ DAMAGE = {
     "text for a number": (lambda record: record | {"warps": "4"}, "mistakes warps"),
     "truth for a number": (lambda record: record | {"warps": True}, "mistakes warps"),
     "another hash": (lambda record: record | {"sha256": "0" * 64}, "has sha256 .*, not 000"),
+    "text for the size of the code": (lambda record: record | {"data": "CODE"}, "mistakes data"),
+    "a loop less": (lambda r: {k: v for k, v in r.items() if k != "loop"}, "mistakes loop"),
     "a loop that is none": (lambda record: record | {"loop": 3}, "main loop of kernel .* is 3"),
-    "a loop without counts": (
-        lambda r: r | {"loop": {"instructions": 3, "mma": {"IMMA": None}, "others": {}}},
-        "counts that are no integers",
-    ),
+    "a loop without counts": (lambda r: with_loop(r, mma={"IMMA": None}), "not counts"),
+    "a loop with half an instruction": (lambda r: with_loop(r, instructions=0.5), "not counts"),
+    "a loop of lists": (lambda r: with_loop(r, others=["LDS"]), "not counts"),
+    "a loop with more": (lambda r: with_loop(r, turns=3), "not counts"),
 }  # fmt: skip
 
 

@@ -238,17 +238,32 @@ def test_the_other_tiles_compile_and_pass_their_proofs():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"a": Rows(torch.zeros(4, K), torch.ones(4))}, "wants A as rows of torch.int8"),
-        ({"a": Rows(torch.zeros(0, K, dtype=torch.int8), torch.ones(0))}, "wants A as rows"),
-        ({"a": Rows(torch.zeros(4, 128, dtype=torch.int8), torch.ones(4))}, "K a multiple of 64"),
-        ({"a": Rows(torch.zeros(4, K, dtype=torch.int8), torch.ones(5))}, "the scales of A"),
-        ({"b": Rows(torch.zeros(N, K).to(torch.float8_e4m3fn), torch.ones(N))}, "wants B as rows"),
-        ({"b": Rows(torch.zeros(300, K, dtype=torch.int8), torch.ones(300))}, "and N of 256"),
-        ({"b": Rows(torch.zeros(N, K, dtype=torch.int8), torch.ones(N).half())}, "scales of B"),
-        ({"bias": torch.zeros(N, dtype=torch.bfloat16)}, "wants bias as fp32"),
-        ({"bias": torch.zeros(N + 1)}, "wants bias as fp32"),
-        ({"gate": torch.zeros(1)}, "wants gate as fp32"),
-        ({"x": torch.zeros(5, N)}, "wants x as fp32"),
+        ({"a": Rows(torch.zeros(4, K), torch.ones(4))}, r"A: expected torch.int8 \[M, K\]"),
+        ({"a": Rows(torch.zeros(0, K, dtype=torch.int8), torch.ones(0))}, r"A: .* found .* \[0,"),
+        (
+            {"a": Rows(torch.zeros(4, 128, dtype=torch.int8), torch.ones(4))},
+            r"B: expected .* \[N, 128\], N a multiple of 256, found .* \[512, 256\]",
+        ),
+        (
+            {"a": Rows(torch.zeros(4, K, dtype=torch.int8), torch.ones(5))},
+            r"the scales of A: expected .* \[4\]",
+        ),
+        (
+            {"b": Rows(torch.zeros(N, K).to(torch.float8_e4m3fn), torch.ones(N))},
+            "B: expected torch.int8",
+        ),
+        (
+            {"b": Rows(torch.zeros(300, K, dtype=torch.int8), torch.ones(300))},
+            "B: expected .* N a multiple of 256",
+        ),
+        (
+            {"b": Rows(torch.zeros(N, K, dtype=torch.int8), torch.ones(N).half())},
+            "the scales of B: expected",
+        ),
+        ({"bias": torch.zeros(N, dtype=torch.bfloat16)}, "bias: expected torch.float32"),
+        ({"bias": torch.zeros(N + 1)}, r"bias: expected .* \[512\]"),
+        ({"gate": torch.zeros(1)}, r"gate: expected torch.float32 \[512\]"),
+        ({"x": torch.zeros(5, N)}, r"x: expected torch.float32 \[4, 512\]"),
         ({"x": torch.zeros(N, 4).T}, "has gaps"),
     ],
 )

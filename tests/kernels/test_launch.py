@@ -1,20 +1,15 @@
 """The launcher's calls, byte for byte, as they reach a driver that runs nothing."""
 
-import ctypes
-import os
 import struct
-import subprocess
 from dataclasses import replace
-from pathlib import Path
-from shutil import which
 
 import pytest
 
 from kernels.aot.cubin import Cubin, spec_digest
 from kernels.arch import SM89, SM90
 from kernels.launch import DriverError, KernelBank
-from kernels.signature import check_launch, parameters
 from kernels.spec import KernelError, KernelSpec, Tuning
+from tests.support.fake_driver import FakeDriver, build_driver
 
 STREAM = 0x57
 INVALID_IMAGE = 209  # CUDA_ERROR_NO_BINARY_FOR_GPU
@@ -61,39 +56,14 @@ C = OnGpu(0x7F00BEEF0020, "float32")
 GOOD = (A, 48, B, 1.5, -3, C)
 
 
-class Fake:
-    def __init__(self, path):
-        self.path = str(path)
-        self.library = ctypes.CDLL(self.path)
-        self.library.fake_log.restype = ctypes.c_char_p
-
-    def fail(self, name, code=INVALID_IMAGE):
-        self.library.fake_fail(name.encode(), code)
-
-    def parameters(self, *sizes):
-        self.library.fake_parameters((ctypes.c_int * len(sizes))(*sizes), len(sizes))
-
-    def log(self):
-        return self.library.fake_log().decode().splitlines()
-
-
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    if not which("gcc"):
-        if os.environ.get("CI") == "true":
-            pytest.fail("gcc is not installed")
-        pytest.skip("gcc is not installed")
-    path = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
-    source = Path(__file__).parents[1] / "support" / "fake_driver.c"
-    subprocess.run(["gcc", "-Wall", "-Werror", "-shared", "-fPIC", "-o", path, source], check=True)
-    return path
+    return build_driver(tmp_path_factory.mktemp("driver"))
 
 
 @pytest.fixture
 def fake(library):
-    fake = Fake(library)
-    fake.library.fake_reset()
-    return fake
+    return FakeDriver(library)
 
 
 def bank(fake, *cubins, **options):
@@ -167,7 +137,7 @@ def test_shared_memory_beyond_48_kib_is_asked_for(fake, shared, asked):
 
 @pytest.mark.parametrize("name", ["cuModuleLoadData", "cuModuleGetFunction", "cuFuncSetAttribute"])
 def test_a_kernel_that_the_driver_refuses_is_named_and_everything_is_given_back(fake, name):
-    fake.fail(name)
+    fake.fail(name, INVALID_IMAGE)
     refused = f"{name} for mix.second failed: CUDA_ERROR_NO_BINARY_FOR_GPU"
     second = replace(SPEC, name="mix.second")
     with pytest.raises(DriverError, match=refused) as caught:
@@ -180,10 +150,10 @@ def test_a_kernel_that_the_driver_refuses_is_named_and_everything_is_given_back(
 
 def test_after_a_refused_kernel_the_others_can_still_be_launched(fake):
     kernels = bank(fake)
-    fake.fail("cuModuleLoadData")
+    fake.fail("cuModuleLoadData", INVALID_IMAGE)
     with pytest.raises(DriverError, match=r"mix.second"):
         kernels.load(cubin(replace(SPEC, name="mix.second")))
-    fake.fail("")
+    fake.fail("", 0)
     kernels.launch(SPEC, (1,), *GOOD)
     assert len(launches(fake)) == 1
 
@@ -305,22 +275,12 @@ def test_cubins_that_a_bank_cannot_hold_are_refused(fake):
         assert fake.log()[-1] == "release 70"
 
 
-@pytest.mark.parametrize(
-    ("signature", "multiples", "message"),
-    [
-        ("*fp32 i31", (), "i31 in its signature is none of"),
-        ("*fp8e5 i32", (), r"\*fp8e5 in its signature"),
-        ("*fp32 i32", (0,), "argument 0 cannot be a multiple of 16"),
-        ("*fp32 i32", (2,), "argument 2 cannot be a multiple of 16"),
-    ],
-)
-def test_a_wrong_signature_is_refused(signature, multiples, message):
-    with pytest.raises(KernelError, match=message):
-        parameters(replace(SPEC, signature=signature, multiples_of_16=multiples))
-
-
-def test_a_launch_without_arguments_is_checked_too():
-    check_launch(replace(SPEC, signature="", multiples_of_16=()), "cuda:0", (1,), ())
-
-
-# --- imports
+def test_a_kernel_without_arguments_is_launched_with_its_hidden_pointers_alone(fake):
+    fake.parameters(8, 8)
+    spec = replace(SPEC, signature="", multiples_of_16=())
+    kernels = bank(fake, cubin(spec))
+    kernels.launch(spec, (1,))
+    with pytest.raises(KernelError, match="takes 0 arguments, got 1"):
+        kernels.launch(spec, (1,), 1)
+    (line,) = launches(fake)
+    assert values(line) == [bytes(8), bytes(8)]

@@ -1,23 +1,24 @@
 """The CUDA driver of `fake_driver.c`, compiled and told what to do."""
 
 import ctypes
-import os
 import subprocess
 from pathlib import Path
 from shutil import which
 
 import pytest
 
+COMPILERS = ("cc", "gcc", "clang")  # the first that is installed is used
+
 
 def build_driver(folder: Path) -> Path:
-    """A library that is libcuda and libnvidia-ml at once."""
-    if not which("gcc"):
-        if os.environ.get("CI") == "true":
-            pytest.fail("gcc is not installed")
-        pytest.skip("gcc is not installed")
+    """Returns a library that is libcuda and libnvidia-ml at once; skips without a C compiler."""
+    compiler = next((found for name in COMPILERS if (found := which(name))), None)
+    if compiler is None:
+        pytest.skip(f"fake_driver.c needs a C compiler, and none of {', '.join(COMPILERS)} is here")
     path = folder / "libcuda.so.1"
     source = Path(__file__).with_name("fake_driver.c")
-    subprocess.run(["gcc", "-Wall", "-Werror", "-shared", "-fPIC", "-o", path, source], check=True)
+    command = [compiler, "-Wall", "-Werror", "-shared", "-fPIC", "-o", path, source]
+    subprocess.run(command, check=True)
     return path
 
 
@@ -31,16 +32,20 @@ class FakeDriver:
         self.library.fake_reset()
 
     def fail(self, name, code):
-        """From now on this function does."""
+        """Makes this function fail from now on; no function if the name is empty."""
         self.library.fake_fail(name.encode(), code)
 
     def refuse(self, code):
-        """Machine code that begins so is of no GPU that this driver knows."""
+        """Refuses machine code that begins with these bytes, as made for another GPU."""
         self.library.fake_refuse(code)
 
     def gpu(self, name, capability, version=(12, 7), count=1):
         major, minor = version
         self.library.fake_gpu(name.encode(), *capability, 1000 * major + 10 * minor, count)
+
+    def parameters(self, *sizes):
+        """Gives the widths in bytes of the next kernel's arguments, whose values it then logs."""
+        self.library.fake_parameters((ctypes.c_int * len(sizes))(*sizes), len(sizes))
 
     def log(self):
         return self.library.fake_log().decode().splitlines()

@@ -1,11 +1,10 @@
 """One block of the transformer as the list of fused operations that a GPU runs.
 
 The definition is `engine.models.dit.Block` (docs/reference/denoiser.md 3.5). Here its linears are
-8-bit
-rows, the residual stream stays FP32 and what lies between two products is BF16 (4.5). A norm is
-part of the quantisation of the rows it makes, a bias, GELU, gate and residual of the product they
-follow, and RMSNorm of RoPE or of the keys. What depends on text and picture alone is made once a
-clip: `context_keys`.
+8-bit rows, the residual stream stays FP32, and tensors between two products are BF16 (4.5). A norm
+is part of the quantisation of the rows it makes; a bias, GELU, gate and residual are part of the
+product they follow, and RMSNorm of RoPE or of the keys. Keys that depend on text and picture alone
+are made once a clip: `context_keys`.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,9 +36,9 @@ LINEARS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class BlockFormat:
-    """Formats of a block's weights; the rows that a weight is multiplied with have the same."""
+    """Formats of a block's weights. Rows have the format of the weight they are multiplied with."""
 
-    down: torch.dtype  # of the second product of the feed forward, whose rows have outliers
+    down: torch.dtype  # the second product of the feed forward, whose rows have outliers
     others: torch.dtype
 
 
@@ -50,7 +49,7 @@ MIXED = BlockFormat(down=torch.float8_e4m3fn, others=torch.int8)  # docs/referen
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A linear, or several with one input, their outputs side by side."""
+    """A linear, or several of one input with their outputs side by side."""
 
     rows: Rows  # [out, in]
     bias: Tensor  # [out] fp32
@@ -62,7 +61,7 @@ class Weight:
 
 @dataclass(frozen=True, slots=True)
 class ContextWeights:
-    """What `context_keys` needs of a block, once a clip."""
+    """The weights of a block that `context_keys` needs, once a clip."""
 
     cross_norm_q: Tensor  # [D]
     text: Weight  # D -> k | v
@@ -73,7 +72,7 @@ class ContextWeights:
 
 @dataclass(frozen=True, slots=True)
 class BlockWeights:
-    """What every step needs of a block. Norms and tables are fp32."""
+    """The weights of a block that every step needs. Norms and tables are fp32."""
 
     modulation: Tensor  # [6, D], added to that of the time step
     smooth: Tensor  # [2, D]: multiplies what enters qkv and up, whose columns are divided by it
@@ -90,12 +89,12 @@ class BlockWeights:
 
 
 Weights = TypeVar("Weights", BlockWeights, ContextWeights)
-ENDS = ("q", "s", "bias")  # of the names of a `Weight`'s tensors
+ENDS = ("q", "s", "bias")  # the names of a `Weight`'s tensors end so
 
 
 def assemble(kind: type[Weights], read: Callable[[str], Tensor]) -> Weights:
-    """The weights of a block from its tensors, whose names are those of the fields: `qkv.q` and
-    `qkv.s` are the rows of `qkv`, `qkv.bias` its bias.
+    """Makes the weights of a block from its tensors, which are named after the fields: `qkv.q` and
+    `qkv.s` are the rows of `qkv`, `qkv.bias` is its bias.
     """
 
     def part(field: Field) -> Tensor | Weight:
@@ -109,7 +108,7 @@ def assemble(kind: type[Weights], read: Callable[[str], Tensor]) -> Weights:
 
 
 def tensor_names(kind: type[BlockWeights] | type[ContextWeights]) -> list[str]:
-    """What `assemble` reads."""
+    """The names of the tensors that `assemble` reads."""
     names: list[str] = []
     for field in fields(kind):
         is_plain = field.type is Tensor
@@ -119,7 +118,7 @@ def tensor_names(kind: type[BlockWeights] | type[ContextWeights]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class ContextKeys:
-    """What the cross attention of one block looks at, the same at every step of a clip."""
+    """The keys and values of one block's cross attention, the same at every step of a clip."""
 
     text: CrossKeys
     vision: CrossKeys
@@ -128,7 +127,7 @@ class ContextKeys:
 def context_keys(
     ops: Ops, weights: ContextWeights, text: Tensor, vision: Tensor, repeats: int = 1
 ) -> ContextKeys:
-    """text [L, D], vision [257, D], fp32: embedded as in `dit.Context`.
+    """Computes them from text [L, D] and vision [257, D], fp32, embedded as in `dit.Context`.
 
     The last row of text stands for `repeats` equal ones: padding need not be computed 400 times.
     """
@@ -146,7 +145,7 @@ def context_keys(
 
 
 def block_modulation(weights: BlockWeights, modulation: Tensor) -> Tensor:
-    """modulation [6, D] fp32, of the time step -> that of the block, for `run_block`."""
+    """Turns the modulation [6, D] fp32 of a time step into that of a block, for `run_block`."""
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation + weights.modulation
     first, second = weights.smooth
     smoothed = (shift1 * first, (1 + scale1) * first - 1, gate1)
@@ -162,15 +161,15 @@ def run_block(
     rope: Rope,
     kept: int | None = None,
 ) -> Tensor:
-    """x [S, D] fp32, changed in place; modulation [6, D] of `block_modulation`.
+    """Runs a block on x [S, D] fp32, in place, with the modulation [6, D] of `block_modulation`.
 
-    Returns the first `kept` tokens, by default all. The others are looked at by these, and are not
+    Returns the first `kept` tokens, by default all. These look at the others, which are not
     computed themselves: after the last block nobody asks for them.
     """
     w = weights
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation
 
-    # What nobody reads any more is let go of at once: it is most of what a block needs.
+    # Each tensor is dropped once nobody reads it: they are most of the memory that a block needs.
     rows = ops.modulate(x, shift1, scale1, w.qkv.dtype)
     qkv = ops.gemm(rows, w.qkv.rows, w.qkv.bias)  # [S, 3 D]
     del rows

@@ -1,4 +1,4 @@
-"""How the blocks of one evaluation are run: one launch after another, or as one CUDA graph."""
+"""The interface of all that runs the blocks of an evaluation, and what launches them one by one."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,22 +13,22 @@ from kernels.ops import Ops
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What the blocks are given for one evaluation."""
+    """The inputs of the blocks in one evaluation."""
 
     x: Tensor  # [S, D] fp32, used up
     modulation: Tensor  # [6, D] fp32, of the time step
-    context: Sequence[ContextKeys]  # of each block
+    context: Sequence[ContextKeys]  # for each block
     rope: Rope
-    kept: int  # tokens that are asked for, the first ones
+    kept: int  # so many tokens are asked for, the first ones
 
 
-# The kept tokens after the last block, valid until the next call
+# returns the kept tokens after the last block, valid until the next call
 BlockRunner: TypeAlias = Callable[[Pass], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class LaunchedBlocks:
-    """Launches one after another. A `BlockRunner`."""
+    """Launches the kernels of one block after another. A `BlockRunner`."""
 
     ops: Ops
     weights: Sequence[BlockWeights]

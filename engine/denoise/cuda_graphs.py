@@ -1,7 +1,7 @@
 """The blocks as a CUDA graph: hundreds of launches cost the host what one does.
 
 A graph is recorded for each context and number of tokens, at the second evaluation that has them;
-recording needs memory of its own for what lies between the kernels, which all graphs share.
+recording needs memory of its own for tensors between kernels, which all graphs share.
 """
 
 from collections import OrderedDict
@@ -17,20 +17,20 @@ from engine.denoise.block_runner import BlockRunner, Pass
 
 KEPT_GRAPHS = 4  # with and without a skeleton, for the prompt and the negative prompt
 
-# records what a function does and returns what does it again
+# records the launches of a function and returns a function that repeats them
 GraphRecorder: TypeAlias = Callable[[Callable[[], object]], Callable[[], None]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Recorded:
-    """A graph and the memory that it reads and writes: what it was recorded with stays alive."""
+    """A graph with the memory that it reads and writes, which must live as long."""
 
     given: Pass
     replay: Callable[[], None]
 
 
 class GraphedBlocks:
-    """Runs `runner`, recorded where that is possible. A `BlockRunner` itself."""
+    """Runs the blocks as `runner` does, recorded where that is possible. A `BlockRunner` itself."""
 
     def __init__(self, runner: BlockRunner, record: GraphRecorder) -> None:
         self._runner, self._record_graph = runner, record
@@ -41,7 +41,7 @@ class GraphedBlocks:
     def __call__(self, given: Pass) -> Tensor:
         key = id(given.context), len(given.x), given.kept
         known = self._seen.get(key)
-        if known is None:  # a first run leaves nothing to be set up while recording
+        if known is None:  # the first run sets up what may not be set up while recording
             self._remember(key, given.context)
             return self._runner(given)
         if not isinstance(known, _Recorded):
@@ -70,8 +70,8 @@ class GraphedBlocks:
 
 
 class CudaGraphRecorder:
-    """Records CUDA graphs that share one pool of memory: they never run at the same time, and what
-    one leaves there is used before the next one runs.
+    """Records CUDA graphs that share one pool of memory: they never run at the same time, and the
+    result of one is used before the next one runs.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class CudaGraphRecorder:
             # other threads may allocate meanwhile: encoders load, frames are copied
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 run()
-        except torch.AcceleratorError as error:  # that a capture cannot end may hide why
+        except torch.AcceleratorError as error:  # a recording that cannot end hides why
             if isinstance(error.__context__, torch.OutOfMemoryError):
                 raise error.__context__ from None
             raise

@@ -1,4 +1,4 @@
-"""A checkpoint run as it is, in plain PyTorch: slow, and what every package is compared with."""
+"""Runs a checkpoint as it is, in plain PyTorch: slow, and the measure of every package."""
 
 from functools import cached_property, partial
 
@@ -27,7 +27,7 @@ class ExactDenoiser:
 
     @cached_property
     def model(self) -> Scail:
-        """Loaded when first used: by then the text encoder has made room for it."""
+        """The transformer, loaded when first used: then the text encoder has made room for it."""
         return load_transformer(self.checkpoint, self.device, self._dtype, self._attention)
 
     @property

@@ -1,4 +1,4 @@
-"""From a model that knows one text to the velocity of a clip's windows, guided as a recipe says."""
+"""Makes the velocity of a clip's windows, guided as a recipe says, from a model told one text."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
@@ -22,7 +22,7 @@ class Denoiser(Protocol):
 
     @property
     def name(self) -> str:
-        """Of what it was loaded from, for messages."""
+        """Names what it was loaded from, for messages."""
         ...
 
     @property
@@ -30,7 +30,7 @@ class Denoiser(Protocol):
 
     @property
     def home(self) -> Resident:
-        """Whether its blocks stay on the device between clips."""
+        """Decides if its blocks stay on the device between clips."""
         ...
 
     @property
@@ -44,15 +44,15 @@ class Denoiser(Protocol):
 
 
 def texts(conditions: Conditions) -> list[Tensor]:
-    """[L, text_dim] each: the prompt, then the negative one if there is one."""
+    """The prompt of a clip, then its negative one if it has one: [L, text_dim] each."""
     return [text for text in (conditions.text, conditions.negative) if text is not None]
 
 
 def bind(forwards: Sequence[GuidedForward], recipe: Recipe, pose: Tensor) -> WindowVelocity:
-    """`forwards`: the model that is told each of a clip's `texts`; `pose` is the skeleton of the
-    whole clip [16, t, h/2, w/2] on the device of the model.
+    """Joins `forwards`, the model told each of a clip's `texts`, to a guided velocity.
 
-    The skeleton is seen from the first to before the last of the recipe's shares of all steps.
+    `pose` is the skeleton of the whole clip [16, t, h/2, w/2] on the device of the model. It is
+    seen from the recipe's `pose_from` until before `pose_until`, which are shares of all steps.
     """
 
     def showing(forward: GuidedForward) -> WindowVelocity:

@@ -1,9 +1,9 @@
 """The transformer of a package: the velocity of the exact model, from fused 8-bit blocks.
 
-What lies outside the blocks is `dit.Scail` without layers. Its tokens are put in the order video,
+Outside the blocks it is `dit.Scail` without layers. Its tokens are put in the order video,
 reference, skeleton: attention has no order of its own, and the tokens that are needed after the
-last block come first. Modulations of all steps are computed when a clip begins, and so is all that
-depends on text and picture alone, whose weights are read for it and not kept.
+last block come first. Modulations of all steps are computed when a clip begins, and so are the keys
+of text and picture, whose weights are read for them and not kept.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,11 +45,11 @@ class PackagedDenoiser:
         self,
         weights: PackageWeights,
         ops: Ops,
-        graphed: Callable[[BlockRunner], GraphedBlocks] | None = None,
-        make_steps: Callable[[Ops, Sequence[BlockWeights]], BlockRunner] = LaunchedBlocks,
+        make_graphs: Callable[[BlockRunner], GraphedBlocks] | None = None,
+        make_runner: Callable[[Ops, Sequence[BlockWeights]], BlockRunner] = LaunchedBlocks,
     ) -> None:
-        """`make_steps`: the program that runs the blocks. `graphed`: how it is recorded and
-        replayed; None: each step is run.
+        """`make_runner` makes the program that runs the blocks, and `make_graphs` what records and
+        replays it. Without the second every evaluation is run.
         """
         self.package = weights.package
         self.name = f"the package {self.package.path.name}"
@@ -57,27 +57,27 @@ class PackagedDenoiser:
         self.config = self.package.manifest.model
         self.home = Resident(self._load_blocks, self._drop_blocks)
         self._ops, self._weights = ops, weights
-        self._graphed, self._make_steps = graphed, make_steps
-        self._held: list[BlockWeights] | None = None
-        self._blocks: BlockRunner | None = None
+        self._make_graphs, self._make_runner = make_graphs, make_runner
+        self._blocks: list[BlockWeights] | None = None
+        self._plain_runner: BlockRunner | None = None
         self._graphs: GraphedBlocks | None = None
         self._wants_graphs = True
         layers = self.config.layers
-        self._of_steps = _in_blocks(BlockWeights, layers)
-        self._of_context = _in_blocks(ContextWeights, layers)
-        for name in {*self._of_context}.difference(self.package.names):
-            self.package.entry(name)  # says that it is not there: a clip would be late to
+        self._block_names = _in_blocks(BlockWeights, layers)
+        self._context_names = _in_blocks(ContextWeights, layers)
+        for name in {*self._context_names}.difference(self.package.names):
+            self.package.entry(name)  # raises, as it is not there: in a clip it would be late
         self._outside = outside_the_blocks(self.package, weights)
         self._load_blocks()
 
     def use_graphs(self, wanted: bool) -> None:
-        """Whether steps are recorded, where they can be: that takes memory."""
+        """Decides if evaluations are recorded, where they can be: that takes memory."""
         self._wants_graphs = wanted
 
     @contextmanager
     def attending(self, attention: Attention) -> Iterator[None]:
-        """Self attention in 16 bits by this program, while it is open: slower, and without the
-        errors of 8 bits.
+        """Computes self attention in 16 bits by `attention` while it is open: slower, and without
+        the errors of 8 bits.
         """
         usual = self._ops
         self._use(plain_attention(usual, attention))
@@ -88,32 +88,34 @@ class PackagedDenoiser:
 
     def _use(self, ops: Ops) -> None:
         self._ops = ops
-        if self._held is not None:
-            self._blocks = self._make_steps(ops, self._held)
-            self._graphs = None if self._graphed is None else self._graphed(self._blocks)
+        if self._blocks is not None:
+            self._plain_runner = self._make_runner(ops, self._blocks)
+            make_graphs = self._make_graphs
+            self._graphs = None if make_graphs is None else make_graphs(self._plain_runner)
 
     def forget(self) -> None:
-        """Gives back what only the clip at hand has a use for."""
+        """Gives back the memory that only the clip at hand has a use for."""
         if self._graphs is not None:
             self._graphs.forget()
 
     def _load_blocks(self) -> None:
-        held = self._weights.read(self._of_steps)
+        held = self._weights.read(self._block_names)
         layers = range(self.config.layers)
-        self._held = [assemble(BlockWeights, _of_block(held, n)) for n in layers]
+        self._blocks = [assemble(BlockWeights, _of_block(held, n)) for n in layers]
         self._use(self._ops)
 
     def _drop_blocks(self) -> None:
-        self._held, self._blocks, self._graphs = None, None, None
+        self._blocks, self._plain_runner, self._graphs = None, None, None
 
     @property
-    def _steps(self) -> BlockRunner:
-        assert self._blocks is not None
-        return self._graphs if self._graphs is not None and self._wants_graphs else self._blocks
+    def _runner(self) -> BlockRunner:
+        assert self._plain_runner is not None
+        graphs = self._graphs if self._wants_graphs else None
+        return self._plain_runner if graphs is None else graphs
 
     @property
     def recorded(self) -> None:
-        """Its linears are parts of kernels."""
+        """None: its linears are parts of kernels."""
 
     def bind(self, conditions: Conditions, recipe: Recipe) -> WindowVelocity:
         check_widths(conditions, self.config, self.name)
@@ -141,15 +143,15 @@ class PackagedDenoiser:
             embed = partial(self._outside.embed, pose_strength=strength)
             x = video_first(embed(latents, reference, pose), area, video)
             rope = tables(patches, pose is not None)
-            x = self._steps(Pass(x, modulations[step], context, rope, video))
+            x = self._runner(Pass(x, modulations[step], context, rope, video))
             return self._outside.head(x, vectors[step], patches)
 
         forwards = [partial(forward, context) for context in contexts]
         return bind(forwards, recipe, conditions.pose.to(self.device))
 
     def contexts(self, texts: Sequence[Tensor], vision: Tensor) -> list[list[ContextKeys]]:
-        """What each block's cross attention looks at, for each text [L, text_dim]. The weights that
-        make it are read once for all texts.
+        """Computes the keys of each block's cross attention for each text [L, text_dim] with the
+        picture. Their weights are read once for all texts.
         """
         embedded = [self._embedded(text, vision) for text in texts]
         made: list[list[ContextKeys]] = [[] for _ in texts]
@@ -157,18 +159,18 @@ class PackagedDenoiser:
 
         def take(name: str, tensor: Tensor) -> None:
             held[name] = tensor
-            if len(held) == len(self._of_context) // self.config.layers:  # those of one block
+            if len(held) == len(self._context_names) // self.config.layers:  # all of one block
                 weights = assemble(ContextWeights, _of_block(held, len(made[0])))
                 for keys, given in zip(made, embedded, strict=True):
                     keys.append(context_keys(self._ops, weights, *given))
                 held.clear()
 
-        self._weights.visit(self._of_context, take)
+        self._weights.visit(self._context_names, take)
         return made
 
     def _embedded(self, text: Tensor, vision: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Text, picture, and how many rows the last one of the text stands for: rows that are zero
-        are padding, and equal after the embedding too.
+        """Embeds text and picture, and tells how many rows the last one of the text stands for:
+        rows that are zero are padding, and equal after the embedding too.
         """
         padding = count_padding(text)
         rows = text[: len(text) - max(padding - 1, 0)]
@@ -177,7 +179,7 @@ class PackagedDenoiser:
 
 
 def outside_the_blocks(package: Package, weights: PackageWeights) -> Scail:
-    """The model without layers, in FP32, on the device but for what embeds times."""
+    """Loads the model without layers, in FP32, on the device except for what embeds times."""
     with torch.device("meta"):
         model = Scail(replace(package.manifest.model, layers=0))
     names = [name for name, _ in model.named_parameters()]
@@ -196,13 +198,13 @@ def _in_blocks(kind: type[BlockWeights] | type[ContextWeights], layers: int) -> 
 
 
 def video_first(tokens: Tensor, area: int, video: int) -> Tensor:
-    """Tokens, or their tables [S, ...], from reference, video, skeleton to video first."""
+    """Reorders tokens, or their tables [S, ...], from reference, video, skeleton to video first."""
     reference, seen, skeleton = tokens.split([area, video, len(tokens) - area - video])
     return torch.cat([seen, reference, skeleton])
 
 
 def count_padding(text: Tensor) -> int:
-    """How many of the last rows [L, C] are zero."""
+    """Counts the rows at the end of a text [L, C] that are zero."""
     real = text.any(dim=1).nonzero()
     return len(text) - (int(real[-1]) + 1 if len(real) else 0)
 

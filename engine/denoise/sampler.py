@@ -53,9 +53,9 @@ def denoise(
     draw: Draw,
     progress: Callable[[int], None],
 ) -> Tensor:
-    """Noise [C, t, h, w] fp32 in, latents of the clip out, same shape.
+    """Makes the latents of a clip from noise [C, t, h, w] fp32, in the same shape.
 
-    Of the recipe it reads sampler, steps and shift. `draw` is called by `dpm++_sde` alone.
+    It reads sampler, steps and shift of the recipe. `draw` is called by `dpm++_sde` alone.
     `progress` is told after each step how many are done; what it raises ends the job.
     Raises `BadRequest` for an unknown sampler and for steps or a shift that make no grid.
     """
@@ -73,7 +73,7 @@ def trajectory(velocity: Velocity, noise: Tensor, recipe: Recipe, draw: Draw) ->
 
 
 def grid(sampler: str, steps: int, shift: float) -> Grid:
-    """The noise levels of a sampler. Raises `BadRequest` if these figures make none."""
+    """Makes the noise levels of a sampler. Raises `BadRequest` if these figures make none."""
     chosen = _sampler(sampler)
     if steps < 1 or not 0 < shift <= LIMITS.max_shift:
         raise BadRequest(
@@ -94,7 +94,7 @@ def guided(
     unconditional: Callable[[*Inputs], Tensor] | None,
     scale: float,
 ) -> Callable[[*Inputs], Tensor]:
-    """Classifier-free guidance, v_u + scale * (v_c - v_u), of any two velocities alike in inputs.
+    """Applies classifier-free guidance, v_u + scale * (v_c - v_u), to velocities alike in inputs.
 
     At scale 1, and without a negative prompt, it is `conditional` itself: one evaluation a step.
     """
@@ -109,7 +109,7 @@ def guided(
 
 
 def seeded(seed: int) -> torch.Generator:
-    """The CPU generator of a job. Raises `BadRequest` for a seed that is not 0 .. 2**64 - 1.
+    """Makes the CPU generator of a job. Raises `BadRequest` for a seed that is not 0 .. 2**64 - 1.
 
     PyTorch's CPU generator reads the low 32 bits of a seed only. The high ones are mixed in here,
     so that seeds 2**32 apart differ; below 2**32 it is PyTorch's own generator for that seed.
@@ -122,7 +122,7 @@ def seeded(seed: int) -> torch.Generator:
 
 
 def noise_like(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Standard normal noise [C, t, h, w] fp32 on the CPU.
+    """Draws standard normal noise [C, t, h, w] fp32 on the CPU.
 
     Time is drawn before channels, as in the official program (docs/reference/denoiser.md 4.4).
     """
@@ -138,18 +138,18 @@ def _sampler(name: str) -> Sampler:
 
 
 def _official_grid(steps: int, shift: float) -> Grid:
-    """docs/reference/denoiser.md 4.2: timesteps are not rounded."""
+    """Makes the levels of docs/reference/denoiser.md 4.2. Timesteps are not rounded."""
     done = torch.arange(steps + 1, dtype=torch.float64) / steps
     sigmas = 1 - (done / (shift + done - shift * done)).float()
     return Grid(sigmas, (sigmas[:-1] * TRAINED_LEVELS).tolist())
 
 
 def _production_grid(steps: int, shift: float, *, shifted_start: bool) -> Grid:
-    """docs/reference/denoiser.md 10: from the highest level of the model's own table, evenly, then
-    shifted.
+    """Makes the levels of docs/reference/denoiser.md 10: evenly from the highest level of the
+    model's own table, then shifted.
 
-    The DPM++ family shifts the start as well, so that it is shifted twice. Where numbers are FP32
-    and where FP64 decides which way a timestep is truncated.
+    The DPM++ family shifts the start as well, so that it is shifted twice. Which numbers are FP32
+    and which FP64 decides to which side a timestep is truncated.
     """
     start = torch.tensor(1 - 1 / TRAINED_LEVELS, dtype=torch.float32)
     if shifted_start:
@@ -176,7 +176,7 @@ def _euler(velocity: Velocity, latents: Tensor, levels: Grid, draw: Draw) -> Ite
 def _dpm(
     velocity: Velocity, latents: Tensor, levels: Grid, draw: Draw, *, stochastic: bool
 ) -> Iterator[Tensor]:
-    """DPM-Solver++(2M), midpoint, as an ODE or an SDE: docs/reference/denoiser.md 10."""
+    """Solves by DPM-Solver++(2M), midpoint, an ODE or an SDE: docs/reference/denoiser.md 10."""
     past, past_h = latents, math.inf  # h / inf is 0: the first step is of first order
     for step, (sigma, after) in enumerate(pairwise(levels.sigmas.tolist())):
         clean = latents - sigma * velocity(latents, step, levels.timesteps[step])
@@ -215,7 +215,7 @@ class _Move:
 
 
 def _unipc(velocity: Velocity, latents: Tensor, levels: Grid, draw: Draw) -> Iterator[Tensor]:
-    """UniPC of order 2, B(h) = e^h - 1: after each step the predictor's latents."""
+    """Solves by UniPC of order 2, B(h) = e^h - 1. Latents after a step are the predictor's."""
     move: _Move | None = None
     past_h = math.inf
     for step, (sigma, after) in enumerate(pairwise(levels.sigmas.tolist())):

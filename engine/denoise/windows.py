@@ -1,8 +1,8 @@
 """Long clips: the transformer sees a window of latent frames at a time, the results are blended.
 
 The windows move from step to step, so that no seam stays in one place; whoever waits for the clip
-is told after each of them how far it is. Frames here are latent
-frames but for `in_latents`. Schedule `uniform_standard` of docs/reference/denoiser.md 10.
+is told after each of them how far it is. Frames here are latent frames, except in `in_latents`. The
+schedule is `uniform_standard` of docs/reference/denoiser.md 10.
 """
 
 import math
@@ -27,7 +27,7 @@ Watch: TypeAlias = Callable[[str, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Windowing:
-    """How a long clip is cut. Raises `BadRequest` for figures that cut none."""
+    """The cut of a long clip. Raises `BadRequest` for figures that cut none."""
 
     window: int  # frames seen at once
     overlap: int  # frames shared with the next window
@@ -43,17 +43,17 @@ class Windowing:
 
 
 def in_latents(frames: int, overlap: int, stride: int = VAE_STRIDE[0]) -> Windowing:
-    """The windowing whose figures are given in pixel frames, as requests give them."""
+    """Makes the windowing from figures in pixel frames, as requests give them."""
     return Windowing(latent_frames(frames), overlap // VAE_STRIDE[0], stride // VAE_STRIDE[0])
 
 
 def latent_frames(frames: int) -> int:
-    """Latent frames of so many pixel frames."""
+    """Counts the latent frames that so many pixel frames become."""
     return (frames - 1) // VAE_STRIDE[0] + 1
 
 
 def windows(step: int, latents: int, windowing: Windowing) -> list[list[int]]:
-    """The frames of each window at a step, in the order of evaluation.
+    """Lists the frames of each window at a step, in the order of evaluation.
 
     Every frame of the clip is in at least one window; no window holds a frame twice.
     """
@@ -78,7 +78,7 @@ def windows(step: int, latents: int, windowing: Windowing) -> list[list[int]]:
 
 
 def windowed(velocity: WindowVelocity, windowing: Windowing) -> ClipVelocity:
-    """The velocity of a clip of any length, blended from that of its windows.
+    """Makes the velocity of a clip of any length by blending those of its windows.
 
     A clip that fits one window is evaluated as it is.
     """
@@ -99,12 +99,13 @@ def windowed(velocity: WindowVelocity, windowing: Windowing) -> ClipVelocity:
 
 
 def blending(parts: Sequence[Sequence[int]], latents: int, windowing: Windowing) -> Tensor:
-    """What each window contributes to each frame: [windows, t] fp32, the sum over windows is 1.
+    """Weighs each window in each frame: [windows, t] fp32, the sum over windows is 1.
 
     Weights ramp over the overlap at the edges of a window that are not edges of the clip. Ramps
     never reach 0: a frame that only window edges hold keeps a velocity.
     """
-    ramp = (torch.arange(windowing.window) + 0.5) / windowing.overlap  # all infinite without one
+    # without an overlap it is infinite from the first frame on
+    ramp = (torch.arange(windowing.window) + 0.5) / windowing.overlap
     rising = ramp.clamp(max=1)
     weights = torch.zeros(len(parts), latents)
     for weight, frames in zip(weights, parts, strict=True):
@@ -118,7 +119,7 @@ def blending(parts: Sequence[Sequence[int]], latents: int, windowing: Windowing)
 
 
 def share_noise(noise: Tensor, windowing: Windowing, generator: torch.Generator) -> Tensor:
-    """Noise [C, t, h, w] in which each stretch after the first window is an earlier one shuffled.
+    """Replaces stretches of noise [C, t, h, w] after the first window by earlier ones, shuffled.
 
     Later windows then start from the noise of earlier ones in another order ("freenoise"), so
     that they make the same scene. One permutation is drawn from the job's generator per stretch.
@@ -134,22 +135,23 @@ def share_noise(noise: Tensor, windowing: Windowing, generator: torch.Generator)
 
 
 def _looped(step: int, latents: int, windowing: Windowing) -> list[list[int]]:
-    """Windows on a clip closed to a loop, from a start that ordered halving of the step gives."""
-    turn = int(f"{step:064b}"[::-1], 2) / 2**64
-    start = round(latents * turn)
+    """Lists windows on a clip closed to a loop. Ordered halving of the step gives their start."""
+    halving = int(f"{step:064b}"[::-1], 2) / 2**64
+    start = round(latents * halving)
     window, overlap = windowing.window, windowing.overlap
     strides = min(windowing.stride, math.ceil(math.log2(latents / window)) + 1)
     looped: list[list[int]] = []
     for spacing in (2**power for power in range(strides)):
         if (window - 1) * spacing >= latents:
             break  # the window would be longer than the clip
-        firsts = range(int(turn * spacing) + start, latents + start, window * spacing - overlap)
+        first = int(halving * spacing) + start
+        firsts = range(first, latents + start, window * spacing - overlap)
         looped += [[(first + i * spacing) % latents for i in range(window)] for first in firsts]
     return looped
 
 
 def _seam(frames: list[int]) -> int | None:
-    """Where a window on the loop passes the end of the clip: the place of the first frame after."""
+    """Finds the place in a window of its first frame past the end of the clip, on the loop."""
     return next((i for i in range(1, len(frames)) if frames[i] < frames[i - 1]), None)
 
 
@@ -160,17 +162,17 @@ def _run(first: int, latents: int, windowing: Windowing) -> list[int]:
 
 
 def unwatched(stage: str, share: float) -> None:
-    """Nobody waits."""
+    """Tells nobody: a `Watch` for a clip that nobody waits for."""
 
 
 def evaluations(recipe: Recipe, latents: int) -> int:
-    """How often the velocity of a window is asked for, in all steps of a clip."""
+    """Counts how often the velocity of a window is asked for, in all steps of a clip."""
     cut = in_latents(recipe.window_frames, recipe.overlap_frames)
     return sum(len(windows(step, latents, cut)) for step in range(recipe.steps))
 
 
 def reporting(velocity: WindowVelocity, total: int, watch: Watch) -> WindowVelocity:
-    """Tells `watch` after each of `total` evaluations."""
+    """Makes a velocity that tells `watch` after each of `total` evaluations."""
     done = 0
 
     def told(latents: Tensor, frames: Sequence[int], step: int, timestep: float) -> Tensor:

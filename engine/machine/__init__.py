@@ -1,1 +1,1 @@
-"""What this computer has, and how weights reach it."""
+"""The machine: what this computer has, and how weights reach its GPU."""

@@ -1,8 +1,8 @@
-"""Which GPU is this, which package fits it, and are driver and cuDNN new enough.
+"""The GPU of this machine, the package that fits it, and what its driver and cuDNN are too old for.
 
-One look through the CUDA driver, without PyTorch and without a context: it takes milliseconds and
-no memory. How much memory is free, and the driver's release, is what NVML knows; without NVML both
-stay unknown. Source: docs/reference/runpod.md C.2, docs/reference/encoders.md 1.6.
+The CUDA driver is asked once, without PyTorch and without a context: that takes milliseconds and no
+memory. The memory that is free and the driver's release come from NVML; without NVML both stay
+unknown. Source: docs/reference/runpod.md C.2, docs/reference/encoders.md 1.6.
 """
 
 import ctypes
@@ -28,6 +28,8 @@ _NAME_BYTES, _UUID_BYTES, _RELEASE_BYTES = 256, 16, 80
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
+    """A GPU as its driver describes it."""
+
     name: str
     uuid: str  # "GPU-...", as nvidia-smi writes it
     capability: tuple[int, int]  # CUDA compute capability
@@ -38,10 +40,10 @@ class Gpu:
 
 
 def find_gpu(library: str = LIBRARY, nvml: str = NVML) -> Gpu | None:
-    """The first CUDA device that this process may see; None, and a log line, without any.
+    """Finds the first CUDA device that this process may see; None, and a log line, without any.
 
-    Raises `UnsupportedDriver` if a driver is there and does not work: that is no machine without a
-    GPU, and must not become one.
+    Raises `UnsupportedDriver` if a driver is there and does not work: a machine with a GPU must not
+    be taken for one without.
     """
     try:
         driver = Driver(library)
@@ -64,7 +66,7 @@ def find_gpu(library: str = LIBRARY, nvml: str = NVML) -> Gpu | None:
 
 
 def arch_of(gpu: Gpu, held: Collection[str]) -> Arch:
-    """The row of `ARCHS` for this GPU, if its package is among those `held`, named as the rows are.
+    """Finds the row of `ARCHS` for this GPU, whose package must be among those `held`, by name.
 
     Raises `UnsupportedGpu`.
     """
@@ -89,7 +91,10 @@ def arch_of(gpu: Gpu, held: Collection[str]) -> Arch:
 
 
 def require_driver(gpu: Gpu, floor: tuple[int, int]) -> None:
-    """`floor`: the CUDA release that a package wants of the driver. Raises `UnsupportedDriver`."""
+    """Refuses a driver that is older than `floor`, the CUDA release that a package wants.
+
+    Raises `UnsupportedDriver`.
+    """
     if gpu.cuda < floor:
         release = f" {gpu.driver}" if gpu.driver else ""
         raise UnsupportedDriver(
@@ -100,9 +105,9 @@ def require_driver(gpu: Gpu, floor: tuple[int, int]) -> None:
 
 
 def require_cudnn(version: int | None) -> None:
-    """`version` as `torch.backends.cudnn.version()` gives it: 91002 is 9.10.2; None: no cuDNN.
+    """Refuses releases of cuDNN with the Conv3d regression. Raises `UnsupportedDriver`.
 
-    Raises `UnsupportedDriver` for releases with the Conv3d regression.
+    `version` is that of `torch.backends.cudnn.version()`: 91002 is 9.10.2; None: no cuDNN.
     """
     if version is None:
         log.warning("PyTorch has no cuDNN here: convolutions are right, and slow")
@@ -143,7 +148,7 @@ class _Memory(ctypes.Structure):
 
 
 def _ask_nvml(path: str, uuid: str) -> tuple[str | None, int | None]:
-    """The driver's release and the bytes that are free; None for what NVML does not tell."""
+    """Asks for the driver's release and the free bytes; None for what NVML does not tell."""
     try:
         nvml = ctypes.CDLL(path)
         code = nvml.nvmlInit_v2()

@@ -1,10 +1,10 @@
-"""Which of a package's kernels do the same work fastest on this very GPU.
+"""Chooses the fastest of the kernels in a package that do the same work, on this very GPU.
 
 No GPU of most architectures was at hand when the kernels were made, so a package may hold several
 for one form of attention, or for the products of one dtype. At start-up each is loaded, held
-against its definition on a few tiles, and timed on a small problem. What cannot be used is left out
-with the reason; the form itself is the user's and is never changed here. The choice is kept, so
-that the next start on this GPU with this driver and package costs nothing.
+against its definition on a few tiles, and timed on a small problem. A kernel that cannot be used is
+left out with the reason; the form itself is the user's and is never changed here. The choice is
+kept, so that the next start on this GPU with this driver and package costs nothing.
 
 Source: docs/reference/kernels.md 2.7 and 8.
 """
@@ -47,7 +47,7 @@ KernelTimer: TypeAlias = Callable[[Callable[[], object]], float]  # ms of one ru
 
 
 class LoadingBank(Bank, Protocol):
-    """`kernels.launch.KernelBank`."""
+    """A bank that takes kernels: `kernels.launch.KernelBank`."""
 
     arch: Arch
 
@@ -56,6 +56,8 @@ class LoadingBank(Bank, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Variant:
+    """One way to do the work of an op, and what was found of it."""
+
     name: str  # key of ATTENTION or GEMM
     ms: float | None = None  # of the timed problem
     fault: str = ""  # why it cannot be used
@@ -63,6 +65,8 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class KernelChoice:
+    """The variant that was chosen for one op, among those that were tried."""
+
     op: str  # "attention.int8fp8", "gemm.int8"
     chosen: str | None  # None: nothing works
     why: str
@@ -71,6 +75,8 @@ class KernelChoice:
 
 @dataclass(frozen=True, slots=True)
 class Choices:
+    """The choices for all ops of a package."""
+
     ops: tuple[KernelChoice, ...]
 
 
@@ -106,12 +112,12 @@ def choose_variants(
 
 
 def keep_choices(choices: Choices, digest: str, gpu: Gpu, state: Path) -> None:
-    """For the next start. A state that cannot be written is logged."""
+    """Keeps choices for the next start. A folder that cannot be written is logged."""
     _cache(state).write(_key(digest, gpu), json.dumps(asdict(choices)).encode())
 
 
 def known_choices(digest: str, gpu: Gpu, state: Path) -> Choices | None:
-    """What was chosen before for this GPU, driver and package, if that is still there."""
+    """Reads what was chosen before for this GPU, driver and package. None if nothing is kept."""
     data = _cache(state).read(_key(digest, gpu))
     if data is None:
         return None
@@ -129,8 +135,8 @@ def known_choices(digest: str, gpu: Gpu, state: Path) -> Choices | None:
 
 
 def attention_kernel(choices: Choices, form: str) -> KernelSpec:
-    """The kernel for a form of attention, one of `FORMS`. Raises `Unavailable` for a form that the
-    package does not have, and `UnsupportedDriver` if none of its kernels works here.
+    """Finds the kernel for a form of attention, one of `FORMS`. Raises `Unavailable` for a form
+    that the package does not have, and `UnsupportedDriver` if none of its kernels works here.
     """
     offered = [choice.op for choice in choices.ops if choice.op.startswith("attention.")]
     choice = _find(choices, f"attention.{form}")
@@ -144,8 +150,8 @@ def attention_kernel(choices: Choices, form: str) -> KernelSpec:
 
 
 def gemm_ways(choices: Choices, dtypes: Collection[torch.dtype]) -> tuple[Gemm, ...]:
-    """The kernels for products of these weights, for `kernels.ops.native_ops`. Raises `BadPackage`
-    if the package has none for one of them, and `UnsupportedDriver` if none works here.
+    """Finds the kernels for products of these weights, for `kernels.ops.native_ops`. Raises
+    `BadPackage` if the package has none for one of them, `UnsupportedDriver` if none works here.
     """
     found = []
     for name, dtype in _DTYPES.items():
@@ -160,11 +166,8 @@ def gemm_ways(choices: Choices, dtypes: Collection[torch.dtype]) -> tuple[Gemm, 
     return tuple(found)
 
 
-# --- what there is
-
-
 def _held(arch: Arch, cubins: Sequence[Cubin]) -> dict[str, dict[str, Way]]:
-    """By op, then by name and in order of preference: the variants that are in the package."""
+    """Groups the variants in the package by op, then by name, in order of preference."""
     names = {cubin.name for cubin in cubins}
     ops: dict[str, dict[str, Way]] = {}
     for form in FORMS:
@@ -184,7 +187,7 @@ def _held(arch: Arch, cubins: Sequence[Cubin]) -> dict[str, dict[str, Way]]:
 def _load(
     bank: LoadingBank, cubins: Sequence[Cubin], held: Mapping[str, Mapping[str, Way]], gpu: Gpu
 ) -> dict[str, str]:
-    """Loads everything; the variants that the driver refused, and why."""
+    """Loads all kernels. Returns the variants that the driver refused, with its reasons."""
     replaceable = {
         spec.name for ways in held.values() for way in ways.values() for spec in specs_of(way)
     }
@@ -214,7 +217,7 @@ def _measure(
     now: Callable[[], float],
     end: float,
 ) -> Choices:
-    """Checks all, then shares the time until `end` among the ops that have a choice."""
+    """Checks all variants, then shares the time until `end` among the ops that have a choice."""
     faults = {
         op: {name: _fault(bank, way, refused, device) for name, way in ways.items()}
         for op, ways in held.items()
@@ -231,7 +234,7 @@ def _measure(
 
 
 def _fault(bank: Bank, way: Way, refused: Mapping[str, str], device: torch.device) -> str:
-    """Why a variant cannot be used, or nothing."""
+    """Says why a variant cannot be used; empty if it can."""
     for spec in specs_of(way):
         if spec.name in refused:
             return refused[spec.name]
@@ -256,8 +259,8 @@ def _time(
     now: Callable[[], float],
     end: float,
 ) -> dict[str, float]:
-    """Best ms of each, in turns, so that all meet the same clock rates. Stops at `end`; empty if
-    there was no time to run each of them once.
+    """Times each way once a round, so that all meet the same clock rates, and returns the best ms
+    of each. Stops at `end`; empty if there was no time to run each of them once.
     """
     times = dict.fromkeys(ways, math.inf)
     if now() >= end:
@@ -275,15 +278,12 @@ def _time(
 
 
 def _broken(way: Way, error: Exception) -> UnsupportedDriver:
-    """No call on this GPU works any more, so no other variant can be tried."""
+    """Makes the error for a GPU on which no call works any more, so no variant can be tried."""
     names, reason = ", ".join(spec.name for spec in specs_of(way)), str(error).partition("\n")[0]
     return UnsupportedDriver(
         f"{names} broke the GPU's context: {reason}. Build the package again, or take another GPU "
         f"or driver."
     )
-
-
-# --- what is chosen
 
 
 def _choice(op: str, faults: Mapping[str, str], times: Mapping[str, float]) -> KernelChoice:
@@ -303,7 +303,7 @@ def _choice(op: str, faults: Mapping[str, str], times: Mapping[str, float]) -> K
 
 
 def _is_settled(choice: KernelChoice) -> bool:
-    """Another start on the same GPU would find the same."""
+    """Tells if another start on the same GPU would choose the same."""
     sound = [variant for variant in choice.variants if not variant.fault]
     return len(sound) == 1 or bool(sound and sound[0].ms is not None)
 
@@ -332,9 +332,6 @@ def _chosen(choice: KernelChoice) -> str:
     return choice.chosen
 
 
-# --- what is kept
-
-
 def _cache(state: Path) -> DiskCache:
     return DiskCache(state / "variants", _KEPT_BYTES)
 
@@ -344,7 +341,7 @@ def _key(digest: str, gpu: Gpu) -> str:
 
 
 def _fits(kept: Choices, held: Mapping[str, Mapping[str, Way]], refused: set[str]) -> bool:
-    """Whether what is kept chooses among today's kernels, and those that load."""
+    """Tells if a kept choice is among the kernels of the package, and of those that load."""
     names = {choice.op: [one.name for one in choice.variants] for choice in kept.ops}
     ways = [held.get(choice.op, {}).get(choice.chosen or "") for choice in kept.ops]
     works = names == {op: [*ways] for op, ways in held.items()} and not any(

@@ -4,17 +4,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
+def nothing() -> None:
+    """Does nothing, for a model that never moves."""
+
+
 class Resident:
-    """Where a model is. Moving it is somebody else's work: `arrive` and `leave`."""
+    """Knows if a model is on its device. The functions `arrive` and `leave` move it."""
 
     def __init__(
-        self, arrive: Callable[[], object] = bool, leave: Callable[[], object] = bool
+        self, arrive: Callable[[], object] = nothing, leave: Callable[[], object] = nothing
     ) -> None:
-        """It is there. Without functions it never moves."""
+        """The model is on its device to begin with. Without functions it stays there."""
         self._arrive, self._leave = arrive, leave
         self._stays, self._is_here = True, True
 
     def settle(self, *, stays: bool) -> None:
+        """Decides if the model stays on its device between uses, and moves it there or away."""
         self._stays = stays
         if stays:
             self._come()
@@ -23,6 +28,7 @@ class Resident:
 
     @contextmanager
     def present(self) -> Iterator[None]:
+        """Keeps the model on its device while it is used."""
         self._come()
         try:
             yield
@@ -35,7 +41,7 @@ class Resident:
             try:
                 self._arrive()
             except BaseException:
-                self._leave()  # what arrived of it would stay for nothing
+                self._leave()  # the part that arrived would stay for nothing
                 raise
             self._is_here = True
 

@@ -29,13 +29,13 @@ class PackageWeights:
         """Calls `take` with each of these tensors, in the order of the file. Raises `BadPackage`.
 
         On the CPU a tensor is a view of the file: what is written to it stays in this process.
-        On a GPU the first visit reads past the page cache, later ones through it: whoever comes
-        back once, as for the weights of contexts, comes back for every clip.
+        On a GPU the first visit reads past the page cache, later ones through it: weights that are
+        read twice, as those of contexts, are read for every clip.
         """
         wanted = set(names)
         ordered = [name for name in self.package.names if name in wanted]
         for name in wanted.difference(ordered):
-            self.package.entry(name)  # says that it is not there
+            self.package.entry(name)  # raises, as it is not there
         if self.device.type == "cpu":
             for name in ordered:
                 take(name, self.package.read(name))
@@ -47,6 +47,7 @@ class PackageWeights:
             self._verified |= wanted
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Reads these tensors, by name."""
         held: dict[str, Tensor] = {}
         self.visit(names, held.__setitem__)
         return held
@@ -67,5 +68,5 @@ class PackageWeights:
 
 
 def pinned(nbytes: int) -> memoryview:
-    """Memory that a GPU copies from while the program goes on."""
+    """Allocates memory that a GPU copies from while the program goes on."""
     return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy().data

@@ -1,7 +1,7 @@
-"""One open file, each range of it read the faster way: from the page cache, or past it.
+"""A file for reading, which takes each range the faster way: from the page cache, or past it.
 
-What is cached is copied. What is not is read with `O_DIRECT`: through the cache a cold file comes
-at less than half of the disk's speed, measured. File systems without it are read buffered.
+Cached ranges are copied. Others are read with `O_DIRECT`: through the cache a cold file comes at
+less than half of the disk's speed, measured. File systems without it are read buffered.
 """
 
 import ctypes
@@ -28,7 +28,7 @@ _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 class ReadCount(NamedTuple):
-    """What one read gave, in bytes."""
+    """The bytes that one read gave."""
 
     nbytes: int  # fewer than asked for where the file ends
     direct: int  # past the page cache
@@ -36,13 +36,14 @@ class ReadCount(NamedTuple):
 
 
 class RawFile:
-    """A regular file. Any thread may read; `close` when all have done."""
+    """A regular file that any thread may read. Call `close` when all have done."""
 
     def __init__(self, path: Path, direct: bool | None) -> None:
-        """`direct`: None decides for each range; True is an error where it cannot be done; False
-        always goes through the page cache.
+        """Opens `path`. `direct`: None decides for each range, True is an error where it cannot be
+        done, False always goes through the page cache.
 
-        Raises `BadPackage` if there is no such file, `Unavailable` for direct=True without them.
+        Raises `BadPackage` if there is no such file, `Unavailable` for direct=True where direct
+        reads cannot be done.
         """
         self.path = path
         self._wish = direct
@@ -71,7 +72,10 @@ class RawFile:
                 os.close(number)
 
     def read(self, into: memoryview, offset: int) -> ReadCount:
-        """Fills `into` from `offset`, a multiple of `SECTOR` as the length is. Raises `OSError`."""
+        """Fills `into` from byte `offset`; both offset and length are multiples of `SECTOR`.
+
+        Raises `OSError`.
+        """
         cached = self._sees_cache and 2 * cached_bytes(self._buffered, offset, len(into)) > len(
             into
         )
@@ -85,7 +89,7 @@ class RawFile:
         if not stat.S_ISREG(status.st_mode):
             raise BadPackage(f"{self.path} is not a file but a folder, a pipe or a device.")
         self.size = status.st_size
-        # who could not write to it is told by the kernel that every page is in the cache
+        # the kernel tells whoever may not write to it that every page is in the cache
         self._sees_cache = status.st_uid == os.geteuid() or os.access(
             self.path, os.W_OK, effective_ids=True
         )
@@ -97,7 +101,10 @@ class RawFile:
             self._refuse_direct(error)
 
     def _read_direct(self, into: memoryview, offset: int) -> int:
-        """Bytes read. Stops where a read ends between two sectors, as at the end of the file."""
+        """Reads past the page cache and returns how many bytes came.
+
+        It stops where a read ends between two sectors, as at the end of the file.
+        """
         done = 0
         try:
             while self._direct is not None and done < len(into) and not done % SECTOR:
@@ -121,7 +128,7 @@ class RawFile:
 
 
 def cached_bytes(number: int, offset: int, nbytes: int) -> int:
-    """How much of a range of an open file is in the page cache, in whole pages."""
+    """Counts the bytes of a range of an open file that are in the page cache, in whole pages."""
     address = _LIBC.mmap(None, nbytes, mmap.PROT_READ, mmap.MAP_SHARED, number, offset)
     if address == _MAP_FAILED:
         return 0

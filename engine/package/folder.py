@@ -1,8 +1,8 @@
 """An engine package: a folder for one architecture, with weights, kernels, plans and a manifest.
 
-It is written beside its place, as NAME.partial, and moved there when all of it is on the disk. What
-is opened has every file in its size and kernels with the right code; weights and other files are
-hashed when they are read. Nothing in a package is ever run as Python.
+It is written beside its place, as NAME.partial, and moved there when all of it is on the disk. A
+package that opens has every file in its size and kernels with the right code; weights and other
+files are hashed when they are read. Nothing in a package is ever run as Python.
 """
 
 import hashlib
@@ -68,17 +68,17 @@ class Package:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the tensors, in load order."""
+        """The names of the tensors, in load order."""
         return tuple(self._entries)
 
     def entry(self, name: str) -> Entry:
-        """Raises `BadPackage` for a tensor that is not there."""
+        """Finds the entry of a tensor. Raises `BadPackage` if there is none of this name."""
         if name not in self._entries:
             raise BadPackage(f"{self.path} has no tensor {name}. Build it again with this engine.")
         return self._entries[name]
 
     def read(self, name: str) -> "Tensor":
-        """The tensor as stored, memory-mapped, and verified when it is first read.
+        """Maps a tensor into memory as it is stored, and verifies it when it is first read.
 
         Writes to it stay in this process. Raises `BadPackage` if it is not there or damaged.
         """
@@ -89,13 +89,13 @@ class Package:
         return tensor
 
     def file(self, relative: str) -> bytes:
-        """A file other than the weights, verified. Raises `BadPackage` as `read` does."""
+        """Reads and verifies a file other than the weights. Raises `BadPackage` as `read` does."""
         if relative not in self._files:
             raise BadPackage(f"{self.path} has no {relative}. Build it again with it.")
         return _content(self.path, self._files[relative])
 
     def verify(self) -> None:
-        """Hashes every file. Raises `BadPackage` for the first that was changed."""
+        """Hashes every file. Raises `BadPackage` for the first one that was changed."""
         total = sum(part.bytes for part in self.manifest.files)
         with tqdm(total=total, desc="verify", unit="B", unit_scale=True, disable=None) as bar:
             for part in self.manifest.files:
@@ -109,7 +109,7 @@ class Package:
 
 
 def find_packages(path: Path) -> list[tuple[str, Path]]:
-    """Architectures and folders: of a package itself, or of those below a folder of packages."""
+    """Finds a package, or those in a folder of packages: the architecture and folder of each."""
     with _reading(path):
         if (path / MANIFEST).is_file():
             return [(_manifest(path)[0].arch, path)]
@@ -121,7 +121,7 @@ def open_package(path: Path, arch: Arch | None = None) -> Package:
     """Opens a package, or the one for `arch` of a folder of packages (`out/sm89`).
 
     Everything but the bytes of weights, plans and prompts is checked; that takes milliseconds.
-    Raises `BadPackage` with what is wrong, and for which architecture there is one.
+    Raises `BadPackage`, which says what is wrong and for which architectures there is a package.
     """
     with _reading(path):
         if not path.is_dir():
@@ -180,7 +180,7 @@ def _kernel(
         cubin = cubin_from_record(record, _content(path, files[place]))
         if cubin.arch != manifest.arch:
             raise BadCubin(f"{place} is for {cubin.arch}, not for {manifest.arch}")
-    except (BadCubin, AttributeError) as error:  # the second: counts of a loop that are no object
+    except (BadCubin, AttributeError) as error:  # the second: a loop's counts are no object
         raise BadPackage(f"{path / MANIFEST} is damaged: {error}. {MEND}") from error
     return cubin
 
@@ -208,7 +208,10 @@ def _require_hash(path: Path, found: str, part: PackageFile) -> None:
 
 
 def _regular(folder: Path, relative: str) -> os.stat_result:
-    """Of a file that lies in the folder itself: a link could lead anywhere, a pipe would block."""
+    """The status of a file, which must lie in the folder itself.
+
+    A link could lead anywhere, and reading a pipe would block.
+    """
     path = folder
     with _reading(folder / relative):
         for name in relative.split("/"):
@@ -222,7 +225,7 @@ def _regular(folder: Path, relative: str) -> os.stat_result:
 
 
 def _is_cached(link: Path) -> bool:
-    """A file of a model cache: what a repository's `snapshots` show are links into its `blobs`."""
+    """Tells if a link is of a model cache, where `snapshots` are links into the `blobs` beside."""
     parents = link.absolute().parents
     home = next((folder.parent for folder in parents if folder.name == "snapshots"), None)
     return home is not None and link.resolve().parent == (home / "blobs").resolve()
@@ -242,11 +245,11 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 class PackageWriter:
-    """Builds the package `home`; nothing is there until `finish`. To be used in a `with`.
+    """Builds the package `home`, in a `with`. Nothing is there until `finish`.
 
     A build that stopped goes on when it is started again with the same `identity`, which must name
     all that decides the bytes. Raises `BuildFailed` if another build is writing, if `home` is
-    something else than a package, or if the disk refuses; what was written stays for the next try.
+    something else than a package, or if the disk refuses; finished groups stay for the next try.
     """
 
     def __init__(self, home: Path, identity: str) -> None:
@@ -283,7 +286,7 @@ class PackageWriter:
             )
 
     def write(self, group: str, make: Callable[[], WrittenGroup]) -> Mapping[str, object]:
-        """Appends the tensors that `make` gives, on any device, and keeps its facts for JSON.
+        """Appends the tensors that `make` gives, on any device, and keeps its facts as JSON.
 
         A group that is there already, at the same place, is not made again. Returns the facts.
         """
@@ -323,7 +326,8 @@ class PackageWriter:
     def _put_into_place(self) -> None:
         _require_ours(self.home, MANIFEST, WEIGHTS)
         if self.home.exists():
-            shutil.rmtree(self._replaced, ignore_errors=True)  # of a build killed just here
+            # a build that was killed just here left it
+            shutil.rmtree(self._replaced, ignore_errors=True)
             self.home.rename(self._replaced)
         self._partial.rename(self.home)
         _sync(self.home.parent)
@@ -338,10 +342,10 @@ class PackageWriter:
             yield
         except OSError as error:
             where = error.filename or self._partial
-            mend = self._told_full() if error.errno in _FULL else "Choose another folder."
+            mend = self._full_disk() if error.errno in _FULL else "Choose another folder."
             raise BuildFailed(f"{where} cannot be written: {error.strerror}. {mend}") from error
 
-    def _told_full(self) -> str:
+    def _full_disk(self) -> str:
         needed = "" if self._needed is None else f" of {self._needed}"
         written = sum(path.stat().st_size for path in self._partial.rglob("*") if path.is_file())
         there = next(path for path in (self._partial, *self._partial.parents) if path.exists())
@@ -353,7 +357,7 @@ class PackageWriter:
 
 
 def _require_ours(folder: Path, *names: str) -> None:
-    """What this writer did not make it does not remove."""
+    """Refuses a folder that no package was written into: the writer would remove its files."""
     held = {path.name for path in folder.iterdir()} if folder.exists() else set()
     if held and not held.issuperset(names):
         raise BuildFailed(
@@ -372,7 +376,7 @@ def _sync(path: Path) -> None:
 
 
 def summary(package: Package) -> dict[str, object]:
-    """What `info` shows, for JSON."""
+    """Describes a package in values that JSON can hold: the output of `info`."""
     manifest = package.manifest
     return {
         "path": str(package.path),

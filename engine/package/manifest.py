@@ -1,7 +1,7 @@
-"""What a package says of itself: manifest.json, written and read here.
+"""The manifest of a package: manifest.json, all that it says of itself.
 
-A JSON object: the schema, a digest, then the fields of `Manifest`. The digest is the sha256 of the
-file with 64 zeros in its place, so that any changed byte shows. It tells damage and careless
+It is a JSON object: the schema, a digest, then the fields of `Manifest`. The digest is the sha256
+of the file with 64 zeros in its place, so that any changed byte shows. It tells damage and careless
 edits; whoever can write the folder can also make a new digest.
 """
 
@@ -29,7 +29,7 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "in
 MEND = "Copy the package again, or build it again."
 
 _LARGEST_BYTES = 64 * 2**20  # of a manifest; that of the 14B model has less than 1 MB
-_LARGEST_COUNT = 2**63
+_LARGEST_NUMBER = 2**63
 _ZEROS = b"0" * 64
 # Names that mean the same on every file system, and nothing outside the folder.
 _RELATIVE = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*/)*[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -50,12 +50,14 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True)
 class Native:
+    """The program of our own kernels."""
+
     kernels: tuple[Mapping[str, object], ...]  # `Cubin.record`
 
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """Embedded prompts that are shipped."""
+    """The embedded prompts that a package ships."""
 
     count: int
     encoder_sha256: str
@@ -84,7 +86,7 @@ class PackageFile:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A build knows all but `tensors` and `files`, which `engine.package.folder` fills in."""
+    """The whole manifest. A build leaves `tensors` and `files` to `engine.package.folder`."""
 
     arch: str
     driver_floor: str  # "12.7": the oldest CUDA version a driver may report
@@ -109,17 +111,17 @@ class Manifest:
 
 
 def aligned(offset: int) -> int:
-    """Where a tensor may begin."""
+    """Rounds up to the next offset at which a tensor may begin."""
     return -(-offset // ALIGNMENT) * ALIGNMENT
 
 
 def kernel_path(name: str) -> str:
-    """Of a kernel's code in the package."""
+    """The path of a kernel's code in the package."""
     return f"kernels/{name}.cubin"
 
 
 def check_path(path: str) -> str:
-    """The path if it stays below the package's folder. Raises `ValueError` otherwise."""
+    """Returns a path that stays below the package's folder. Raises `ValueError` for another."""
     if not _RELATIVE.fullmatch(path):
         raise ValueError(f"{path[:80]!r} is no plain path below the package's folder")
     return path
@@ -132,7 +134,7 @@ def encode(manifest: Manifest) -> bytes:
 
 
 def decode(data: bytes, path: Path) -> tuple[Manifest, str]:
-    """The manifest in the bytes of `path`, and its digest, which names the package.
+    """Reads the manifest in `data`, the bytes of `path`, and its digest, which names the package.
 
     Raises `BadPackage` if it is of another schema, was changed, or contradicts itself.
     """
@@ -155,7 +157,7 @@ def decode(data: bytes, path: Path) -> tuple[Manifest, str]:
 
 
 def _check_schema(schema: object, path: Path) -> None:
-    """First of all: nothing else can be said of another schema's file."""
+    """Refuses another schema before all else: nothing else is known of such a file."""
     if type(schema) is not int or schema < 1:
         raise BadPackage(f"{path} names no schema, so it is no package's manifest. {MEND}")
     if schema > SCHEMA:
@@ -175,7 +177,7 @@ def _check_digest(data: bytes, digest: object) -> str:
 
 
 def check(manifest: Manifest) -> None:
-    """What types cannot say. Raises `ValueError`."""
+    """Checks what types cannot say. Raises `ValueError`."""
     known = [arch.name for arch in ARCHS]
     if manifest.arch not in known:
         raise ValueError(f"its architecture is {manifest.arch!r}, not one of {', '.join(known)}")
@@ -191,7 +193,9 @@ def check(manifest: Manifest) -> None:
 
 
 def check_index(tensors: tuple[Entry, ...], size: int) -> None:
-    """Each tensor begins where the last one ended, aligned, and the last ends with the file."""
+    """Checks that each tensor begins where the last one ended, aligned, and that the last one ends
+    with the file. Raises `ValueError`.
+    """
     end, names = 0, set()
     for entry in tensors:
         name = f"tensor {entry.name!r}"
@@ -212,8 +216,8 @@ def check_index(tensors: tuple[Entry, ...], size: int) -> None:
 
 
 def from_json(kind: type[T], value: object, where: str) -> T:
-    """A dataclass from its JSON object: each field, no other, of the annotated types. Integers
-    count something and are not negative. Raises `ValueError` that says where.
+    """Makes a dataclass of a JSON object that has each of its fields, no other, and values of the
+    annotated types. Integers are counts, so not negative. Raises `ValueError`, which says where.
     """
     if not isinstance(value, dict):
         raise ValueError(f"{where} is {str(value)[:40]}, an object is expected")
@@ -231,29 +235,22 @@ def _types(kind: type) -> dict[str, object]:
 
 
 def _read(kind: object, value: object, where: str) -> object:
-    if kind is object:
-        return value
-    if kind is int or kind is str:  # True is no int
-        if type(value) is kind and (type(value) is not int or 0 <= value < _LARGEST_COUNT):
-            return value
-    elif kind is float:
-        if type(value) in (int, float) and abs(value) < _LARGEST_COUNT:  # pyright: ignore[reportArgumentType, reportOperatorIssue]
-            return float(value)  # pyright: ignore[reportArgumentType]
-    elif isinstance(kind, type) and is_dataclass(kind):
-        return from_json(kind, value, where)
-    else:
-        return _read_generic(kind, value, where)
-    raise ValueError(f"{where} is {str(value)[:40]!r}, {getattr(kind, '__name__', '')} is expected")
-
-
-def _read_generic(kind: object, value: object, where: str) -> object:
+    """Returns `value` as an annotation asks for it."""
     origin, inside = get_origin(kind), get_args(kind)
+    if isinstance(kind, type) and is_dataclass(kind):
+        return from_json(kind, value, where)
     if origin is UnionType:  # X | None
         return None if value is None else _read(inside[0], value, where)
     if origin is tuple and isinstance(value, list):
         return tuple([_read(inside[0], item, where) for item in value])
     if origin is Mapping and isinstance(value, dict):
         return {key: _read(inside[1], item, f"{where}.{key}") for key, item in value.items()}
-    if origin is Literal and type(value) is str and value in inside:
+    if kind is object or (isinstance(value, str) and (kind is str or value in inside)):
         return value
-    raise ValueError(f"{where} is {str(value)[:40]!r}, {kind} is expected")
+    if isinstance(value, int | float) and abs(value) < _LARGEST_NUMBER:
+        if kind is float and not isinstance(value, bool):
+            return float(value)
+        if kind is int and type(value) is int and value >= 0:  # True is no int
+            return value
+    wanted = kind.__name__ if isinstance(kind, type) else kind
+    raise ValueError(f"{where} is {str(value)[:40]!r}, {wanted} is expected")

@@ -37,6 +37,8 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class StreamReport:
+    """The figures of one `stream`."""
+
     nbytes: int  # delivered
     seconds: float
     hashed_bytes: int
@@ -84,7 +86,7 @@ def stream(
     them raises, those after it may be left out.
 
     `buffers(n)` gives n bytes that begin on a page: the ring, made once. It holds three blocks a
-    thread, or one a thread beside the largest piece. `direct`: as of `RawFile`.
+    thread, or one a thread beside the largest piece. `direct` is that of `RawFile`.
 
     Hashing takes a core for each 1.5 GB/s. Where all cores hash slower than the disk reads, pieces
     without hashes come faster, and the file is to be verified at another time.
@@ -94,7 +96,7 @@ def stream(
     """
     begin = time.perf_counter()
     block_bytes = _sectors(block_bytes)
-    extents, ring_bytes = _plan(pieces, threads, block_bytes)
+    extents, ring_bytes = _lay_out(pieces, threads, block_bytes)
     with RawFile(path, direct) as file:
         _require(file, pieces)
         ring = buffers(ring_bytes)[:ring_bytes] if extents else memoryview(b"")
@@ -136,15 +138,15 @@ class _Extent:
     pieces: tuple[Piece, ...]
     offset: int
     nbytes: int
-    at: int = 0  # its place in the ring, counted on through all turns of it
+    at: int = 0  # its place in the ring, counted on from round to round
 
     @property
     def end(self) -> int:
         return self.at + self.nbytes
 
 
-def _plan(pieces: Sequence[Piece], threads: int, block_bytes: int) -> tuple[list[_Extent], int]:
-    """What is read together, and the bytes of a ring in which each extent lies in one part."""
+def _lay_out(pieces: Sequence[Piece], threads: int, block_bytes: int) -> tuple[list[_Extent], int]:
+    """Joins pieces to extents, and sizes a ring in which each extent lies in one part."""
     extents = [_extent(group) for group in _groups(pieces, block_bytes)]
     largest = max((extent.nbytes for extent in extents), default=0)
     ring_bytes = max(3 * threads * block_bytes, largest + threads * block_bytes)
@@ -158,7 +160,7 @@ def _plan(pieces: Sequence[Piece], threads: int, block_bytes: int) -> tuple[list
 
 
 def _groups(pieces: Sequence[Piece], block_bytes: int) -> Iterator[list[Piece]]:
-    """Neighbours, until they fill a block: many tensors are too small to be read alone."""
+    """Joins neighbours until they fill a block: many tensors are too small to be read alone."""
     group: list[Piece] = []
     for piece in pieces:
         if group:
@@ -181,10 +183,10 @@ def _sectors(nbytes: int) -> int:
 
 
 def _hand_over(reading: "_Reading", readers: Sequence[Future[None]], deliver: Deliver) -> None:
-    """Delivers. Memory is given back when nothing is there to deliver, or half of the ring waits
-    for copies: waiting for all of them each time would let the disk rest.
+    """Delivers all pieces in order. Memory is given back when nothing is there to deliver, or when
+    half of the ring waits for copies: waiting for all of them each time would let the disk rest.
     """
-    held: deque[list[ReleaseBuffer]] = deque()  # of the last extents, oldest first
+    held: deque[list[ReleaseBuffer]] = deque()  # by extent, the oldest first
 
     def give_back() -> None:
         for release in held.popleft():
@@ -212,7 +214,7 @@ def _hand_over(reading: "_Reading", readers: Sequence[Future[None]], deliver: De
 
 
 class _Reading:
-    """What the threads share. An extent is read once it fits behind the oldest not given back."""
+    """The state that the threads share. An extent is read once the ring has room for it."""
 
     def __init__(
         self, file: RawFile, extents: Sequence[_Extent], ring: memoryview, block_bytes: int
@@ -235,7 +237,7 @@ class _Reading:
         self._changed = Condition()
 
     def run(self) -> None:
-        """One reader. If it fails, all stop."""
+        """Reads, in one of the threads, until nothing is left. If it fails, all stop."""
         done = False
         try:
             while (block := self._take()) is not None:
@@ -255,7 +257,7 @@ class _Reading:
             self._changed.notify_all()
 
     def release(self) -> None:
-        """The oldest extent that was delivered may be overwritten."""
+        """Allows the oldest extent that was delivered to be overwritten."""
         with self._changed:
             self._released += 1
             self._changed.notify_all()
@@ -264,13 +266,13 @@ class _Reading:
         return self._ready[number]
 
     def wait_for(self, number: int) -> bool:
-        """False if a reader failed."""
+        """Waits until an extent is there. False if a reader failed."""
         with self._changed:
             self._changed.wait_for(lambda: self._ready[number] or self._stopped)
             return not self._stopped
 
     def span(self, first: int, last: int) -> int:
-        """Bytes of the ring from the begin of one extent to the end of another."""
+        """Bytes of the ring from the start of one extent to the end of another."""
         return self.extents[last].end - self.extents[first].at
 
     def bytes_of(self, extent: _Extent, piece: Piece) -> memoryview:

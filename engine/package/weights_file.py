@@ -2,7 +2,7 @@
 
 While it is written a journal lies beside it: a line for what is being built, then one for each
 group of tensors that is whole. A build that was killed, even by a power cut, goes on after the last
-group that is there as the journal says; its bytes are hashed again before they are believed.
+group that is there as the journal says; all bytes are hashed again before they are believed.
 """
 
 import fcntl
@@ -41,8 +41,8 @@ _BLOCK_BYTES = 16 * 2**20
 
 
 def read_tensor(path: Path, entry: Entry, *, verified: bool) -> "Tensor":
-    """The tensor as stored, memory-mapped: it takes no memory that the system cannot take back, and
-    what is written to it stays in this process. Unless it was `verified` before, its bytes are read
+    """Maps a tensor into memory as it is stored: it takes no memory that the system cannot take
+    back, and writes to it stay in this process. Unless it was `verified` before, its bytes are read
     for the hash.
 
     Raises `BadPackage` for other bytes than were written, `OSError` if they cannot be read.
@@ -70,6 +70,8 @@ def read_tensor(path: Path, entry: Entry, *, verified: bool) -> "Tensor":
 
 @dataclass(frozen=True, slots=True)
 class _Group:
+    """Tensors that were written together, and what is known of them: a line of the journal."""
+
     group: str
     tensors: tuple[Entry, ...]
     facts: Mapping[str, object]
@@ -82,7 +84,7 @@ class WeightWriter:
     """
 
     def __init__(self, folder: Path, identity: str) -> None:
-        """`identity`: of all that decides the bytes. What another one left is dropped."""
+        """`identity` names all that decides the bytes. A file of another one is dropped."""
         self.folder = folder
         self.entries: dict[str, Entry] = {}
         self._journal = _lock(folder / JOURNAL)
@@ -92,7 +94,7 @@ class WeightWriter:
             self._journal.close()
             raise
         self._end = 0
-        self._hash = hashlib.sha256()  # of the file up to its end
+        self._hash = hashlib.sha256()  # hashes the file up to `_end`
         self._left = self._read_journal(f"{SCHEMA} {json.dumps(identity)}\n".encode())
 
     def close(self) -> None:
@@ -101,7 +103,7 @@ class WeightWriter:
         self._journal.close()
 
     def resume(self, group: str) -> Mapping[str, object] | None:
-        """The facts of a group that is there already and comes next, or None: it must be made."""
+        """The facts of a group that is there already and comes next. None if it must be made."""
         if not self._left:
             return None
         line, journal_end = self._left[0]
@@ -139,7 +141,7 @@ class WeightWriter:
         return line.facts
 
     def finish(self) -> PackageFile:
-        """Cuts what nobody asked for."""
+        """Cuts off groups that were not asked for, and describes the file."""
         self._weights.truncate(self._end)
         return PackageFile(WEIGHTS, self._end, self._hash.hexdigest())
 
@@ -150,7 +152,7 @@ class WeightWriter:
             self._end = line.tensors[-1].offset + line.tensors[-1].nbytes
 
     def _read_journal(self, head: bytes) -> deque[tuple[_Group, int]]:
-        """Groups with the journal's length after each; up to the first line that is not whole."""
+        """Reads the groups up to the first line that is not whole, and where each line ends."""
         self._journal.seek(0)
         first, *lines = self._journal.readall().splitlines(keepends=True) or [b""]
         groups: deque[tuple[_Group, int]] = deque()
@@ -176,7 +178,7 @@ class WeightWriter:
         return groups
 
     def _rehash(self, line: _Group) -> "hashlib._Hash | None":
-        """The hash of the file up to the end of the group, if its tensors are there as written."""
+        """Hashes the file up to the end of a group. None if its tensors are not as written."""
         file, whole, end = self._weights.fileno(), self._hash.copy(), self._end
         for entry in line.tensors:
             if entry.offset != aligned(end):
@@ -193,7 +195,7 @@ class WeightWriter:
 
 
 def _lock(path: Path) -> FileIO:
-    """The journal, opened and locked for this process alone."""
+    """Opens the journal and locks it for this process alone."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # another build has just put the folder into its place
@@ -215,7 +217,7 @@ def _lock(path: Path) -> FileIO:
 
 
 def _bytes(tensor: "Tensor") -> memoryview:
-    """Without a copy, if the tensor lies on the CPU in one piece."""
+    """Views the bytes of a tensor, without a copy if it lies on the CPU in one piece."""
     import torch
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)
@@ -223,6 +225,6 @@ def _bytes(tensor: "Tensor") -> memoryview:
 
 
 def _write(file: FileIO, data: memoryview) -> None:
-    """All of it: the system takes at most 2 GB at once, and less when the disk is nearly full."""
+    """Writes all data: the system takes at most 2 GB at once, and less on a nearly full disk."""
     while len(data):
         data = data[file.write(data) :]

@@ -3,7 +3,7 @@
     tensorrt   the plan `block` for each layer, with the layer's weights as its inputs
     hybrid     `pre`, then attention of `kernels.ops`, then `post`
 
-Experimental, and never chosen by itself: somebody asks for it, and accepts that the licence of
+It is experimental and never chosen by itself: somebody asks for it, and accepts that the licence of
 TensorRT restricts offering it as a hosted service. Keys and values of text and picture are the
 native program's, laid out as the plans want them. Source: docs/reference/tensorrt.md 8.
 """
@@ -37,7 +37,7 @@ PROGRAMS: Mapping[str, tuple[str, ...]] = {"tensorrt": ("block",), "hybrid": ("p
 
 PortTensors: TypeAlias = Mapping[str, Tensor]  # by the names of a plan's ports
 RunBlock: TypeAlias = Callable[[PortTensors, int], None]  # x and the rest, S tokens: writes `out`
-MakeSteps: TypeAlias = Callable[[Ops, Sequence[BlockWeights]], BlockRunner]
+MakeRunner: TypeAlias = Callable[[Ops, Sequence[BlockWeights]], BlockRunner]
 
 
 def open_program(
@@ -47,7 +47,7 @@ def open_program(
     state: Path,
     stream: Callable[[], int],
     find: Callable[[str], TensorRt] = import_library,
-) -> MakeSteps:
+) -> MakeRunner:
     """Opens what `program`, a key of `PROGRAMS`, needs of a package, before its weights are read.
 
     `stream` gives the handle of PyTorch's current stream, `find` the library in a version. Raises
@@ -68,11 +68,11 @@ def open_program(
 
 
 def around_attention(pre: TensorRtPlan, post: TensorRtPlan, ops: Ops) -> RunBlock:
-    """A block as two plans with our own attention between them."""
+    """Makes a block of two plans with our own attention between them."""
 
     def run(given: PortTensors, tokens: int) -> None:
         x = given["x"]
-        # What nobody reads any more is let go of at once: it is most of what a block needs.
+        # Each tensor is dropped once nobody reads it: they are most of the memory of a block.
         qkv = x.new_empty(1, tokens, 3 * x.shape[2], dtype=torch.bfloat16)
         pre.run({**given, "qkv": qkv}, tokens)
         cos, sin = given["cos"][0], given["sin"][0]
@@ -93,27 +93,27 @@ class PlannedBlocks:
     weights: Sequence[BlockWeights]
 
     def __call__(self, given: Pass) -> Tensor:
-        """A plan does not write where it reads: x and a second one take turns."""
+        """Runs all blocks. A plan does not write where it reads, so two tensors alternate."""
         x, out = given.x, torch.empty_like(given.x)
         tables = {"cos": given.rope.cos[None, :, 0], "sin": given.rope.sin[None, :, 0]}
         keys = PlanKeys(given.context[0])
         for weights, seen in zip(self.weights, given.context, strict=True):
             own = block_modulation(weights, given.modulation)
-            turns = {"x": x[None], "out": out[None], "modulation": own[None]}
-            self.run({**turns, **tables, **keys.of(seen), **block_tensors(weights)}, len(x))
+            stream = {"x": x[None], "out": out[None], "modulation": own[None]}
+            self.run({**stream, **tables, **keys.of(seen), **block_tensors(weights)}, len(x))
             x, out = out, x
         return x[: given.kept]
 
 
 class PlanKeys:
-    """`ContextKeys` as plans take them: each row of text by itself, and no padding of tiles.
+    """Lays out `ContextKeys` as plans take them: every row of text, and no padding of tiles.
 
     Blocks differ in the values of their keys, not in how many there are. One copy of the text's is
     enough, as blocks run one after another; those of the picture are used where they lie.
     """
 
     def __init__(self, first: ContextKeys) -> None:
-        """`first`: of any block of the clip. Raises `KernelError` for text of another length."""
+        """`first`: those of any block of a clip. Raises `KernelError` for text of other lengths."""
         text, bias = first.text, first.text.bias.tolist()
         real = count_keys(bias)
         repeats = round(2 ** bias[real - 1])
@@ -126,7 +126,7 @@ class PlanKeys:
         self._k, self._v = text.k.new_empty(2, TEXT_TOKENS, text.k.shape[1])
 
     def of(self, keys: ContextKeys) -> PortTensors:
-        """For one block; valid until the next is asked for."""
+        """Lays out those of one block, valid until the next ones are asked for."""
         _spread(keys.text, self._rows, self._k, self._v)
         vision = keys.vision
         return {
@@ -143,13 +143,13 @@ def _spread(keys: CrossKeys, rows: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 def count_keys(bias: Sequence[float]) -> int:
-    """How many keys are no padding of a tile. They come first."""
+    """Counts the keys that are no padding of a tile. They come first."""
     return sum(math.isfinite(value) for value in bias)
 
 
 def block_tensors(weights: BlockWeights) -> dict[str, Tensor]:
-    """The weights of a block by the names of ports: those of a package, codes with an axis of one
-    before them.
+    """Names the weights of a block as the ports of plans, which are called as in a package. Codes
+    get an axis of one before theirs.
     """
     made: dict[str, Tensor] = {}
     for field in fields(weights):

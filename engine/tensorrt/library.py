@@ -1,7 +1,7 @@
-"""What of the library of TensorRT-RTX is used, and whether it is here.
+"""The library of TensorRT-RTX: its import, and the types of all that is used of it.
 
 It is imported when its program is asked for, and never by itself. Its wheel has no types: those
-here are the calls that are made. Source: docs/reference/tensorrt.md 7.
+here declare the calls that are made. Source: docs/reference/tensorrt.md 7.
 """
 
 from collections.abc import Callable, Mapping
@@ -25,7 +25,7 @@ class EnumFlag(EnumValue, Protocol):
 
 class RuntimeCache(Protocol):
     def deserialize(self, blob: bytes) -> bool: ...
-    def serialize(self) -> bytes: ...  # or what `bytes` takes
+    def serialize(self) -> bytes: ...  # or a buffer that `bytes` takes
 
 
 class RuntimeConfig(Protocol):
@@ -69,7 +69,7 @@ class Allocation(Protocol):
 
 
 class TensorRt(Protocol):
-    """All that is used of `tensorrt_rtx`."""
+    """The module `tensorrt_rtx`, as far as it is used."""
 
     __version__: str
     ILogger: type
@@ -80,7 +80,7 @@ class TensorRt(Protocol):
 
 
 def import_library(version: str, name: str = LIBRARY) -> TensorRt:
-    """The library, if it is here in this version. Raises `Unavailable`."""
+    """Imports the library in this very version. Raises `Unavailable` if it is not here."""
     mend = f"Run pip install '.[tensorrt]' where the engine's sources are, or {INSTEAD}"
     if find_spec(name) is None:
         raise Unavailable(f"The TensorRT program needs {name} {version}, which is not here. {mend}")

@@ -2,9 +2,9 @@
 
 Experimental: no GPU here can run a plan. The library is asked for only when somebody wants its
 program; its licence restricts offering that as a hosted service (THIRD_PARTY_NOTICES.md). A plan
-is portable, its kernels are compiled on the GPU that runs it, and kept in a cache on disk. What
-lies between a plan's kernels is PyTorch's memory, so that all plans share it with everything else,
-and running out of it is what it always is. Source: docs/reference/tensorrt.md 7.
+is portable, its kernels are compiled on the GPU that runs it, and kept in a cache on disk. Tensors
+between a plan's kernels lie in PyTorch's memory, so that all plans share it with everything else
+and a lack of it raises the usual error. Source: docs/reference/tensorrt.md 7.
 """
 
 import hashlib
@@ -43,8 +43,8 @@ KERNEL_BYTES = 2**30  # the most that compiled kernels take on the disk
 
 @dataclass(frozen=True, slots=True)
 class TokenRange:
-    """Tokens S that a program takes; kernels are chosen for the usual number. FP8 attention has
-    none for ranges that begin at 16.
+    """The numbers of tokens that a program takes; kernels are chosen for the usual one. There is no
+    FP8 attention for ranges that begin at 16.
     """
 
     least: int
@@ -59,7 +59,7 @@ class PlanRecord:
     file: str
     bytes: int
     sha256: str
-    inputs: tuple[object, ...]  # `Port.record` each
+    inputs: tuple[object, ...]  # a `Port.record` each
     outputs: tuple[object, ...]
     proof: Mapping[str, object]
 
@@ -90,26 +90,26 @@ class Port:
 
     @property
     def kind(self) -> str:
-        """The dtype as the library calls it: a key of `DTYPES`."""
+        """The name of the dtype in the library: a key of `DTYPES`."""
         return next(kind for kind, dtype in DTYPES.items() if dtype == self.dtype)
 
     def record(self) -> list[object]:
-        """For a manifest. `_read_port` reads it."""
+        """Describes the port for a manifest. `_read_port` reads it."""
         return [self.name, self.kind, list(self.shape)]
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """Where plans run."""
+    """The machine that plans run on."""
 
     gpu: Gpu
-    stream: Callable[[], int]  # the handle of PyTorch's current one
-    kernels: DiskCache  # what was compiled for plans
+    stream: Callable[[], int]  # gives the handle of PyTorch's current stream
+    kernels: DiskCache  # those that were compiled for plans
 
 
 def read_record(package: Package) -> ProgramRecord:
-    """Raises `Unavailable` if the package has no TensorRT program, `BadPackage` if what it says of
-    it makes no sense.
+    """Reads what a package says of its TensorRT program. Raises `Unavailable` if it has none,
+    `BadPackage` if that makes no sense.
     """
     held = package.manifest.tensorrt
     if "absent" in held:
@@ -123,7 +123,7 @@ def read_record(package: Package) -> ProgramRecord:
 
 
 class Opener:
-    """Owns the library's runtime. Opens the plans of one package."""
+    """Owns the library's runtime, and opens the plans of one package."""
 
     def __init__(self, package: Package, library: TensorRt, host: Host) -> None:
         """Raises what `read_record` raises."""
@@ -133,8 +133,8 @@ class Opener:
         self._runtime = library.Runtime(_listener(library, self._errors))
 
     def open(self, name: str) -> "TensorRtPlan":
-        """One plan. Raises `BadPackage` if it is missing or damaged, `Unavailable` if the GPU, the
-        driver or the library cannot run it.
+        """Opens one plan. Raises `BadPackage` if it is missing or damaged, `Unavailable` if the
+        GPU, the driver or the library cannot run it.
         """
         if name not in self.record.plans:
             raise BadPackage(f"{self._package.path} has no plan {name}. {MEND}")
@@ -164,7 +164,7 @@ class Opener:
         return TensorRtPlan(self, record.file, ports, outputs, engine, context, kernels)
 
     def refused(self, what: str) -> Unavailable:
-        """An error with the library's own words."""
+        """Makes an error of the library's own words."""
         told = self._errors[-1] if self._errors else "it gives no reason"
         return Unavailable(
             f"{what} by TensorRT-RTX {self._library.__version__} {self._machine}: "
@@ -194,7 +194,7 @@ class Opener:
             )
 
     def _kernels(self, record: PlanRecord, config: RuntimeConfig) -> "_Kernels":
-        """What was compiled for this plan on this GPU, in the configuration of a context."""
+        """Adds the kernels that were compiled for this plan on this GPU to a configuration."""
         gpu, cache = self._host.gpu, config.create_runtime_cache()
         machine = gpu.name, gpu.uuid, str(gpu.driver), str(gpu.cuda)
         key = "\n".join((*machine, self._library.__version__, record.sha256))
@@ -208,13 +208,13 @@ class Opener:
 
 
 class _Kernels:
-    """Kernels of one plan, which grow by those of a new number of tokens."""
+    """The compiled kernels of one plan: a new number of tokens adds some."""
 
     def __init__(self, disk: DiskCache, key: str, cache: RuntimeCache, known: bytes | None) -> None:
         self._disk, self._key, self._cache, self._known = disk, key, cache, known
 
     def keep(self) -> None:
-        """Writes them if there are others than on the disk."""
+        """Writes them to the disk if they are others than there."""
         found = bytes(self._cache.serialize())
         if found != self._known:
             self._disk.write(self._key, found)
@@ -235,14 +235,14 @@ class TensorRtPlan:
         kernels: _Kernels,
     ) -> None:
         self.file, self.inputs, self.outputs = file, inputs, outputs
-        self._engine = engine  # that the context is of
+        self._engine = engine  # must live as long as its context
         self._opener, self._context, self._kernels = opener, context, kernels
-        self._tokens: int | None = None  # that the context is ready for
+        self._tokens: int | None = None  # the number that the context is ready for
         self._scratch_bytes = 0
 
     def run(self, tensors: Mapping[str, Tensor], tokens: int) -> None:
         """Computes the outputs, which are among the `tensors`, from the inputs, on the current
-        stream: what is let go of after this may be used again by whatever runs on it next.
+        stream: memory that is freed after this may be used by whatever runs on it next.
 
         Raises `BadRequest` for a number of tokens out of the plan's range, `BadPackage` if it has
         ports that are not given, `KernelError` for tensors that it cannot take, `Unavailable` if
@@ -291,7 +291,7 @@ class TensorRtPlan:
         self._tokens = tokens
 
     def _check(self, port: Port, tensor: Tensor, tokens: int) -> None:
-        """Addresses are all that the library sees."""
+        """Refuses a tensor that would be read wrongly: the library sees addresses alone."""
         shape = port.sized(tokens)
         if tensor.dtype != port.dtype or tensor.shape != shape or not tensor.is_contiguous():
             raise KernelError(
@@ -309,7 +309,7 @@ def _read_port(value: object, file: str) -> Port:
 
 
 def _listener(library: TensorRt, errors: deque[str]) -> object:
-    """An `ILogger` of the library: its errors are kept, and it is heard in our log."""
+    """Makes an `ILogger` for the library, which keeps its errors and writes into our log."""
 
     def hear(_: object, severity: EnumValue, message: str) -> None:
         is_error = severity.name in ("ERROR", "INTERNAL_ERROR")

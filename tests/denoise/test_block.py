@@ -215,7 +215,7 @@ def test_all_blocks_of_references_stay_near_the_official_program(golden, recorde
 
 
 def moved(value):
-    """The same numbers in other places."""
+    """Moves the numbers to other places."""
     if isinstance(value, Weight):
         return Weight(Rows(value.rows.q.roll(1, 0), value.rows.s.roll(1)), value.bias.roll(1))
     return value.roll(1, -1)
@@ -239,8 +239,8 @@ def test_every_weight_counts(drawn, kind, name):
 def test_the_modulation_of_the_step_the_places_and_the_padding_count(drawn):
     want = drawn.exact()
     rope = drawn.rope
-    turned = replace(rope, cos=rope.cos.roll(3, 0), sin=rope.sin.roll(3, 0))
-    wrong = {"modulation": drawn.modulation.roll(1, 0), "rope": turned, "repeats": 1}
+    shifted = replace(rope, cos=rope.cos.roll(3, 0), sin=rope.sin.roll(3, 0))
+    wrong = {"modulation": drawn.modulation.roll(1, 0), "rope": shifted, "repeats": 1}
     for name, value in wrong.items():
         scene = copy(drawn)
         setattr(scene, name, value)

@@ -9,8 +9,8 @@ from engine.models.dit import Rope
 ROPE = Rope(torch.zeros(1), torch.zeros(1))
 
 
-def steps(given):
-    """In place, as blocks are."""
+def blocks(given):
+    """Changes tokens in place, as blocks do."""
     given.x.mul_(2).add_(given.modulation.sum() + given.context[0])
     return given.x[: given.kept]
 
@@ -39,27 +39,27 @@ def evaluate(run, seed, context, tokens=5, kept=3):
 
 def test_a_replay_computes_what_a_run_computes_for_its_own_inputs():
     recorder, context = Recorder(), [3.0]
-    graphed = GraphedBlocks(steps, recorder)
+    graphed = GraphedBlocks(blocks, recorder)
     for seed in range(4):
-        assert torch.equal(evaluate(graphed, seed, context), evaluate(steps, seed, context))
+        assert torch.equal(evaluate(graphed, seed, context), evaluate(blocks, seed, context))
     assert (recorder.recorded, recorder.replayed) == (1, 3)  # the first evaluation is run
 
 
 def test_another_context_or_number_of_tokens_is_another_graph():
     recorder = Recorder()
-    graphed = GraphedBlocks(steps, recorder)
+    graphed = GraphedBlocks(blocks, recorder)
     text, negative = [3.0], [3.0]
     for given in ({}, {"tokens": 4}, {"kept": 2}):
         for context in (text, negative):
             for seed in (0, 1):
                 got = evaluate(graphed, seed, context, **given)
-                assert torch.equal(got, evaluate(steps, seed, context, **given))
+                assert torch.equal(got, evaluate(blocks, seed, context, **given))
     assert recorder.recorded == 6
 
 
 def test_old_graphs_make_room_for_new_ones():
     recorder = Recorder()
-    graphed = GraphedBlocks(steps, recorder)
+    graphed = GraphedBlocks(blocks, recorder)
     contexts = [[float(n)] for n in range(KEPT_GRAPHS + 1)]
     for context in contexts:
         for seed in (0, 1):
@@ -73,19 +73,19 @@ def test_old_graphs_make_room_for_new_ones():
 
 
 def test_a_context_that_is_gone_is_not_taken_for_a_new_one_at_its_address():
-    graphed = GraphedBlocks(steps, Recorder())
+    graphed = GraphedBlocks(blocks, Recorder())
     for value in range(20):
         context = [float(value)]
         for seed in (0, 1):
-            assert torch.equal(evaluate(graphed, seed, context), evaluate(steps, seed, context))
+            assert torch.equal(evaluate(graphed, seed, context), evaluate(blocks, seed, context))
 
 
 def test_forgotten_graphs_are_recorded_again():
     recorder, context = Recorder(), [3.0]
-    graphed = GraphedBlocks(steps, recorder)
+    graphed = GraphedBlocks(blocks, recorder)
     for seed in (0, 1):
         evaluate(graphed, seed, context)
     graphed.forget()
     for seed in (0, 1):
-        assert torch.equal(evaluate(graphed, seed, context), evaluate(steps, seed, context))
+        assert torch.equal(evaluate(graphed, seed, context), evaluate(blocks, seed, context))
     assert recorder.recorded == 2

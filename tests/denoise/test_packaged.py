@@ -94,9 +94,9 @@ def package():
 def packaged(golden, package):
     """Makes a denoiser that launches references."""
 
-    def make(form="mixed", ops=None, graphed=None):
+    def make(form="mixed", ops=None, make_graphs=None):
         weights = PackageWeights(package(golden, form), CPU)
-        return PackagedDenoiser(weights, ops or reference_ops(), graphed)
+        return PackagedDenoiser(weights, ops or reference_ops(), make_graphs)
 
     return make
 
@@ -153,7 +153,7 @@ SKELETONS = [{}, {"pose_until": 0.5}, {"pose_strength": 0.0}, {"pose_strength": 
 
 
 def test_the_skeleton_counts_as_it_is_seen_and_as_strong_as_it_is(golden, scene, packaged, exact):
-    """In random weights it moves the velocity by 3 %, twice as far as 8 bits do. The second of two
+    """Random weights let it move the velocity by 3 %, twice as far as 8 bits do. The second of two
     steps is the first that does not see it before a half.
     """
     known, denoiser = scene(golden, "a"), packaged()
@@ -223,22 +223,22 @@ class Replays:
         return run
 
 
-def test_recorded_steps_give_the_same_velocities(golden, scene, packaged):
-    known, capture = scene(golden, "a"), Replays()
-    graphed = packaged(graphed=lambda steps: GraphedBlocks(steps, capture))
+def test_recorded_blocks_give_the_same_velocities(golden, scene, packaged):
+    known, recorder = scene(golden, "a"), Replays()
+    graphed = packaged(make_graphs=lambda runner: GraphedBlocks(runner, recorder))
     recipe = replace(known.recipe, steps=6, cfg=3.0, pose_until=0.5)
     times = grid("euler", 6, recipe.shift).timesteps
     runs = [one.bind(known.guided, recipe) for one in (packaged(), graphed)]
     for step, told in enumerate(times):
         plain, replayed = (run(known.latents, range(4), step, told) for run in runs)
         assert torch.equal(plain, replayed), step
-    assert capture.recorded == 4  # two texts, with and without the skeleton
+    assert recorder.recorded == 4  # two texts, with and without the skeleton
     graphed.forget()
     graphed.use_graphs(False)
     again = graphed.bind(known.guided, recipe)
     for step in (0, 1, 2):
         again(known.latents, range(4), step, times[step])
-    assert capture.recorded == 4
+    assert recorder.recorded == 4
 
 
 def test_blocks_that_left_come_back_as_they_were(golden, scene, packaged):

@@ -1,7 +1,7 @@
 """A library with the calls of TensorRT-RTX that computes plans in PyTorch, on the CPU.
 
-A fake plan names its segment (`engine.build.segments`). What the real one only sees as addresses is
-only seen as addresses here too: tensors are read and written where they were said to be.
+A fake plan names its segment (`engine.build.segments`). As in the real library, tensors come as
+addresses alone: they are read and written where they were said to be.
 """
 
 import ctypes
@@ -35,7 +35,7 @@ class Invalidity(enum.IntEnum):
 
 
 class FakeLibrary:
-    """`refuses`: names of calls that fail. `runs` is what was run: plan, tokens, stream."""
+    """The fake library. `refuses` names calls that fail; `runs` lists plan, tokens, stream."""
 
     __version__ = VERSION
     EngineInvalidityDiagnostics = Invalidity
@@ -59,7 +59,7 @@ class FakeLibrary:
         return self
 
     def refuse(self, call):
-        """Whether a call fails, as the library's do: a message to the logger, and False or None."""
+        """Tells if a call fails: as the library's do, with a message to the logger."""
         if call in self.refuses:
             self.logger.log(SimpleNamespace(name="INFO"), "something else")
             self.logger.log(SimpleNamespace(name="ERROR"), f"{call} went wrong.")
@@ -180,7 +180,7 @@ def fake_plans(config):
 
 
 def program(config, files=None):
-    """What a build makes; `config.ffn` is padded. `files`: data by name."""
+    """The record that a build makes; `config.ffn` is padded. `files`: data by name."""
     plans = {}
     for name, data in (files or fake_plans(config)).items():
         segment, digest = Segment(name, config, DEPLOY), hashlib.sha256(data).hexdigest()
@@ -193,7 +193,7 @@ def program(config, files=None):
 
 
 def record(config, files=None):
-    """As it is written into the manifest."""
+    """The record of `program` as it is written into the manifest."""
     return asdict(program(config, files))
 
 

@@ -39,7 +39,7 @@ MANIFEST = Manifest(
 
 
 def tensors(group):
-    """What a build makes of one group: the same each time."""
+    """The tensors that a build makes of one group: the same each time."""
     noise = torch.Generator().manual_seed(group)
     x = torch.randn(33, 7, generator=noise)
     return {

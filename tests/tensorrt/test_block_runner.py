@@ -1,4 +1,4 @@
-"""LaunchedBlocks as plans compute what blocks of our own kernels do, and what the model does."""
+"""Plans compute what blocks of our own kernels do, and what the model does."""
 
 import math
 from dataclasses import replace
@@ -103,10 +103,10 @@ class Scene:
         given = assemble(ContextWeights, read.__getitem__), text, self.context.vision, repeats
         return weights, context_keys(reference_ops(), *given)
 
-    @cache  # noqa: B019 - of a scene that lives as long as the tests
+    @cache  # noqa: B019 - the scene lives as long as the tests
     @torch.inference_mode()
     def exact(self, layers):
-        """Of the model, whose weights were not smoothed."""
+        """Computes the tokens that the model gives, whose weights were not smoothed."""
         x = self.x
         for block in self.blocks[:layers]:
             x = block(x, self.modulation, self.context, self.rope)
@@ -119,9 +119,9 @@ class Scene:
         )
 
     @torch.inference_mode()
-    def run(self, steps, layers, kept=None, keys=None):
+    def run(self, runner, layers, kept=None, keys=None):
         given = self.x.clone(), self.modulation, keys or self.keys[:layers], self.rope
-        return steps(Pass(*given, kept or len(self.x)))
+        return runner(Pass(*given, kept or len(self.x)))
 
     def plain(self, layers):
         """The weights without smoothing, so that `exact` is what they compute."""
@@ -141,7 +141,7 @@ def package(tmp_path_factory):
 
 @pytest.fixture
 def opened(package, tmp_path):
-    """What makes steps, as `load_package` does it."""
+    """Opens what makes a block runner, as `load_package` does."""
 
     def open_one(program, fake, gpu=GPU, held=package):
         return open_program(held, program, gpu, tmp_path, lambda: STREAM, lambda version: fake)
@@ -210,7 +210,7 @@ def test_smoothing_is_in_the_modulation_that_a_plan_is_given(scene, opened):
 
 
 def test_the_hybrid_runs_our_attention_between_its_plans(scene, opened):
-    """With attention in 16 bits it is nearer to blocks that have it than to those in 8."""
+    """Attention in 16 bits brings it nearer to blocks that have it than to those in 8."""
     fake, ops = FakeLibrary(), reference_ops(ATTENTION["fp8_f32"])
     wide = plain_attention(ops, sdpa)
     got = scene.run(opened("hybrid", fake)(wide, scene.weights[:2]), 2)
@@ -223,18 +223,18 @@ def test_the_hybrid_runs_our_attention_between_its_plans(scene, opened):
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_the_first_tokens_are_returned_after_the_last_block(scene, opened, program):
-    steps = opened(program, FakeLibrary())(reference_ops(), scene.weights[:3])
-    whole = scene.run(steps, 3).clone()
-    assert torch.equal(scene.run(steps, 3, kept=48), whole[:48])
+    runner = opened(program, FakeLibrary())(reference_ops(), scene.weights[:3])
+    whole = scene.run(runner, 3).clone()
+    assert torch.equal(scene.run(runner, 3, kept=48), whole[:48])
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_an_evaluation_leaves_nothing_to_the_next(scene, opened, program):
-    steps = opened(program, FakeLibrary())(reference_ops(), scene.weights[:2])
-    first = scene.run(steps, 2).clone()
-    other = scene.run(steps, 2, keys=scene.keys[2:4])
+    runner = opened(program, FakeLibrary())(reference_ops(), scene.weights[:2])
+    first = scene.run(runner, 2).clone()
+    other = scene.run(runner, 2, keys=scene.keys[2:4])
     assert cosine(first, other) < 1 - 1e-4
-    assert torch.equal(scene.run(steps, 2), first)
+    assert torch.equal(scene.run(runner, 2), first)
 
 
 def test_plans_are_opened_once_however_often_the_weights_come_back(scene, opened):
@@ -251,7 +251,7 @@ def test_plans_are_opened_once_however_often_the_weights_come_back(scene, opened
 
 @pytest.mark.parametrize("real", [1, 2, 63, 64, 65, 511, 512])
 def test_keys_for_plans_are_those_of_all_rows(real):
-    """As many keys as there are rows of text, and the same softmax as over weighted ones."""
+    """There are as many keys as rows of text, and the softmax is that over weighted ones."""
     draw = torch.Generator().manual_seed(real)
     rows, others = (torch.randn(2, n, 256, generator=draw) for n in (real, 257))
     weight = torch.rand(256, generator=draw) + 0.5
@@ -298,11 +298,11 @@ def test_text_of_another_length_is_refused(rows, repeats):
 
 def test_a_picture_of_another_number_of_rows_is_refused(scene, opened):
     keys = cross_keys(torch.ones(17, 256), torch.ones(17, 256), torch.ones(256))
-    steps = opened("tensorrt", FakeLibrary())(reference_ops(), scene.weights[:1])
+    runner = opened("tensorrt", FakeLibrary())(reference_ops(), scene.weights[:1])
     with pytest.raises(
         KernelError, match=r"block.plan wants vision_k \[1, 257, 256\].* got \[1, 17"
     ):
-        scene.run(steps, 1, keys=[replace(scene.keys[0], vision=keys)])
+        scene.run(runner, 1, keys=[replace(scene.keys[0], vision=keys)])
 
 
 def test_a_block_has_all_inputs_of_the_plan_but_those_of_the_clip(scene):
@@ -356,8 +356,8 @@ def test_the_library_is_asked_for_in_the_version_of_the_plans(package, tmp_path)
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_clip_with_too_many_tokens_is_refused(scene, opened, program):
-    steps = opened(program, FakeLibrary())(reference_ops(), scene.weights[:1])
+    runner = opened(program, FakeLibrary())(reference_ops(), scene.weights[:1])
     rope = rope_tables((4, 6, 8), False, CPU)
     x = torch.randn(len(rope.cos), 256)
     with pytest.raises(BadRequest, match=f"has {len(x)} tokens; .* takes 64 to {RANGE.most}"):
-        steps(Pass(x, scene.modulation, scene.keys[:1], rope, len(x)))
+        runner(Pass(x, scene.modulation, scene.keys[:1], rope, len(x)))

@@ -379,12 +379,9 @@ def test_all_that_is_used_of_the_library_is_there(name):
 
 
 def test_every_protocol_is_held_against_the_library():
-    protocols = {n for n, kind in vars(tensorrt_library).items() if inspect.isclass(kind)}
-    assert {
-        n
-        for n in protocols
-        if getattr(tensorrt_library, n).__module__ == (tensorrt_library.__name__)
-    } == set(CLASSES)
+    classes = inspect.getmembers(tensorrt_library, inspect.isclass)
+    own = {name for name, kind in classes if kind.__module__ == tensorrt_library.__name__}
+    assert own == set(CLASSES)
 
 
 @library

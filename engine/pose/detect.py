@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from engine.errors import MissingModel
-from engine.pose.boxes import Detection, Frames
+from engine.pose.arrays import Frames
+from engine.pose.boxes import Detection
 from engine.pose.dwpose import open_dwpose
 from engine.pose.vitpose import open_vitpose
 

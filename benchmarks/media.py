@@ -27,7 +27,7 @@ from engine.media.framing import crop_frames
 from engine.media.mp4 import encode_mp4
 from engine.media.picture import load_image
 from engine.media.video import probe_video, read_video
-from engine.pose.bones import Floats
+from engine.pose.arrays import Floats
 from engine.pose.camera import base_camera
 from engine.pose.joints import load_joints
 from engine.pose.keypoints import Keypoints

@@ -18,11 +18,14 @@ from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import Literal, TypeAlias
 
+import torch
+
 from engine.config import LATENT_CHANNELS, SIZE_MULTIPLE, TEXT_TOKENS, VAE_STRIDE
 from engine.denoise.block import BlockWeights
 from engine.denoise.packaged import TIME
 from engine.denoise.windows import latent_frames
 from engine.errors import BadRequest, TooLarge
+from engine.models.vae_decode import decode_bytes
 from engine.package.manifest import Entry, Manifest
 from kernels.cross_attention import KEY_TILE
 from kernels.layout import HEAD, K_BLOCK, Q_BLOCK
@@ -39,8 +42,9 @@ TABLE_BYTES = 2 * 4 * HEAD // 2  # a token's cos and sin
 PATCH_VALUES = 80  # of latents and mask, that a token is made of
 TOKENS_HELD = 1  # copies of the tokens while blocks run
 LATENTS_HELD = 8  # of the whole clip: the solver's, the noise, the conditions
-# Bytes a pixel, in 2 bytes a value: what a clip remembers of earlier frames, and the largest moment
-ENCODE_BYTES, DECODE_BYTES = 2935, 8238
+VAE_DTYPE = torch.bfloat16  # or another type of 2 bytes
+# Bytes a pixel of the picture: what the encoder remembers of earlier frames, and its largest moment
+ENCODE_BYTES = 2935
 
 Stage: TypeAlias = Literal["conditioning", "denoise", "decode"]
 
@@ -258,7 +262,7 @@ def _footprint(
         latents=LATENTS_HELD * 4 * LATENT_CHANNELS * clip * cells,
         evaluations=evaluations,
         encode=ENCODE_BYTES * pixels,
-        decode=DECODE_BYTES * pixels,
+        decode=decode_bytes(shape.height, shape.width, VAE_DTYPE),
     )
 
 

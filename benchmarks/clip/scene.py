@@ -29,7 +29,7 @@ from engine.load import load_package
 from engine.media.framing import crop_frames
 from engine.media.mp4 import encode_mp4
 from engine.pipeline import Pipeline
-from engine.pose.bones import Floats
+from engine.pose.arrays import Floats
 from engine.pose.networks import Networks
 from engine.program import ModelSettings, choose_package
 

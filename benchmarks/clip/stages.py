@@ -25,7 +25,7 @@ from engine.flow import Conditions, Recipe
 from engine.machine.resident import Resident
 from engine.pipeline import Pipeline
 from engine.pose.align import Mode
-from engine.pose.boxes import Frame
+from engine.pose.arrays import Frame
 from engine.pose.capture import capture_skeleton
 from engine.pose.extract import CapturedMotion, CaptureNetworks, Dance, PoseExtractor
 from engine.pose.skeleton import draw_skeleton

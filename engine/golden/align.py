@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from engine.golden.arrays import Arrays, read_arrays
 from engine.golden.check import Check, at_most, compare
 from engine.golden.render import frame_checks, with_overlay
 from engine.pose.align import (
@@ -38,8 +39,6 @@ from engine.pose.keypoints import Keypoints
 from engine.pose.overlay import overlay
 from engine.pose.render import render
 
-Arrays = Mapping[str, NDArray]
-
 WRITTEN = 1e-6  # relative: a golden camera against the m and s in the same file
 POINTS = 1e-5  # shares of the picture
 AT_OPTIMUM = 1e-6  # relative cost above the closed form's, below which a minimiser has reached it
@@ -55,8 +54,7 @@ def recognises(names: frozenset[str], metadata: Mapping[str, str]) -> bool:
 
 
 def checks(path: Path) -> Iterator[Check]:
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+    arrays = read_arrays(path)
     if _is_clip(frozenset(arrays)):
         yield from _clip(path.name, arrays)
     else:

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.golden.arrays import Arrays, read_arrays
 from engine.golden.check import Check, at_most, compare
 from engine.pose import dwpose, vitpose
+from engine.pose.arrays import Floats
 from engine.pose.boxes import (
-    Floats,
     decode_yolox,
     letterbox,
     letterbox_size,
@@ -30,8 +31,7 @@ from engine.pose.boxes import (
     yolox_persons,
 )
 
-Data = Mapping[str, NDArray]
-Reader = Callable[[Path, Data], Iterator[Check]]
+Reader = Callable[[Path, Arrays], Iterator[Check]]
 
 _EXACT = 0.0
 _PIXEL, _SHARE, _SCORE = 1e-3, 1e-6, 1e-6
@@ -46,13 +46,13 @@ def recognises(names: frozenset[str], metadata: Mapping[str, str]) -> bool:
 
 
 def checks(path: Path) -> Iterator[Check]:
-    data = _load(path)
+    data = read_arrays(path)
     reader = _reader(frozenset(data))
     if reader is not None:
         yield from reader(path, data)
 
 
-def _yolox(path: Path, data: Data) -> Iterator[Check]:
+def _yolox(path: Path, data: Arrays) -> Iterator[Check]:
     sizes = [letterbox_size(int(h), int(w)) for h, w in data["lb_hw"]]
     yield compare(f"{path.name}: lb_new_hw", [size[:2] for size in sizes], data["lb_new_hw"], 0)
     yield compare(f"{path.name}: lb_r", [size[2] for size in sizes], data["lb_r"], _EXACT)
@@ -72,7 +72,7 @@ def _yolox(path: Path, data: Data) -> Iterator[Check]:
         yield compare(f"{name} boxes", persons, data[f"{case}_boxes"], _PIXEL)
 
 
-def _dwpose_crop(path: Path, data: Data) -> Iterator[Check]:
+def _dwpose_crop(path: Path, data: Arrays) -> Iterator[Check]:
     bgr = _picture(data, "img")
     regions = [dwpose.region(box) for box in data["boxes"]]
     yield compare(f"{path.name}: center", [r[0] for r in regions], data["center"], _EXACT)
@@ -88,7 +88,7 @@ def _dwpose_crop(path: Path, data: Data) -> Iterator[Check]:
     yield compare(f"{path.name}: input_val", inputs, data["input_val"], _WARP_INPUT)
 
 
-def _dwpose_pose(path: Path, data: Data) -> Iterator[Check]:
+def _dwpose_pose(path: Path, data: Arrays) -> Iterator[Check]:
     for case in map(str, data["cases"]):
         own = {key: data[f"{case}_{key}"] for key in _keys(data, case)}
         boxes = _detected(path, own)
@@ -99,7 +99,7 @@ def _dwpose_pose(path: Path, data: Data) -> Iterator[Check]:
         yield from _dwpose_case(f"{path.name}: {case}", own, boxes)
 
 
-def _dwpose_case(name: str, want: Data, boxes: NDArray) -> Iterator[Check]:
+def _dwpose_case(name: str, want: Arrays, boxes: NDArray) -> Iterator[Check]:
     height, width = (int(side) for side in want["hw"])
     yield compare(f"{name} n", max(len(boxes), 1), want["n"], _EXACT)
     shares = boxes / [width, height, width, height]
@@ -130,7 +130,7 @@ def _dwpose_case(name: str, want: Data, boxes: NDArray) -> Iterator[Check]:
         yield compare(f"{name} {key} hidden", got == -1, want[key] == -1, _EXACT)
 
 
-def _yolo10(path: Path, data: Data) -> Iterator[Check]:
+def _yolo10(path: Path, data: Arrays) -> Iterator[Check]:
     height, width = (int(side) for side in data["hw"])
     net = stretch(vitpose.to_unit(_picture(data, "img")))
     got = net.ravel()[data["input_idx"]]
@@ -151,7 +151,7 @@ def _yolo10(path: Path, data: Data) -> Iterator[Check]:
         yield compare(f"{name} used", used, data[f"{case}_used"], _EXACT)
 
 
-def _vitpose_crop(path: Path, data: Data) -> Iterator[Check]:
+def _vitpose_crop(path: Path, data: Arrays) -> Iterator[Check]:
     regions = [vitpose.region(box) for box in data["geo_box"]]
     edges = [vitpose.corners(*region) for region in regions]
     yield compare(f"{path.name}: geo_center", [r[0] for r in regions], data["geo_center"], _REGION)
@@ -168,7 +168,7 @@ def _vitpose_crop(path: Path, data: Data) -> Iterator[Check]:
     yield compare(f"{path.name}: input_val", samples, data["input_val"], _CROP)
 
 
-def _vitpose_pose(path: Path, data: Data) -> Iterator[Check]:
+def _vitpose_pose(path: Path, data: Arrays) -> Iterator[Check]:
     height, width = (int(side) for side in data["hw"])
     body20: Floats | None = None
     for frame, heat in enumerate(_heat_maps(data)):
@@ -223,16 +223,11 @@ def _reader(names: frozenset[str]) -> Reader | None:
     return None
 
 
-def _load(path: Path) -> dict[str, NDArray]:
-    with np.load(path) as file:
-        return {name: file[name] for name in file.files}
-
-
-def _keys(data: Data, case: str) -> list[str]:
+def _keys(data: Arrays, case: str) -> list[str]:
     return [name.removeprefix(f"{case}_") for name in data if name.startswith(f"{case}_")]
 
 
-def _picture(data: Data, image: str) -> NDArray[np.uint8]:
+def _picture(data: Arrays, image: str) -> NDArray[np.uint8]:
     """A pattern on a coarse base: see the README's rules."""
     height, width, cell = (int(value) for value in data[f"{image}_hwk"])
     y, x, c = np.ogrid[:height, :width, :3]
@@ -240,7 +235,7 @@ def _picture(data: Data, image: str) -> NDArray[np.uint8]:
     return (base // 2 + (7 * x + 13 * y + 29 * c) % 64).astype(np.uint8)
 
 
-def _yolox_case(data: Data, case: str) -> tuple[NDArray, NDArray, NDArray]:
+def _yolox_case(data: Arrays, case: str) -> tuple[NDArray, NDArray, NDArray]:
     """Decoded boxes [8400, 4], objects [k, 6] and persons [n, 4] of one case."""
     raw = np.zeros((1, 8400, 85), np.float32)
     raw[0, data[f"{case}_idx"]] = data[f"{case}_raw"]
@@ -249,7 +244,7 @@ def _yolox_case(data: Data, case: str) -> tuple[NDArray, NDArray, NDArray]:
     return boxes, objects, yolox_persons(objects)
 
 
-def _detected(path: Path, want: Data) -> NDArray | None:
+def _detected(path: Path, want: Arrays) -> NDArray | None:
     """Boxes for a DWPose case from the YOLOX set in the same folder that holds its detections.
 
     Of several sets with such a case the one whose boxes come nearest is meant.
@@ -270,18 +265,17 @@ def _detected(path: Path, want: Data) -> NDArray | None:
     return min(found, key=lambda pair: pair[0])[1] if found else None
 
 
-def _neighbour(path: Path) -> Data:
+def _neighbour(path: Path) -> Arrays:
     """The arrays of another file of the folder; none if it is damaged, which is its own failure."""
     if not path.is_file():
         return {}
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        return read_arrays(path)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
         return {}
 
 
-def _simcc(want: Data, axis: str, bins: int) -> Floats:
+def _simcc(want: Arrays, axis: str, bins: int) -> Floats:
     """Rows [n, 133, bins]: a level each, with a window of 13 bins pasted in."""
     start, window, level = (want[f"simcc_{axis}_{key}"] for key in ("start", "win", "bg"))
     rows = np.repeat(level[..., None].astype(np.float32), bins, axis=-1)
@@ -290,7 +284,7 @@ def _simcc(want: Data, axis: str, bins: int) -> Floats:
     return rows
 
 
-def _heat_maps(data: Data) -> Iterator[Floats]:
+def _heat_maps(data: Arrays) -> Iterator[Floats]:
     """Maps [133, 64, 48] frame by frame: a level each, with a window pasted in and clipped."""
     size = data["win"].shape[-1]
     for frame, level in enumerate(data["bg"]):

@@ -12,14 +12,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.golden.arrays import Arrays, read_arrays
 from engine.golden.check import Check, at_most, compare
 from engine.pose.bones import Bones, bones, palettes
 from engine.pose.camera import camera_from_matrix
 from engine.pose.keypoints import Keypoints
 from engine.pose.overlay import composite, overlay
 from engine.pose.render import ALPHA, render
-
-Arrays = Mapping[str, NDArray]
 
 ALPHA_SHARE, ALPHA_PIXELS = 0.001, 25  # pixels of bones in one clip only
 FAR_LEVELS, FAR_SHARE = 8, 0.01  # a colour this far off is another bone's
@@ -33,8 +32,7 @@ def recognises(names: frozenset[str], metadata: Mapping[str, str]) -> bool:
 
 
 def checks(path: Path) -> Iterator[Check]:
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+    arrays = read_arrays(path)
     name, clip, want = path.name, _capsules(arrays), arrays["frames_rgba"]
     if "joints" in arrays:
         drawn = [bones(frame, palettes(arrays["joints"].shape[1])) for frame in arrays["joints"]]

@@ -1,4 +1,4 @@
-"""Which file in a models folder is which model: people's volumes hold them under many names."""
+"""The one search of a models folder: people's volumes hold each model under many names."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,18 +8,18 @@ from engine.errors import MissingModel
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """The names under which one model goes about (docs/reference/runpod.md A.6), best first."""
+    """One model under the names that its file may have (docs/reference/runpod.md A.6)."""
 
-    what: str
-    folders: tuple[str, ...]
-    names: tuple[str, ...]
+    what: str  # as error sentences call it
+    folders: tuple[str, ...]  # of the models folder, nearest first; "": the folder itself
+    names: tuple[str, ...]  # best first
 
 
 ANYWHERE = ("", "SCAIL-Preview")
 
 VAE = KnownModel(
     "VAE",
-    ("vae",),
+    ("vae", *ANYWHERE),
     (
         "Wan2.1_VAE.pth",
         "wan_2.1_vae.safetensors",
@@ -29,7 +29,7 @@ VAE = KnownModel(
 )
 TEXT_ENCODER = KnownModel(
     "text encoder",
-    ("text_encoders", "clip", "umt5-xxl"),
+    ("text_encoders", "clip", "umt5-xxl", *ANYWHERE),
     (
         "models_t5_umt5-xxl-enc-bf16.pth",
         "umt5-xxl-enc-bf16.safetensors",
@@ -42,7 +42,7 @@ TEXT_ENCODER = KnownModel(
 )
 IMAGE_ENCODER = KnownModel(
     "image encoder",
-    ("clip_vision",),
+    ("clip_vision", *ANYWHERE),
     (
         "models_clip_open-clip-xlm-roberta-large-vit-huge-14-onlyvisual.pth",
         "models_clip_open-clip-xlm-roberta-large-vit-huge-14.pth",
@@ -53,33 +53,35 @@ IMAGE_ENCODER = KnownModel(
 
 
 def find_model(models: Path, known: KnownModel) -> Path:
-    """The first file there is, best name first, in the folders people use.
+    """The file that `search` finds.
 
-    Raises `MissingModel` with the names that would have been taken, or why a folder is unreadable.
+    Raises `MissingModel` with the names and folders that would have been taken, or with the folder
+    that cannot be read.
     """
-    try:
-        found = _search(models, known)
-    except OSError as error:
-        raise MissingModel(
-            f"The {known.what} cannot be looked for: {error.filename} cannot be read: "
-            f"{error.strerror}."
-        ) from error
+    found = search(models, known)
     if found is not None:
         return found
-    folders = ", ".join(f"{folder}/" for folder in known.folders)
+    if not models.is_dir():
+        raise MissingModel(
+            f"There is no models folder {models}. Name it with --models or SCAIL_MODELS."
+        )
+    folders = ", ".join(f"{folder}/" for folder in known.folders if folder)
     raise MissingModel(
         f"No {known.what} in {models} or its folders {folders}; expected one of "
         f"{', '.join(known.names)}."
     )
 
 
-def _search(models: Path, known: KnownModel) -> Path | None:
-    if not models.is_dir():
+def search(models: Path, known: KnownModel) -> Path | None:
+    """The first file there is, or None; a better name wins over a nearer folder.
+
+    Raises `MissingModel` if a folder cannot be read.
+    """
+    places = (models / folder / name for name in known.names for folder in known.folders)
+    try:
+        return next((place for place in places if place.is_file()), None)
+    except OSError as error:
         raise MissingModel(
-            f"There is no models folder {models}. Name it with --models or SCAIL_MODELS."
-        )
-    for name in known.names:
-        for folder in (*known.folders, *ANYWHERE):
-            if (models / folder / name).is_file():
-                return models / folder / name
-    return None
+            f"The {known.what} cannot be looked for: {error.filename} cannot be read: "
+            f"{error.strerror}."
+        ) from error

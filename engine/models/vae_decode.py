@@ -12,6 +12,7 @@ next step runs. Source: docs/reference/encoders.md 1.4, 1.6 to 1.8.
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TypeAlias
 
 import torch
@@ -247,11 +248,17 @@ def decode_bytes(height: int, width: int, dtype: torch.dtype, vae_width: int = W
     Two frames for each causal convolution, the largest window, and the two largest tensors between
     convolutions. 3.4 GB for 512 x 896 in half precision.
     """
-    with torch.device("meta"):
-        decoder = Decoder(vae_width)
+    decoder = _outline(vae_width)
     size = height // VAE_STRIDE[1], width // VAE_STRIDE[2]
     where = list(places(decoder, *size))
     kept = sum(math.prod(place.history_shape) for place in where)
     window = max(place.window_values for place in where)
     latent = LATENT_CHANNELS * size[0] * size[1] * torch.float32.itemsize
     return latent + (kept + window + largest_pair(decoder, *size)) * dtype.itemsize
+
+
+@cache
+def _outline(width: int) -> Decoder:
+    """A decoder whose weights have shapes and no memory."""
+    with torch.device("meta"):
+        return Decoder(width)

@@ -18,19 +18,17 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engine.errors import BadMedia
+from engine.pose.arrays import AnyFloats, Bools, Doubles, Floats
 from engine.pose.bones import FARTHEST
 from engine.pose.camera import Camera, base_camera
-from engine.pose.keypoints import Floats, Keypoints
+from engine.pose.keypoints import Keypoints
 
 log = logging.getLogger(__name__)
 
 Mode = Literal["exact", "official"]
 Body = Literal["down", "central", "none"]  # legs decide, arms decide, nothing to decide by
-Doubles = NDArray[np.float64]
-Bools = NDArray[np.bool_]
 
 NEAREST_MM = 0.01  # a joint at this depth or nearer has no place in the picture
 SMPL_OF_SLOT = (15, 12, 17, 19, 21, 16, 18, 20, 2, 5, 8, 1, 4, 7)  # SMPL joint of OpenPose 0..13
@@ -288,15 +286,15 @@ def _shown(points: Floats) -> Bools:
     return np.asarray((np.isfinite(points) & (points >= 0)).all(axis=-1))
 
 
-def _keep_hidden(before: Floats, after: NDArray[np.floating]) -> NDArray[np.floating]:
+def _keep_hidden(before: Floats, after: AnyFloats) -> AnyFloats:
     return np.where(_shown(before)[:, None], after, before)
 
 
 def _with_first_person(
     frame: Keypoints,
-    body: NDArray[np.floating],
-    face: NDArray[np.floating],
-    hands: NDArray[np.floating],
+    body: AnyFloats,
+    face: AnyFloats,
+    hands: AnyFloats,
 ) -> Keypoints:
     """A copy of the frame; the arrays given to us are never written."""
     copies = [frame.body.copy(), frame.faces.copy(), frame.hands.copy()]

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-Floats = NDArray[np.float32]
+from engine.pose.arrays import Floats
 
 SMPL_JOINTS = 24
 FARTHEST = 1e6  # mm; a coordinate beyond a kilometre, infinite or NaN is no measurement

@@ -7,7 +7,6 @@ Boxes are x1, y1, x2, y2 in pixels of the picture and are never clipped to it. S
 docs/reference/pose.md 3.2, 3.3 and 12.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -16,12 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import BadMedia
+from engine.pose.arrays import Doubles, Floats, Frame, Indices
 from engine.pose.keypoints import Keypoints
-
-Floats = NDArray[np.float32]
-Doubles = NDArray[np.float64]
-Frame = NDArray[np.uint8]  # [H, W, 3] RGB
-Frames = Iterable[Frame]
 
 SIDE = 640  # of the picture both networks take
 _PAD = 114
@@ -51,7 +46,7 @@ def checked(frame: Frame) -> Frame:
     return frame
 
 
-def nms(boxes: NDArray, scores: NDArray, limit: float, edge: float = 0.0) -> NDArray[np.int64]:
+def nms(boxes: NDArray, scores: NDArray, limit: float, edge: float = 0.0) -> Indices:
     """Rows to keep, best first: a kept box removes every later one with IoU > `limit`.
 
     boxes [n, 4] x1, y1, x2, y2; scores [n]. Of equal scores the first row goes first. A removed
@@ -60,7 +55,7 @@ def nms(boxes: NDArray, scores: NDArray, limit: float, edge: float = 0.0) -> NDA
     x1, y1, x2, y2 = boxes.T
     areas = (x2 - x1 + edge) * (y2 - y1 + edge)
     waiting = np.argsort(-scores, kind="stable")
-    kept: list[np.int64] = []
+    kept: list[np.intp] = []
     while waiting.size:
         best, rest = waiting[0], waiting[1:]
         kept.append(best)
@@ -70,7 +65,7 @@ def nms(boxes: NDArray, scores: NDArray, limit: float, edge: float = 0.0) -> NDA
         with np.errstate(divide="ignore", invalid="ignore"):
             iou = shared / (areas[best] + areas[rest] - shared)
         waiting = rest[~(iou.astype(np.float64) > limit)]
-    return np.array(kept, dtype=np.int64)
+    return np.array(kept, dtype=np.intp)
 
 
 def letterbox_size(height: int, width: int) -> tuple[int, int, float]:

@@ -4,7 +4,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+
+from engine.pose.arrays import Doubles
 
 FIELD_OF_VIEW_DEGREES = 55.0  # across the longer side; what motion capture assumes
 
@@ -19,7 +21,7 @@ class Camera:
     cy: float
 
     @property
-    def matrix(self) -> NDArray[np.float64]:
+    def matrix(self) -> Doubles:
         """The intrinsic matrix [3, 3]."""
         return np.array([[self.fx, 0.0, self.cx], [0.0, self.fy, self.cy], [0.0, 0.0, 1.0]])
 

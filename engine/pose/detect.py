@@ -1,18 +1,21 @@
-"""Which motion capture models a volume holds, under the names and in the folders people have.
+"""The motion capture models of a volume, under the names and in the folders people have.
 
-2D keypoints come from one of two pairs of networks: DWPose, the official recipe, is preferred, and
-ViTPose with YOLOv10, that of the ComfyUI worker, is the other. Source: docs/reference/pose.md 3.2,
-3.3 and docs/reference/runpod.md A.6.
+2D keypoints come from one of two pairs of networks: DWPose, the official recipe, is preferred;
+ViTPose with YOLOv10, the recipe of the ComfyUI worker, is the other.
+
+Sources: docs/reference/pose.md 3.2 and 3.3, docs/reference/runpod.md A.6.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from engine.errors import MissingModel
-from engine.pose.boxes import Detection, Frames
+from engine.models.locate import KnownModel, search
+from engine.pose.arrays import Frames
+from engine.pose.boxes import Detection
 from engine.pose.dwpose import open_dwpose
 from engine.pose.vitpose import open_vitpose
 
@@ -20,7 +23,9 @@ FOLDERS = (
     *("", "detection", "DWPose", "dwpose", "nlf", "torch_cache"),
     "../torch_cache",  # beside the models folder on the worker's volume
 )
-NLF_NAMES = ("nlf_l_multi_0.3.2.torchscript", "nlf_l_multi_0.2.2.torchscript")
+NLF = KnownModel(
+    "NLF model", FOLDERS, ("nlf_l_multi_0.3.2.torchscript", "nlf_l_multi_0.2.2.torchscript")
+)
 
 log = logging.getLogger(__name__)
 
@@ -34,22 +39,34 @@ class Detector(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """Two networks that make a detector, each under its possible names, best first."""
+class NetworkPair:
+    """Two networks that make a detector together."""
 
     recipe: str
-    persons: tuple[str, ...]
-    keypoints: tuple[str, ...]
+    persons: KnownModel
+    keypoints: KnownModel
+
+    def __str__(self) -> str:
+        names = (" | ".join(known.names) for known in (self.persons, self.keypoints))
+        return f"{' and '.join(names)} ({self.recipe})"
 
 
-DWPOSE = Pair("DWPose", persons=("yolox_l.onnx",), keypoints=("dw-ll_ucoco_384.onnx",))
-VITPOSE = Pair(
+DWPOSE = NetworkPair(
+    "DWPose",
+    persons=KnownModel("person detector of DWPose", FOLDERS, ("yolox_l.onnx",)),
+    keypoints=KnownModel("keypoint network of DWPose", FOLDERS, ("dw-ll_ucoco_384.onnx",)),
+)
+VITPOSE = NetworkPair(
     "ViTPose",
-    persons=("yolov10m.onnx",),
-    keypoints=(
-        "vitpose_h_wholebody_model.onnx",
-        "vitpose-h-wholebody.onnx",
-        "vitpose-l-wholebody.onnx",
+    persons=KnownModel("person detector of ViTPose", FOLDERS, ("yolov10m.onnx",)),
+    keypoints=KnownModel(
+        "keypoint network of ViTPose",
+        FOLDERS,
+        (
+            "vitpose_h_wholebody_model.onnx",
+            "vitpose-h-wholebody.onnx",
+            "vitpose-l-wholebody.onnx",
+        ),
     ),
 )
 PAIRS = (DWPOSE, VITPOSE)  # best first
@@ -59,7 +76,7 @@ PAIRS = (DWPOSE, VITPOSE)  # best first
 class DetectorFiles:
     """The files of a pair that is complete."""
 
-    pair: Pair
+    pair: NetworkPair
     persons: Path
     keypoints: Path
 
@@ -70,16 +87,13 @@ def find_detector(models: Path) -> DetectorFiles:
     Raises `MissingModel` with every name and folder looked for.
     """
     for pair in PAIRS:
-        persons, keypoints = find(models, pair.persons), find(models, pair.keypoints)
+        persons, keypoints = search(models, pair.persons), search(models, pair.keypoints)
         if persons is not None and keypoints is not None:
             log.info("2D keypoints by %s: %s and %s", pair.recipe, persons, keypoints)
             return DetectorFiles(pair, persons, keypoints)
         if persons is not None or keypoints is not None:
             log.warning("%s is passed over: %s is alone", pair.recipe, persons or keypoints)
-    choices = " or ".join(
-        f"{' | '.join(pair.persons)} and {' | '.join(pair.keypoints)} ({pair.recipe})"
-        for pair in PAIRS
-    )
+    choices = " or ".join(map(str, PAIRS))
     raise MissingModel(f"No 2D keypoint networks: put {choices} into {_places(models)}.")
 
 
@@ -92,17 +106,11 @@ def open_detector(files: DetectorFiles, *, gpu: bool) -> Detector:
 
 def find_nlf(models: Path) -> Path:
     """The NLF model below the models folder. Raises `MissingModel` with every name looked for."""
-    found = find(models, NLF_NAMES)
+    found = search(models, NLF)
     if found is None:
-        raise MissingModel(f"No NLF model: put {' | '.join(NLF_NAMES)} into {_places(models)}.")
+        raise MissingModel(f"No NLF model: put {' | '.join(NLF.names)} into {_places(models)}.")
     log.info("3D joints by %s", found)
     return found
-
-
-def find(models: Path, names: Sequence[str]) -> Path | None:
-    """The first name that is there, in any of the folders; a better name beats a nearer folder."""
-    places = (models / folder / name for name in names for folder in FOLDERS)
-    return next((place for place in places if place.is_file()), None)
 
 
 def _places(models: Path) -> str:

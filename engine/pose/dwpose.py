@@ -15,12 +15,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.pose.arrays import Doubles, Floats, Frame, Frames
 from engine.pose.boxes import (
     Detection,
-    Doubles,
-    Floats,
-    Frame,
-    Frames,
     checked,
     decode_yolox,
     letterbox,

@@ -18,10 +18,11 @@ from tqdm import tqdm
 
 from engine.diskcache import DiskCache
 from engine.pose.align import Mode, fit, place
-from engine.pose.boxes import Detection, Frame, Frames
+from engine.pose.arrays import Floats, Frame, Frames
+from engine.pose.boxes import Detection
 from engine.pose.camera import base_camera
 from engine.pose.detect import Detector
-from engine.pose.keypoints import Floats, Keypoints
+from engine.pose.keypoints import Keypoints
 from engine.pose.match import match
 from engine.pose.nlf import FramesDone, People
 from engine.pose.skeleton import draw_skeleton

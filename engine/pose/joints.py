@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from engine.config import LIMITS
 from engine.errors import BadMedia, OutputError
-from engine.pose.bones import FARTHEST, SMPL_JOINTS, Floats
+from engine.pose.arrays import Floats
+from engine.pose.bones import FARTHEST, SMPL_JOINTS
 
 DEFAULT_FPS = 16.0  # of the official skeleton videos
 

@@ -2,10 +2,7 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-Floats = NDArray[np.float32]
+from engine.pose.arrays import Bools, Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +14,6 @@ class Keypoints:
     """
 
     body: Floats  # [P, 18 or 24, 2]
-    visible: NDArray[np.bool_]  # [P, 18 or 24]
+    visible: Bools  # [P, 18 or 24]
     faces: Floats  # [P, 68, 2]
     hands: Floats  # [P, 2, 21, 2] the person's left, then right

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engine.pose.align import SMPL_OF_SLOT
+from engine.pose.arrays import Bools, Floats
 from engine.pose.bones import FARTHEST
 from engine.pose.camera import Camera
-from engine.pose.keypoints import Floats, Keypoints
+from engine.pose.keypoints import Keypoints
 
 FARTHEST_SHARE = 0.25  # of the picture's larger side; points farther off belong to someone else
 
@@ -57,7 +57,7 @@ def _columns(
 
 def _reordered(frame: Keypoints, columns: dict[int, int], persons: int) -> Keypoints:
     body = _hidden(frame.body, persons)
-    visible: NDArray[np.bool_] = np.zeros((persons, *frame.visible.shape[1:]), np.bool_)
+    visible: Bools = np.zeros((persons, *frame.visible.shape[1:]), np.bool_)
     faces, hands = _hidden(frame.faces, persons), _hidden(frame.hands, persons)
     for p, q in columns.items():
         body[p], visible[p] = frame.body[q], frame.visible[q]

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.errors import BadCheckpoint, BadMedia, MissingModel, Unavailable
-from engine.pose.boxes import Floats, Frame, Frames, checked, nms
+from engine.pose.arrays import Floats, Frame, Frames
+from engine.pose.boxes import checked, nms
 
 # Files whose content was checked by somebody we trust. Empty: the real file could not be fetched
 # where this was written, so its hash is not known here and every operator pins their own file.

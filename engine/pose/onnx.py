@@ -16,11 +16,10 @@ from typing import Protocol
 
 import numpy as np
 import onnxruntime
-from numpy.typing import NDArray
 
 from engine.errors import BadCheckpoint, MissingModel
+from engine.pose.arrays import Floats
 
-Floats = NDArray[np.float32]
 Net = Callable[[Floats], list[Floats]]  # what the code around a network needs of it
 PortShape = tuple[int | None, ...]  # None: any length
 

@@ -10,20 +10,20 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.pose.keypoints import Floats, Keypoints
+from engine.pose.arrays import Bools, Floats, Frame
+from engine.pose.keypoints import Keypoints
 
-Canvas = NDArray[np.uint8]
 Pixel = tuple[int, int]
-Colour = tuple[int, int, int]
+Rgb = tuple[int, int, int]
 
 # Ends in OpenPose order, and 0.6 of the colour: the official program darkens sticks afterwards.
-_CHEEK_STICKS: tuple[tuple[int, int, Colour], ...] = (
+_CHEEK_STICKS: tuple[tuple[int, int, Rgb], ...] = (
     (0, 14, (51, 0, 153)),
     (14, 16, (102, 0, 153)),
     (0, 15, (153, 0, 153)),
     (15, 17, (153, 0, 102)),
 )
-_CHEEK_DOTS: dict[int, Colour] = {
+_CHEEK_DOTS: dict[int, Rgb] = {
     0: (255, 0, 0),
     14: (170, 0, 255),
     15: (255, 0, 255),
@@ -36,20 +36,20 @@ _HAND_LINES = [  # five fingers of four links; each starts at the wrist, point 0
     for finger in range(5)
     for link in range(4)
 ]
-_HAND_COLOURS: tuple[Colour, ...] = (  # once round the colour circle
+_HAND_COLOURS: tuple[Rgb, ...] = (  # once round the colour circle
     (255, 0, 0), (255, 77, 0), (255, 153, 0), (255, 229, 0),
     (204, 255, 0), (128, 255, 0), (51, 255, 0), (0, 255, 25),
     (0, 255, 102), (0, 255, 179), (0, 255, 255), (0, 178, 255),
     (0, 102, 255), (0, 25, 255), (51, 0, 255), (128, 0, 255),
     (204, 0, 255), (255, 0, 230), (255, 0, 153), (255, 0, 77),
 )  # fmt: skip
-_HAND_DOT: Colour = (0, 0, 255)
+_HAND_DOT: Rgb = (0, 0, 255)
 _FACE_DOTS = (*range(17, 27), *range(36, 68))  # brows, eyes and mouth; not jaw and nose
-_WHITE: Colour = (255, 255, 255)
+_WHITE: Rgb = (255, 255, 255)
 _FAR = 1e6  # pixels; a point beyond, infinite or NaN is no measurement
 
 
-def overlay(keypoints: Keypoints, height: int, width: int) -> Canvas:
+def overlay(keypoints: Keypoints, height: int, width: int) -> Frame:
     """The 2D parts of all persons on black, RGB [H, W, 3] u8."""
     canvas = np.zeros((height, width, 3), np.uint8)
     for person in range(len(keypoints.body)):
@@ -60,7 +60,7 @@ def overlay(keypoints: Keypoints, height: int, width: int) -> Canvas:
     return canvas
 
 
-def composite(rgb: Canvas, canvas: Canvas) -> Canvas:
+def composite(rgb: Frame, canvas: Frame) -> Frame:
     """A copy of the skeleton frame [H, W, 3] with the canvas over it, wherever that is not 0.
 
     Channel by channel: a blue dot keeps the red and green of the bone below it.
@@ -73,7 +73,7 @@ def composite(rgb: Canvas, canvas: Canvas) -> Canvas:
     return frame
 
 
-def _draw_person(layer: Canvas, keypoints: Keypoints, person: int) -> None:
+def _draw_person(layer: Frame, keypoints: Keypoints, person: int) -> None:
     height, width = layer.shape[:2]
     thin = min(max(min(height, width) // 300, 1), 2)  # line width and dot radius
     size = np.array([width, height], np.float32)
@@ -86,7 +86,7 @@ def _draw_person(layer: Canvas, keypoints: Keypoints, person: int) -> None:
             cv2.circle(layer, face[i], thin, _WHITE, cv2.FILLED)
 
 
-def _draw_cheeks(layer: Canvas, body: Floats, visible: NDArray[np.bool_]) -> None:
+def _draw_cheeks(layer: Frame, body: Floats, visible: Bools) -> None:
     """body [18 or 24, 2] in pixels, not rounded."""
     shown = visible & np.all(np.abs(body) < _FAR, axis=-1)
     for first, second, colour in _CHEEK_STICKS:
@@ -107,7 +107,7 @@ def _stick(first: Floats, second: Floats) -> NDArray[np.int32]:
     return np.array(cv2.ellipse2Poly(middle, axes, angle, 0, 360, 1))
 
 
-def _draw_hand(layer: Canvas, hand: dict[int, Pixel], thin: int) -> None:
+def _draw_hand(layer: Frame, hand: dict[int, Pixel], thin: int) -> None:
     for (first, second), colour in zip(_HAND_LINES, _HAND_COLOURS):
         if first in hand and second in hand:
             cv2.line(layer, hand[first], hand[second], colour, thin)

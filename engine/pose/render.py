@@ -19,12 +19,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.pose.arrays import AnyFloats, Bools, Frame, Indices
 from engine.pose.bones import Bones
 from engine.pose.camera import Camera
-
-Reals = NDArray[np.floating]  # float64 to meet, float32 to choose and shade
-Ints = NDArray[np.intp]
-Frame = NDArray[np.uint8]
 
 RADIUS = 21.5  # mm
 ALPHA = 204  # of a bone's pixel; 0 elsewhere
@@ -78,35 +75,35 @@ def render(
 class _Axes:
     """The bones of one frame in the terms of the ray equations, computed in one precision."""
 
-    start: Reals  # [3, B]
-    unit: Reals  # [3, B] from start to end; 0 for a sphere
-    length: Reals  # [B]
+    start: AnyFloats  # [3, B]
+    unit: AnyFloats  # [3, B] from start to end; 0 for a sphere
+    length: AnyFloats  # [B]
 
 
 @dataclass(frozen=True, slots=True)
 class _Capsules:
     exact: _Axes  # decides what a ray meets
     rounded: _Axes  # decides which bone it is, as in the official program
-    rgb: Reals  # [3, B]
+    rgb: AnyFloats  # [3, B]
 
 
 @dataclass(frozen=True, slots=True)
 class _Spans:
     """Runs of pixels that a bone may cover, ordered as the bones are."""
 
-    bone: Ints  # [R]
-    y: Ints  # [R]
-    x: Ints  # [R] first column
-    width: Ints  # [R] at least 1
+    bone: Indices  # [R]
+    y: Indices  # [R]
+    x: Indices  # [R] first column
+    width: Indices  # [R] at least 1
 
 
 @dataclass(frozen=True, slots=True)
 class _Pairs:
     """A bone and a pixel whose ray meets it, ordered as the bones are."""
 
-    bone: Ints  # [N]
-    pixel: Ints  # [N] y * W + x
-    ray: Reals  # [3, N] unit vectors
+    bone: Indices  # [N]
+    pixel: Indices  # [N] y * W + x
+    ray: AnyFloats  # [3, N] unit vectors
 
 
 class _Canvas:
@@ -156,7 +153,7 @@ class _Canvas:
         ray = np.stack([x / stretch, y.take(row) / stretch, 1 / stretch]).astype(np.float32)
         return _Pairs(spans.bone.take(row), pixel, ray)
 
-    def _colour(self, capsules: _Capsules, pairs: _Pairs) -> tuple[Ints, Frame]:
+    def _colour(self, capsules: _Capsules, pairs: _Pairs) -> tuple[Indices, NDArray[np.uint8]]:
         """The pixels that were hit and their RGBA [N, 4]. Of equally near bones the first shows."""
         point = pairs.ray * self.hit.take(pairs.pixel).astype(np.float32)
         outward = _off_axis(capsules.rounded, pairs.bone, point)
@@ -172,7 +169,9 @@ class _Canvas:
         outward, point, ray = (v.take(shown, axis=1) for v in (outward, point, pairs.ray))
         return pairs.pixel.take(shown), self._shade(rgb, outward, point, ray)
 
-    def _shade(self, rgb: Reals, outward: Reals, point: Reals, ray: Reals) -> Frame:
+    def _shade(
+        self, rgb: AnyFloats, outward: AnyFloats, point: AnyFloats, ray: AnyFloats
+    ) -> NDArray[np.uint8]:
         """RGBA [N, 4] under a light at the camera that shines along z (docs/reference/pose.md
         6.5)."""
         # The official normal is a difference quotient whose step is rounded to float32.
@@ -232,8 +231,8 @@ def _spans(axes: _Axes, camera: Camera, radius: float, height: int, width: int) 
 
 
 def _box(
-    place: Reals, depth: Reals, radius: float, focal: float, centre: float
-) -> tuple[Reals, Reals]:
+    place: AnyFloats, depth: AnyFloats, radius: float, focal: float, centre: float
+) -> tuple[AnyFloats, AnyFloats]:
     """Where cubes around the end spheres appear: middles [2, B], the larger half size [B]."""
     corners = [(place + i * radius) / (depth + j * radius) for i in (-1, 1) for j in (-1, 1)]
     low, high = np.min(corners, axis=0) * focal + centre, np.max(corners, axis=0) * focal + centre
@@ -260,14 +259,14 @@ def _joined(parts: Sequence[_Pairs]) -> _Pairs:
     )
 
 
-def _depth(axes: _Axes, spans: _Spans, x: Reals, y: Reals, radius: float) -> Reals:
+def _depth(axes: _Axes, spans: _Spans, x: AnyFloats, y: AnyFloats, radius: float) -> AnyFloats:
     """z [N] at which the rays (x, y, 1) enter their bones; NaN where they pass by.
 
     x [N] is of the pixels, y [R] of the rows. A point z ray is inside the endless cylinder while
     A z^2 + 2 B z + C < 0, and z q - u.start along the bone, with q = u.ray.
     """
 
-    def spread(of_rows: Reals) -> Reals:
+    def spread(of_rows: AnyFloats) -> AnyFloats:
         return np.repeat(of_rows, spans.width)
 
     start, unit = axes.start[:, spans.bone], axes.unit[:, spans.bone]  # [3, R]
@@ -290,19 +289,19 @@ def _depth(axes: _Axes, spans: _Spans, x: Reals, y: Reals, radius: float) -> Rea
     return z
 
 
-def _surrounds(axes: _Axes, radius: float) -> NDArray[np.bool_]:
+def _surrounds(axes: _Axes, radius: float) -> Bools:
     """[B]: the camera is in or at the bone."""
     camera = np.zeros((3, 1), np.float32)
     return _norm(_off_axis(axes, np.arange(len(axes.length)), camera)) < radius + 1
 
 
-def _begins_inside(axes: _Axes, bone: Ints, ray: Reals, radius: float) -> NDArray[np.bool_]:
+def _begins_inside(axes: _Axes, bone: Indices, ray: AnyFloats, radius: float) -> Bools:
     """[N]: the ray begins inside its bone."""
     first = (ray * _NEAR).astype(np.float32)
     return _norm(_off_axis(axes, bone, first)) < radius + _TOUCH
 
 
-def _off_axis(axes: _Axes, bone: Ints, point: Reals) -> Reals:
+def _off_axis(axes: _Axes, bone: Indices, point: AnyFloats) -> AnyFloats:
     """From the nearest place of the bone to the point [3, N], rounded as docs/reference/pose.md 11
     says."""
     unit = axes.unit.take(bone, axis=1)
@@ -311,5 +310,5 @@ def _off_axis(axes: _Axes, bone: Ints, point: Reals) -> Reals:
     return away - np.clip(along, 0, axes.length.take(bone)) * unit
 
 
-def _norm(vectors: Reals) -> Reals:
+def _norm(vectors: AnyFloats) -> AnyFloats:
     return np.sqrt((vectors[0] ** 2 + vectors[1] ** 2) + vectors[2] ** 2)

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from engine.pose.bones import Floats, bones, palettes
+from engine.pose.arrays import Floats, Frame
+from engine.pose.bones import bones, palettes
 from engine.pose.camera import Camera, base_camera
 from engine.pose.keypoints import Keypoints
 from engine.pose.overlay import composite, overlay
@@ -20,7 +20,7 @@ def draw_skeleton(
     *,
     camera: Camera | None = None,
     keypoints: Sequence[Keypoints] | None = None,
-) -> Iterator[NDArray[np.uint8]]:
+) -> Iterator[Frame]:
     """RGB frames [H, W, 3] u8, one at a time, from joints [T, P, 24, 3] mm in camera space.
 
     camera: fitted to the reference picture; else that of the canvas (docs/reference/pose.md 5.1),

@@ -17,16 +17,12 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from engine.errors import BadMedia, BadRequest, NobodyFound
+from engine.pose.arrays import Doubles, Floats, Indices
 from engine.pose.bones import FARTHEST, SMPL_JOINTS
-from engine.pose.keypoints import Floats
 
 log = logging.getLogger(__name__)
-
-Doubles = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 PARENTS = (0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19, 20, 21)  # SMPL
 
@@ -59,7 +55,7 @@ class Tracks:
     """The persons in columns, the main one first, and all that was not seen as it is given."""
 
     joints: Floats  # [T, P, 24, 3] mm, camera space; 0 where missing
-    rows: Ints  # [T, P] the detection taken in each frame; -1: none
+    rows: Indices  # [T, P] the detection taken in each frame; -1: none
     gaps: tuple[Gap, ...]
     cuts: tuple[tuple[int, int], ...]  # (person, frame): followed across an implausible jump
     lost_joints: int  # single joints missing of a person who was seen: interpolated or 0
@@ -304,7 +300,7 @@ def _rank(chain: _Track, first: int) -> tuple[float, float]:
 
 def _columns(chains: Sequence[_Track], total: int, persons: int, max_gap: int) -> Tracks:
     joints = np.full((total, persons, SMPL_JOINTS, 3), np.nan)
-    rows = np.full((total, persons), -1, np.int64)
+    rows = np.full((total, persons), -1, np.intp)
     gaps: list[Gap] = []
     cuts: list[tuple[int, int]] = []
     lost = 0
@@ -340,7 +336,7 @@ def _fill(column: Doubles, max_gap: int) -> None:
             column[use, joint, axis] = np.interp(frames[use], seen, column[seen, joint, axis])
 
 
-def _gaps(person: int, rows: Ints, column: Doubles) -> list[Gap]:
+def _gaps(person: int, rows: Indices, column: Doubles) -> list[Gap]:
     edges = np.flatnonzero(np.diff((rows < 0).astype(int), prepend=0, append=0))
     return [
         Gap(person, int(start), int(stop) - 1, bool(np.isfinite(column[start]).any()))

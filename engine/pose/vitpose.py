@@ -15,12 +15,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from engine.pose.arrays import Doubles, Floats, Frame, Frames
 from engine.pose.boxes import (
     Detection,
-    Doubles,
-    Floats,
-    Frame,
-    Frames,
     checked,
     stretch,
     usable,

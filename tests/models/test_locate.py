@@ -3,11 +3,11 @@
 import pytest
 
 from engine.errors import MissingModel
-from engine.models.locate import ANYWHERE, IMAGE_ENCODER, VAE, find_model
+from engine.models.locate import IMAGE_ENCODER, VAE, find_model
 from tests.support.permissions import bound_by_modes, shared_folder
 
 
-@pytest.mark.parametrize("folder", [*VAE.folders, *ANYWHERE])
+@pytest.mark.parametrize("folder", VAE.folders)
 def test_a_model_is_found_in_its_folder_and_anywhere_else(tmp_path, folder):
     path = tmp_path / folder / "wan_2.1_vae.safetensors"
     path.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""From prompts to embeddings: cleaning, the tokenizer and its lookup, and what is kept on disk."""
+"""From prompts to embeddings: cleaning, tokenizers, and embeddings kept on disk or in a package."""
 
 import gc
 import logging
@@ -9,13 +9,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from engine.errors import BadCheckpoint, MissingModel
+from engine.errors import BadCheckpoint, BadPackage, MissingModel
+from engine.models.stored_prompts import load_prompts
 from engine.models.text import (
     TextEncoder,
     clean_prompt,
     embed_prompts,
     find_tokenizer,
     load_tokenizer,
+    store_prompts,
 )
 from tests.support.umt5 import (
     CPU,
@@ -126,9 +128,9 @@ def home(tmp_path, weights):
     return tmp_path
 
 
-def prompts_of(home, *prompts, dtype=torch.float32):
+def prompts_of(home, *prompts, dtype=torch.float32, stored=None):
     encoder, cache = home / "umt5.safetensors", home / "cache"
-    return embed_prompts(prompts, encoder, home, cache, CPU, dtype)
+    return embed_prompts(prompts, encoder, home, cache, CPU, dtype, stored)
 
 
 def blank(path):
@@ -226,3 +228,60 @@ def test_a_missing_encoder_is_named_even_if_its_embeddings_are_known(home):
     (home / "umt5.safetensors").unlink()
     with pytest.raises(MissingModel, match=r"no text encoder .*umt5\.safetensors"):
         prompts_of(home, "dance")
+
+
+# Prompts of a package
+
+
+def stored_of(home, *prompts):
+    encoder = home / "umt5.safetensors"
+    return store_prompts(prompts, encoder, home, home / "package-cache", torch.float32)
+
+
+def test_a_stored_prompt_has_the_embedding_that_the_encoder_gives_and_needs_none(home, tmp_path):
+    want = prompts_of(home, " a  dance", "", "another")
+    path = tmp_path / "prompts.safetensors"
+    path.write_bytes(stored_of(home, "a dance", "", "another").dump())
+    stored = load_prompts(path)
+    (home / "umt5.safetensors").unlink()
+    got = prompts_of(home, "a dance ", "", "another", stored=stored)
+    assert all(torch.equal(*pair) for pair in zip(got, want, strict=True))
+    assert got[0].shape == (512, WIDTH)
+    with pytest.raises(MissingModel, match=r"no text encoder .*umt5\.safetensors"):
+        prompts_of(home, "a dance", "a new one", stored=stored)
+
+
+def test_what_made_the_prompts_is_kept_with_them(home, tmp_path):
+    stored = stored_of(home, "a", "b")
+    path = tmp_path / "prompts.safetensors"
+    path.write_bytes(stored.dump())
+    found = load_prompts(path)
+    assert (found.encoder_bytes, found.precision) == (
+        (home / "umt5.safetensors").stat().st_size, "float32",
+    )  # fmt: skip
+    assert (found.encoder_sha256, found.tokenizer_sha256) == (
+        stored.encoder_sha256, stored.tokenizer_sha256,
+    )  # fmt: skip
+    assert list(found.rows) == ["a", "b"]
+
+
+def test_another_text_encoder_at_hand_is_asked_itself(home, caplog):
+    stored = stored_of(home, "a dance")
+    save_file(umt5(layers=2), home / "umt5.safetensors")
+    want = prompts_of(home, "a dance")[0]
+    with caplog.at_level(logging.WARNING):
+        got = prompts_of(home, "a dance", stored=stored)[0]
+    assert torch.equal(got, want)
+    assert "umt5.safetensors is not the text encoder of the package's prompts" in caplog.text
+    rows = stored.rows["a dance"]
+    assert not torch.allclose(got[: len(rows)], rows)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda d: d[:-9], lambda d: d.replace(b"prompts", b"prempts"), lambda d: b""]
+)
+def test_a_file_that_holds_no_prompts_is_refused(home, tmp_path, damage):
+    path = tmp_path / "prompts.safetensors"
+    path.write_bytes(damage(stored_of(home, "a dance").dump()))
+    with pytest.raises(BadPackage, match=r"prompts\.safetensors holds no prompt embeddings"):
+        load_prompts(path)

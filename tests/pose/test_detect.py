@@ -10,6 +10,7 @@ from engine.errors import BadCheckpoint, MissingModel
 from engine.pose.boxes import nms
 from engine.pose.detect import DWPOSE, VITPOSE, find_detector, find_nlf, open_detector
 from engine.pose.onnx import CPU, CUDA, OnnxNetwork, OnnxRuntime
+from tests.support.permissions import bound_by_modes, shared_folder
 from tests.support.standin_models import save_detectors, save_dwpose, save_yolox
 
 FLOAT = "tensor(float)"
@@ -213,6 +214,18 @@ def test_missing_models_are_named_with_every_name_and_folder(tmp_path):
     assert "vitpose_h_wholebody_model.onnx | vitpose-h-wholebody.onnx" in str(caught.value)
     with pytest.raises(MissingModel, match=r"nlf_l_multi_0\.3\.2\.torchscript"):
         find_nlf(tmp_path / "absent")
+
+
+def test_a_folder_that_may_not_be_entered_is_named():
+    with shared_folder() as models:
+        (models / "nlf").mkdir()
+        (models / "nlf").chmod(0)
+        with (
+            bound_by_modes(),
+            pytest.raises(MissingModel, match=r"^The NLF model .*/nlf/\S+ cannot be read: Permis"),
+        ):
+            find_nlf(models)
+        (models / "nlf").chmod(0o755)
 
 
 def definition_of_nms(boxes, scores, limit, edge):

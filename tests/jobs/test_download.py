@@ -220,10 +220,9 @@ def test_tls_is_verified_against_the_name_and_not_the_address(wanted):
     ],
 )  # fmt: skip
 def test_a_hostile_answer_is_refused_and_leaves_nothing(wanted, answer, sentence):
-    start = time.monotonic()
     said = refusal((BadMedia, BadRequest), wanted, lambda: fetch({"/a": answer}, wanted))
     assert sentence in said
-    assert time.monotonic() - start < 25  # before the limit of time: it was not waited for
+    assert "takes too long" not in said  # the limit of time was not waited for
 
 
 @pytest.mark.parametrize(
@@ -240,11 +239,8 @@ def test_a_hostile_answer_is_refused_and_leaves_nothing(wanted, answer, sentence
          "drops of status", "no body", "continue", "drops of chunks"],
 )  # fmt: skip
 def test_a_slow_answer_ends_with_the_time_for_the_whole_file(wanted, answer):
-    start = time.monotonic()
     call = partial(fetch, {"/a": answer}, wanted, timeout_s=0.3)
-    said = refusal(BadMedia, wanted, call)
-    assert "media.example.com takes too long" in said or "another kind" in said
-    assert time.monotonic() - start < 2
+    assert "media.example.com takes too long" in refusal(BadMedia, wanted, call)
 
 
 def test_the_time_of_all_redirects_together_is_limited(wanted):
@@ -265,8 +261,6 @@ def test_a_server_that_is_silent_in_the_handshake_is_given_up(wanted):
                 ("127.0.0.1", port), timeout_s
             ),
         )
-        start = time.monotonic()
         url = f"https://{NAME}/a"
         said = refusal(BadMedia, wanted, lambda: fetch_url(url, wanted, network, 0.3))
         assert "takes too long" in said
-        assert time.monotonic() - start < 2

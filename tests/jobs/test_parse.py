@@ -1,4 +1,4 @@
-"""Jobs as clients write them: every form in use, precedence, caps, and what is refused."""
+"""Jobs as clients write them: every form in use, precedence, and what is refused."""
 
 import dataclasses
 import json
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import LIMITS, Defaults, defaults
-from engine.errors import BadRequest, Unavailable
+from engine.config import LIMITS, Defaults
+from engine.errors import BadRequest
 from engine.flow import Recipe, Settings
 from engine.jobs.body import Fields
 from engine.jobs.job import Bucket, Given
@@ -143,47 +143,6 @@ def test_unknown_keys_are_ignored_and_told():
     assert many.endswith("k9 and 4990 more.")
 
 
-def test_sides_are_floored_to_multiples_of_32_and_it_is_said():
-    made = job(width=430, height=699)
-    assert (made.settings.width, made.settings.height) == (416, 672)
-    assert made.warnings[0].startswith("The size 430x699 becomes 416x672:")
-    assert settings_of(width=70, height=64).width == 64
-    assert settings_of(width=640).height == 672
-
-
-@pytest.mark.parametrize(
-    ("width", "height", "most", "size"),
-    [
-        (416, 672, 96 * 160, (96, 128)), (672, 416, 96 * 160, (128, 96)),
-        (96, 160, 15360, (96, 160)),
-        (1280, 64, 15360, (224, 64)), (64, 1280, 4096, (64, 64)), (1280, 1280, 10**9, (1280, 1280)),
-    ],
-)  # fmt: skip
-def test_a_cap_on_pixels_shrinks_and_keeps_the_shape(width, height, most, size):
-    made = job(Defaults(video=Path("d.mp4"), max_pixels=most), width=width, height=height)
-    assert (made.settings.width, made.settings.height) == size
-    assert made.settings.width * made.settings.height <= most
-    assert bool(made.warnings) == (size != (width, height))
-
-
-def test_a_cap_never_exceeds_itself_for_any_size():
-    for most in (4096, 5000, 15360, 100_000):
-        for width in range(64, 1281, 96):
-            for height in range(64, 1281, 96):
-                small = Defaults(video=Path("d"), max_pixels=most)
-                made = settings_of(small, width=width, height=height)
-                assert made.width * made.height <= most
-
-
-def test_a_cap_on_frames_shortens_and_a_size_out_of_range_stays_an_error():
-    small = Defaults(video=Path("d.mp4"), max_frames=17, max_pixels=15360)
-    assert settings_of(small).frames == settings_of(small, frames=99).frames == 17
-    assert settings_of(small, frames=9).frames == 9
-    assert "at most 17 frames" in job(small).warnings[1]
-    assert len(job(small, frames=9).warnings) == 1
-    assert refused(small, width=9999).startswith("The width is 9999; it must be 64 to 1280.")
-
-
 def test_limits_of_frames_under_their_three_names_are_lowest_first():
     assert settings_of(frame_load_cap=357, num_frames=325).frames == 325
     assert settings_of(frame_load_cap=0).frames is None
@@ -274,41 +233,112 @@ def test_the_skeletons_share_and_strength_have_limits(change, sentence):
         check_settings(Settings(recipe))
 
 
-@pytest.fixture
-def environment(monkeypatch):
-    for name in ("RECIPE", "FIT", "DEFAULT_VIDEO", "MAX_PIXELS", "MAX_FRAMES"):
-        monkeypatch.delenv(name, raising=False)
-    return monkeypatch.setenv
+def test_the_longest_window_is_the_longest_clip():
+    assert settings_of(context_frames=LIMITS.max_frames).recipe.window_frames == LIMITS.max_frames
 
 
-def test_an_endpoint_says_nothing_unless_its_environment_does(environment, tmp_path):
-    assert defaults() == Defaults()
-    (tmp_path / "d.mp4").touch()
-    environment("DEFAULT_VIDEO", str(tmp_path / "d.mp4"))
-    environment("RECIPE", "official")
-    environment("FIT", "resize")
-    environment("MAX_PIXELS", "96x160")
-    environment("MAX_FRAMES", "17")
-    assert defaults() == Defaults("official", "resize", tmp_path / "d.mp4", 15360, 17)
+# --- what strangers send in place of a job
+
+DEEP = json.loads("[" * 900 + "]" * 900)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("FIT", "stretch"), ("RECIPE", "fast"), ("MAX_PIXELS", "big"), ("MAX_PIXELS", "32x32"),
-     ("MAX_PIXELS", "x"), ("MAX_FRAMES", "0"), ("MAX_FRAMES", "-1"), ("MAX_FRAMES", "9" * 50),
-     ("MAX_FRAMES", "\u0661")],
+    ("fields", "sentence"),
+    [
+        ({"width": True}, "width is true; a whole number is expected."),
+        ({"width": "416px"}, 'width is "416px"; a whole number is expected.'),
+        ({"width": 416.5}, "width is 416.5; a whole number"), ({"width": []}, "width is a list;"),
+        ({"width": {}}, "width is an object;"), ({"width": DEEP}, "width is a list;"),
+        ({"width": float("nan")}, "width is nan;"), ({"width": "NaN"}, 'width is "NaN";'),
+        ({"width": 10**400}, "width is a huge number;"), ({"width": "9" * 5000}, 'width is "999'),
+        ({"width": -416}, "The width is -416; it must be 64 to 1280."),
+        ({"width": 0}, "64 to 1280"),
+        ({"width": 63}, "The width is 63;"), ({"width": 1281}, "The width is 1281;"),
+        ({"width": 2**100}, "The width is"), ({"width": "4_16"}, "whole number"),
+        ({"width": "\u0664\u0661\u0666"}, "whole number"), ({"height": 1e308}, "height is 1e+308;"),
+        ({"fps": float("inf")}, "fps is inf; a number"), ({"fps": "inf"}, "a number"),
+        ({"fps": "1e999"}, "a number"), ({"fps": 0}, "The fps is 0.0; it must be 1 to 120."),
+        ({"fps": "-24"}, "The fps is -24.0;"), ({"fps": 1e9}, "The fps is 1000000000.0;"),
+        ({"steps": 0}, "The steps is 0; it must be 1 to 100."),
+        ({"steps": 101}, "The steps is 101"),
+        ({"steps": "six"}, 'steps is "six";'),
+        ({"cfg": 21}, "The cfg is 21.0; it must be 0 to 20."),
+        ({"cfg": float("nan")}, "cfg is nan;"), ({"shift": 0}, "The shift is 0.0;"),
+        ({"shift": 1e-9}, "The shift is"), ({"sampler": "euler_a"}, "no sampler called 'euler_a'"),
+        ({"sampler": "x" * 9999}, "a short word is expected."),
+        ({"sampler": "a\nb"}, "a short word"),
+        ({"seed": 2**64}, "The seed is 18446744073709551616;"), ({"seed": -2}, "The seed is -2;"),
+        ({"seed": 0.5}, "seed is 0.5;"), ({"seed": "0x10"}, "whole number"),
+        ({"frames": 0}, "The frames is 0; it must be 1 to 2000."),
+        ({"frames": 10**9}, "The frames"),
+        ({"num_frames": -1}, "The frames is -1"), ({"frame_load_cap": -5}, "The frames is -5"),
+        ({"context_frames": 0}, "The window is 0"), ({"context_frames": 10**9}, "The window"),
+        ({"context_overlap": 80}, "The overlap of windows is 80; it must be 0 to 79."),
+        ({"context_overlap": -9}, "is -9; it"),
+        ({"persons": 0}, "The persons is 0"),
+        ({"persons": 99}, "The persons is 99; it must be 1 to 8"),
+        ({"max_seconds": 0}, "The max_seconds is 0.0"), ({"max_seconds": 1e9}, "1 to 604800"),
+        ({"audio": "maybe"}, "true or false is expected."), ({"audio": 2}, "true or false"),
+        ({"fit": "stretch"}, "fit is \"stretch\"; 'crop' or 'resize' is expected."),
+        ({"fit": 1}, "fit is 1; a short word"), ({"recipe": "fast"}, "'production' or 'official'"),
+        ({"output": "s3"}, "'base64' or 'url'"), ({"align": "best"}, "'exact' or 'official'"),
+        ({"action": "read_log"}, "'generate', 'health' or 'validate' is expected."),
+        ({"workflow_type": "wan_animate"}, "'scail_dance' is expected."),
+        ({"attention_mode": "sage"}, "There is no attention mode 'sage'."),
+        ({"attention_mode": 3}, "a short word"), ({"image_url": 7}, "image_url is 7; text"),
+        ({"image_url": ["https://a"]}, "image_url is a list; text is expected."),
+        ({"video_base64": {"a": 1}}, "video_base64 is an object; text"),
+        ({"video_url": b"a"}, "bytes"),
+        ({"images": []}, "images is a list; an object is expected."),
+        ({"images": "a"}, "an object"),
+        ({"images": {"reference_image": 5}}, "images.reference_image is 5; text"),
+        ({"videos": DEEP}, "videos is a list; an object"),
+        ({"videos": {"dance_video": DEEP}}, "text"),
+        ({"prompt": 5}, "prompt is 5; text is expected."), ({"prompt": ["a"]}, "prompt is a list"),
+        ({"prompt": "a\x00b"}, "The prompt has the character U+0000 at place 2, which no text has"),
+        ({"prompt": "\x1b[31m"}, "U+001B at place 1"), ({"prompt": "\x7f"}, "U+007F"),
+        ({"negative_prompt": "ok\x85"}, "The negative prompt has the character U+0085 at place 3"),
+        ({"prompt": "\udcff"}, "U+DCFF"), ({"prompt": "x" * 4097}, "4097 characters"),
+        ({"prompt": "x" * 10**7}, "10000000 characters; at most 4096 fit."),
+        ({"workflow": "none"}, 'There is no workflow called "none" here, only dance-scail-bplan'),
+        ({"workflow": "../secret"}, "There is no workflow called"),
+        ({"workflow": "a\0"}, "no workflow"),
+        ({"workflow": 3}, "The workflow is 3; an object of nodes is expected."),
+        ({"workflow": "{" * 10**5}, "The workflow is a string, but no JSON object."),
+        ({"workflow": "dance-scail-bplan", "recipe": "official"}, "Give recipe or workflow"),
+    ],
+    ids=lambda value: repr(value)[:40] if isinstance(value, dict) else "",
 )  # fmt: skip
-def test_an_environment_that_makes_no_sense_stops_the_start(environment, name, value):
-    environment(name, value)
-    with pytest.raises(BadRequest, match=f"^{name} is .* expected"):
-        defaults()
+def test_what_no_clip_can_be_made_of_is_refused_in_a_sentence(fields, sentence):
+    assert sentence in refused(**fields)
 
 
-def test_a_default_video_that_is_not_there_stops_the_start(environment, tmp_path):
-    environment("DEFAULT_VIDEO", str(tmp_path / "none.mp4"))
-    with pytest.raises(Unavailable, match=r"DEFAULT_VIDEO is .*none.mp4, where there is no file"):
-        defaults()
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (None, 'The job has no "input"'), ([], 'The job has no "input"'), ("{}", "no"), (5, "no"),
+        ({}, 'The job has no "input"'), ({"id": "a"}, 'The job has no "input"'),
+        ({"input": None}, "The input is nothing; an object is expected."),
+        ({"input": []}, "The input is a list;"), ({"input": 5}, "The input is 5;"),
+        ({"input": "hello"}, "The input is a string, but no JSON object."),
+        ({"input": ""}, "no JSON"), ({"input": "[]"}, "The input is a list;"),
+        ({"input": '"{}"'}, 'The input is "{}"; an object'), ({"input": "null"}, "is nothing"),
+        ({"input": '{"image_url":'}, "no JSON"),
+        ({"input": '{"width": ' + "9" * 9999 + "}"}, "JSON"),
+        ({"input": "[" * 10**6}, "The input is JSON nested too deep to be read."),
+        ({"input": '{"a":' * 10**5 + "1" + "}" * 10**5}, "nested too deep"),
+        ({"input": " " * (64 * 2**20 + 1)}, "too long for JSON."),
+        ({"input": '{"image_url": "https://a/b", "width": NaN}'}, "width is nan;"),
+        ({"input": '{"image_url": "https://a/b", "cfg": -Infinity}'}, "cfg is -inf;"),
+        ({"input": DEEP}, "The input is a list;"), ({"input": True}, "The input is true;"),
+    ],
+    ids=lambda value: repr(value)[:30],
+)  # fmt: skip
+def test_what_is_no_job_is_refused_in_a_sentence(given, sentence):
+    assert sentence in refusal(given)
 
 
-def test_the_longest_window_is_the_longest_clip():
-    assert settings_of(context_frames=LIMITS.max_frames).recipe.window_frames == LIMITS.max_frames
+def test_a_refusal_repeats_only_a_glance_of_what_came():
+    token = "https://bucket/person.jpg?token=" + "s3cr3t" * 50
+    said = refused(width=token)
+    assert said == f'width is "{token[:37]}..."; a whole number is expected.'

@@ -170,6 +170,7 @@ def test_health_is_answered_while_a_job_runs(worker, given):
 
 def test_the_log_is_json_with_the_job_and_without_the_media(worker, given):
     worker.output(**given, seed=11)
+    assert '"message": "load ' in worker.said()  # what a worker that is ended early never says
     lines = [json.loads(line) for line in worker.said().splitlines() if line.startswith("{")]
     last = [line for line in lines if line["message"] == "clip finished"][-1]
     assert last["job"].startswith("test-")
@@ -215,13 +216,14 @@ def test_without_a_gpu_it_does_not_start_and_says_so(start):
 
 
 @pytest.mark.slow
-def test_sigterm_while_loading_ends_it_at_once(start):
+def test_sigterm_while_loading_ends_it_before_it_has_loaded(start):
     started = start()
     ends = time.monotonic() + 60
     while not started.said() and started.process.poll() is None and time.monotonic() < ends:
         time.sleep(0.02)
     started.process.send_signal(signal.SIGTERM)
-    assert started.process.wait(timeout=5) == 128 + signal.SIGTERM
+    assert started.process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert '"message": "load ' not in started.said()
 
 
 @pytest.mark.slow
@@ -319,17 +321,3 @@ def test_on_the_platform_a_machine_without_a_gpu_reports_it_and_ends(start):
     assert "Fitness check failed: start | UnsupportedGpu: There is no GPU here" in started.said()
     assert platform.told == []
     platform.server.shutdown()
-
-
-BARE, OURS = "import torch", "import handler"
-
-
-def import_ms(program):
-    timed = f"import time; t = time.process_time(); {program}; print(time.process_time() - t)"
-    command = [sys.executable, "-c", timed]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return 1000 * float(done.stdout)
-
-
-def test_importing_the_handler_costs_no_more_than_torch():
-    assert import_ms(OURS) <= 1.3 * min(import_ms(BARE) for _ in range(2))

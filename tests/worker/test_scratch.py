@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,15 +21,18 @@ with Scratch(Path(sys.argv[1])).job_folder() as folder:
 """
 
 
-def started(root):
+def started(root, count):
+    """Workers that start at once, each with the folder of its job."""
     command = [sys.executable, "-c", WORKER, str(root)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    return process, Path(process.stdout.readline().strip())
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(count)
+    ]
+    return [(process, Path(process.stdout.readline().strip())) for process in processes]
 
 
 def test_what_a_killed_worker_left_goes_and_what_a_living_one_has_stays(tmp_path):
     root = tmp_path / "jobs"
-    (dead, left), (living, held) = started(root), started(root)
+    (dead, left), (living, held) = started(root, 2)
     dead.kill()
     dead.wait()
     assert (left / "clip.mp4").read_bytes() == b"half"
@@ -63,8 +65,7 @@ def test_a_place_that_cannot_hold_folders_is_named(tmp_path):
 
 
 def test_workers_that_start_at_once_do_not_remove_each_other(tmp_path):
-    running = [started(tmp_path) for _ in range(3)]
-    time.sleep(0.1)
+    running = started(tmp_path, 3)
     assert all((folder / "clip.mp4").exists() for _, folder in running)
     for process, _ in running:
         process.kill()

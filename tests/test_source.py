@@ -1,4 +1,4 @@
-"""`fit`: a clip that fills the size asked for, or one with the shape of the picture."""
+"""The size of a clip: one that fills the size asked for, or one with the shape of the picture."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What changed between two runs, and whether it is worse by more than chance.
+"""Compares two runs: what changed, and whether it is worse by more than chance.
 
 python benchmarks/run.py compare BEFORE.json AFTER.json          exit 1 if anything is worse
 python benchmarks/run.py compare BEFORE.json AFTER.json --across   of two machines: nothing is worse
@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.figures import Figure
-from benchmarks.record import PLACE, BadRecord, Record, read_record
+from benchmarks.record import PLACE, BadRecord, Figure, Record, read_record
 
 FLOOR = 0.05  # of a measured figure, in a unit of `TIMED`
 TIMED = {"us", "ms", "s", "ms/frame", "frames/s", "fps", "GB/s", "MB/s", "TFLOPS", "MiB", "GiB"}
@@ -52,7 +51,7 @@ class FigureChange:
 
     @property
     def allowed(self) -> float:
-        """What the figure may move by chance, in its unit."""
+        """How far the figure may move by chance, in its unit."""
         assert self.before is not None and self.after is not None
         timed = self.after.source == "measured" and self.after.unit in TIMED
         floor = FLOOR * abs(self.before.value) if timed else 0.0
@@ -64,7 +63,7 @@ def _kind(figure: Figure) -> tuple[str, str, str]:
 
 
 def compare(before: Record, after: Record) -> list[FigureChange]:
-    """Every figure of either run, in the order of the later one. Raises `BadRecord`."""
+    """Pairs every figure of either run, in the order of the later one. Raises `BadRecord`."""
     old, new = dict(_figures(before)), dict(_figures(after))
     if not old.keys() & new.keys():
         raise BadRecord("The two runs have no figure in common: there is nothing to compare")
@@ -79,7 +78,7 @@ def _figures(record: Record) -> Iterator[tuple[tuple[str, str], Figure]]:
 
 
 def other_place(before: Record, after: Record) -> str:
-    """What sets the machines of two runs apart; empty for one machine."""
+    """Says what sets the machines of two runs apart; nothing for one machine."""
     return ", ".join(
         f"{key} {before.machine.get(key)} and {after.machine.get(key)}"
         for key in PLACE
@@ -88,7 +87,7 @@ def other_place(before: Record, after: Record) -> str:
 
 
 def compare_table(changes: Sequence[FigureChange]) -> str:
-    """What changed, line by line, worst news first; how many did not, in the last line."""
+    """Lists what changed, worst news first; the last line says how much did not."""
     order = ["worse", "missing", "not comparable", "new", "better"]
     lines = []
     for verdict in order:

@@ -1,4 +1,4 @@
-"""Suite `media`: what happens to pictures, videos and skeletons beside the networks, on a CPU.
+"""Suite `media`: the work on pictures, videos and skeletons beside the networks, on a CPU.
 
 Rendering, resizing and base64 run on one thread; ffmpeg decodes and encodes with its own. Times
 are for one frame.
@@ -6,8 +6,10 @@ are for one frame.
 
 import base64
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -19,7 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.timing import RUNS, Row, measure, require
+from benchmarks.record import Suite
+from benchmarks.timing import RUNS, Row, figures, measure, require, table
 from engine.golden import render as golden_render
 from engine.jobs.job import Bucket
 from engine.machine.heap import keep_freed_memory
@@ -89,7 +92,7 @@ def _measure_all() -> tuple[str, list[Row]]:
 
 
 def check_renderer(golden: Path) -> str:
-    """Against what the official program drew, where that is at hand."""
+    """Holds the renderer against what the official program drew, where that is at hand."""
     checks = [
         check
         for path in sorted(golden.glob("*.npz"))
@@ -104,7 +107,7 @@ def check_renderer(golden: Path) -> str:
 
 
 def measure_scene(scene: MediaScene) -> Iterator[Row]:
-    """A frame of the demo's dance without and with the overlay."""
+    """Draws a frame of the demo's dance without and with the overlay."""
     dance = load_joints(DEMO / "dance.npz").joints[::4][:FRAMES]
     apart = 450 * (2 * np.arange(scene.persons) - scene.persons + 1)  # mm between two dancers
     joints = np.repeat(dance, scene.persons, axis=1)
@@ -162,7 +165,7 @@ def measure_resize() -> Row:
 
 
 def measure_base64(body: bytes) -> Iterator[Row]:
-    """The video of a request, and of an answer, as text; ms for each of its frames."""
+    """Turns the video of an answer into text, and that of a request back; ms for each frame."""
     text = base64.b64encode(body)
     require(base64.b64decode(text, validate=True) == body, "base64 does not give the body back")
     size = f"{len(body) // 10**6} MB of {BODY_FRAMES} frames"
@@ -173,54 +176,54 @@ def measure_base64(body: bytes) -> Iterator[Row]:
 
 
 def measure_upload(body: bytes, folder: Path) -> Row:
-    """The same into a bucket, by what the worker uploads with, over loopback: all but the network.
+    """Puts the same body into a bucket, by what the worker uploads with, over loopback.
 
     Without TLS the signature hashes the body. The bucket is a thread of this process: its part is
     counted. The first upload, which imports boto3, is not.
     """
     clip = folder / "body.mp4"
     clip.write_bytes(body)
-    with _Bucket() as server:
-        bucket = Bucket(f"http://127.0.0.1:{server.server_port}", "key", "secret", "clips")
+    arrived: list[bytes] = []
+    with serving(partial(_Put, arrived)) as port:
+        bucket = Bucket(f"http://127.0.0.1:{port}", "key", "secret", "clips")
         name = f"upload {len(body) // 10**6} MB of {BODY_FRAMES} frames"
         upload(clip, bucket, "job")
         row = measure(name, lambda: upload(clip, bucket, "job"), BODY_FRAMES)
-        require(server.bodies == [body] * len(server.bodies), f"{name}: the bucket got others")
-        require(len(server.bodies) == RUNS + 1, f"{name}: {len(server.bodies)} bodies arrived")
+    require(arrived == [body] * len(arrived), f"{name}: the bucket got others")
+    require(len(arrived) == RUNS + 1, f"{name}: {len(arrived)} bodies arrived")
     return row
 
 
-class _Bucket(ThreadingHTTPServer):
-    """Takes what is put into it, on a port of its own, until it is closed."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Put)
-        self.bodies: list[bytes] = []
-        self._thread = Thread(target=self.serve_forever)
-
-    def __enter__(self) -> "_Bucket":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_raised: object) -> None:
-        self.shutdown()
-        self._thread.join()
-        self.server_close()
+@contextmanager
+def serving(answer: Callable[..., BaseHTTPRequestHandler]) -> Iterator[int]:
+    """An HTTP server of this process, on a port of its own, while it is open."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), answer) as server:
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 class _Put(BaseHTTPRequestHandler):
+    """Takes what is put into a bucket."""
+
     protocol_version = "HTTP/1.1"
 
+    def __init__(self, arrived: list[bytes], *given: object) -> None:
+        self._arrived = arrived
+        super().__init__(*given)  # pyright: ignore[reportArgumentType]
+
     def do_PUT(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        assert isinstance(self.server, _Bucket)
-        self.server.bodies.append(body)
+        self._arrived.append(self.rfile.read(int(self.headers["Content-Length"])))
         self.send_response(200)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing: what a suite prints is its table."""
+        """Says nothing: what a suite prints is its table."""
 
 
 def _names(path: Path) -> frozenset[str]:
@@ -255,3 +258,6 @@ def _clip(count: int) -> Tensor:
     return torch.stack([
         torch.where(frame > 0, frame, ground.roll(8 * t, dims=1)) for t, frame in enumerate(frames)
     ])  # fmt: skip
+
+
+SUITE = Suite(measure_media, table, figures)

@@ -1,10 +1,11 @@
 """How every picture of a suite looks, and how it is written: PNG to look at, SVG to print."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Picture
 from matplotlib.typing import RcKeyType
 
 # Okabe and Ito's, told apart by colour-blind eyes; the yellow last but one, as it is pale on white
@@ -28,15 +29,40 @@ STYLE: dict[RcKeyType, object] = {
 }
 
 
-def figure(width_in: float, height_in: float) -> tuple[Figure, Axes]:
-    """An empty picture with one pair of axes. For several: `fig.clear()`, then `fig.subplots`."""
+def figure(width_in: float, height_in: float, parts: int = 1) -> tuple[Picture, list[Axes]]:
+    """An empty picture with `parts` axes beside each other."""
     matplotlib.use("Agg")  # no window, on any machine
     matplotlib.rcParams.update(STYLE)
-    fig = Figure(figsize=(width_in, height_in), layout="constrained", facecolor="white")
-    return fig, fig.subplots()
+    fig = Picture(figsize=(width_in, height_in), layout="constrained", facecolor="white")
+    return fig, list(fig.subplots(1, parts, squeeze=False, sharey=True)[0])
 
 
-def save(fig: Figure, folder: Path, stem: str) -> list[Path]:
+def stacked_bars(
+    axes: Axes, bars: Sequence[Mapping[str, Sequence[float]]], parts: Sequence[str]
+) -> list[float]:
+    """Draws a lying bar for each of `bars`, the first at the top; returns where each ends.
+
+    A bar holds the widths of each of its `parts`; of several widths every one shows. More parts
+    than colours are hatched.
+    """
+    ends = [0.0] * len(bars)
+    for number, part in enumerate(parts):
+        hatch = "//" if number >= len(COLOURS) else None
+        for place, bar in enumerate(bars):
+            widths = bar.get(part, ())
+            for width in widths:
+                axes.barh(
+                    place, width, left=ends[place], color=COLOURS[number % len(COLOURS)],
+                    hatch=hatch, edgecolor="white", linewidth=0.5 if len(widths) > 1 else 0.0,
+                )  # fmt: skip
+                ends[place] += width
+        axes.barh(0, 0, color=COLOURS[number % len(COLOURS)], hatch=hatch, label=part)
+    axes.set_ylim(len(bars) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    return ends
+
+
+def save(fig: Picture, folder: Path, stem: str) -> list[Path]:
     """Writes `stem`.png and `stem`.svg, which say no date, and forgets the picture."""
     folder.mkdir(parents=True, exist_ok=True)
     png, svg = folder / f"{stem}.png", folder / f"{stem}.svg"

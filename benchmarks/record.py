@@ -1,29 +1,49 @@
-"""One run of the suites as a JSON file: where it was, when, and what each suite found."""
+"""A run of the suites as a JSON file: where it was, when, and what each suite found."""
 
 import json
 import math
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import cv2
-import numpy as np
-import torch
-
-from benchmarks.figures import Figure
+from typing import Any, Literal
 
 SCHEMA = 1
-# Runs that differ in one of these are of different machines; versions may differ, they are what
-# is compared.
+# Runs that differ in one of these are of different machines. Versions may differ: they are what is
+# compared.
 PLACE = ("cpu", "cores", "usable_cores", "threads", "gpu")
 
 
 class BadRecord(Exception):
     """A file holds no run that can be read, or not the one that was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One number of a suite, in the form in which runs are compared."""
+
+    name: str  # unique within the suite, the same in every run of the same thing
+    value: float
+    unit: str  # "ms", "s", "MiB", "dB", "TFLOPS", ...
+    noise: float  # half of the spread between runs, in the same unit; 0 for what has none
+    better: Literal["lower", "higher"] = "lower"
+    source: Literal["measured", "estimate"] = "measured"
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """What `run.py` asks of a suite. Every suite's module calls its own `SUITE`.
+
+    `Any` is the suite's own frozen row.
+    """
+
+    measure: Callable[..., tuple[str, Sequence[Any]]]  # how results were checked, and rows
+    table: Callable[[Sequence[Any]], str]  # for a terminal, at most 100 columns
+    figures: Callable[[Sequence[Any]], list[Figure]]
+    pictures: Callable[[Sequence[Any], Path, str], list[Path]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +67,14 @@ class Record:
 
     @property
     def stem(self) -> str:
-        """Of its file: date and machine."""
+        """The name of its file: date and machine."""
         return f"{self.date[:10]}-{slug(self.machine)}"
 
 
 def machine() -> dict[str, object]:
-    """Facts of this one that times depend on; nothing says whose it is."""
+    """Facts of this machine that times depend on; nothing says whose it is."""
+    import torch  # here: the process that measures cold starts must not hold PyTorch's files
+
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
@@ -62,13 +84,12 @@ def machine() -> dict[str, object]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "numpy": np.__version__,
-        "opencv": cv2.__version__,
+        "numpy": version("numpy"),
     }
 
 
 def _cpu_model() -> str:
-    """As Linux names it; elsewhere the kind of machine."""
+    """The processor as Linux names it; elsewhere the kind of machine."""
     info = Path("/proc/cpuinfo")
     text = info.read_text() if info.is_file() else ""
     found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
@@ -84,27 +105,23 @@ def slug(place: Mapping[str, object]) -> str:
 
 
 def encode(record: Record) -> dict[str, object]:
-    """As JSON holds it. Raises `BadRecord` for a number that JSON has not, and for equal names."""
-    suites = {}
+    """The record as JSON holds it.
+
+    Raises `BadRecord` for a number that JSON does not have, and for two figures of one name.
+    """
     for name, suite in record.suites.items():
-        suites[name] = asdict(suite)
-        strange = _not_finite(suites[name], name)
-        if strange is not None:
-            raise BadRecord(f"{strange} is not finite: a suite gives None for what it cannot say")
         names = [figure.name for figure in suite.figures]
         twice = next((one for one in names if names.count(one) > 1), None)
         if twice is not None:
             raise BadRecord(f"Two figures of {name} are called {twice}: no run could be compared")
-    return {
-        "schema": SCHEMA,
-        "date": record.date,
-        "machine": dict(record.machine),
-        "suites": suites,
-        "peak_mib": record.peak_mib,
-    }
+        strange = _not_finite(asdict(suite), name)
+        if strange is not None:
+            raise BadRecord(f"{strange} is not finite: a suite gives None for what it cannot say")
+    return {"schema": SCHEMA, **asdict(record)}
 
 
 def _not_finite(value: object, where: str) -> str | None:
+    """Where the first number lies that is not finite."""
     if isinstance(value, dict):
         found = (_not_finite(held, f"{where}.{key}") for key, held in value.items())
     elif isinstance(value, list | tuple):
@@ -115,7 +132,7 @@ def _not_finite(value: object, where: str) -> str | None:
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Whole or not at all."""
+    """Writes the whole file or nothing."""
     text = json.dumps(encode(record), indent=1) + "\n"
     part = path.with_name(f"{path.name}.part")
     part.write_text(text)
@@ -131,16 +148,13 @@ def read_record(path: Path) -> Record:
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise BadRecord(f"{path} is no complete JSON: {str(error)[:100]}") from error
     schema = held.get("schema") if isinstance(held, dict) else None
+    wrong = f"{path} is no run of benchmarks/run.py: "
     if schema != SCHEMA:
-        raise BadRecord(
-            f"{path} is no run of benchmarks/run.py: its schema is {schema!r}, expected {SCHEMA}"
-        )
+        raise BadRecord(f"{wrong}its schema is {schema!r}, expected {SCHEMA}")
     try:
         return _decode(held)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadRecord(
-            f"{path} is no run of benchmarks/run.py: {type(error).__name__}: {str(error)[:100]}"
-        ) from error
+        raise BadRecord(f"{wrong}{type(error).__name__}: {str(error)[:100]}") from error
 
 
 def _refuse(constant: str) -> float:
@@ -180,7 +194,8 @@ def _figure(held: dict[str, Any], suite: str) -> Figure:
 def merged(older: Record, newer: Record) -> Record:
     """Both runs as one: what was measured again is the newer's. Raises `BadRecord`."""
     if older.machine != newer.machine:
-        changed = [key for key in newer.machine if older.machine.get(key) != newer.machine[key]]
+        keys = {**older.machine, **newer.machine}
+        changed = [key for key in keys if older.machine.get(key) != newer.machine.get(key)]
         raise BadRecord(
             f"Another run of {newer.date[:10]} differs in {', '.join(changed)}. "
             "Move its file out of the results, or run as it was run."

@@ -1,9 +1,9 @@
-"""`RESULTS.md` from the runs that are kept beside it: what was measured, where, and what was not.
+"""Writes `RESULTS.md` from the runs beside it: what was measured, where, and what was not.
 
 python benchmarks/run.py report          after --keep has done the same
 
-Measured figures and estimates never share a table. Of each machine the latest run of a suite is
-shown; what it replaced is in the older files, for `run.py compare`.
+Measured figures and estimates never share a table. The latest run of a suite on a machine is shown;
+what it replaced is in the older files, for `run.py compare`.
 """
 
 import argparse
@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.figures import Figure
-from benchmarks.record import BadRecord, Record, SuiteResult, read_record, slug
+from benchmarks.record import BadRecord, Figure, Record, SuiteResult, read_record, slug
 
 RESULTS = Path(__file__).with_name("results")
 REPORT = "RESULTS.md"
@@ -100,7 +99,7 @@ def _sections(shown: Sequence[Shown], source: FigureSource) -> list[str]:
 
 
 def _section(one: Shown, source: FigureSource) -> str:
-    """A suite's figures of one source. Pictures stand with the measured ones, if there are any."""
+    """Shows a suite's figures of one source. Pictures stand with the measured ones, if any."""
     figures = [figure for figure in one.suite.figures if figure.source == source]
     sources = {figure.source for figure in one.suite.figures}
     with_pictures = source == ("measured" if "measured" in sources else "estimate")

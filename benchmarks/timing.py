@@ -1,13 +1,18 @@
-"""How a suite measures: the same work several times, after somebody has checked its result."""
+"""How suites measure and show: the same work several times, its spread, and a table of columns."""
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from benchmarks.figures import Figure
+from benchmarks.record import Figure
 
 RUNS = 7
+ROUNDS = 3  # of works that are timed in turns
+
+Timed = TypeVar("Timed")
+Cell = str | int | float | None
 
 
 class WrongResult(Exception):
@@ -30,10 +35,15 @@ class Row:
         return None if self.reference_ms is None else self.reference_ms / self.ms
 
 
+def require(is_right: bool, what: str) -> None:
+    if not is_right:
+        raise WrongResult(f"{what}. No time is given for a wrong result.")
+
+
 def measure(
     name: str, work: Callable[[], object], units: int = 1, reference_ms: float | None = None
 ) -> Row:
-    """Wall time of `work`, which does `units` units; the caller has run and checked it once."""
+    """Times `work`, which does `units` units; the caller has run and checked it once."""
     times, own = [], []
     for _ in range(RUNS):
         start, busy = time.perf_counter(), time.process_time()
@@ -44,15 +54,52 @@ def measure(
     return Row(name, median(times), min(times), median(own), reference_ms, max(times))
 
 
-def require(is_right: bool, what: str) -> None:
-    if not is_right:
-        raise WrongResult(f"{what}. No time is given for a wrong result.")
+def interleaved(
+    works: Mapping[str, Timed], clock: Callable[[Timed], float | None], runs: int = ROUNDS
+) -> dict[str, list[float]]:
+    """ms of each work, taken in turns (A B A B), so that clocks and heat of the machine hit all
+    alike.
+
+    A clock that gives no times leaves the lists empty; each work has then been run `runs` times.
+    """
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(runs):
+        for name, work in works.items():
+            ms = clock(work)
+            if ms is not None:
+                times[name].append(ms)
+    return times
+
+
+def spread(times: Sequence[float]) -> tuple[float, float] | None:
+    """The median, and half of what lies between the best and the worst; None of no times."""
+    return (statistics.median(times), (max(times) - min(times)) / 2) if times else None
+
+
+def columns(heads: Mapping[str, str], lines: Sequence[Sequence[Cell]], first: str = "") -> str:
+    """A table for a terminal. `heads`: the formats of the columns right of the names, by title.
+
+    Each line begins with its name. Words stand left, numbers right; None stays empty.
+    """
+    shown = [[first, *heads]]
+    for name, *cells in lines:
+        formats = zip(cells, heads.values())
+        shown.append([str(name), *("" if c is None else format(c, form) for c, form in formats)])
+    widths = [max(map(len, column)) for column in zip(*shown)]
+    words = [any(isinstance(line[at], str) for line in lines) for at in range(len(widths))]
+    return "\n".join(
+        "  ".join(
+            f"{cell:<{width}}" if is_word else f"{cell:>{width}}"
+            for cell, width, is_word in zip(line, widths, words)
+        ).rstrip()
+        for line in shown
+    )
 
 
 def figures(rows: Sequence[Row]) -> list[Figure]:
     """The medians, with half of what lies between the best and the worst run."""
     return [
-        Figure(row.name, row.ms, "ms", (row.worst_ms - row.best_ms) / 2, "lower", "measured")
+        Figure(row.name, row.ms, "ms", (row.worst_ms - row.best_ms) / 2)
         for row in rows
         if row.worst_ms is not None
     ]
@@ -60,12 +107,11 @@ def figures(rows: Sequence[Row]) -> list[Figure]:
 
 def table(rows: Sequence[Row]) -> str:
     """Columns for a terminal; how much faster is said of the median, waiting included."""
-    heads = f"{'median ms':>10}{'best':>9}{'worst':>9}{'CPU ms':>10}{'official':>10}{'faster':>8}"
-    lines = [f"{'':40}{heads}"]
-    for row in rows:
-        worst = "" if row.worst_ms is None else f"{row.worst_ms:.3f}"
-        official = "" if row.reference_ms is None else f"{row.reference_ms:.0f}"
-        faster = "" if row.times_faster is None else f"{row.times_faster:.0f}x"
-        measured = f"{row.ms:10.3f}{row.best_ms:9.3f}{worst:>9}{row.cpu_ms:10.3f}"
-        lines.append(f"{row.name:40}{measured}{official:>10}{faster:>8}".rstrip())
-    return "\n".join(lines)
+    heads = {"median ms": ".3f", "best": ".3f", "worst": ".3f", "CPU ms": ".3f",
+        "official": ".0f", "times faster": ".0f"}  # fmt: skip
+    lines = [
+        (row.name, row.ms, row.best_ms, row.worst_ms, row.cpu_ms, row.reference_ms,
+         row.times_faster)
+        for row in rows
+    ]  # fmt: skip
+    return columns(heads, lines)

@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from shutil import copyfile
-from threading import Thread
 
 import torch
 from torch import Tensor
 
 from benchmarks.cold_start.suite import prepare
+from benchmarks.media import serving
 from benchmarks.nano.dance import dance
 from benchmarks.nano.dancer import FPS, PICTURE, SEED
 from benchmarks.nano.drawing import Look, draw_dancer
@@ -100,22 +100,14 @@ def fetch(job: Path, network: Internet) -> tuple[Path, Path]:
 @contextmanager
 def served(folder: Path) -> Iterator[Internet]:
     """An Internet in which every host is this folder."""
-    answer = partial(_Files, directory=str(folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), answer) as server:
-        port = server.server_port
+    with serving(partial(_Files, directory=str(folder))) as port:
 
         def connect(address: str, asked: int, timeout_s: float) -> socket.socket:
             return socket.create_connection(("127.0.0.1", port), timeout_s)
 
-        thread = Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield Internet(lambda host, asked, timeout_s: [_ADDRESS], connect)
-        finally:
-            server.shutdown()
-            thread.join()
+        yield Internet(lambda host, asked, timeout_s: [_ADDRESS], connect)
 
 
 class _Files(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
-        """Requests are no news."""
+        """Says nothing: requests are no news."""

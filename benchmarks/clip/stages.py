@@ -1,7 +1,7 @@
 """Clocks around what a pipeline calls, so that its stages are seen without changing it.
 
 The engine's own laps are media, conditioning, denoise and decode. What is wrapped here divides
-them; what is left of a lap belongs to the stage that nothing can be wrapped around.
+them; the rest of a lap belongs to the stage that nothing can be wrapped around.
 """
 
 import time
@@ -59,11 +59,11 @@ class Spans:
         self._found.append((name, 1000 * (time.perf_counter() - start)))
 
     def of(self, name: str) -> list[float]:
-        """ms of each time."""
+        """The ms of every time that this name was used."""
         return [ms for given, ms in self._found if given == name]
 
     def each(self, name: str, items: Iterator[T]) -> Iterator[T]:
-        """The same items; making one is timed, and what is done with it is not."""
+        """Passes items on; making one is timed, and what is done with it is not."""
         while True:
             with self(name):
                 item = next(items, None)
@@ -86,7 +86,7 @@ def stages(spans: Spans, laps_ms: Mapping[str, float]) -> dict[str, float]:
 def timed_pipeline(
     pipeline: Pipeline, networks: CaptureNetworks | None, state: Path, spans: Spans
 ) -> Pipeline:
-    """The same models, with clocks. `state` is a fresh folder, so that no dance is known yet.
+    """A pipeline of the same models, with clocks. `state` is a fresh folder: no dance is known yet.
 
     Without `networks` for motion capture the dance is taken to be known.
     """
@@ -113,7 +113,7 @@ def timed_encoders(encoders: Encoders, spans: Spans) -> Encoders:
 
 
 class TimedResident(Resident):
-    """A model's home; the time is from its coming to its going."""
+    """A model's home; the time is from when the model comes until it goes."""
 
     def __init__(self, inner: Resident, name: str, spans: Spans) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class TimedDenoiser:
 
 
 class TimedCapture(PoseExtractor):
-    """CapturedMotion capture of a dance that nobody has seen."""
+    """Motion capture of a dance that nobody has seen."""
 
     def __init__(self, networks: CaptureNetworks, state: Path, spans: Spans) -> None:
         super().__init__(networks, state)
@@ -184,8 +184,8 @@ class TimedCapture(PoseExtractor):
 
 
 class KnownDance(PoseExtractor):
-    """The joints that the video was drawn from. The video is decoded, the networks are not asked,
-    and nothing is fitted: nobody knows where the picture's body is.
+    """Gives the joints that the video was drawn from. The video is decoded, the networks are not
+    asked, and nothing is fitted: nobody knows where the picture's body is.
     """
 
     def __init__(self, spans: Spans) -> None:

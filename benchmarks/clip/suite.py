@@ -5,7 +5,6 @@ worker does for a job, but for its queue and for sending the answer. The first r
 it meets a prompt that nobody embedded yet and memory that was never touched.
 """
 
-import argparse
 import re
 import statistics
 import time
@@ -16,8 +15,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from benchmarks.clip.prices import price_of
-from benchmarks.clip.rows import ClipRow, StageTime
+from benchmarks.clip.rows import ClipRow, StageTime, clip_figures, clip_pictures, clip_table
 from benchmarks.clip.scene import Loaded, fetch, load, served, write_media
 from benchmarks.clip.stages import (
     CAPTURE,
@@ -29,6 +27,7 @@ from benchmarks.clip.stages import (
     stages,
     timed_pipeline,
 )
+from benchmarks.record import Suite
 from benchmarks.timing import WrongResult, require
 from engine.config import VAE_STRIDE
 from engine.denoise.windows import evaluations
@@ -118,7 +117,7 @@ class Bench:
             )
 
     def row(self, recipe: str, size: Size, frames: int, runs: int) -> ClipRow:
-        """The first run, `runs` more, then the decoder alone."""
+        """Makes the first run, then `runs` more with the decoder alone after each."""
         first = self._run(recipe, size, frames)
         found, alone = [], []
         for _ in range(runs):
@@ -129,18 +128,14 @@ class Bench:
         vae = next(time for time in times if time.name == VAE_DECODE)
         check_alone(min(alone), vae)
         seconds = [run.wall_ms / 1000 for run in found]
-        price = price_of(self._loaded.gpu)
-        evaluated, took_s = middle.forward_ms, middle.wall_ms / 1000
-        on_gpu = self._loaded.gpu is not None
+        evaluated = middle.forward_ms
         return ClipRow(
             recipe, self._loaded.weights, *size, frames, self._device, runs,
-            took_s, min(seconds), max(seconds), first.wall_ms / 1000,
+            middle.wall_ms / 1000, min(seconds), max(seconds), first.wall_ms / 1000,
             tuple(time for time in times if time.name != CAPTURE or not self._unmeasured),
             evaluated, len(evaluated) * (1 if RECIPES[recipe].cfg == 1 else 2),
-            statistics.median(alone),
-            frames / took_s, max(run.peak_mib for run in found), "GPU memory" if on_gpu else "RSS",
-            None if price.usd_per_s is None else took_s * price.usd_per_s, price.source,
-            self._unmeasured,
+            statistics.median(alone), max(run.peak_mib for run in found),
+            "RSS" if self._loaded.gpu is None else "GPU memory", self._unmeasured,
         )  # fmt: skip
 
     @property
@@ -177,7 +172,7 @@ class Bench:
         return ClipRun(wall_ms, found, forwards, peak)
 
     def _vae_alone(self) -> float:
-        """ms to decode the latents of the last clip, nobody encoding beside it."""
+        """ms to decode the latents of the last clip, while nobody encodes beside it."""
         pipeline, latents = self._loaded.pipeline, self._spans.latents
         assert latents is not None
         with pipeline.memory.stage("decode"), pipeline.encoders.vae_home.present():
@@ -242,15 +237,4 @@ def _times(name: str, middle: ClipRun, runs: Sequence[ClipRun]) -> StageTime:
     return StageTime(name, middle.stages_ms[name], min(ms), max(ms))
 
 
-def sizes_of(text: str) -> tuple[Size, ...]:
-    """Heights and widths from "128x224,256x448", for a command line."""
-    found = [re.fullmatch(r"(\d{1,5})x(\d{1,5})", part.strip()) for part in text.split(",")]
-    sizes = tuple((int(one[1]), int(one[2])) for one in found if one is not None)
-    if len(sizes) != len(found):
-        raise argparse.ArgumentTypeError(f"{text!r} is no HEIGHTxWIDTH, nor several with commas.")
-    return sizes
-
-
-def recipes_of(text: str) -> tuple[str, ...]:
-    """Names from "production,official", for a command line; `measure_clip` checks them."""
-    return tuple(part.strip() for part in text.split(","))
+SUITE = Suite(measure_clip, clip_table, clip_figures, clip_pictures)

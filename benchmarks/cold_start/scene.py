@@ -1,6 +1,6 @@
 """What a cold start is measured on: a package, models beside it, its weights as safetensors.
 
-Run by `cold_start.py` in a process of its own; the last line is one JSON object of paths.
+Run by `cold_start.suite` in a process of its own; the last line is one JSON object of paths.
 """
 
 import json
@@ -16,7 +16,6 @@ from engine.demo.weights import demo_weights
 from engine.errors import EngineError
 from engine.machine.gpu import find_gpu
 from engine.package.folder import open_package
-from kernels.aot.toolkit import RELEASES
 from kernels.arch import ARCHS, SM89
 
 
@@ -39,12 +38,8 @@ def scene(folder: Path, package: Path | None) -> dict[str, str]:
     opened = open_package(package)
     weights = folder / "weights.safetensors"
     save_file({name: opened.read(name).clone() for name in opened.names}, weights)
-    state = folder / "state"  # empty, but for what is fetched from elsewhere
-    (state / "toolkits").mkdir(parents=True)
-    for release in RELEASES.values():
-        held = state_dir() / "toolkits" / release.version
-        if held.is_dir():
-            (state / "toolkits" / release.version).symlink_to(held.resolve())
+    state = folder / "state"
+    state.mkdir()
     return {
         "package": str(opened.path), "models": str(models), "state": str(state),
         "weights": str(weights),

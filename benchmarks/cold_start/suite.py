@@ -1,15 +1,10 @@
-"""How long a worker takes from nothing to its first forward, in fresh processes, phase by phase.
-
-python benchmarks/run.py cold-start                                   the tiny package
-python benchmarks/run.py cold-start --package DIR --models DIR        any other
-python benchmarks/cold_start/suite.py                                 the same; its own process
-    holds no PyTorch, so that PyTorch's files can be taken out of the page cache too
+"""Suite `cold-start`: a worker from nothing to its first forward, in fresh processes, by phase.
 
 Beside it: PyTorch's import alone, which no worker can undercut; the same weights through
-safetensors; the weights read to nowhere; with --jit, the same kernels compiled at run time.
+safetensors; the weights read to nowhere. This process holds neither PyTorch nor NumPy, so that
+their files can be taken out of the page cache too.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -17,15 +12,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from threading import Timer
 from typing import Any
 
 from benchmarks.cold_start.worker import READY
-from benchmarks.figures import Figure
-from benchmarks.timing import WrongResult, require
+from benchmarks.record import Figure, Suite
+from benchmarks.timing import columns, require
 from engine.package.direct_file import cached_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +29,7 @@ RUNS, COLD_RUNS = 5, 3
 ACCEPTED = "first job accepted"
 TIMEOUT_S = 600
 NOISE_MS = 50.0  # between a process' own clock and that of who waits for its line
+WAYS = ("torch", "engine", "safetensors", "read")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +73,6 @@ class StartScene:
             "engine": [package, str(self.models), state],
             "safetensors": [str(self.weights)],
             "read": [package],
-            "jit": [package, state],
         }[way]
 
     def data(self, way: str) -> list[Path]:
@@ -88,7 +83,7 @@ class StartScene:
 
 
 def measure_cold_start(
-    package: Path | None = None, models: Path | None = None, *, jit: bool = False, runs: int = RUNS
+    package: Path | None = None, models: Path | None = None, *, runs: int = RUNS
 ) -> tuple[str, list[PhaseRow]]:
     """How it was checked, and a row for each phase of each way to start.
 
@@ -97,20 +92,18 @@ def measure_cold_start(
     """
     with TemporaryDirectory(prefix="scail-cold-start-") as folder:
         scene = prepare(Path(folder), package, models)
-        warm = {way: start(way, scene) for way in ("torch", "engine", "safetensors", "read")}
-        found: dict[str, list[Start]] = {f"{way}, warm": [] for way in warm}
+        before = {way: start(way, scene) for way in WAYS}  # not counted: it warms the page cache
+        found: dict[str, list[Start]] = {f"{way}, warm": [] for way in WAYS}
         for _ in range(runs):
-            for way in warm:
+            for way in WAYS:
                 found[f"{way}, warm"].append(start(way, scene))
         cached: dict[str, list[float]] = {}
         for _ in range(min(runs, COLD_RUNS)):
-            for way, before in warm.items():
+            for way in WAYS:
                 name = f"{way}, cold"
-                share = evict([*map(Path, before.files), *scene.data(way)])
+                share = evict([*map(Path, before[way].files), *scene.data(way)])
                 cached.setdefault(name, []).append(share)
                 found.setdefault(name, []).append(start(way, scene))
-        if jit:
-            found["jit, warm"] = [start("jit", scene)]
     rows = [row for name, starts in found.items() for row in rows_of(name, starts)]
     torch_ms = next(r.best_ms for r in rows if r.start == "torch, warm" and r.phase == "total")
     checked = "clocks of both sides, and finite results"
@@ -118,7 +111,7 @@ def measure_cold_start(
 
 
 def _finished(row: PhaseRow, torch_ms: float, cached: Sequence[float] | None) -> PhaseRow:
-    """With what is known when all is measured."""
+    """The row with what is known when all is measured."""
     share = None if cached is None or row.phase != "total" else statistics.median(cached)
     times = row.best_ms / torch_ms if row.phase in ("total", ACCEPTED) else None
     return replace(row, times_torch=times, cached=share)
@@ -126,7 +119,7 @@ def _finished(row: PhaseRow, torch_ms: float, cached: Sequence[float] | None) ->
 
 def prepare(folder: Path, package: Path | None, models: Path | None) -> StartScene:
     """The package, or the tiny one for this GPU (without one, sm89), and its weights once more as
-    safetensors. Made by another process, so that this one holds no PyTorch.
+    safetensors. Another process makes them, so that this one holds no PyTorch.
     """
     given = [str(folder), *([str(package)] if package else [])]
     command = [sys.executable, "-m", "benchmarks.cold_start.scene", *given]
@@ -174,7 +167,7 @@ def check(way: str, found: Start) -> None:
 
 
 def rows_of(name: str, starts: Sequence[Start]) -> list[PhaseRow]:
-    """Of each phase; of a worker also until it takes its first job; and of the whole."""
+    """A row for each phase, for the whole, and for a worker until it takes its first job."""
     rows = []
     for number, phase in enumerate(starts[0].phases, start=1):
         rows.append(_row(name, phase, [one.phases[phase] for one in starts]))
@@ -190,8 +183,8 @@ def _row(name: str, phase: str, ms: Sequence[float]) -> PhaseRow:
 
 
 def evict(paths: Iterable[Path]) -> float:
-    """Takes files out of the page cache; the share of their bytes that stays there, as what other
-    processes have mapped does.
+    """Takes files out of the page cache. Returns the share of their bytes that stays there: what
+    other processes have mapped does.
     """
     kept = total = 0
     for path in {*paths}:
@@ -215,72 +208,40 @@ def _last_line(text: str) -> str:
 
 def cold_table(rows: Sequence[PhaseRow]) -> str:
     """Columns for a terminal."""
-    lines = [f"{'':48}{'median ms':>10}{'best':>8}{'worst':>8}{'x torch':>9}{'cached':>8}"]
-    for row in rows:
-        times = "" if row.times_torch is None else f"{row.times_torch:.2f}"
-        cached = "" if row.cached is None else f"{row.cached:.0%}"
-        measured = f"{row.ms:10.0f}{row.best_ms:8.0f}{row.worst_ms:8.0f}"
-        lines.append(f"{row.start:20}{row.phase:28}{measured}{times:>9}{cached:>8}".rstrip())
-    return "\n".join(lines)
+    heads = {"phase": "", "median ms": ".0f", "best": ".0f", "worst": ".0f", "x torch": ".2f",
+        "cached": ".0%"}  # fmt: skip
+    lines = [
+        (row.start, row.phase, row.ms, row.best_ms, row.worst_ms, row.times_torch, row.cached)
+        for row in rows
+    ]
+    return columns(heads, lines)
 
 
 def cold_figures(rows: Sequence[PhaseRow]) -> list[Figure]:
-    """Of each phase that was measured more than once: the noise of a single run is not known."""
+    """Phases that were measured more than once: the noise of a single run is not known."""
     return [
-        Figure(
-            f"{row.start}: {row.phase}", row.ms, "ms", (row.worst_ms - row.best_ms) / 2, "lower",
-            "measured",
-        )
+        Figure(f"{row.start}: {row.phase}", row.ms, "ms", (row.worst_ms - row.best_ms) / 2)
         for row in rows
         if row.runs > 1
-    ]  # fmt: skip
+    ]
 
 
 def cold_pictures(rows: Sequence[PhaseRow], folder: Path, stem: str) -> list[Path]:
     """A bar for each way to start, of the medians of its phases."""
     # Here: NumPy's files, mapped by this process, could not leave the page cache.
-    from benchmarks.pictures import COLOURS, figure, save
+    from benchmarks import pictures
 
-    starts = list(dict.fromkeys(row.start for row in rows))
-    parts = [row for row in rows if row.phase not in (ACCEPTED, "total")]
-    phases = list(dict.fromkeys(row.phase for row in parts))
-    # matplotlib draws upwards, and what comes first is read first
-    places = {name: len(starts) - number for number, name in enumerate(starts)}
-    fig, axes = figure(9, 1.8 + 0.42 * len(starts))
-    ends = dict.fromkeys(starts, 0.0)
-    for number, phase in enumerate(phases):
-        held = [row for row in parts if row.phase == phase]
-        axes.barh(
-            [places[row.start] for row in held],
-            [row.ms / 1000 for row in held],
-            left=[ends[row.start] for row in held],
-            color=COLOURS[number % len(COLOURS)],
-            hatch="//" if number >= len(COLOURS) else None,
-            label=phase,
-        )
-        for row in held:
-            ends[row.start] += row.ms / 1000
-    axes.set_yticks([places[name] for name in starts], starts)
-    axes.grid(False, axis="y")
+    bars: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        if row.phase not in (ACCEPTED, "total"):
+            bars.setdefault(row.start, {})[row.phase] = [row.ms / 1000]
+    phases = list(dict.fromkeys(phase for bar in bars.values() for phase in bar))
+    fig, [axes] = pictures.figure(9, 1.8 + 0.42 * len(bars))
+    pictures.stacked_bars(axes, [*bars.values()], phases)
+    axes.set_yticks(range(len(bars)), [*bars])
     axes.set_xlabel("seconds since the process was started, medians of phases")
     fig.legend(loc="outside lower center", ncols=4)
-    return save(fig, folder, stem)
+    return pictures.save(fig, folder, stem)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--package", type=Path, metavar="DIR")
-    parser.add_argument("--models", type=Path, metavar="DIR")
-    parser.add_argument("--runs", type=int, default=RUNS, metavar="N")
-    parser.add_argument("--jit", action="store_true", help="compile the kernels too: minutes")
-    args = parser.parse_args(argv)
-    try:
-        checked, rows = measure_cold_start(args.package, args.models, jit=args.jit, runs=args.runs)
-    except (WrongResult, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(f"cold-start, checked by {checked}\n{cold_table(rows)}")
-    print(json.dumps({"cold-start": [asdict(row) for row in rows]}))
-
-
-if __name__ == "__main__":
-    main()
+SUITE = Suite(measure_cold_start, cold_table, cold_figures, cold_pictures)

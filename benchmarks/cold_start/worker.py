@@ -1,8 +1,8 @@
-"""One start of a process, phase by phase: what `cold_start.py` runs in a process of its own.
+"""One start of a process, phase by phase: what `cold_start.suite` runs in a process of its own.
 
 python benchmarks/cold_start/worker.py BEGAN WAY [PATH...]
 
-Ways: torch, engine, safetensors, read, jit.
+Ways: torch, engine, safetensors, read.
 
 BEGAN is the parent's `time.monotonic()` before it started this process, so that the interpreter is
 a phase too. It prints its times as one line of JSON, then the files that are in use as another. At
@@ -38,7 +38,7 @@ class Laps:
         self._last = now
 
     def around(self, before: str, phase: str, work: Callable[P, T]) -> Callable[P, T]:
-        """The same function as a phase; what was done since the last one is the phase `before`."""
+        """Makes a phase of a function; what was done since the last one is the phase `before`."""
 
         def timed(*args: P.args, **kwargs: P.kwargs) -> T:
             self.end(before)
@@ -50,7 +50,7 @@ class Laps:
 
 
 def start_torch(laps: Laps) -> dict[str, object]:
-    """What no program that uses PyTorch can do without."""
+    """Imports PyTorch, which no program that uses it can do without."""
     import torch
 
     laps.end("import torch")
@@ -85,7 +85,7 @@ def start_engine(laps: Laps, package: str, models: str, state: str) -> dict[str,
 
 
 def evaluate(pipeline: object) -> bool:
-    """One evaluation for drawn conditions; whether its numbers are finite."""
+    """Runs one evaluation for drawn conditions; says whether its numbers are finite."""
     import torch
 
     from engine.config import LATENT_CHANNELS, TEXT_TOKENS, TINY
@@ -120,7 +120,7 @@ def evaluate(pipeline: object) -> bool:
 
 
 def start_safetensors(laps: Laps, weights: str) -> dict[str, object]:
-    """The same weights as others load them. No hash is checked; every page is touched."""
+    """Loads the same weights as others do. No hash is checked; every page is touched."""
     start_torch(laps)
     import torch
     from safetensors.torch import load_file
@@ -135,7 +135,7 @@ def start_safetensors(laps: Laps, weights: str) -> dict[str, object]:
 
 
 def start_read(laps: Laps, package: str) -> dict[str, object]:
-    """The weights alone, hashed, without torch, to nowhere: what the disk and the hashes allow."""
+    """Reads the weights alone, hashed, without torch, to nowhere: what disk and hashes allow."""
     from engine.package.manifest import MANIFEST, WEIGHTS, decode
     from engine.package.stream import Piece, stream
 
@@ -148,41 +148,16 @@ def start_read(laps: Laps, package: str) -> dict[str, object]:
     return {"bytes": report.nbytes, "cached_bytes": report.cached_bytes}
 
 
-def start_jit(laps: Laps, package: str, state: str) -> dict[str, object]:
-    """What compiling the package's kernels at run time would take: one after another, stored
-    nowhere. `state` has the toolkits and no kernels.
-    """
-    start_torch(laps)
-    from engine.package.folder import open_package
-    from kernels.aot.compile import compile_kernels
-    from kernels.arch import ARCHS
-    from kernels.ops import native_specs
-
-    opened = open_package(Path(package))
-    names = {cubin.name for cubin in opened.kernels}
-    arch = next(arch for arch in ARCHS if arch.name == opened.manifest.arch)
-    import torch
-
-    dtypes = [torch.int8, torch.float8_e4m3fn]
-    sizes = opened.manifest.model.dim, opened.manifest.padded_ffn
-    specs = [s for s in native_specs(*sizes, dtypes, arch) if s.name in names]
-    laps.end("import engine and Triton")
-    made = compile_kernels([(spec, arch) for spec in specs], Path(state), processes=1)
-    laps.end("kernels compiled")
-    return {"kernels": len(made)}
-
-
 WAYS: dict[str, Callable[..., dict[str, object]]] = {
     "torch": start_torch,
     "engine": start_engine,
     "safetensors": start_safetensors,
     "read": start_read,
-    "jit": start_jit,
 }
 
 
 def files_in_use() -> Iterator[str]:
-    """Of this process: its modules and what it has mapped."""
+    """The files of this process: its modules and what it has mapped."""
     for module in [*sys.modules.values()]:
         for name in ("__file__", "__cached__"):
             if isinstance(path := getattr(module, name, None), str):

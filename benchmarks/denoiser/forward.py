@@ -1,61 +1,94 @@
-"""One evaluation of the 14B transformer on this GPU, beside plain PyTorch and diffusers.
-
-python benchmarks/denoiser/forward.py build DIR --arch sm90    anywhere with the .venv: the kernels
-python benchmarks/denoiser/forward.py run DIR --out FILE       on a GPU: no compiler, no weights
-python benchmarks/denoiser/forward.py run --dry --out FILE     the same on a CPU, tiny, no times
+"""Suite `forward`: one evaluation of the 14B transformer on this GPU, beside other programs.
 
 Weights are drawn on the GPU. Blocks of ours are held against the plain ones with the same weights
-before a time is taken. FILE gets a line of JSON after each step. Memory is compared with the plan.
+before a time is taken. A file gets a line of JSON after each step. Memory is compared with the
+plan. `--dry` does the same on a CPU, tiny, without times.
 """
 
-import argparse
 import gc
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.denoiser.forward_blocks import measure_blocks
-from benchmarks.denoiser.forward_place import ForwardPlace, build, name_of, prepared
-from benchmarks.kernel.gpu import machine
-from benchmarks.random_package import RandomWeights, random_package
-from benchmarks.timing import WrongResult, require
+from benchmarks.denoiser.forward_blocks import UPDATE_LIMIT, measure_blocks
+from benchmarks.denoiser.forward_place import ForwardPlace, name_of, prepared
+from benchmarks.denoiser.random_package import RandomWeights, random_package
+from benchmarks.kernel.gpu import gpu_facts
+from benchmarks.record import Figure, Suite
+from benchmarks.timing import columns, require
 from engine.config import LATENT_CHANNELS, TEXT_TOKENS, ModelConfig
 from engine.denoise.cuda_graphs import GraphedBlocks
 from engine.denoise.packaged import PackagedDenoiser
 from engine.denoise.sampler import grid
-from engine.errors import EngineError, TooLarge
+from engine.errors import TooLarge
 from engine.flow import Conditions, Recipe
 from engine.memory import VISION_TOKENS, ClipShape, EncoderBytes, MemoryPlan, plan
-from kernels.arch import ARCHS, SM90, Arch
-from kernels.launch import DriverError
 
 RECIPE = Recipe("euler", 4, 1.0, 5.0)
 MEMORY_LIMIT = 0.05  # of the plan
-FASTER = (1.3, 1.75)  # than the BF16 model: floor, goal
-# seconds of a forward by architecture and size: floor, goal (docs/reference/performance.md F4)
-SECONDS = {
-    ("sm90", "512x896x81"): (4.0, 3.0),
-    ("sm89", "512x896x81"): (9.0, 7.0),
-    ("sm89", "416x672x81"): (4.2, 3.3),
-    ("sm120", "512x896x81"): (6.5, 5.0),
-    ("sm120", "416x672x81"): (3.0, 2.35),
-}
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardRow:
+    """One size. None: the machine gives no times."""
+
+    arch: str
+    size: str
+    seconds: float | None  # of an evaluation by our kernels, the faster of launched and graph
+    bf16_seconds: float | None  # of as many plain blocks in BF16
+    times_bf16: float | None  # how much faster ours is
+
+
+def measure_forward(
+    kernels: Path | None = None, out: Path = Path("forward.jsonl"), *, dry: bool = False
+) -> tuple[str, list[ForwardRow]]:
+    """Raises `WrongResult` for a block or an evaluation that is wrong."""
+    with prepared(kernels, out, dry) as place:
+        rows = measure_sizes(place)
+    return f"the plain block with the same weights, off by at most {UPDATE_LIMIT:g}", rows
+
+
+@torch.inference_mode()
+def measure_sizes(place: ForwardPlace) -> list[ForwardRow]:
+    """A row for each size that this machine has the memory for, the smallest first."""
+    place.say("machine", **gpu_facts())
+    rows = []
+    for shape in sorted(place.sizes, key=lambda shape: shape.tokens):
+        encoders = EncoderBytes(0, 0, 0)  # not in this process
+        free = place.free_bytes
+        manifest = random_package(place.model, place.arch).manifest
+        try:
+            planned = plan(manifest, shape, encoders, 2**62 if free is None else free)
+        except TooLarge as error:
+            place.say("skipped", size=name_of(shape), why=str(error))
+            continue
+        ours = measure_evaluation(place, shape, planned)
+        _give_back(place)
+        plain = measure_blocks(place, shape)
+        _give_back(place)
+        faster = None if ours is None or plain is None else plain / ours
+        rows.append(ForwardRow(place.arch.name, name_of(shape), ours, plain, faster))
+        place.say("result", size=name_of(shape), seconds=ours, bf16_seconds=plain,
+            times_bf16=faster)  # fmt: skip
+    return rows
 
 
 def tflop(model: ModelConfig, shape: ClipShape) -> float:
-    """Of one evaluation, keys of text and picture known (docs/reference/performance.md B)."""
+    """The work of one evaluation, keys of text and picture known (docs/reference/performance.md
+    B).
+    """
     tokens, dim = shape.tokens, model.dim
     products = 2 * tokens * dim * (6 * dim + 2 * model.ffn)
     attention = 4 * tokens * dim * (tokens + TEXT_TOKENS + VISION_TOKENS)
     return model.layers * (products + attention) / 1e12
 
 
-def measure_forward(place: ForwardPlace, shape: ClipShape, planned: MemoryPlan) -> float | None:
+def measure_evaluation(place: ForwardPlace, shape: ClipShape, planned: MemoryPlan) -> float | None:
     """Seconds of an evaluation, as a graph where the plan has graphs; says times and memory."""
     on_gpu = place.device.type == "cuda"
     begin = time.perf_counter()
@@ -68,7 +101,7 @@ def measure_forward(place: ForwardPlace, shape: ClipShape, planned: MemoryPlan) 
     velocity = denoiser.bind(conditions, RECIPE)
     told = grid(RECIPE.sampler, RECIPE.steps, RECIPE.shift).timesteps[0]
     run = partial(velocity, latents, range(shape.grid[0]), 0, told)
-    work, found, last = tflop(place.model, shape), {}, None
+    work, found, last = tflop(place.model, shape), [], None
     for way in ("launched", "graph") if planned.rung.graphs else ("launched",):
         denoiser.use_graphs(way == "graph")
         result = run().clone()
@@ -78,18 +111,20 @@ def measure_forward(place: ForwardPlace, shape: ClipShape, planned: MemoryPlan) 
         same = last is None or torch.equal(result, last)
         require(same, f"{name_of(shape)}: the graph differs from its launches")
         last = result
-        found[way] = ms = place.clock(run)
+        ms = place.clock(run)
+        found += [] if ms is None else [ms / 1e3]
         rate = None if ms is None else round(work / ms * 1e3, 1)
         place.say("forward", size=name_of(shape), tokens=shape.tokens, way=way, ms=ms, tflops=rate)
     if on_gpu and place.free_bytes is not None:
         say_memory(place, shape, planned, place.free_bytes)
     denoiser.forget()
-    best = [ms / 1e3 for ms in found.values() if ms is not None]
-    return min(best, default=None)
+    return min(found, default=None)
 
 
 def say_memory(place: ForwardPlace, shape: ClipShape, planned: MemoryPlan, free_bytes: int) -> None:
-    """The most that the GPU held for this process: its pool at its largest, and all outside it."""
+    """Says the most that the GPU held for this process: its pool at its largest, and all outside
+    the pool.
+    """
     outside = free_bytes - torch.cuda.mem_get_info()[0] - torch.cuda.memory_reserved()
     peak = outside + torch.cuda.max_memory_reserved()
     plan_bytes = planned.peaks["denoise"]
@@ -102,51 +137,17 @@ def say_memory(place: ForwardPlace, shape: ClipShape, planned: MemoryPlan, free_
 
 def drawn_conditions(place: ForwardPlace, shape: ClipShape) -> tuple[Tensor, Conditions]:
     """Noise, and a clip whose prompt fills all 512 tokens."""
-    time_, rows, columns = shape.grid[0], shape.height // 8, shape.width // 8
+    time_, rows, columns_ = shape.grid[0], shape.height // 8, shape.width // 8
     randn = partial(torch.randn, generator=torch.Generator(place.device).manual_seed(1))
     draw = partial(randn, device=place.device)
     conditions = Conditions(
         draw(TEXT_TOKENS, place.model.text_dim),
         None,
         draw(VISION_TOKENS, place.model.clip_dim),
-        draw(LATENT_CHANNELS, 1, rows, columns),
-        draw(LATENT_CHANNELS, time_, rows // 2, columns // 2),
+        draw(LATENT_CHANNELS, 1, rows, columns_),
+        draw(LATENT_CHANNELS, time_, rows // 2, columns_ // 2),
     )
-    return draw(LATENT_CHANNELS, time_, rows, columns), conditions
-
-
-@torch.inference_mode()
-def measure(place: ForwardPlace) -> None:
-    place.say("machine", **{k: v for k, v in machine().items() if k != "step"})
-    for shape in place.sizes:
-        encoders = EncoderBytes(0, 0, 0)  # not in this process
-        free = place.free_bytes
-        manifest = random_package(place.model, place.arch).manifest
-        try:
-            planned = plan(manifest, shape, encoders, 2**62 if free is None else free)
-        except TooLarge as error:
-            place.say("skipped", size=name_of(shape), why=str(error))
-            continue
-        ours = measure_forward(place, shape, planned)
-        _give_back(place)
-        plain = measure_blocks(place, shape)
-        _give_back(place)
-        place.say("result", size=name_of(shape), **verdict(place.arch, shape, ours, plain))
-
-
-def verdict(
-    arch: Arch, shape: ClipShape, ours: float | None, plain: float | None
-) -> Mapping[str, object]:
-    """How the times stand to floor and goal; None where there is no time or no such figure."""
-    faster = None if ours is None or plain is None else plain / ours
-    seconds = SECONDS.get((arch.name, name_of(shape)))
-    reached: list[bool | None] = [None, None]
-    if ours is not None and faster is not None and seconds is not None:
-        reached = [ours <= s and faster >= f for s, f in zip(seconds, FASTER)]
-    return {
-        "seconds": ours, "bf16_seconds": plain, "times_bf16": faster,
-        "floor": reached[0], "goal": reached[1],
-    }  # fmt: skip
+    return draw(LATENT_CHANNELS, time_, rows, columns_), conditions
 
 
 def _give_back(place: ForwardPlace) -> None:
@@ -156,29 +157,19 @@ def _give_back(place: ForwardPlace) -> None:
         torch.cuda.empty_cache()
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    actions = parser.add_subparsers(dest="action", required=True)
-    builder = actions.add_parser("build")
-    builder.add_argument("folder", type=Path, metavar="DIR")
-    builder.add_argument("--arch", choices=[a.name for a in ARCHS], default=SM90.name)
-    runner = actions.add_parser("run")
-    runner.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="of `build`")
-    runner.add_argument("--out", type=Path, default=Path("forward.jsonl"), metavar="FILE")
-    runner.add_argument("--dry", action="store_true", help="on the CPU, by references, tiny")
-    args = parser.parse_args(argv)
-    if args.action == "build":
-        arch = next(a for a in ARCHS if a.name == args.arch)
-        print(f"{build(args.folder, arch) / 2**20:.1f} MiB of cubins in {args.folder}")
-        return
-    if args.folder is None and not args.dry:
-        parser.error("the folder of `build` is needed, or --dry")
-    try:
-        with prepared(args) as place:
-            measure(place)
-    except (WrongResult, EngineError, DriverError) as error:
-        sys.exit(f"error: {error}")
+def forward_table(rows: Sequence[ForwardRow]) -> str:
+    heads = {"arch": "", "seconds": ".2f", "BF16": ".2f", "times": ".2f"}
+    lines = [(row.size, row.arch, row.seconds, row.bf16_seconds, row.times_bf16) for row in rows]
+    return columns(heads, lines)
 
 
-if __name__ == "__main__":
-    main()
+def forward_figures(rows: Sequence[ForwardRow]) -> list[Figure]:
+    """Seconds of ours; each is a median of which no spread is kept."""
+    return [
+        Figure(f"{row.arch} {row.size} evaluation", row.seconds, "s", 0.0)
+        for row in rows
+        if row.seconds is not None
+    ]
+
+
+SUITE = Suite(measure_forward, forward_table, forward_figures)

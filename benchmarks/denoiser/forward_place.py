@@ -1,8 +1,6 @@
-"""Where `forward.py` measures: a GPU with our kernels on it, or a CPU with their references."""
+"""A place to measure the transformer: a GPU with our kernels, or a CPU with their references."""
 
-import argparse
 import hashlib
-import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,21 +10,20 @@ from pathlib import Path
 import torch
 from torch.nn.attention import SDPBackend
 
-from benchmarks.kernel.gpu import load
-from benchmarks.kernel.suite import current_stream
-from benchmarks.random_package import form_of
+from benchmarks.denoiser.random_package import form_of
+from benchmarks.kernel.cubins import compiled, load
+from benchmarks.kernel.gpu import current_stream, here, run_once, say
 from engine.config import SCAIL_14B, TINY, ModelConfig, state_dir
 from engine.denoise.cuda_graphs import CudaGraphRecorder, GraphRecorder
-from engine.errors import UnsupportedGpu
 from engine.machine.gpu import find_gpu
 from engine.machine.kernel_choice import attention_kernel, choose_variants, gemm_ways
 from engine.memory import ClipShape
-from kernels.arch import ARCHS, SM90, Arch
+from kernels.arch import SM90, Arch
 from kernels.launch import KernelBank
 from kernels.ops import Ops, native_ops, reference_ops
 from kernels.trial import event_ms
 
-SIZES = (ClipShape(416, 672, 81), ClipShape(512, 896, 81))
+SIZES = (ClipShape(512, 896, 81), ClipShape(416, 672, 81))
 DRY_SIZES = (ClipShape(64, 96, 5),)
 BACKENDS = (
     SDPBackend.CUDNN_ATTENTION,
@@ -40,7 +37,7 @@ StepTimer = Callable[[Callable[[], object]], float | None]  # ms, the median of 
 
 @dataclass(frozen=True, slots=True)
 class ForwardPlace:
-    """Where it runs, and with what."""
+    """Where the transformer runs, and with what."""
 
     arch: Arch
     device: torch.device
@@ -53,11 +50,13 @@ class ForwardPlace:
     free_bytes: int | None  # before this process touched the GPU; None: a CPU
     out: Path
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What plain models are measured in."""
+        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+
     def say(self, step: str, **facts: object) -> None:
-        line = json.dumps({"step": step} | facts)
-        with self.out.open("a") as file:
-            file.write(line + "\n")
-        print(line, flush=True)
+        say(self.out, step, facts)
 
 
 def name_of(shape: ClipShape) -> str:
@@ -69,13 +68,8 @@ def median_of_runs(run: Callable[[], object]) -> float:
     return statistics.median(event_ms(run) for _ in range(RUNS))
 
 
-def once(run: Callable[[], object]) -> None:
-    """The clock of a machine whose times mean nothing."""
-    run()
-
-
 def rerun(run: Callable[[], object]) -> Callable[[], None]:
-    """In place of a CUDA graph: what it would do is done again."""
+    """Stands for a CUDA graph on a CPU: what it would do is done again."""
 
     def replay() -> None:
         run()
@@ -84,21 +78,21 @@ def rerun(run: Callable[[], object]) -> Callable[[], None]:
 
 
 @contextmanager
-def prepared(args: argparse.Namespace) -> Iterator[ForwardPlace]:
-    """Raises `UnsupportedGpu` and what loading kernels raises."""
-    if args.dry:
+def prepared(kernels: Path | None, out: Path, dry: bool) -> Iterator[ForwardPlace]:
+    """`kernels`: what `run.py cubins` wrote, else they are compiled; `out` gets a line a step.
+
+    Raises `UnsupportedGpu` and what loading kernels raises.
+    """
+    if dry:
         cpu = torch.device("cpu")
         yield ForwardPlace(
-            SM90, cpu, TINY, reference_ops(), rerun, DRY_SIZES, once, (SDPBackend.MATH,), None,
-            args.out,
+            SM90, cpu, TINY, reference_ops(), rerun, DRY_SIZES, run_once, (SDPBackend.MATH,), None,
+            out,
         )  # fmt: skip
         return
-    gpu = find_gpu()
-    arch = next((a for a in ARCHS if gpu is not None and a.capability == gpu.capability), None)
-    if gpu is None or arch is None:
-        has = "There is no GPU" if gpu is None else f"{gpu.name} is of no architecture known"
-        raise UnsupportedGpu(f"{has} here. Use --dry to try the steps without.")
-    device, cubins = torch.device("cuda:0"), [*load(args.folder).values()]
+    arch, gpu, device = here(), find_gpu(), torch.device("cuda:0")
+    assert gpu is not None
+    cubins = [*(compiled(arch) if kernels is None else load(kernels)).values()]
     torch.zeros(1, device=device)  # the context that the launcher shares
     form = form_of(arch)[1]
     with KernelBank([], arch, current_stream) as bank:
@@ -110,21 +104,8 @@ def prepared(args: argparse.Namespace) -> Iterator[ForwardPlace]:
         free = gpu.free_bytes or gpu.memory_bytes
         place = ForwardPlace(
             arch, device, SCAIL_14B, ops, CudaGraphRecorder(), SIZES, median_of_runs, BACKENDS,
-            free, args.out,
+            free, out,
         )  # fmt: skip
         place.say("variants", ops=[asdict(choice) for choice in choices.ops])
         yield place
         torch.cuda.synchronize()
-
-
-def build(folder: Path, arch: Arch) -> int:
-    """Writes the cubins that a package of this size would have; returns their bytes."""
-    from engine.build.native import build_native  # its parts are not on a measuring machine
-
-    folder.mkdir(parents=True, exist_ok=True)
-    form, size = form_of(arch)[1], 0
-    for cubin in build_native(SCAIL_14B, {form.down, form.others}, arch, state_dir()):
-        (folder / f"{cubin.name}.cubin").write_bytes(cubin.data)
-        (folder / f"{cubin.name}.json").write_text(json.dumps(cubin.record()))
-        size += len(cubin.data)
-    return size

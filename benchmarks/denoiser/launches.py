@@ -1,32 +1,46 @@
-"""What a block of the transformer does, step by step: the work of each kernel, and its time.
+"""The steps of a block of the transformer: the work of each kernel, and its time.
 
 A step is a kernel of `engine.denoise.block.run_block`, or the few behind one operation; those that
 do the same work twice are one step with a count. Work is that of S tokens of the 14B model with a
 prompt that fills all 512 rows (docs/reference/performance.md B). All layers count alike: that the
-last one keeps the video's tokens alone saves 0.6 %, and is left out here as it is there.
+last one could keep the video's tokens alone would save 0.6 % (docs/reference/performance.md D), and
+is left out.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import wraps
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
-from torch import Tensor
 
-from benchmarks.random_package import form_of
+from benchmarks.denoiser.forward_blocks import BlockScene, our_block
+from benchmarks.denoiser.forward_place import ForwardPlace
+from benchmarks.denoiser.random_package import form_of
+from benchmarks.kernel.cases import SHORT
 from benchmarks.timing import WrongResult
 from engine.config import HEAD_SIZE, TEXT_TOKENS, ModelConfig
-from engine.denoise.block import BlockWeights, ContextKeys, run_block
 from engine.memory import VISION_TOKENS
-from engine.models.dit import Rope
 from kernels.arch import Arch
 from kernels.attention import variants
 from kernels.gemm import GEMM
 from kernels.ops import Ops
 
 KEYS = TEXT_TOKENS + VISION_TOKENS
-SHORT = {torch.int8: "i8", torch.float8_e4m3fn: "fp8"}
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchWork:
+    """The work of one launch."""
+
+    flop: float = 0.0
+    moved: float = 0.0  # bytes: every input read once, every output written once
+    traffic: float = 0.0  # bytes that our kernels do move
+    exponentials: float = 0.0
+    bits: int = 8  # of the operands of its products
+
+
+WorkOf = Callable[[float, int, int], LaunchWork]  # of S tokens, D and the width within
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +48,46 @@ class LaunchStep:
     name: str
     kind: str  # steps of one kind share a colour
     op: str  # field of `kernels.ops.Ops`
-    case: str  # of `kernel_cases`, without the format: what its kernel is measured as
+    case: str  # of `kernel.cases`, without the format: what its kernel is measured as
     count: int  # in a block
+    work: WorkOf
 
 
-@dataclass(frozen=True, slots=True)
-class LaunchWork:
-    """Of one launch."""
+Width = Literal["dim", "qkv", "inner"]
 
-    flop: float
-    moved: float  # bytes: every input read once, every output written once
-    traffic: float  # bytes that our kernels do move
-    exponentials: float
-    bits: int  # of the operands of its products
+
+def _width(name: Width, d: int, f: int) -> int:
+    return {"dim": d, "qkv": 3 * d, "inner": f}[name]
+
+
+def product(n: Width, k: Width, written: int) -> WorkOf:
+    """A product [S, k] x [k, n] of 8 bits that writes `written` bytes for each value."""
+
+    def work(s: float, d: int, f: int) -> LaunchWork:
+        wide, deep = _width(n, d, f), _width(k, d, f)
+        moved = s * deep + wide * deep + written * s * wide
+        return LaunchWork(2 * s * wide * deep, moved, moved)
+
+    return work
+
+
+def rows(nbytes: int, traffic: int | None = None, width: Width = "dim") -> WorkOf:
+    """A pass over tokens that moves so many bytes for each value; ours moves `traffic`."""
+
+    def work(s: float, d: int, f: int) -> LaunchWork:
+        values = s * _width(width, d, f)
+        return LaunchWork(moved=nbytes * values, traffic=(traffic or nbytes) * values)
+
+    return work
+
+
+def self_attention(s: float, d: int, _: int) -> LaunchWork:
+    return LaunchWork(4 * s * s * d, 5 * s * d, 5 * s * d, s * s * d / HEAD_SIZE)
+
+
+def cross_attention(s: float, d: int, _: int) -> LaunchWork:
+    moved = 4 * s * d + 8 * KEYS * d
+    return LaunchWork(4 * s * KEYS * d, moved, moved, s * KEYS * d / HEAD_SIZE, 16)
 
 
 ATTENTION, PRODUCTS, FEED_FORWARD = "self attention", "products of attention", "feed forward"
@@ -54,19 +95,23 @@ CROSS, ROWS, ROPE = "cross attention", "norms and rows", "RMSNorm and RoPE"
 KINDS = (ATTENTION, PRODUCTS, FEED_FORWARD, CROSS, ROPE, ROWS)
 
 STEPS = (
-    LaunchStep("modulate", ROWS, "modulate", "modulate", 3),
-    LaunchStep("qkv", PRODUCTS, "gemm", "qkv", 1),
-    LaunchStep("rope", ROPE, "rope", "rope", 1),
-    LaunchStep("attention", ATTENTION, "attention", "attention", 1),
-    LaunchStep("quantise", ROWS, "quantize", "quantize", 2),
-    LaunchStep("o + residual", PRODUCTS, "gemm_residual", "o + residual", 2),
-    LaunchStep("cross q", PRODUCTS, "gemm", "qkv", 1),
-    LaunchStep("1 / rms of cross q", ROPE, "rms_inverse", "rms_inverse", 1),
-    LaunchStep("cross attention", CROSS, "cross_attention", "cross_attention", 1),
-    LaunchStep("up + GELU", FEED_FORWARD, "gemm_gelu", "up + gelu", 1),
-    LaunchStep("quantise the inner", FEED_FORWARD, "quantize", "quantize", 1),
-    LaunchStep("down + residual", FEED_FORWARD, "gemm_residual", "down + residual", 1),
-)
+    LaunchStep("modulate", ROWS, "modulate", "modulate", 3, rows(5)),
+    LaunchStep("qkv", PRODUCTS, "gemm", "qkv", 1, product("qkv", "dim", 2)),
+    # kernels.rope: q and k are read twice, v and k again
+    LaunchStep("rope", ROPE, "rope", "rope", 1, rows(9, traffic=17)),
+    LaunchStep("attention", ATTENTION, "attention", "attention", 1, self_attention),
+    LaunchStep("quantise", ROWS, "quantize", "quantize", 2, rows(3)),
+    LaunchStep("o + residual", PRODUCTS, "gemm_residual", "o + residual", 2,
+        product("dim", "dim", 8)),
+    LaunchStep("cross q", PRODUCTS, "gemm", "qkv", 1, product("dim", "dim", 2)),
+    LaunchStep("1 / rms of cross q", ROPE, "rms_inverse", "rms_inverse", 1, rows(2)),
+    LaunchStep("cross attention", CROSS, "cross_attention", "cross_attention", 1, cross_attention),
+    LaunchStep("up + GELU", FEED_FORWARD, "gemm_gelu", "up + gelu", 1, product("inner", "dim", 2)),
+    LaunchStep("quantise the inner", FEED_FORWARD, "quantize", "quantize", 1,
+        rows(3, width="inner")),
+    LaunchStep("down + residual", FEED_FORWARD, "gemm_residual", "down + residual", 1,
+        product("dim", "inner", 8)),
+)  # fmt: skip
 ORDER = (
     "modulate", "qkv", "rope", "attention", "quantise", "o + residual",
     "modulate", "cross q", "1 / rms of cross q", "cross attention", "quantise", "o + residual",
@@ -76,47 +121,12 @@ _BY_NAME = {step.name: step for step in STEPS}
 
 
 def work_of(step: LaunchStep, model: ModelConfig, tokens: int) -> LaunchWork:
-    """One launch with S tokens."""
-    s, d, f = float(tokens), model.dim, model.ffn
-
-    def product(n: int, k: int, written: int) -> LaunchWork:
-        moved = s * k + n * k + written * s * n
-        return LaunchWork(2 * s * n * k, moved, moved, 0, 8)
-
-    def rows(width: float, traffic: float | None = None) -> LaunchWork:
-        return LaunchWork(0, s * width, s * (traffic or width), 0, 8)
-
-    match step.name:
-        case "modulate":
-            return rows(5 * d)
-        case "qkv":
-            return product(3 * d, d, 2)
-        case "rope":
-            return rows(9 * d, 17 * d)  # kernels.rope: q and k are read twice, v and k again
-        case "attention":
-            return LaunchWork(4 * s * s * d, 5 * s * d, 5 * s * d, s * s * d / HEAD_SIZE, 8)
-        case "quantise":
-            return rows(3 * d)
-        case "o + residual":
-            return product(d, d, 8)
-        case "cross q":
-            return product(d, d, 2)
-        case "1 / rms of cross q":
-            return rows(2 * d)
-        case "cross attention":
-            moved = 4 * s * d + 8 * KEYS * d
-            return LaunchWork(4 * s * KEYS * d, moved, moved, s * KEYS * d / HEAD_SIZE, 16)
-        case "up + GELU":
-            return product(f, d, 2)
-        case "quantise the inner":
-            return rows(3 * f)
-        case "down + residual":
-            return product(d, f, 8)
-    raise AssertionError(f"no step is called {step.name}")
+    """The work of one launch with S tokens."""
+    return step.work(float(tokens), model.dim, model.ffn)
 
 
 def candidates(step: LaunchStep, model: ModelConfig, arch: Arch) -> list[str]:
-    """The cases of `kernel_cases` that do it; of several a worker takes the fastest at start-up."""
+    """The cases of `kernel.cases` that do it; of several a worker takes the fastest at start-up."""
     form = form_of(arch)[1]
     dtype = form.down if step.name in ("quantise the inner", "down + residual") else form.others
     match step.op:
@@ -140,11 +150,11 @@ def candidates(step: LaunchStep, model: ModelConfig, arch: Arch) -> list[str]:
 
 class Stopwatch(Protocol):
     def mark(self) -> None:
-        """A point between two steps."""
+        """Notes a point between two steps."""
         ...
 
     def laps_ms(self) -> list[float]:
-        """Between marks, when all work is done."""
+        """The times between marks, when all work is done."""
         ...
 
 
@@ -181,23 +191,15 @@ def timed(ops: Ops, stopwatch: Stopwatch, called: list[str]) -> Ops:
     return replace(ops, **{f.name: between(f.name, getattr(ops, f.name)) for f in fields(ops)})
 
 
-def timed_block(
-    ops: Ops,
-    weights: BlockWeights,
-    keys: ContextKeys,
-    x: Tensor,
-    modulation: Tensor,
-    rope: Rope,
-    stopwatch: Stopwatch,
-) -> dict[str, float]:
-    """Milliseconds of each step in one block; `between`: from the first to the last mark, what is
-    in no step. x is changed. Raises `WrongResult` if the block does not do what `ORDER` says.
+def timed_block(place: ForwardPlace, scene: BlockScene, stopwatch: Stopwatch) -> dict[str, float]:
+    """Milliseconds of each step in one block; `between`: what is in no step, from the first to the
+    last mark. Raises `WrongResult` if the block does not do what `ORDER` says.
     """
     called: list[str] = []
-    run_block(timed(ops, stopwatch, called), weights, keys, x, modulation, rope)
+    our_block(place, scene, timed(place.ops, stopwatch, called))(scene.x.clone())
     expected = [_BY_NAME[name].op for name in ORDER]
     if called != expected:
-        raise WrongResult(f"a block called {called}, expected {expected}: mend block_steps.ORDER")
+        raise WrongResult(f"a block called {called}, expected {expected}: mend launches.ORDER")
     laps = stopwatch.laps_ms()
     found = dict.fromkeys(_BY_NAME, 0.0)
     for name, ms in zip(ORDER, laps[::2], strict=True):

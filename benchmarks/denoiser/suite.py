@@ -5,21 +5,24 @@ Without a GPU the time is an estimate from machine code; on one, that architectu
 inside a block whose result was held against the plain one. The two never stand in one table.
 """
 
-import statistics
 import textwrap
-from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import NamedTemporaryFile
 from typing import Literal, TypeAlias
 
 import torch
 from torch.nn.attention import sdpa_kernel
 
 from benchmarks import pictures
-from benchmarks.denoiser.forward_blocks import UPDATE_LIMIT, drawn_scene, plain_block
-from benchmarks.denoiser.forward_place import RUNS, ForwardPlace, build, name_of, prepared
+from benchmarks.denoiser.forward_blocks import (
+    UPDATE_LIMIT,
+    drawn_scene,
+    our_block,
+    plain_block,
+)
+from benchmarks.denoiser.forward_place import RUNS, SIZES, ForwardPlace, name_of, prepared
 from benchmarks.denoiser.gaps import estimated_ms, why
 from benchmarks.denoiser.launches import (
     KINDS,
@@ -32,27 +35,21 @@ from benchmarks.denoiser.launches import (
     timed_block,
     work_of,
 )
-from benchmarks.figures import Figure
-from benchmarks.kernel.cases import SCAIL_14B as SIZES_14B
 from benchmarks.kernel.cases import cases
-from benchmarks.kernel.gpu import load
+from benchmarks.kernel.cubins import compiled
+from benchmarks.kernel.gpu import difference
 from benchmarks.kernel.model import GPUS, limits_ms
-from benchmarks.kernel.suite import compile_cases, difference, runs_here
-from benchmarks.timing import require
+from benchmarks.record import Figure, Suite
+from benchmarks.timing import Cell, columns, require, spread
 from engine.config import SCAIL_14B, ModelConfig
-from engine.denoise.block import block_modulation, context_keys, run_block
-from engine.errors import Unavailable
 from engine.memory import ClipShape
-from engine.models.attention import sdpa
 from kernels.aot.cubin import Cubin
 from kernels.arch import ARCHS, Arch
 
-SIZES = (ClipShape(512, 896, 81), ClipShape(416, 672, 81))
 BOTH = 0.97  # two units this close to each other both bind
-REST = LaunchStep("between steps", "between steps", "", "", 1)
+REST = LaunchStep("between steps", "between steps", "", "", 1, lambda *_: LaunchWork())
 LAUNCHES = "small kernels of PyTorch, and launches that a CUDA graph would not wait for"
-EXPLAINED = 0.01  # of the forward: losses below it are not listed
-LISTED = 3  # at least
+LISTED = 3  # of the losses of a forward
 
 Origin = Literal["estimate", "measured"]
 
@@ -84,7 +81,7 @@ class StepRow:
 
     @property
     def share(self) -> float | None:
-        """Of the limit; None for what has none."""
+        """The part of the time that the limit is; None where there is no limit."""
         return self.limit_ms / self.ms if self.limit_ms else None
 
 
@@ -101,59 +98,36 @@ class ForwardCase:
 Kernels: TypeAlias = Mapping[str, Mapping[str, Cubin]]  # of each step, by the names of cases
 
 
-def measure_denoiser(
-    sizes: Sequence[ClipShape] = SIZES, cubins: Path | None = None
-) -> tuple[str, list[StepRow]]:
-    """`cubins`: a folder of `forward.py build`, in place of compiling for all architectures.
-
-    Raises `WrongResult` for a block that is wrong, `Unavailable` for a folder that lacks kernels,
-    and what compiling and launching raise.
-    """
+def measure_denoiser(sizes: Sequence[ClipShape] = SIZES) -> tuple[str, list[StepRow]]:
+    """Raises `WrongResult` for a block that is wrong, and what compiling and launching raise."""
     rows: list[StepRow] = []
-    held = None if cubins is None else load(cubins)
-    made_for = None if held is None else {cubin.arch for cubin in held.values()}
     for arch in ARCHS:
-        if made_for is None or arch.name in made_for:
-            kernels = kernels_of(arch, held)
-            for size in sizes:
-                rows += estimated_rows(ForwardCase(arch, SCAIL_14B, size, size.tokens), kernels)
-    here = next((arch for arch in ARCHS if runs_here(arch)), None)
-    if here is None:
+        kernels = kernels_of(arch)
+        for size in sizes:
+            rows += estimated_rows(ForwardCase(arch, SCAIL_14B, size, size.tokens), kernels)
+    if not torch.cuda.is_available():
         return "the proofs of their machine code alone: estimates, no GPU here runs them", rows
-    with TemporaryDirectory() as scratch:
-        folder = cubins or Path(scratch) / "cubins"
-        if cubins is None:
-            build(folder, here)
-        given = Namespace(dry=False, folder=folder, out=Path(scratch) / "said.jsonl")
-        with prepared(given) as place, torch.inference_mode():
-            for size in sizes:
-                rows += measured_rows(place, size, CudaStopwatch)
+    with NamedTemporaryFile() as said, prepared(None, Path(said.name), dry=False) as place:
+        for size in sizes:
+            rows += measured_rows(place, size, CudaStopwatch)
     return f"the plain block with the same weights, off by at most {UPDATE_LIMIT:g}", rows
 
 
 # --- estimated
 
 
-def kernels_of(arch: Arch, held: Mapping[str, Cubin] | None = None) -> Kernels:
-    """What a worker may choose from: out of `held`, by the names of specs, or compiled."""
-    by_name = {case.name: case for case in cases(arch, SIZES_14B)}
-    wanted = {step.name: candidates(step, SCAIL_14B, arch) for step in STEPS}
-    used = [by_name[name] for name in dict.fromkeys(n for names in wanted.values() for n in names)]
-    cubins = compile_cases(used, arch) if held is None else held
-    lacking = {case.specs[0].name for case in used} - {*cubins}
-    if lacking:
-        raise Unavailable(
-            f"There are no kernels {', '.join(sorted(lacking))} for {arch.name}. Make the folder "
-            f"with: python benchmarks/denoiser/forward.py build DIR --arch {arch.name}"
-        )
+def kernels_of(arch: Arch) -> Kernels:
+    """The kernels that a worker may choose from for each step, compiled."""
+    cubins = compiled(arch)
+    spec_of = {case.name: case.specs[0].name for case in cases(arch, SCAIL_14B)}
     return {
-        step: {name: cubins[by_name[name].specs[0].name] for name in names}
-        for step, names in wanted.items()
+        step.name: {name: cubins[spec_of[name]] for name in candidates(step, SCAIL_14B, arch)}
+        for step in STEPS
     }
 
 
 def estimated_rows(forward: ForwardCase, kernels: Kernels) -> list[StepRow]:
-    """From the machine code of each step's kernels, the fastest of several."""
+    """Rows from the machine code of each step's kernels, the fastest of several."""
     arch, model, rows = forward.arch, forward.model, []
     for step in STEPS:
         work = work_of(step, model, forward.tokens)
@@ -168,37 +142,26 @@ def estimated_rows(forward: ForwardCase, kernels: Kernels) -> list[StepRow]:
 # --- measured
 
 
+@torch.inference_mode()
 def measured_rows(
     place: ForwardPlace, size: ClipShape, stopwatch: Callable[[], Stopwatch]
 ) -> list[StepRow]:
     """One block on `place`, after its result was found right; the median of some runs."""
     scene = drawn_scene(place, size)
-    context, rope = scene.context, scene.rope
-    keys = context_keys(place.ops, scene.context_weights, context.text, context.vision)
-    modulation = block_modulation(scene.weights, scene.modulation)
-    dtype = torch.bfloat16 if place.device.type == "cuda" else torch.float32
-    plain = plain_block(place.model, scene.weights, scene.context_weights, dtype, sdpa)
+    plain = plain_block(place, scene)
     with sdpa_kernel([*place.backends]):
-        want = plain(scene.x, scene.modulation, context, rope)
-    got = run_block(place.ops, scene.weights, keys, scene.x.clone(), modulation, rope)
+        want = plain(scene.x, scene.modulation, scene.context, scene.rope)
+    got = our_block(place, scene)(scene.x.clone())
     error = difference(got - scene.x, want - scene.x)[0]
     require(error <= UPDATE_LIMIT, f"{name_of(size)}: a block is off by {error:.1e}")
     del got, want, plain
-    runs = [
-        timed_block(place.ops, scene.weights, keys, scene.x.clone(), modulation, rope, stopwatch())
-        for _ in range(RUNS)
-    ]
+    runs = [timed_block(place, scene, stopwatch()) for _ in range(RUNS)]
     forward, layers = ForwardCase(place.arch, place.model, size, size.tokens), place.model.layers
-    rows = [
-        _row(forward, step, _middle([layers * run[step.name] for run in runs]), "measured")
-        for step in STEPS
-    ]
-    rest = _middle([layers * run["between"] for run in runs])
-    return [*rows, _row(forward, REST, rest, "measured", gap=LAUNCHES)]
-
-
-def _middle(values: Sequence[float]) -> tuple[float, float]:
-    return statistics.median(values), (max(values) - min(values)) / 2
+    rows = []
+    for step, key in (*((step, step.name) for step in STEPS), (REST, "between")):
+        time = spread([layers * run[key] for run in runs]) or (0.0, 0.0)
+        rows.append(_row(forward, step, time, "measured", gap=LAUNCHES if step is REST else ""))
+    return rows
 
 
 def _row(
@@ -211,8 +174,7 @@ def _row(
 ) -> StepRow:
     """`time`: milliseconds of the whole forward, and their noise."""
     arch, launches = forward.arch, step.count * forward.model.layers
-    nothing = LaunchWork(0, 0, 0, 0, 8)
-    work = nothing if step is REST else work_of(step, forward.model, forward.tokens)
+    work = work_of(step, forward.model, forward.tokens)
     limits = limits_ms(work.flop, work.moved, work.exponentials, work.bits, arch)
     limit = max(limits.values())
     bound = "+".join(unit for unit, ms in limits.items() if limit and ms > BOTH * limit)
@@ -234,8 +196,8 @@ def groups(rows: Iterable[StepRow]) -> dict[tuple[str, str, Origin], list[StepRo
     return found
 
 
-def largest_losses(rows: Sequence[StepRow], count: int | None = None) -> list[StepRow]:
-    """Of one forward, sorted; of a measured one too, so its gaps may be empty."""
+def largest_losses(rows: Sequence[StepRow], count: int = LISTED) -> list[StepRow]:
+    """The steps of one forward that lose most."""
     return sorted(rows, key=lambda row: -row.lost_ms)[:count]
 
 
@@ -246,40 +208,28 @@ def denoiser_table(rows: Sequence[StepRow]) -> str:
 
 
 def _forward_table(rows: Sequence[StepRow], gaps: dict[tuple[str, str, str], str]) -> str:
-    first = rows[0]
-    how = "ESTIMATE from machine code" if first.source == "estimate" else "measured, median of runs"
-    head = "est ms" if first.source == "estimate" else "ms"
-    lines = [
+    first, limit, ms = rows[0], sum(row.limit_ms for row in rows), sum(row.ms for row in rows)
+    estimate = first.source == "estimate"
+    heads = {"count": "d", "TFLOP": ".1f", "GB": ".1f", "bound by": "", "limit ms": ".1f",
+        "est ms" if estimate else "ms": ".1f", "share": ".0%", "lost ms": ".1f"}  # fmt: skip
+    lines: list[Sequence[Cell]] = [
+        (row.step, row.count, row.tflop or None, row.gigabytes, row.bound, row.limit_ms, row.ms,
+         row.share, row.lost_ms)
+        for row in rows
+    ]  # fmt: skip
+    work, moved = sum(row.tflop for row in rows), sum(row.gigabytes for row in rows)
+    lines.append(("the forward", None, work, moved, None, limit, ms, limit / ms, ms - limit))
+    how = "ESTIMATE from machine code" if estimate else "measured, median of runs"
+    said = [
         f"{first.gpu} ({first.arch}), one forward of {first.size}, {first.tokens} tokens: {how}",
-        f"{'':20}{'count':>6}{'TFLOP':>8}{'GB':>7}  {'bound by':12}{'limit ms':>9}"
-        f"{head:>9}{'share':>7}{'lost ms':>9}",
+        columns(heads, lines),
+        "Largest losses, and what would win them back",
     ]
-    for row in rows:
-        work = f"{row.tflop:8.1f}" if row.tflop else f"{'':8}"
-        lines.append(
-            f"{row.step:20}{row.count:6d}{work}{row.gigabytes:7.1f}  {row.bound:12}"
-            f"{row.limit_ms:9.1f}{row.ms:9.1f}{_share(row.share):>7}{row.lost_ms:9.1f}"
-        )
-    layers = min(row.count for row in rows)
-    limit, ms = sum(row.limit_ms for row in rows), sum(row.ms for row in rows)
-    for name, part in (("one block", layers), ("the forward", 1)):
-        work = sum(row.tflop for row in rows) / part, sum(row.gigabytes for row in rows) / part
-        lines.append(
-            f"{name:26}{work[0]:8.1f}{work[1]:7.1f}  {'':12}{limit / part:9.1f}{ms / part:9.1f}"
-            f"{_share(limit / ms):>7}{(ms - limit) / part:9.1f}"
-        )
-    lines.append("Largest losses, and what would win them back")
     for at, row in enumerate(largest_losses(rows), start=1):
-        if at > LISTED and row.lost_ms < EXPLAINED * ms:
-            break
         gap = gaps[row.arch, row.size, row.step]
         text = f"{at}. {row.step}, {row.lost_ms:.0f} ms, {row.lost_ms / ms:.0%}: {gap}."
-        lines += textwrap.wrap(text, 98, initial_indent="  ", subsequent_indent="     ")
-    return "\n".join(lines)
-
-
-def _share(share: float | None) -> str:
-    return "" if share is None else f"{share:.0%}"
+        said += textwrap.wrap(text, 98, initial_indent="  ", subsequent_indent="     ")
+    return "\n".join(said)
 
 
 def denoiser_figures(rows: Sequence[StepRow]) -> list[Figure]:
@@ -287,11 +237,9 @@ def denoiser_figures(rows: Sequence[StepRow]) -> list[Figure]:
     found = []
     for (size, arch, source), group in groups(rows).items():
         name = f"{arch} {size} {source}"
-        ms, noise = sum(row.ms for row in group), sum(row.noise_ms for row in group)
-        found.append(Figure(f"{name} forward", ms, "ms", noise, "lower", source))
-        for row in group:
-            label = f"{name} {row.step}"
-            found.append(Figure(label, row.ms, "ms", row.noise_ms, "lower", source))
+        whole = ("forward", sum(row.ms for row in group), sum(row.noise_ms for row in group))
+        for step, ms, noise in (whole, *((row.step, row.ms, row.noise_ms) for row in group)):
+            found.append(Figure(f"{name} {step}", ms, "ms", noise, "lower", source))
     return found
 
 
@@ -305,30 +253,19 @@ def denoiser_pictures(rows: Sequence[StepRow], folder: Path, stem: str) -> list[
 
 
 def _picture(size: str, rows: Sequence[StepRow], folder: Path, stem: str) -> list[Path]:
-    bars: list[tuple[str, dict[str, float]]] = []
-    for arch in dict.fromkeys(row.arch for row in rows):
-        of_arch = [row for row in rows if row.arch == arch]
-        estimates = [row for row in of_arch if row.source == "estimate"]
-        for label, group in (
-            ("limit", estimates),
-            ("estimate", estimates),
-            ("measured", [row for row in of_arch if row.source == "measured"]),
-        ):
-            if group:
-                value = "limit_ms" if label == "limit" else "ms"
-                bars.append((f"{of_arch[0].gpu}\n{label}", _seconds(group, value)))
-    fig, axes = pictures.figure(9.0, 1.6 + 0.62 * len(bars))
-    labels = [label for label, _ in bars]
-    start = [0.0] * len(bars)
-    kinds = [k for k in (*KINDS, REST.kind) if any(parts.get(k) for _, parts in bars)]
-    for kind, colour in zip(kinds, pictures.COLOURS):
-        widths = [parts.get(kind, 0.0) for _, parts in bars]
-        axes.barh(labels, widths, left=start, color=colour, label=kind, height=0.72)
-        start = [left + width for left, width in zip(start, widths)]
-    for at, total in enumerate(start):
+    bars: dict[str, dict[str, list[float]]] = {}
+    for (_, _, source), group in groups(rows).items():
+        fields = {"limit": "limit_ms", "estimate": "ms"} if source == "estimate" else {source: "ms"}
+        for label, field in fields.items():
+            bar = bars.setdefault(f"{group[0].gpu}\n{label}", {})
+            for row in group:
+                before = bar.get(row.kind, [0.0])[0]
+                bar[row.kind] = [before + getattr(row, field) / 1000]
+    kinds = [kind for kind in (*KINDS, REST.kind) if any(kind in bar for bar in bars.values())]
+    fig, [axes] = pictures.figure(9.0, 1.6 + 0.62 * len(bars))
+    for at, total in enumerate(pictures.stacked_bars(axes, [*bars.values()], kinds)):
         axes.text(total, at, f" {total:.2f} s", va="center")
-    axes.invert_yaxis()
-    axes.grid(axis="y", visible=False)
+    axes.set_yticks(range(len(bars)), [*bars])
     axes.margins(x=0.1)
     axes.set_xlabel("seconds of one forward")
     title = f"One forward at {size}. Limit: rated clocks, nothing lost. Estimate: not measured."
@@ -337,8 +274,4 @@ def _picture(size: str, rows: Sequence[StepRow], folder: Path, stem: str) -> lis
     return pictures.save(fig, folder, stem)
 
 
-def _seconds(rows: Sequence[StepRow], field: str) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for row in rows:
-        found[row.kind] = found.get(row.kind, 0.0) + getattr(row, field) / 1000
-    return found
+SUITE = Suite(measure_denoiser, denoiser_table, denoiser_figures, denoiser_pictures)

@@ -11,9 +11,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from engine.config import ModelConfig
 from kernels.arch import Arch
 from kernels.attention import ATTENTION, attention, attention_reference, formats
-from kernels.capsules import CAPSULES, Skeletons, View, capsules, capsules_reference
 from kernels.cross_attention import (
     CROSS_ATTENTION,
     cross_attention,
@@ -38,9 +38,6 @@ from kernels.modulate import (
     modulate_spec,
     quantize,
     quantize_spec,
-    residual_modulate,
-    residual_modulate_reference,
-    residual_modulate_spec,
 )
 from kernels.rope import rms_inverse, rms_inverse_spec, rope, rope_reference, rope_specs
 from kernels.spec import Bank, KernelSpec
@@ -48,21 +45,6 @@ from kernels.spec import Bank, KernelSpec
 SAMPLE = 128  # rows that are compared
 TEXT, VISION = 77, 257  # keys of cross attention; the other 435 rows of text are padding
 SHORT = {torch.int8: "i8", torch.float8_e4m3fn: "fp8"}
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """The sizes that kernels are measured at."""
-
-    dim: int  # D
-    ffn: int
-    frames: int  # pictures of the capsule renderer
-    height: int
-    width: int
-
-
-SCAIL_14B = Model(5120, 13824, 81, 512, 896)
-TINY = Model(256, 512, 2, 16, 24)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,22 +67,18 @@ class KernelCase:
     prepare: Callable[[Bank, int, torch.device], KernelJob]
 
 
-def cases(arch: Arch, model: Model) -> list[KernelCase]:
+def cases(arch: Arch, model: ModelConfig) -> list[KernelCase]:
     """Everything that is compiled for an architecture."""
     found = [
-        *_attention(model),
-        *_gemm(model),
-        *_row_kernels(model),
-        _cross_attention(model),
-        _capsules(model),
-    ]
+        *_attention(model), *_gemm(model), *_row_kernels(model), _cross_attention(model),
+    ]  # fmt: skip
     return [case for case in found if all(arch in spec.tuning for spec in case.specs)]
 
 
 # --- products
 
 
-def _gemm(model: Model) -> Iterator[KernelCase]:
+def _gemm(model: ModelConfig) -> Iterator[KernelCase]:
     dim, ffn = model.dim, model.ffn
     for name, form in GEMM.items():
         yield _product(f"gemm.{name} qkv", form, form.bias, 3 * dim, dim)
@@ -155,7 +133,7 @@ def _residual_job(
 # --- attention
 
 
-def _attention(model: Model) -> Iterator[KernelCase]:
+def _attention(model: ModelConfig) -> Iterator[KernelCase]:
     for spec in ATTENTION.values():
         qk, v, v_limit = formats(spec)
 
@@ -194,7 +172,7 @@ def attention_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.cat(heads, dim=1)
 
 
-def _cross_attention(model: Model) -> KernelCase:
+def _cross_attention(model: ModelConfig) -> KernelCase:
     dim = model.dim
     keys = TEXT + 1 + VISION
 
@@ -223,14 +201,11 @@ def _cross_attention(model: Model) -> KernelCase:
 # --- rows
 
 
-def _row_kernels(model: Model) -> Iterator[KernelCase]:
+def _row_kernels(model: ModelConfig) -> Iterator[KernelCase]:
     dim, ffn = model.dim, model.ffn
     for dtype, short in SHORT.items():
         spec = modulate_spec(dim, dtype)
         yield _rows(f"modulate.{short}", (spec,), 5 * dim, partial(_modulate, dim, dtype))
-        spec = residual_modulate_spec(dim, dtype)
-        prepare = partial(_residual_modulate, dim, dtype)
-        yield _rows(f"residual_modulate.{short}", (spec,), 11 * dim, prepare)
         for width in (dim, ffn):
             spec = quantize_spec(width, dtype)
             prepare = partial(_quantize, width, dtype)
@@ -261,23 +236,6 @@ def _modulate(
     return KernelJob(run, lambda: (run().dequantize(), want().dequantize()))
 
 
-def _residual_modulate(
-    dim: int, dtype: torch.dtype, bank: Bank, tokens: int, device: torch.device
-) -> KernelJob:
-    normal = _normal(tokens, device)
-    x, branch = normal(tokens, dim), normal(tokens, dim).bfloat16()
-    gate, shift, scale = normal(dim), normal(dim), 0.2 * normal(dim)
-    run = partial(residual_modulate, bank, x, branch, gate, shift, scale, dtype)
-
-    def compare() -> tuple[Tensor, Tensor]:
-        own = x.clone()
-        want = residual_modulate_reference(own, branch, gate, shift, scale, dtype)
-        got = run()
-        return torch.cat([got.dequantize(), x]), torch.cat([want.dequantize(), own])
-
-    return KernelJob(run, compare)
-
-
 def _quantize(
     width: int, dtype: torch.dtype, bank: Bank, tokens: int, device: torch.device
 ) -> KernelJob:
@@ -304,37 +262,6 @@ def _rms_inverse(dim: int, bank: Bank, tokens: int, device: torch.device) -> Ker
     x = _normal(tokens, device)(tokens, dim).bfloat16()
     run = partial(rms_inverse, bank, x, dim, 1)
     return KernelJob(run, lambda: (run()[0], x.float().square().mean(dim=1).add(1e-6).rsqrt()))
-
-
-# --- pictures
-
-
-def _capsules(model: Model) -> KernelCase:
-    bones, radius = 24, 21.5
-    pixels = model.height * model.width
-
-    def prepare(bank: Bank, _: int, device: torch.device) -> KernelJob:
-        normal = _normal(0, device)
-        start = 300 * normal(model.frames, bones, 3) + torch.tensor([0, 0, 3000.0], device=device)
-        end = start + 150 * normal(model.frames, bones, 3)
-        count = torch.full((model.frames,), bones, dtype=torch.int32, device=device)
-        people = Skeletons(start, end, normal(model.frames, bones, 3).sigmoid(), count)
-        focal = 1.2 * model.width
-        depths = torch.cat([start, end])[..., 2]
-        view = View(
-            model.height, model.width, focal, focal, model.width / 2, model.height / 2,
-            float(depths.min()), float(depths.max()), radius,
-        )  # fmt: skip
-        few = Skeletons(*(getattr(people, name)[:2] for name in ("start", "end", "rgb", "count")))
-        run = partial(capsules, bank, people, view)
-        return KernelJob(run, lambda: (run()[:2].float(), capsules_reference(few, view).float()))
-
-    return KernelCase(
-        CAPSULES.name, (CAPSULES,), 3e-2,
-        flop=lambda _: 0.0,
-        moved=lambda _: 4.0 * model.frames * pixels,
-        prepare=prepare,
-    )  # fmt: skip
 
 
 # --- parts

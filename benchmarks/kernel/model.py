@@ -1,10 +1,10 @@
 """What a GPU could do at best with a kernel: its limits, and an estimate from the machine code.
 
-The estimate is no measurement. It takes one turn of the main loop as a closed queue, solved by mean
-value analysis: the warps of a scheduler ask for its tensor core, its issue slots and its unit for
-special functions, queue where others are, and wait once a turn for memory. It knows nothing of
-tails, epilogues, DRAM and clocks below the rated one, so it lies above what to expect.
-Rates: docs/reference/performance.md A, docs/reference/kernels.md 2.1.
+The estimate is no measurement. It takes one iteration of the main loop as a closed queue, solved by
+mean value analysis: the warps of a scheduler ask for its tensor core, its issue slots and its unit
+for special functions, queue where others are, and wait for memory once in each iteration. It knows
+nothing of tails, epilogues, DRAM and clocks below the rated one, so it lies above what to expect.
+Rates and clocks: docs/reference/performance.md A. The queue: docs/reference/kernels.md 2.3.
 """
 
 import re
@@ -18,13 +18,13 @@ from kernels.arch import SM89, SM90, SM120, Arch
 SCHEDULERS = 4  # of a multiprocessor
 REGISTERS = 65536  # of a multiprocessor
 SPECIAL_CYCLES = 8  # that one MUFU instruction keeps a scheduler's unit busy
-WAIT_CYCLES = 250  # for memory and barriers, in each turn
+WAIT_CYCLES = 250  # for memory and barriers, in each iteration
 SHARED_RESERVED = 1024  # bytes of a block that the driver takes
 
 
 @dataclass(frozen=True, slots=True)
 class GpuModel:
-    """The one whose times are estimated for an architecture."""
+    """The GPU whose times are estimated for an architecture."""
 
     name: str
     multiprocessors: int
@@ -61,7 +61,7 @@ _WARP = re.compile(r"[QIH]MMA(?:\.SF)?\.(\d\d)(\d)(\d\d)")
 
 
 def flop(instruction: str) -> int:
-    """Of one matrix instruction, as one warp's part of it."""
+    """Operations of one matrix instruction, as one warp's part of it."""
     if found := _WARPGROUP.match(instruction):
         m, n, k = map(int, found.groups())
         return 2 * m * n * k // 4  # four warps do it together
@@ -73,12 +73,12 @@ def flop(instruction: str) -> int:
 
 
 def flop_a_cycle(instruction: str) -> int:
-    """Of a whole multiprocessor."""
+    """Operations of a whole multiprocessor in a cycle."""
     return next(rate for pattern, rate in FLOP_A_CYCLE if re.match(pattern, instruction))
 
 
 def peak_tflops(mix: Mix, gpu: GpuModel) -> float:
-    """The tensor cores alone, with this mix of instructions."""
+    """What the tensor cores alone would do with this mix of instructions."""
     work = sum(flop(name) * count for name, count in mix.mma.items())
     cycles = sum(flop(name) * count / flop_a_cycle(name) for name, count in mix.mma.items())
     return work / cycles * gpu.multiprocessors * gpu.ghz / 1000
@@ -86,7 +86,7 @@ def peak_tflops(mix: Mix, gpu: GpuModel) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Demands:
-    """Cycles that one turn of a warp's main loop needs of the units of its scheduler."""
+    """Cycles that one iteration of a warp's main loop needs of the units of its scheduler."""
 
     tensor: float
     issue: float
@@ -95,7 +95,7 @@ class Demands:
 
 
 def demands(cubin: Cubin, arch: Arch) -> Demands:
-    """Of a kernel with a main loop."""
+    """Takes them from a kernel with a main loop."""
     mix = cubin.loop
     assert mix is not None
     tensor = sum(
@@ -106,15 +106,15 @@ def demands(cubin: Cubin, arch: Arch) -> Demands:
 
 
 def estimated_tflops(cubin: Cubin, arch: Arch) -> float:
-    """What the main loop allows."""
+    """The rate that the main loop allows."""
     assert cubin.loop is not None
     need = demands(cubin, arch)
-    turns = turns_a_cycle((need.tensor, need.issue, need.special), need.warps)
-    return need.tensor * turns * peak_tflops(cubin.loop, GPUS[arch])
+    iterations = iterations_a_cycle((need.tensor, need.issue, need.special), need.warps)
+    return need.tensor * iterations * peak_tflops(cubin.loop, GPUS[arch])
 
 
-def turns_a_cycle(needs: Sequence[float], warps: int) -> float:
-    """Throughput of a closed queue. `needs`: cycles of each unit that a turn of a warp takes."""
+def iterations_a_cycle(needs: Sequence[float], warps: int) -> float:
+    """Throughput of a closed queue. `needs`: cycles of each unit in an iteration of a warp."""
     waiting, rate = [0.0] * len(needs), 0.0
     for together in range(1, warps + 1):
         times = [cycles * (1 + queue) for cycles, queue in zip(needs, waiting)]
@@ -130,7 +130,7 @@ def blocks_together(cubin: Cubin, gpu: GpuModel) -> int:
 
 
 def limit_ms(flop: float, moved: float, mix: Mix | None, gpu: GpuModel) -> float:
-    """Arithmetic or memory traffic, whichever takes longer."""
+    """The time of arithmetic or of memory traffic, whichever takes longer."""
     arithmetic = flop / peak_tflops(mix, gpu) / 1e9 if mix is not None else 0.0
     return max(arithmetic, moved / gpu.gigabytes_s / 1e6)
 
@@ -138,8 +138,8 @@ def limit_ms(flop: float, moved: float, mix: Mix | None, gpu: GpuModel) -> float
 def limits_ms(
     flop: float, moved: float, exponentials: float, bits: int, arch: Arch
 ) -> dict[str, float]:
-    """What each unit of the GPU needs at least, whatever instructions a kernel has: the tensor
-    cores at their best rate for operands of `bits`, memory for `moved` bytes, MUFU.
+    """The least time of each unit of the GPU, whatever instructions a kernel has: the tensor cores
+    at their best rate for operands of `bits`, memory for `moved` bytes, MUFU.
     """
     gpu = GPUS[arch]
     cycles = gpu.multiprocessors * gpu.ghz * 1e6  # of all multiprocessors in a millisecond

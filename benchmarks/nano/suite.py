@@ -1,4 +1,4 @@
-"""What 8 bits cost on a picture: the nano model dances scenes it was never shown, and is judged.
+"""Suite `nano`: the nano model dances scenes that it was never shown, and is judged, in 8 bits too.
 
 Runs with suite `quality`. Exact first, then each form of weights with each attention; all of them
 start from the same noise. What the figures mean: `nano/judge.py`.
@@ -14,13 +14,12 @@ from statistics import fmean
 import numpy as np
 from PIL import Image
 
-from benchmarks.figures import Figure
 from benchmarks.nano.drawing import draw_dancer
 from benchmarks.nano.judge import LimbVerdict, judge
 from benchmarks.nano.scenes import FPS, HEIGHT, HELD_OUT, WIDTH, Frames, ScenePlan, draw, plan
 from benchmarks.pictures import COLOURS, figure, save
+from benchmarks.quality.rows import EQUAL_DB
 from benchmarks.quality.suite import (
-    EQUAL_DB,
     PLAIN,
     QualityScene,
     attentions,
@@ -30,6 +29,8 @@ from benchmarks.quality.suite import (
     own_arch,
     settings,
 )
+from benchmarks.record import Figure, Suite
+from benchmarks.timing import columns
 from engine.conditioning import condition
 from engine.config import state_dir
 from engine.demo.presets import SHIPPED
@@ -82,19 +83,15 @@ def measure_nano(clips: int = CLIPS) -> tuple[str, list[NanoRow]]:
         for weights, attention, pipeline in programs(model, folder):
             clips_made = [dance(pipeline, one) for one in tasks]
             exact = exact or clips_made
-            verdict = mean(
-                [
-                    judge(made, one.truth, one.planned)
-                    for made, one in zip(clips_made, tasks, strict=True)
-                ]
-            )
+            pairs = zip(clips_made, tasks, strict=True)
+            verdict = mean([judge(made, one.truth, one.planned) for made, one in pairs])
             loss = rows[0].verdict.psnr - verdict.psnr if rows else 0.0
             rows.append(NanoRow(weights, attention, verdict, loss, likeness(clips_made, exact)))
     return f"the drawings of {clips} scenes that nothing was trained on", rows
 
 
 def programs(model: QualityScene, folder: Path) -> Iterator[tuple[str, str, Pipeline]]:
-    """Weights, attention and what runs them; one is loaded at a time."""
+    """Weights, attention and the pipeline of each program; one is loaded at a time."""
     exact = load_exact(model.checkpoint, [], model.models, networks(model), settings(None))
     yield EXACT, "sdpa", exact
     arch = own_arch()
@@ -140,17 +137,16 @@ def mean(verdicts: Sequence[LimbVerdict]) -> LimbVerdict:
 
 
 def nano_table(rows: Sequence[NanoRow]) -> str:
-    """100 columns at most; measured, on drawings."""
-    head = f"{'':20}{'limb IoU':>10}{'body IoU':>10}{'part IoU':>10}{'identity':>10}"
-    lines = [f"{head}{'PSNR dB':>10}{'loss dB':>9}{'to exact dB':>13}"]
+    """Columns for a terminal, measured on drawings."""
+    heads = {"limb IoU": ".3f", "body IoU": ".3f", "part IoU": ".3f", "identity": ".3f",
+        "PSNR dB": ".2f", "loss dB": ".2f", "to exact dB": ".1f"}  # fmt: skip
+    lines = []
     for row in rows:
-        found = row.verdict
-        lines.append(
-            f"{row.name:20}{found.limb_iou:10.3f}{found.body_iou:10.3f}{found.part_iou:10.3f}"
-            f"{found.identity:10.3f}{found.psnr:10.2f}{row.loss_db:9.2f}{row.exact_db:13.1f}"
-        )
+        it = row.verdict
+        judged = it.limb_iou, it.body_iou, it.part_iou, it.identity, it.psnr
+        lines.append((row.name, *judged, row.loss_db, row.exact_db))
     said = f"identity: colour histogram distance, 0 is the same. {EQUAL_DB:.0f} dB: no difference."
-    return "\n".join([*lines, said])
+    return f"{columns(heads, lines)}\n{said}"
 
 
 def nano_figures(rows: Sequence[NanoRow]) -> list[Figure]:
@@ -159,19 +155,17 @@ def nano_figures(rows: Sequence[NanoRow]) -> list[Figure]:
     for row in rows:
         name, it = row.name, row.verdict
         found += [
-            Figure(f"{name} limb IoU", round(it.limb_iou, 3), "", 5e-4, "higher", "measured"),
-            Figure(f"{name} identity", round(it.identity, 3), "", 5e-4, "lower", "measured"),
-            Figure(f"{name} PSNR", round(it.psnr, 2), "dB", 5e-3, "higher", "measured"),
-            Figure(f"{name} to exact", round(row.exact_db, 1), "dB", 0.05, "higher", "measured"),
+            Figure(f"{name} limb IoU", round(it.limb_iou, 3), "", 5e-4, "higher"),
+            Figure(f"{name} identity", round(it.identity, 3), "", 5e-4),
+            Figure(f"{name} PSNR", round(it.psnr, 2), "dB", 5e-3, "higher"),
+            Figure(f"{name} to exact", round(row.exact_db, 1), "dB", 0.05, "higher"),
         ]
     return found
 
 
 def nano_pictures(rows: Sequence[NanoRow], folder: Path, stem: str) -> list[Path]:
     """Limb IoU and the loss of each program."""
-    drawing, _ = figure(8, 0.6 + 0.32 * len(rows))
-    drawing.clear()
-    left, right = drawing.subplots(1, 2, sharey=True)
+    drawing, [left, right] = figure(8, 0.6 + 0.32 * len(rows), parts=2)
     names, places = [row.name for row in rows], np.arange(len(rows))
     left.barh(places, [row.verdict.limb_iou for row in rows], color=COLOURS[0])
     left.axvline(0.45, color="black", linestyle=":")
@@ -181,3 +175,6 @@ def nano_pictures(rows: Sequence[NanoRow], folder: Path, stem: str) -> list[Path
     right.barh(places[1:], [row.exact_db for row in rows[1:]], color=COLOURS[1])
     right.set(xlabel="PSNR against the exact program, dB")
     return save(drawing, folder, stem)
+
+
+SUITE = Suite(measure_nano, nano_table, nano_figures, nano_pictures)

@@ -1,7 +1,8 @@
-"""Block by block: how far 8 bits are from the exact model, fed what it is fed and fed their own.
+"""Compares block by block how far 8 bits are from the exact model.
 
 The exact model says what it was called with in a clip. Then its blocks are walked one by one, with
-those of a package beside them, as `dit.Scail.forward` and `engine.denoise.block` define them.
+those of a package beside them: once fed the exact tokens, once fed their own. The walk follows
+`dit.Scail.forward` and `engine.denoise.block`.
 """
 
 import inspect
@@ -46,9 +47,7 @@ class BlockError:
     """The tokens after a block against the exact ones, the worst of the evaluations looked at."""
 
     block: int
-    own_cosine: float  # fed the exact model's tokens
-    own_error: float
-    added_error: float  # of what the block adds to them alone
+    own_error: float  # fed the exact model's tokens
     through_cosine: float  # fed what the 8-bit blocks before it made
     through_error: float
 
@@ -64,7 +63,7 @@ class Walked:
 
 @contextmanager
 def recorded(model: Scail) -> Iterator[list[Call]]:
-    """Every evaluation of the model while it is open, in order."""
+    """Records every evaluation of the model while it is open, in order."""
     calls: list[Call] = []
     signature = inspect.signature(Scail.forward)
 
@@ -89,7 +88,7 @@ def recorded(model: Scail) -> Iterator[list[Call]]:
 
 @torch.inference_mode()
 def walk(model: Scail, package: Package, ops: Mapping[str, Ops], call: Call) -> dict[str, Walked]:
-    """One evaluation by each of `ops`. The package's tensors are read block by block."""
+    """Repeats an evaluation by each of `ops`. The package's tensors are read block by block."""
     patches = patch_grid(call.latents)
     area, video = patches[1] * patches[2], patches[0] * patches[1] * patches[2]
     x = model.embed(call.latents, call.reference, call.pose, pose_strength=call.pose_strength)
@@ -108,7 +107,8 @@ def walk(model: Scail, package: Package, ops: Mapping[str, Ops], call: Call) -> 
             run = partial(run_block, op, weights, keys, modulation=own_modulation, rope=rope)
             own = run(x=x.clone())
             through[name] = run(x=through[name])
-            errors[name].append(_compared(n, x, want, own, through[name]))
+            apart = relative_error(own, want), cosine(through[name], want)
+            errors[name].append(BlockError(n, *apart, relative_error(through[name], want)))
         x = want
     head = partial(model.head, e=vector, grid=patches)
     exact = head(x[:video])
@@ -116,15 +116,13 @@ def walk(model: Scail, package: Package, ops: Mapping[str, Ops], call: Call) -> 
 
 
 def worst(walks: Sequence[Walked]) -> tuple[BlockError, ...]:
-    """Of each block the worst of every figure."""
+    """The worst of every figure of each block."""
     found: list[BlockError] = []
     for same in zip(*(walked.errors for walked in walks), strict=True):
         found.append(
             BlockError(
                 same[0].block,
-                min(error.own_cosine for error in same),
                 max(error.own_error for error in same),
-                max(error.added_error for error in same),
                 min(error.through_cosine for error in same),
                 max(error.through_error for error in same),
             )
@@ -150,19 +148,8 @@ def video_first(tokens: int, area: int, video: int) -> Tensor:
 
 
 def _keys(ops: Ops, weights: ContextWeights, context: Context) -> ContextKeys:
-    """Of text whose last rows are equal, as padding is, one row stands for them."""
+    """Keys of cross attention: one row stands for the last rows of text, equal as padding is."""
     differs = (context.text != context.text[-1]).any(dim=1).nonzero()
     rows = int(differs[-1]) + 2 if len(differs) else 1
     repeats = len(context.text) - rows + 1
     return context_keys(ops, weights, context.text[:rows], context.vision, repeats)
-
-
-def _compared(n: int, x: Tensor, want: Tensor, own: Tensor, through: Tensor) -> BlockError:
-    return BlockError(
-        n,
-        cosine(own, want),
-        relative_error(own, want),
-        relative_error(own - x, want - x),
-        cosine(through, want),
-        relative_error(through, want),
-    )

@@ -1,4 +1,4 @@
-"""How near two results are: hidden states and latents by error and angle, frames by PSNR and SSIM.
+"""Measures how near two results are: latents by error and angle, frames by PSNR and SSIM.
 
 SSIM is that of Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment: from error visibility
 to structural similarity", IEEE Transactions on Image Processing 13 (4), 2004: windows of 11x11
@@ -23,19 +23,21 @@ def relative_error(got: Tensor, want: Tensor) -> float:
 
     Raises `WrongResult` for shapes that differ and for values that are not finite.
     """
-    apart, size = _apart(got, want)
+    _check_values(got, want)
+    wanted = want.double()
+    apart, size = (got.double() - wanted).norm().item(), wanted.norm().item()
     return 0.0 if apart == 0 else apart / size if size > 0 else math.inf
 
 
 def cosine(got: Tensor, want: Tensor) -> float:
-    """Of the angle between two results; raises as `relative_error` does."""
+    """The cosine of the angle between two results; raises as `relative_error` does."""
     _check_values(got, want)
     pair = got.double().flatten(), want.double().flatten()
     return torch.cosine_similarity(*pair, dim=0).item()
 
 
 def psnr(got: Tensor, want: Tensor) -> list[float]:
-    """dB of each frame, [n, H, W, 3] u8 both; infinite where nothing differs."""
+    """The dB of each frame, [n, H, W, 3] u8 both; infinite where nothing differs."""
     _check_frames(got, want)
     errors = [
         (a.float() - b.float()).square().mean(dtype=torch.float64).item()
@@ -45,7 +47,7 @@ def psnr(got: Tensor, want: Tensor) -> list[float]:
 
 
 def ssim(got: Tensor, want: Tensor) -> list[float]:
-    """Of each frame, [n, H, W, 3] u8 both: the mean over all windows and the three colours."""
+    """The SSIM of each frame, [n, H, W, 3] u8 both, over all windows and the three colours."""
     _check_frames(got, want)
     height, width = got.shape[1:3]
     require(
@@ -72,12 +74,6 @@ def _blurred(channels: Tensor) -> Tensor:
     weights = weights / weights.sum()
     down = F.conv2d(channels[:, None], weights.view(1, 1, -1, 1))
     return F.conv2d(down, weights.view(1, 1, 1, -1))[:, 0]
-
-
-def _apart(got: Tensor, want: Tensor) -> tuple[float, float]:
-    _check_values(got, want)
-    wanted = want.double()
-    return (got.double() - wanted).norm().item(), wanted.norm().item()
 
 
 def _check_values(got: Tensor, want: Tensor) -> None:

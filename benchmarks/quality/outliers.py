@@ -1,4 +1,4 @@
-"""The tiny transformer written with outliers: much the same function, and hard for 8 bits.
+"""Writes the tiny transformer with outliers: much the same function, and hard for 8 bits.
 
 A few channels of what enters each linear become 20 to 100 times as large, as those of large trained
 transformers are, and the weights that read them smaller by the same factor (SmoothQuant turned
@@ -22,13 +22,13 @@ SHIFT1, SCALE1, SHIFT2, SCALE2 = 0, 1, 3, 4  # rows of a block's modulation
 
 
 def write_outliers(checkpoint: Path, path: Path, seed: int = 0) -> Path:
-    """A checkpoint in converted names -> one of FP32 weights at `path`."""
+    """Writes a checkpoint in converted names as one of FP32 weights with outliers at `path`."""
     save_file(with_outliers(load_file(checkpoint), seed), path)
     return path
 
 
 def with_outliers(weights: Mapping[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
-    """Weights under converted names -> the same in FP32, written with outliers."""
+    """Makes outliers in weights under converted names, which become FP32."""
     made = {name: weight.float().clone() for name, weight in weights.items()}
     draw = torch.Generator().manual_seed(seed)
     dim, inner = made["head.head.weight"].shape[1], made["blocks.0.ffn.0.weight"].shape[0]
@@ -71,8 +71,8 @@ def _move(made: dict[str, Tensor], makers: list[str], reader: str, by: Tensor) -
 
 
 def _modulate_more(made: dict[str, Tensor], by: Tensor) -> None:
-    """What LayerNorm is modulated to before attention and feed forward: both parts of the sum
-    1 + scale of the step + scale of the block, and of the shifts.
+    """Enlarges what LayerNorm is modulated to before attention and feed forward: both parts of the
+    sum 1 + scale of the step + scale of the block, and of the shifts.
     """
     step = made["time_projection.1.weight"].unflatten(0, (6, -1))
     bias = made["time_projection.1.bias"].unflatten(0, (6, -1))

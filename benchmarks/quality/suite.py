@@ -1,4 +1,4 @@
-"""Suite `quality`: what 8 bits change, against the exact model with the same seed and conditions.
+"""Suite `quality`: how far 8 bits are from the exact model with the same seed and conditions.
 
 Hidden states block by block, latents, and decoded frames, for each attention, weights and recipe.
 Without a checkpoint the tiny random model is measured, and the same written with outliers; on a CPU
@@ -17,9 +17,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.quality.blocks import BlockError, Call, Walked, recorded, walk, worst
-from benchmarks.quality.metrics import cosine, psnr, relative_error, ssim
+from benchmarks.quality.blocks import Call, Walked, recorded, walk, worst
+from benchmarks.quality.metrics import psnr, relative_error, ssim
 from benchmarks.quality.outliers import write_outliers
+from benchmarks.quality.rows import (
+    EQUAL_DB,
+    QualityRow,
+    quality_figures,
+    quality_pictures,
+    quality_table,
+)
+from benchmarks.record import Suite
 from benchmarks.timing import require
 from engine.build.make import Order, WeightsForm, make_package
 from engine.conditioning import condition
@@ -49,9 +57,7 @@ SIZE, FRAMES = (512, 896), 81  # of real weights
 TINY_STEPS = {"production": 4, "official": 3}
 STEPS = {"production": 6, "official": 10}
 PLAIN, CALIBRATED = ("fp8", "mixed"), "mixed calibrated"
-EQUAL_DB = 120.0  # stands for frames that do not differ: one level in one value is less
 STAGES = "stages"  # the folder that a build is calibrated with
-KEPT = "quality"  # the folder below `state_dir()` for the worst frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,33 +71,6 @@ class QualityScene:
     recipes: Mapping[str, Recipe]
     packages: Mapping[str, Path] = field(default_factory=dict)  # by what their rows are called
     builds: tuple[str, ...] = PLAIN  # where there is none; `CALIBRATED` with this very clip
-
-
-@dataclass(frozen=True, slots=True)
-class QualityRow:
-    """One package with one attention in one recipe, against the exact model."""
-
-    scene: str
-    recipe: str
-    weights: str
-    attention: str
-    latent_cosine: float
-    latent_error: float
-    psnr_db: float  # mean of the frames
-    worst_psnr_db: float
-    worst_frame: int
-    ssim: float  # mean of the frames
-    worst_ssim: float
-    blocks: tuple[BlockError, ...]
-
-    @property
-    def name(self) -> str:
-        return f"{self.scene} {self.recipe} {self.weights} {self.attention}"
-
-    @property
-    def picture(self) -> Path:
-        """The worst frame, the exact one to the left of the 8-bit one; of the last run here."""
-        return state_dir() / KEPT / f"{self.name.replace(' ', '-')}.png"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +116,10 @@ def tiny_scenes(folder: Path) -> list[QualityScene]:
 
 
 def real_scene(checkpoint: Path, package: Path | None, models: Path) -> QualityScene:
-    packages = (
-        {} if package is None else {open_package(package, own_arch()).manifest.weights: package}
+    found = {} if package is None else {open_package(package, own_arch()).manifest.weights: package}
+    return QualityScene(
+        checkpoint.stem, checkpoint, models, dance(SIZE, FRAMES), _recipes(STEPS), found
     )
-    request = dance(SIZE, FRAMES)
-    return QualityScene(checkpoint.stem, checkpoint, models, request, _recipes(STEPS), packages)
 
 
 def dance(size: tuple[int, int], frames: int) -> Request:
@@ -173,7 +151,7 @@ def measure_scene(scene: QualityScene, folder: Path) -> Iterator[QualityRow]:
 
 
 def attentions(arch: Arch) -> list[str]:
-    """What self attention there is for a GPU in packages, the 8-bit forms first."""
+    """The forms of self attention that packages have for a GPU, those of 8 bits first."""
     return [*(form for form in FORMS if variants(form, arch)), "sdpa"]
 
 
@@ -183,7 +161,7 @@ _Walks = dict[tuple[str, str, str], list[Walked]]  # by weights, recipe and atte
 def _exact_side(
     scene: QualityScene, arch: Arch, folder: Path
 ) -> tuple[dict[str, Exact], Mapping[str, Path], _Walks]:
-    """All that the exact model is needed for."""
+    """Does everything that the exact model is needed for."""
     exact = load_exact(scene.checkpoint, [], scene.models, networks(scene), settings(None))
     is_calibrated = not scene.packages and CALIBRATED in scene.builds
     model, stages = _model(exact), StageDump(folder / STAGES if is_calibrated else None)
@@ -242,7 +220,7 @@ def _row(
     last = min(range(len(levels)), key=levels.__getitem__)
     row = QualityRow(
         scene.name, recipe, weights, attention,
-        cosine(latents, exact.latents), relative_error(latents, exact.latents),
+        relative_error(latents, exact.latents),
         math.fsum(levels) / len(levels), levels[last], last,
         math.fsum(likeness) / len(likeness), min(likeness), worst(walks),
     )  # fmt: skip
@@ -253,8 +231,10 @@ def _row(
 
 
 def check_walk(pipeline: Pipeline, recipe: Recipe, exact: Exact, walked: Walked) -> None:
-    """That the blocks walked one by one are those of the programs: both nearer to their program
-    than half of what the programs are to each other. Of the first evaluation. Raises `WrongResult`.
+    """Checks by the first evaluation that the blocks walked one by one are those of the programs.
+
+    Both must be nearer to their program than half of what the programs are to each other. Raises
+    `WrongResult`.
     """
     call, told = exact.calls[0], exact.conditions
     if recipe.cfg != 1 and told.negative is not None:
@@ -280,17 +260,13 @@ def frames_of(pipeline: Pipeline, latents: Tensor) -> Tensor:
 
 @contextmanager
 def _ops(package: Package, arch: Arch) -> Iterator[Mapping[str, Ops]]:
-    """By the names of attention: the kernels of the package, or references without a GPU."""
+    """Operations by the names of attention: the package's kernels, or references without a GPU."""
+    forms = {form: variants(form, arch)[0] for form in attentions(arch)[:-1]}
     if not torch.cuda.is_available():
-        yield _with_sdpa({
-            form: reference_ops(variants(form, arch)[0]) for form in attentions(arch)[:-1]
-        })  # fmt: skip
+        yield _with_sdpa({form: reference_ops(spec) for form, spec in forms.items()})
         return
     with KernelBank(package.kernels, arch, lambda: torch.cuda.current_stream().cuda_stream) as bank:
-        yield _with_sdpa({
-            form: native_ops(bank, arch, attention=variants(form, arch)[0])
-            for form in attentions(arch)[:-1]
-        })  # fmt: skip
+        yield _with_sdpa({n: native_ops(bank, arch, attention=s) for n, s in forms.items()})
 
 
 def _with_sdpa(ops: dict[str, Ops]) -> Mapping[str, Ops]:
@@ -318,7 +294,10 @@ def networks(scene: QualityScene) -> Networks:
 
 
 def own_arch() -> Arch:
-    """Of the GPU; without one the first that packages are built for."""
+    """The architecture of the GPU; without one the first that packages are built for."""
     gpu = find_gpu()
     capability = SM89.capability if gpu is None else gpu.capability
     return next((arch for arch in ARCHS if arch.capability == capability), SM89)
+
+
+SUITE = Suite(measure_quality, quality_table, quality_figures, quality_pictures)

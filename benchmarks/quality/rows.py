@@ -1,7 +1,7 @@
-"""What suite `quality` found: tables for a terminal, figures to compare, pictures to look at."""
+"""What suite `quality` found: its rows as a table, as figures, and as pictures."""
 
 from collections.abc import Iterable, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,41 +11,79 @@ from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.figures import Figure
 from benchmarks.pictures import COLOURS, figure, save
 from benchmarks.quality.blocks import BlockError
-from benchmarks.quality.suite import EQUAL_DB, QualityRow
-from benchmarks.timing import require
+from benchmarks.record import Figure
+from benchmarks.timing import columns, require
+from engine.config import state_dir
 
 T = TypeVar("T")
+EQUAL_DB = 120.0  # stands for frames that do not differ: one level in one value is less
+KEPT = "quality"  # the folder below `state_dir()` for the worst frames
 SHOWN_BLOCKS = 6  # at most, of a model with many
 BRIGHTER = 8  # times the difference of a worst frame
 
 
+@dataclass(frozen=True, slots=True)
+class QualityRow:
+    """One package with one attention in one recipe, against the exact model."""
+
+    scene: str
+    recipe: str
+    weights: str
+    attention: str
+    latent_error: float
+    psnr_db: float  # mean of the frames
+    worst_psnr_db: float
+    worst_frame: int
+    ssim: float  # mean of the frames
+    worst_ssim: float
+    blocks: tuple[BlockError, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.scene} {self.recipe} {self.weights} {self.attention}"
+
+    @property
+    def picture(self) -> Path:
+        """The worst frame, the exact one to the left of the 8-bit one; of the last run here."""
+        return state_dir() / KEPT / f"{self.name.replace(' ', '-')}.png"
+
+
 def quality_table(rows: Sequence[QualityRow]) -> str:
-    """Frames and latents of every row, then the tokens after blocks. 100 columns."""
-    lines: list[str] = []
-    for scene in _in_order(row.scene for row in rows):
-        held = [row for row in rows if row.scene == scene]
-        head = f"{'latents':>10}{'PSNR dB':>10}{'worst, frame':>16}{'SSIM':>9}{'worst':>9}"
-        lines += [f"{scene + ':':38}{head}"]
-        lines += [_frame_line(row) for row in held]
-        groups = _in_order((row.recipe, row.weights) for row in held)
-        lines += ["", "  tokens after a block: relative error fed the exact tokens, fed the 8-bit "
-            "ones, and its cosine"]  # fmt: skip
-        for recipe, weights in groups:
-            same = [row for row in held if (row.recipe, row.weights) == (recipe, weights)]
-            lines += [f"  {recipe}, {weights}", *_block_lines(same)]
-        lines.append("")
-    lines.append(
-        f"{EQUAL_DB:.0f} dB: no difference. All of it is measured; the JSON has every block."
+    """Frames and latents of every row, then the tokens after some blocks. 100 columns."""
+    heads = {"latents %": ".2f", "PSNR dB": ".1f", "worst": ".1f", "frame": "d", "SSIM": ".4f",
+        "worst ": ".4f"}  # fmt: skip
+    lines = [
+        (row.name, 100 * row.latent_error, row.psnr_db, row.worst_psnr_db, row.worst_frame,
+         row.ssim, row.worst_ssim)
+        for row in rows
+    ]  # fmt: skip
+    count = max(len(row.blocks) for row in rows)
+    places = sorted({round(n) for n in np.linspace(0, count - 1, SHOWN_BLOCKS)})
+    errors = [
+        (row.name, *(100 * row.blocks[n].through_error for n in places if n < len(row.blocks)))
+        for row in rows
+    ]
+    about = f"{EQUAL_DB:.0f} dB: no difference. Relative error of the tokens after a block, %:"
+    return "\n".join(
+        [columns(heads, lines), about, columns({f"block {n}": ".2f" for n in places}, errors)]
     )
-    return "\n".join(lines)
 
 
 def quality_figures(rows: Sequence[QualityRow]) -> list[Figure]:
-    """Rounded to what means something; half of the last digit is their noise."""
-    return [found for row in rows for found in _figures(row)]
+    """Figures rounded to what means something; half of the last digit is their noise."""
+    found = []
+    for row in rows:
+        last = row.blocks[-1].through_error
+        found += [
+            Figure(f"{row.name}: PSNR", round(row.psnr_db, 1), "dB", 0.05, "higher"),
+            Figure(f"{row.name}: worst PSNR", round(row.worst_psnr_db, 1), "dB", 0.05, "higher"),
+            Figure(f"{row.name}: SSIM", round(row.ssim, 3), "", 0.0005, "higher"),
+            Figure(f"{row.name}: latents", round(100 * row.latent_error, 2), "%", 0.005),
+            Figure(f"{row.name}: last block", round(100 * last, 2), "%", 0.005),
+        ]
+    return found
 
 
 def quality_pictures(rows: Sequence[QualityRow], folder: Path, stem: str) -> list[Path]:
@@ -56,20 +94,26 @@ def quality_pictures(rows: Sequence[QualityRow], folder: Path, stem: str) -> lis
     made: list[Path] = []
     for scene in _in_order(row.scene for row in rows):
         held = [row for row in rows if row.scene == scene]
-        made += draw_frames(_worst_of_weights(held), folder, f"{stem}-{scene}-frames")
+        made += draw_frames(held, folder, f"{stem}-{scene}-frames")
         made += draw_blocks(held, folder, f"{stem}-{scene}-blocks")
     return made
 
 
 def draw_frames(rows: Sequence[QualityRow], folder: Path, stem: str) -> list[Path]:
-    """A line for each row: the exact frame, the 8-bit one, and their difference made brighter."""
-    pairs = [_pair(row) for row in rows]
+    """A line for each form of weights: the exact frame, the 8-bit one, and their difference made
+    brighter.
+    """
+    worst = [
+        min((row for row in rows if row.weights == weights), key=lambda row: row.worst_psnr_db)
+        for weights in _in_order(row.weights for row in rows)
+    ]
+    pairs = [_pair(row) for row in worst]
     height, width = pairs[0][0].shape[:2]
     tall = 3.0 * height / width + 0.45  # inches of a line of frames with its labels
-    fig, _ = figure(9.2, len(rows) * tall + 0.3)
+    fig, _ = figure(9.2, len(worst) * tall + 0.3)
     fig.clear()
     fig.suptitle(f"{rows[0].scene}: the worst frame of each form of weights")
-    for line, row, (exact, ours) in zip(fig.subplots(len(rows), 3, squeeze=False), rows, pairs):
+    for line, row, (exact, ours) in zip(fig.subplots(len(worst), 3, squeeze=False), worst, pairs):
         apart = np.abs(ours.astype(np.int32) - exact) * BRIGHTER
         shown = (exact, ours, np.minimum(apart, 255).astype(np.uint8))
         said = f"{row.weights}, attention {row.attention}: {row.worst_psnr_db:.1f} dB"
@@ -84,9 +128,7 @@ def draw_frames(rows: Sequence[QualityRow], folder: Path, stem: str) -> list[Pat
 def draw_blocks(rows: Sequence[QualityRow], folder: Path, stem: str) -> list[Path]:
     """A part for each form of weights, a line for each attention: the worst of the recipes."""
     forms = _in_order(row.weights for row in rows)
-    fig, _ = figure(9.2, 3.9)
-    fig.clear()
-    parts = fig.subplots(1, len(forms), squeeze=False, sharey=True)[0]
+    fig, parts = figure(9.2, 3.9, len(forms))
     for axes, weights in zip(parts, forms):
         _draw_part(axes, [row for row in rows if row.weights == weights])
         axes.set_title(weights)
@@ -113,48 +155,8 @@ def _draw_part(axes: Axes, rows: Sequence[QualityRow]) -> None:
     axes.locator_params(axis="x", integer=True)
 
 
-def _figures(row: QualityRow) -> list[Figure]:
-    measured = partial(Figure, source="measured")
-    higher, lower = partial(measured, better="higher"), partial(measured, better="lower")
-    last = row.blocks[-1].through_error
-    return [
-        higher(f"{row.name}: PSNR", round(row.psnr_db, 1), "dB", 0.05),
-        higher(f"{row.name}: worst PSNR", round(row.worst_psnr_db, 1), "dB", 0.05),
-        higher(f"{row.name}: SSIM", round(row.ssim, 3), "", 0.0005),
-        lower(f"{row.name}: latents", round(100 * row.latent_error, 2), "%", 0.005),
-        lower(f"{row.name}: last block", round(100 * last, 2), "%", 0.005),
-    ]
-
-
-def _frame_line(row: QualityRow) -> str:
-    what = f"  {row.recipe:11}{row.weights:17}{row.attention:8}"
-    frames = f"{row.psnr_db:10.1f}{row.worst_psnr_db:11.1f}, {row.worst_frame:3}"
-    return f"{what}{100 * row.latent_error:8.2f} %{frames}{row.ssim:9.4f}{row.worst_ssim:9.4f}"
-
-
-def _block_lines(rows: Sequence[QualityRow]) -> list[str]:
-    """A column for each attention, a line for each block, of many only some."""
-    count = len(rows[0].blocks)
-    places = sorted({round(n) for n in np.linspace(0, count - 1, SHOWN_BLOCKS)})
-    lines = [" " * 8 + "".join(f"{row.attention:>23}" for row in rows)]
-    for place in places:
-        lines.append(f"{place:8}" + "".join(_block_cells(row.blocks[place]) for row in rows))
-    return lines
-
-
-def _block_cells(error: BlockError) -> str:
-    own, through = 100 * error.own_error, 100 * error.through_error
-    return f"{own:7.2f}{through:7.2f}{error.through_cosine:9.5f}"
-
-
-def _worst_of_weights(rows: Sequence[QualityRow]) -> list[QualityRow]:
-    return [
-        min((row for row in rows if row.weights == weights), key=lambda row: row.worst_psnr_db)
-        for weights in _in_order(row.weights for row in rows)
-    ]
-
-
 def _pair(row: QualityRow) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The exact frame and the 8-bit one."""
     what = f"The worst frame of {row.name} is not kept here; run the suite again"
     require(row.picture.is_file(), what)
     both = np.array(Image.open(row.picture).convert("RGB"))
@@ -163,5 +165,5 @@ def _pair(row: QualityRow) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 def _in_order(found: Iterable[T]) -> list[T]:
-    """Each once, as they come."""
+    """Everything once, as it comes."""
     return list(dict.fromkeys(found))

@@ -31,7 +31,7 @@ from engine.package.manifest import ITEM_BYTES, Entry, Manifest, Native, aligned
 from kernels.arch import Arch
 from kernels.fp8 import LIMITS, to_8bit
 
-FFN_MULTIPLE = 256  # of `engine.build.quantize`, which a measuring machine need not have
+FFN_MULTIPLE = 256  # of `engine.build.quantize`, which a measuring machine may lack
 LARGE = 2**20  # values from which a matrix outside the blocks has two bytes a value
 QUERY_SIZE = 1.5  # of queries and keys: attention then looks at few of 48,832 tokens
 SPREAD = 4  # standard deviations from the mean to the largest code
@@ -126,7 +126,9 @@ def _of_block(
 
 
 def drawn(manifest: Manifest, entry: Entry, device: torch.device) -> Tensor:
-    """Matrices keep the size of what they multiply, norms are near one, the rest is small."""
+    """A tensor of random values: matrices keep the size of what they multiply, norms are near one,
+    the rest is small.
+    """
     name, dtype = entry.name, getattr(torch, entry.dtype)
     generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
 
@@ -151,7 +153,7 @@ def drawn(manifest: Manifest, entry: Entry, device: torch.device) -> Tensor:
 
 
 def _codes(manifest: Manifest, name: str) -> tuple[tuple[int, ...], float]:
-    """Shape and limit of the codes that the scales `name` belong to."""
+    """The shape and the limit of the codes that the scales `name` belong to."""
     codes = f"{name.removesuffix('s')}q"
     entry = next(entry for entry in manifest.tensors if entry.name == codes)
     return entry.shape, LIMITS[getattr(torch, entry.dtype)]

@@ -1,25 +1,21 @@
-"""How fast weights come off the disk that a file is on, beside direct reads by dd.
+"""Suite `reading`: how fast weights come off the disk that a file is on, beside direct reads by dd.
 
-python benchmarks/reading.py FILE                any file of more than 1 GB, better of random bytes
-python benchmarks/reading.py FILE --rounds 3
+The file is any of more than 1 GB, better of random bytes.
 """
 
-import argparse
 import hashlib
-import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
 
-from benchmarks.timing import WrongResult, require
-from engine.errors import EngineError
-from engine.package.direct_file import cached_bytes
+from benchmarks.cold_start.suite import evict
+from benchmarks.record import Figure, Suite
+from benchmarks.timing import WrongResult, columns, require, spread
+from engine.errors import Unavailable
 from engine.package.stream import Piece, StreamReport, stream
 
 PIECE_BYTES = 5120 * 5120  # one 8-bit weight of the 14B model
@@ -35,17 +31,19 @@ class ReadRow:
 
     name: str
     gb_per_s: float  # median of the rounds
-    best_gb_per_s: float
+    noise_gb_per_s: float  # half of what lies between the best and the worst
     cpu_s_per_gb: float  # median; what it takes of an idle core
 
 
-def measure_reading(path: Path, rounds: int = 5) -> list[ReadRow]:
-    """Every way of reading, one after the other in each round: a shared disk changes its speed.
+def measure_reading(file: Path | None = None, runs: int = 5) -> tuple[str, list[ReadRow]]:
+    """Reads in every way, one after the other in each of `runs`: a shared disk changes its speed.
 
     Raises `WrongResult` if the file cannot be taken out of the page cache, `BadPackage` for bytes
-    that differ from what an ordinary read gives.
+    that differ from what an ordinary read gives, and `Unavailable` without a file.
     """
-    hashed = pieces_of(path)
+    if file is None:
+        raise Unavailable("Suite reading needs a file to read: add --file FILE.")
+    path, hashed = file, pieces_of(file)
     plain = [replace(piece, sha256=None) for piece in hashed]
     ways: dict[str, Callable[[], tuple[float, float]]] = {
         **{f"dd, direct, {n} at once": lambda n=n: measure_dd(path, n) for n in DD_AT_ONCE},
@@ -56,14 +54,14 @@ def measure_reading(path: Path, rounds: int = 5) -> list[ReadRow]:
         "stream, in the page cache, hashed": lambda: measure_warm(path, hashed),
     }
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    for _ in range(rounds):
-        for name, measure in ways.items():
-            found[name].append(measure())
+    for _ in range(runs):
+        for name, way in ways.items():
+            found[name].append(way())
     rows = []
     for name, measured in found.items():
-        speeds, busy = zip(*measured)
-        rows.append(ReadRow(name, median(speeds), max(speeds), median(busy)))
-    return rows
+        (speed, noise), (busy, _) = (spread(values) or (0.0, 0.0) for values in zip(*measured))
+        rows.append(ReadRow(name, speed, noise, busy))
+    return "the hash of every piece, and pages that were in memory or were not", rows
 
 
 def pieces_of(path: Path) -> list[Piece]:
@@ -100,7 +98,7 @@ def measure_cold(
     path: Path, pieces: Sequence[Piece], direct: bool | None = None
 ) -> tuple[float, float]:
     """GB/s and CPU s/GB of a file that is not in the page cache."""
-    evict(path)
+    make_cold(path)
     report, busy = _read(path, pieces, direct)
     if direct is None:  # through the cache, read-ahead makes later blocks warm
         require(report.cached_bytes == 0, f"{report.cached_bytes} bytes of {path} were not cold")
@@ -116,18 +114,14 @@ def measure_warm(path: Path, pieces: Sequence[Piece]) -> tuple[float, float]:
     return report.gb_per_s, busy
 
 
-def evict(path: Path) -> None:
+def make_cold(path: Path) -> None:
     """Takes a file out of the page cache, and makes sure that it is."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-        for _ in range(EVICTIONS):
-            os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
-            if not cached_bytes(number, 0, os.fstat(number).st_size):
-                return
-        raise WrongResult(f"{path} stays in memory; a file on a disk is needed")
-    finally:
-        os.close(number)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    for _ in range(EVICTIONS):
+        if evict([path]) == 0:
+            return
+    raise WrongResult(f"{path} stays in memory; a file on a disk is needed")
 
 
 def _read(
@@ -139,7 +133,7 @@ def _read(
 
 
 def _cpu_s() -> float:
-    """Of this process and those that it has waited for."""
+    """The processor time of this process and of those that it has waited for."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
@@ -147,25 +141,16 @@ def _cpu_s() -> float:
 def reading_table(rows: Sequence[ReadRow]) -> str:
     """Columns for a terminal; the share is that of the best way to use dd."""
     dd = max(row.gb_per_s for row in rows if row.name.startswith("dd"))
-    lines = [f"{'':40}{'GB/s':>8}{'best':>8}{'CPU s/GB':>10}{'of dd':>8}"]
-    for row in rows:
-        measured = f"{row.gb_per_s:8.2f}{row.best_gb_per_s:8.2f}{row.cpu_s_per_gb:10.2f}"
-        lines.append(f"{row.name:40}{measured}{row.gb_per_s / dd:8.0%}")
-    return "\n".join(lines)
+    heads = {"GB/s": ".2f", "+-": ".2f", "CPU s/GB": ".2f", "of dd": ".0%"}
+    lines = [
+        (row.name, row.gb_per_s, row.noise_gb_per_s, row.cpu_s_per_gb, row.gb_per_s / dd)
+        for row in rows
+    ]
+    return columns(heads, lines)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("file", type=Path, metavar="FILE")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N")
-    args = parser.parse_args(argv)
-    try:
-        rows = measure_reading(args.file, args.rounds)
-    except (WrongResult, EngineError, OSError) as error:
-        sys.exit(f"error: {error}")
-    print(reading_table(rows))
-    print(json.dumps({"reading": [asdict(row) for row in rows]}))
+def reading_figures(rows: Sequence[ReadRow]) -> list[Figure]:
+    return [Figure(row.name, row.gb_per_s, "GB/s", row.noise_gb_per_s, "higher") for row in rows]
 
 
-if __name__ == "__main__":
-    main()
+SUITE = Suite(measure_reading, reading_table, reading_figures)

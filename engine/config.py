@@ -4,9 +4,10 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar, get_args
 
 from engine.errors import BadRequest, Unavailable
+from engine.flow import Fit, RecipeName
 
 Word = TypeVar("Word", bound=str)
 
@@ -68,8 +69,8 @@ LIMITS = Limits()
 class Defaults:
     """What one endpoint does where a request says nothing, and what it never exceeds."""
 
-    recipe: Literal["production", "official"] = "production"
-    fit: Literal["crop", "resize"] = "crop"
+    recipe: RecipeName = "production"
+    fit: Fit = "crop"
     video: Path | None = None  # the dance of requests without one
     max_pixels: int | None = None  # of a frame; larger ones are shrunk
     max_frames: int | None = None
@@ -85,8 +86,8 @@ def defaults() -> Defaults:
     if video is not None and not video.is_file():
         raise Unavailable(f"DEFAULT_VIDEO is {video}, where there is no file.")
     return Defaults(
-        recipe=_word("RECIPE", ("production", "official")),
-        fit=_word("FIT", ("crop", "resize")),
+        recipe=_word("RECIPE", get_args(RecipeName)),
+        fit=_word("FIT", get_args(Fit)),
         video=video,
         max_pixels=_cap("MAX_PIXELS", LIMITS.min_side**2),
         max_frames=_cap("MAX_FRAMES", 1),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 Motion = Literal["video", "pose", "joints"]  # a dance, a rendered skeleton video, SMPL joints
 Align = Literal["exact", "official"]  # the best fit, or what the official program's solver finds
+RecipeName = Literal["production", "official"]  # rows of `recipes.RECIPES`; the first is usual
 Fit = Literal["crop", "resize"]  # the picture fills the size asked for, or the clip has its shape
 
 

@@ -1,6 +1,7 @@
 """What may be asked for: recipes, the defaults in production, the one check of a job's settings."""
 
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,7 +11,7 @@ from engine.errors import BadRequest, OutputError
 from engine.flow import Recipe, Settings
 from engine.media.framing import check_size
 
-RECIPES = {
+RECIPES: Mapping[str, Recipe] = {  # by `flow.RecipeName`
     # the released sampling script (docs/reference/denoiser.md 4)
     "official": Recipe(sampler="euler", steps=50, cfg=4.0, shift=5.0),
     # the workflow in production (docs/reference/denoiser.md 4.6): distilled weights, half the

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from engine.errors import BadRequest
-from engine.flow import Align, Fit
+from engine.flow import Align, Fit, RecipeName
 from engine.jobs.fields import flag, glance, is_blank, number, parse_json, shown, text, whole, word
 from engine.jobs.job import Action, Bucket, Delivery
 
@@ -72,7 +72,7 @@ class Fields(_Part):
     joints_base64: Text = None
     prompt: Prompt = None
     negative_prompt: Prompt = None
-    recipe: Annotated[Literal["production", "official"] | None, _ONE_OF] = None
+    recipe: Annotated[RecipeName | None, _ONE_OF] = None
     sampler: Word = None
     steps: Whole = None
     cfg: Number = None

@@ -13,7 +13,7 @@ from typing import get_args
 
 from engine.config import LIMITS, SIZE_MULTIPLE, TRAINED_SIZE, Defaults
 from engine.errors import BadRequest
-from engine.flow import Motion, Recipe, Settings, override
+from engine.flow import Motion, Recipe, RecipeName, Settings, override
 from engine.jobs.body import Fields, read_body
 from engine.jobs.fields import is_blank, parse_json, shown
 from engine.jobs.job import Draft, Given, Job, MediumKind
@@ -36,7 +36,7 @@ _WORKFLOW_NAME = re.compile(r"[\w-]{1,64}", re.ASCII)
 
 # What the endpoints in production do where nothing is said (docs/reference/runpod.md A.2), and the
 # recipe of the released script, whose sizes and rate are those of training and of the motion.
-_SAID_NOWHERE = {
+_SAID_NOWHERE: dict[RecipeName, Settings] = {
     "production": Settings(
         RECIPES["production"],
         prompt=PROMPT,

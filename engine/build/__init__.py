@@ -1,1 +1,1 @@
-"""From a checkpoint to an engine package. Offline: nothing of the worker imports it."""
+"""Turns a checkpoint into an engine package, offline: nothing that serves imports it."""

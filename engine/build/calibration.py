@@ -1,4 +1,4 @@
-"""What the linears of a real clip were given, and which 8-bit rows suit each of them best.
+"""Chooses the 8-bit rows that suit each linear best, from its inputs in a real clip.
 
 `generate --stages DIR` keeps, per input channel of each linear, the largest magnitude and the mean
 square (engine/stage_dump.py). From them `choose` takes INT8 or E4M3 and a smoothing multiplier, for
@@ -50,30 +50,31 @@ from engine.stage_dump import ACTIVATIONS
 from kernels.fp8 import LIMITS, quantize_rows
 
 ALPHAS = (0.25, 0.5, 0.75)
-BOUND = 64.0  # of multipliers, both ways: no channel is trusted to stay as small as it was seen
+BOUND = 64.0  # of multipliers, both ways: a channel may become larger than it was in the clip
 SAMPLED = 512  # rows that stand for a weight: 2.5 million values or more
-WORTHWHILE = 0.97  # of the error, which smoothing must come below; less is within the estimate
-# of a value, root mean square: docs/reference/kernels.md 4 has sqrt(2) times it
+# smoothing must come below this share of the plain error, or it may be a fault of the estimate
+WORTHWHILE = 0.97
+# root mean square for one value: docs/reference/kernels.md 4 has sqrt(2) times it
 E4M3_ERROR = 0.0265
 E4M3_SMALLEST = 2**-9  # subnormal, in units of the row scale
 
 
 @dataclass(frozen=True, slots=True)
 class Channels:
-    """What one linear was given over a whole clip."""
+    """The inputs of one linear over a whole clip."""
 
     absmax: Tensor  # [in] fp32
     mean_square: Tensor  # [in] fp32
 
     def padded(self, width: int) -> "Channels":
-        """With channels that are always zero, up to `width`."""
+        """Adds channels that are always zero, up to `width`."""
         more = width - len(self.absmax)
         return Channels(F.pad(self.absmax, (0, more)), F.pad(self.mean_square, (0, more)))
 
 
 @dataclass(frozen=True, slots=True)
 class Activations:
-    """By name of the linear, as `blocks.0.self_attn.q`; q, k and v of an attention see the same."""
+    """The inputs of all linears, named as `blocks.0.self_attn.q`; those of q, k and v are equal."""
 
     seen: Mapping[str, Channels]
 
@@ -101,6 +102,8 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class FormatChoice:
+    """The format of one linear, and how its input is smoothed."""
+
     dtype: torch.dtype
     smooth: Tensor  # [in] fp32: multiplies the input; the weight's columns are divided by it
     estimates: tuple[Estimate, ...]  # of each allowed format at its best, the chosen one first
@@ -114,9 +117,9 @@ class FormatChoice:
 
 
 def load_activations(folder: Path, config: ModelConfig) -> Activations:
-    """Of a folder that `generate --stages` wrote, for every linear of every block.
+    """Reads the inputs of every linear of every block from a folder that `generate --stages` wrote.
 
-    Raises `BadRequest` if there is none, `BadCheckpoint` if it is damaged or of another model.
+    Raises `BadRequest` if there are none, `BadCheckpoint` if it is damaged or of another model.
     """
     path = folder / ACTIVATIONS
     try:
@@ -151,10 +154,10 @@ def choose(
     default: torch.dtype,
     can_smooth: bool,
 ) -> FormatChoice:
-    """The format with the least expected error for weight [out, in] fp32, finite.
+    """Chooses the format with the least expected error for weight [out, in] fp32, finite.
 
-    Without `seen`: `default`, not smoothed, and nothing is read. Equal errors: `default` too.
-    Needs 200 MB beside the largest weight of SCAIL, and half a second.
+    Without `seen` it is `default`, not smoothed, and nothing is read. Of equal errors `default`
+    wins too. The largest weight of SCAIL takes 200 MB more, and half a second.
     """
     width = weight.shape[1]
     if seen is None:
@@ -193,8 +196,8 @@ def _estimate(
     alpha: float | None,
     m: Tensor,
 ) -> Estimate:
-    """rows [R, in] fp32 of the weight, gain [in] their square sums; peak and power [in] as seen,
-    fp64; m [in] fp32.
+    """Estimates the errors of one format: rows [R, in] fp32 of the weight, gain [in] their square
+    sums; peak and power [in] of the inputs, fp64; multipliers m [in] fp32.
     """
     wide = m.double()
     output = power @ gain
@@ -209,7 +212,7 @@ def _estimate(
 
 
 def _activation_noise(peak: Tensor, power: Tensor, dtype: torch.dtype) -> Tensor:
-    """mean_t d_tj^2 [in] fp64 of channels that are at their `peak` or zero."""
+    """Estimates mean_t d_tj^2 [in] fp64 for channels that are at their `peak` or zero."""
     peaks, order = peak.sort()
     at_peak = torch.where(peak > 0, power / peak.square(), 0.0).clamp(max=1.0)[order]
     larger_absent = (1 - at_peak).flip(0).cumprod(0).flip(0).roll(-1)
@@ -227,7 +230,7 @@ def _activation_noise(peak: Tensor, power: Tensor, dtype: torch.dtype) -> Tensor
 
 
 def _multiplier(power: Tensor, gain: Tensor, alpha: float) -> Tensor:
-    """[in] fp32, its median 1. Channels that were never used keep their size."""
+    """Makes multipliers [in] fp32 with a median of 1. Channels that were never used get 1."""
     live = (power > 0) & (gain > 0)
     log = torch.zeros_like(power)
     log[live] = (1 - alpha) / 2 * gain[live].log() - alpha / 2 * power[live].log()

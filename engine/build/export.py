@@ -1,4 +1,4 @@
-"""A segment of a block -> an ONNX file, the same bytes from the same code.
+"""Writes a segment of a block as an ONNX file, the same bytes from the same code.
 
 For TensorRT-RTX (`DEPLOY`) self attention becomes its own quantised operation, which fails the
 build where there is no kernel for it. Graphs that are known to kill the builder, or to lose their
@@ -67,7 +67,7 @@ def _exported(segment: Segment) -> ModelProto:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """PyTorch warns of its own code, and of torchvision, which nothing here needs."""
+    """Silences PyTorch: it warns of its own code, and of torchvision, which nothing here needs."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -80,7 +80,7 @@ def _quiet() -> Iterator[None]:
 
 
 def quantise_softmax(model: ModelProto) -> None:
-    """Attention of E4M3 values: its softmax too, or nothing of it would run in FP8."""
+    """Quantises the softmax of E4M3 attention too, or nothing of it would run in FP8."""
     from onnx import TensorProto, helper
 
     graph, scale = model.graph, "softmax_scale"
@@ -104,7 +104,7 @@ def quantise_softmax(model: ModelProto) -> None:
 
 
 def _forget_where_it_was_made(model: ModelProto) -> None:
-    """Stack traces with paths, versions, and guesses at shapes that the builder makes again."""
+    """Removes versions, stack traces with paths, and guesses at shapes: the builder has its own."""
     graph = model.graph
     del model.metadata_props[:], graph.metadata_props[:], graph.value_info[:]
     model.producer_name, model.producer_version = "scail-engine", ""
@@ -120,7 +120,7 @@ def _forget_where_it_was_made(model: ModelProto) -> None:
 
 
 def check(graph: GraphProto, name: str) -> None:
-    """Raises `BuildFailed` for a graph that TensorRT-RTX would crash on or silently slow down."""
+    """Refuses a graph that TensorRT-RTX would crash on or silently slow down: `BuildFailed`."""
     constants = {tensor.name for tensor in graph.initializer}
     seen: dict[str, str] = {}  # operand -> the attention it belongs to
     for node in graph.node:

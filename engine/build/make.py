@@ -1,4 +1,4 @@
-"""An order for a package, carried out stage by stage."""
+"""Carries out an order for a package, stage by stage."""
 
 import hashlib
 import json
@@ -47,7 +47,7 @@ PLAN_SECONDS = 300.0  # a plan of the 14B model takes less than a second
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a package is made of."""
+    """The ingredients of a package."""
 
     arch: Arch
     checkpoint: Path
@@ -62,8 +62,8 @@ class Order:
 def make_package(order: Order, out: Path, state: Path) -> Path:
     """Builds `out`/ARCH and returns it. `state` keeps compilers and what can be made again.
 
-    What can be known to be wrong is found before the first weight is read. A build that was stopped
-    goes on when it is ordered again. Raises an `EngineError`.
+    Mistakes in the order are found before the first weight is read. A build that was stopped goes
+    on when it is ordered again. Raises an `EngineError`.
     """
     form, engine = weights_form(order), engine_version()
     checkpoint = Checkpoint(order.checkpoint, loras=[Lora(*lora) for lora in order.loras])
@@ -101,7 +101,7 @@ def make_package(order: Order, out: Path, state: Path) -> Path:
 
 
 def weights_form(order: Order) -> WeightsForm:
-    """Of an order that does not contradict itself; raises `BadRequest` for one that does."""
+    """Chooses the form of the weights. Raises `BadRequest` if the order contradicts itself."""
     strange = set(order.programs) - set(PROGRAMS)
     if strange or "native" not in order.programs:
         raise BadRequest(
@@ -124,9 +124,10 @@ def quantization(order: Order, form: WeightsForm, checkpoint: Checkpoint) -> Qua
 
 
 def write_weights(writer: PackageWriter, job: Quantization) -> list[TensorError]:
-    """All groups in load order; returns how far each tensor is from what it was.
+    """Writes all groups in load order, and returns how far each tensor is from what it was.
 
-    The next groups are made while one is written. PyTorch's own threads would wait for each other.
+    The next groups are made while one is written, each by one thread: PyTorch's own would wait for
+    each other.
     """
     writer.expect(package_bytes(job.weights))
     keep_freed_memory()
@@ -162,7 +163,7 @@ def add_report(writer: PackageWriter, errors: Sequence[TensorError]) -> None:
 def add_tensorrt(
     writer: PackageWriter, order: Order, config: ModelConfig, form: WeightsForm
 ) -> Mapping[str, object]:
-    """Facts of the program, or why there is none."""
+    """Adds the program if it is asked for. Returns its facts, or why there is none."""
     if "tensorrt" not in order.programs:
         reason = unavailable(order.arch, form) or "it was not asked for."
         return {"absent": reason}
@@ -175,7 +176,7 @@ def add_tensorrt(
 
 
 def find_encoder(models: Path) -> Path:
-    """The text encoder, beside which there is a tokenizer. Raises `MissingModel`."""
+    """Finds the text encoder, which needs a tokenizer beside it. Raises `MissingModel`."""
     encoder = find_model(models, TEXT_ENCODER)
     find_tokenizer(encoder, models)
     return encoder
@@ -191,7 +192,7 @@ def add_prompts(
 
 
 def read_prompts(path: Path) -> list[str]:
-    """A prompt a line of a UTF-8 file; empty lines are none. Raises `BadRequest`."""
+    """Reads a prompt from each line of a UTF-8 file that is not empty. Raises `BadRequest`."""
     try:
         prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
@@ -221,7 +222,7 @@ def _sources(checkpoint: Checkpoint, order: Order, state: Path) -> tuple[SourceF
 
 
 def _identity(order: Order, checkpoint: Checkpoint, form: WeightsForm) -> str:
-    """Of all that decides the weights' bytes: a build goes on only where it is the same."""
+    """Digests all that decides the weights' bytes: a build goes on only if it is the same."""
     given = [*checkpoint.files, *(path for path, _ in order.loras)]
     if order.calibration is not None:
         given.append(order.calibration / ACTIVATIONS)

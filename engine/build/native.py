@@ -1,4 +1,4 @@
-"""The kernels that a worker needs, compiled for an architecture and proven."""
+"""Compiles the kernels that a worker needs for an architecture, and proves them."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,8 +18,8 @@ from kernels.spec import BuildError
 def build_native(
     config: ModelConfig, formats_used: Iterable[torch.dtype], arch: Arch, state: Path
 ) -> list[Cubin]:
-    """Raises `BuildFailed` for a model that the kernels' tiles cannot cover, and for a kernel that
-    does not compile or lacks its proof.
+    """Compiles the kernels for a model whose weights have these formats. Raises `BuildFailed` for a
+    model that their tiles cannot cover, and for a kernel that does not compile or lacks its proof.
     """
     if config.dim % FFN_MULTIPLE:
         raise BuildFailed(

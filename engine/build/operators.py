@@ -20,7 +20,7 @@ ONNX_E4M3 = 17  # onnx.TensorProto.FLOAT8E4M3FN
 
 @torch.library.custom_op("scail::to_e4m3", mutates_args=())
 def to_e4m3(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """x / scale rounded to E4M3, times scale, in `dtype`. Saturates."""
+    """Rounds x / scale to E4M3 and multiplies it by scale again, in `dtype`. Saturates."""
     codes = (x.float() / scale).clamp(-E4M3_MAX, E4M3_MAX).to(E4M3)
     return (codes.float() * scale).to(dtype)
 
@@ -32,7 +32,7 @@ def _(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
 
 @torch.library.custom_op("scail::widen", mutates_args=())
 def widen(codes: Tensor, dtype: torch.dtype) -> Tensor:
-    """E4M3 codes as they are, in `dtype`."""
+    """Widens E4M3 codes to `dtype` as they are."""
     return codes.to(dtype)
 
 
@@ -41,9 +41,9 @@ def _(codes: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(codes, dtype=dtype)
 
 
-@torch.library.custom_op("scail::turn", mutates_args=())
+@torch.library.custom_op("scail::rotate", mutates_args=())
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE of the pairs (2j, 2j + 1): x [1, N, S, K], cos and sin [1, S, K / 2]."""
+    """Applies RoPE to the pairs (2j, 2j + 1): x [1, N, S, K], cos and sin [1, S, K / 2]."""
     even, odd = x[..., 0::2], x[..., 1::2]
     cos, sin = cos[:, None], sin[:, None]
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
@@ -56,7 +56,7 @@ def _(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @torch.library.custom_op("scail::attention8", mutates_args=())
 def attention8(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """e4m3(softmax(q k^T)) v. All [1, N, S, K] and of E4M3 values; q holds 1 / sqrt(K)."""
+    """Computes e4m3(softmax(q k^T)) v of E4M3 values [1, N, S, K] each; q holds 1 / sqrt(K)."""
     p = torch.softmax(q.float() @ k.float().mT, dim=-1)
     return to_e4m3(p, SOFTMAX_SCALE, q.dtype) @ v
 
@@ -67,8 +67,9 @@ def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def translations(*, spell_out: bool) -> dict[Callable[..., object], Callable[..., object]]:
-    """For `torch.onnx.export`. `spell_out`: attention as products and a softmax, which onnxruntime
-    can compute; else one operation, which `export` marks for TensorRT-RTX.
+    """Translates the operations for `torch.onnx.export`. With `spell_out` attention becomes
+    products and a softmax, for onnxruntime; else one operation, which `export` marks for
+    TensorRT-RTX.
     """
     op = import_module("onnxscript").opset23  # needed here alone, and its types fit nobody
 
@@ -80,7 +81,7 @@ def translations(*, spell_out: bool) -> dict[Callable[..., object], Callable[...
     def onnx_widen(codes: object, dtype: int) -> object:
         return op.DequantizeLinear(codes, op.Cast(op.Constant(value_float=1.0), to=dtype))
 
-    def onnx_turn(x: object, cos: object, sin: object) -> object:
+    def onnx_rotate(x: object, cos: object, sin: object) -> object:
         return op.RotaryEmbedding(x, cos, sin, interleaved=1)
 
     def onnx_attention8(q: object, k: object, v: object) -> object:
@@ -95,6 +96,6 @@ def translations(*, spell_out: bool) -> dict[Callable[..., object], Callable[...
     return {
         ours.to_e4m3.default: onnx_to_e4m3,
         ours.widen.default: onnx_widen,
-        ours.turn.default: onnx_turn,
+        ours.rotate.default: onnx_rotate,
         ours.attention8.default: onnx_attention8,
     }

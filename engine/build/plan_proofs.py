@@ -1,4 +1,4 @@
-"""What a plan does, read from its builder's log, and what a plan must not do.
+"""Proves what a plan does from its builder's log, and refuses what it must not do.
 
 A plan cannot be opened without a GPU. But the builder prints the layers it planned, with the types
 and the layout of all they read and write, and that shows what otherwise happens in silence: a
@@ -29,6 +29,8 @@ _OPERAND = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Operand:
+    """One tensor that a layer reads or writes."""
+
     name: str
     dims: tuple[int, ...]  # -1 where it depends on the number of tokens
     strides: tuple[int, ...]
@@ -37,6 +39,8 @@ class Operand:
 
 @dataclass(frozen=True, slots=True)
 class PlanLayer:
+    """One layer that the builder planned."""
+
     name: str
     kind: str
     inputs: tuple[Operand, ...]
@@ -53,22 +57,22 @@ class PlanLayer:
 
 @dataclass(frozen=True, slots=True)
 class PlanProof:
-    """What a plan was found to hold."""
+    """The counts of what a plan was found to hold."""
 
     kernels: int
-    products8: int  # in FP8, one a weight
+    products8: int  # in FP8, one for each weight
     attentions8: int  # in FP8
     attentions: int  # others
 
 
 def layer_table(log: str) -> str:
-    """The lines of a builder's log that list the layers; empty where there are none."""
+    """Finds the lines of a builder's log that list the layers; empty if there are none."""
     _, _, table = log.rpartition("Layers:\n")
     return "".join(f"{line}\n" for line in table.splitlines() if line.startswith("Name: "))
 
 
 def read_layers(table: str) -> list[PlanLayer]:
-    """Raises `BuildFailed` for a line that is no layer: another version of the library."""
+    """Reads the layers. Raises `BuildFailed` for a line of another version."""
     layers = []
     for line in table.splitlines():
         if not (found := _LAYER.match(line)):
@@ -95,12 +99,12 @@ def _numbers(text: str) -> tuple[int, ...]:
 def prove(
     plan: str, layers: list[PlanLayer], depths: Mapping[str, int], attentions8: int, attentions: int
 ) -> PlanProof:
-    """Every product is of 8-bit rows with a weight as it lies in memory, and the attentions are
-    fused, so many of them in FP8. `depths`: the weights by name, and the values in a row of each.
+    """Proves that every product is of 8-bit rows with a weight as it lies in memory, and that the
+    attentions are fused, so many of them in FP8. `depths` has the values in a row of each weight.
 
     Raises `BuildFailed` with all that is wrong with `plan`.
     """
-    wrong = [reason for name, depth in depths.items() for reason in _weight(layers, name, depth)]
+    wrong = [reason for name, depth in depths.items() for reason in _faults(layers, name, depth)]
     for layer in layers:
         if layer.kind == PRODUCT and not any(operand.name in depths for operand in layer.inputs):
             wrong.append(f"the product {layer.name} is {layer.dtypes} and reads no weight")
@@ -121,8 +125,8 @@ def prove(
     return PlanProof(kernels, len(depths), attentions8, attentions)
 
 
-def _weight(layers: list[PlanLayer], name: str, depth: int) -> list[str]:
-    """What is wrong with how a weight is used: one product reads it, each row in one piece."""
+def _faults(layers: list[PlanLayer], name: str, depth: int) -> list[str]:
+    """Lists faults in the use of a weight: one product should read it, each row in one piece."""
     reads = [(layer, x) for layer in layers for x in layer.inputs if x.name == name]
     products = [(layer, x) for layer, x in reads if layer.kind == PRODUCT]
     wrong = [

@@ -1,4 +1,4 @@
-"""An ONNX graph -> a TensorRT-RTX plan, in a process of its own: its builder may crash.
+"""Builds a TensorRT-RTX plan from an ONNX graph, in a process of its own: the builder may crash.
 
     python -m engine.build.plan_worker GRAPH.onnx FILE.plan < order.json
 
@@ -28,7 +28,7 @@ class NetworkPort(Protocol):
 
 
 class BuilderLog(trt.ILogger):
-    """Everything, at once: what is buffered dies with the process."""
+    """Writes every message at once: a buffer would die with the process."""
 
     def log(self, severity: Severity, msg: str) -> None:
         sys.stdout.write(f"[{severity.name}] {msg}\n")
@@ -36,7 +36,7 @@ class BuilderLog(trt.ILogger):
 
 
 def build(graph: Path, order: dict) -> tuple[bytes, dict]:
-    """The plan, and facts of it. Ends the process with a sentence where the library refuses."""
+    """Builds the plan, and tells its facts. Ends with a sentence if the library refuses."""
     log = BuilderLog()
     builder = trt.Builder(log)
     typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)

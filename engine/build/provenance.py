@@ -1,4 +1,4 @@
-"""What built a package: versions, the wheels they came in, and the sources of the build itself."""
+"""Records what built a package: versions, their wheels, and the sources of the build itself."""
 
 import hashlib
 import platform
@@ -19,7 +19,7 @@ def engine_version() -> str:
 
 
 def toolchain(kernels: Iterable[Cubin]) -> Mapping[str, str]:
-    """Name -> version."""
+    """Lists the versions of what built a package, by name."""
     found = {"python": platform.python_version()}
     found |= {name: version(name) for name in _installed()}
     found["triton"] = TRITON  # not installed where the kernels were compiled before
@@ -27,8 +27,8 @@ def toolchain(kernels: Iterable[Cubin]) -> Mapping[str, str]:
 
 
 def wheels(kernels: Iterable[Cubin]) -> Mapping[str, str]:
-    """Name -> sha256: of the wheel of a ptxas, which is pinned, and of the RECORD of what is
-    installed, which lists the hashes of a wheel's files.
+    """Lists SHA-256 by name: that of the wheel of a ptxas, which is pinned, and that of the RECORD
+    of what is installed, which holds the hashes of a wheel's files.
     """
     found = {f"{PACKAGE} {RELEASES[name].version}": RELEASES[name].wheel_sha256
              for name in _toolkits(kernels)}  # fmt: skip
@@ -39,7 +39,7 @@ def wheels(kernels: Iterable[Cubin]) -> Mapping[str, str]:
 
 
 def own_sources() -> str:
-    """A digest of the files that decide what the weights of a package look like."""
+    """Digests the files that decide the weights of a package."""
     digest = hashlib.sha256()
     folders, files = ("build", "models"), ("engine/denoise/block.py", "kernels/fp8.py")
     paths = [path for folder in folders for path in (ROOT / "engine" / folder).glob("*.py")]

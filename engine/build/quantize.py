@@ -1,8 +1,8 @@
-"""A checkpoint -> the tensors of a package, a group at a time, in the order a worker needs them.
+"""Makes the tensors of a package from a checkpoint, in groups, in the order a worker needs them.
 
-Linears of the blocks become 8-bit rows, those with one input a single one; all else keeps its
-precision. What can be folded exactly is: LoRAs (by the checkpoint), LayerNorm's weights into a
-modulation, and the smoothing of a linear's input into what makes that input.
+Linears of the blocks become 8-bit rows, those with one input a single matrix; all else keeps its
+precision. Three things are folded exactly: LoRAs (by the checkpoint), LayerNorm's weights into a
+modulation, and the smoothing of a linear's input into the operation that makes that input.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +19,8 @@ from engine.config import ModelConfig
 from engine.denoise.block import LINEARS, BlockFormat
 from kernels.fp8 import quantize_rows
 
-FFN_MULTIPLE = 256  # of the products' tiles; more is filled with zeros, whose GELU is zero
-CONTEXT = ("text", "vision")  # once a clip, the other linears at every step
+FFN_MULTIPLE = 256  # a multiple of all tiles; the rest is filled with zeros, whose GELU is zero
+CONTEXT = ("text", "vision")  # used once a clip; the other linears at every step
 CHUNK_ROWS = 64
 LARGE = 2**20  # values from which a matrix outside the blocks is worth two bytes a value
 
@@ -28,7 +28,7 @@ Made: TypeAlias = tuple[Mapping[str, Tensor], Sequence[TensorError]]
 
 
 class WeightSource(Protocol):
-    """Where weights come from: a `Checkpoint`."""
+    """A source of weights: a `Checkpoint`."""
 
     config: ModelConfig
 
@@ -41,7 +41,7 @@ class WeightSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """What is to be done with which weights."""
+    """The weights to be quantised, and their formats."""
 
     weights: WeightSource
     form: BlockFormat
@@ -49,7 +49,7 @@ class Quantization:
 
     @property
     def allowed(self) -> Sequence[torch.dtype]:
-        """What a calibrated linear may choose from."""
+        """The formats that a calibrated linear may have."""
         return sorted({self.form.down, self.form.others}, key=str)
 
 
@@ -62,7 +62,7 @@ class TensorGroup:
 
 
 def groups(job: Quantization) -> Iterator[TensorGroup]:
-    """All of them in order: embeddings, context of all blocks, the blocks, the head."""
+    """Lists the groups in load order: embeddings, context of all blocks, the blocks, the head."""
     names = sorted(job.weights)
     outside = [name for name in names if not name.startswith("blocks.")]
     head = [name for name in outside if name.startswith("head.")]
@@ -89,8 +89,8 @@ def padded_ffn(config: ModelConfig) -> int:
 
 
 def package_bytes(weights: WeightSource) -> int:
-    """An upper bound for the tensors of a package: one byte a value of the linears, scales and
-    biases, four a value of the rest but for large matrices.
+    """Bounds the bytes of a package's tensors from above: one byte for each value of the linears,
+    their scales and biases, and four for each value of the rest except large matrices.
     """
     total = 0
     for name in weights:
@@ -99,15 +99,12 @@ def package_bytes(weights: WeightSource) -> int:
             total += count * padded_ffn(weights.config) // weights.config.ffn
         else:
             total += (2 if _is_large(weights.shape(name)) else 4) * count
-        total += 8 * 256  # scales' share is below that of the bias, and alignment
+        total += 8 * 256  # for alignment; scales take less than biases are counted for
     return total
 
 
-# --- what a package keeps in high precision
-
-
 def _kept(job: Quantization, name: str) -> Made:
-    """Outside the blocks: convolutions flattened to matrices, tables without leading ones."""
+    """Keeps a tensor outside the blocks: convolutions as matrices, tables without a leading one."""
     weight = _read(job.weights, name)
     flat = weight.flatten(1) if weight.ndim > 2 else weight
     if name == "head.modulation":
@@ -119,8 +116,8 @@ def _kept(job: Quantization, name: str) -> Made:
 
 
 def narrow(weight: Tensor) -> Tensor:
-    """In two bytes a value: BF16 where that loses nothing, as for the checkpoints in use, else
-    FP16, which rounds four times finer than BF16 the FP32 values of a merged LoRA.
+    """Takes two bytes a value: BF16 where that loses nothing, as for the checkpoints in use, else
+    FP16, which rounds the FP32 values of a merged LoRA four times finer than BF16.
     """
     short = weight.bfloat16()
     parts = zip(short.split(CHUNK_ROWS), weight.split(CHUNK_ROWS))
@@ -158,9 +155,6 @@ def _tables(
     return {block + field: tensor for field, tensor in made.items()}, []
 
 
-# --- 8-bit rows
-
-
 def _linear(
     job: Quantization, choices: Callable[[int], Mapping[str, FormatChoice]], n: int, field: str
 ) -> Made:
@@ -181,7 +175,7 @@ def _linear(
 
 
 def _choices(job: Quantization, n: int) -> Mapping[str, FormatChoice]:
-    """For every linear of a block its format, and what its input is multiplied with."""
+    """Chooses the format of every linear of a block, and the multipliers of its input."""
     chosen = {}
     for field, names in LINEARS.items():
         default = job.form.down if field == "down" else job.form.others
@@ -191,14 +185,14 @@ def _choices(job: Quantization, n: int) -> Mapping[str, FormatChoice]:
             continue
         weight = _read_linear(job.weights, n, field, "weight")
         channels = job.seen.channels(f"blocks.{n}.{names[0]}").padded(weight.shape[1])
-        # what comes out of GELU has nothing before it that a factor could be folded into
+        # before the output of GELU there is nothing that a factor could be folded into
         can_smooth = field != "down"
         chosen[field] = choose(weight, channels, job.allowed, default, can_smooth)
     return chosen
 
 
 def _shape(weights: WeightSource, n: int, field: str) -> tuple[int, int]:
-    """Of a linear of the package: [out, in]."""
+    """The shape [out, in] of a linear in the package."""
     shapes = [weights.shape(f"blocks.{n}.{name}.weight") for name in LINEARS[field]]
     out, width = sum(rows for rows, _ in shapes), shapes[0][1]
     ffn = padded_ffn(weights.config)
@@ -206,7 +200,7 @@ def _shape(weights: WeightSource, n: int, field: str) -> tuple[int, int]:
 
 
 def _read_linear(weights: WeightSource, n: int, field: str, kind: str) -> Tensor:
-    """fp32, the parts below each other; what pads the feed forward is zero."""
+    """Reads a linear in fp32, its parts below each other. Zeros pad the feed forward."""
     shape = _shape(weights, n, field)
     out = torch.zeros(shape if kind == "weight" else shape[:1])
     first = 0

@@ -1,4 +1,4 @@
-"""How far the weights of a package are from those of the checkpoint, and where that is unusual.
+"""Measures how far a package's weights are from the checkpoint's, and where that is unusual.
 
 Errors are relative, |W - q s| / |W| with roots of summed squares, and exact: every value is read
 back, for half the time that quantising took. A row's crest is its largest magnitude over its root
@@ -22,12 +22,12 @@ CREST_OUTLIER = 4.0
 ZERO = 1.0001 * TINY  # a row whose values are below is taken as one of zeros
 SHOWN = 8  # outliers in the terminal; the JSON has all
 OUTSIDE = "outside"  # the kind of all that is in no block
-E4M3_IN_HALF = 256.0  # what E4M3's bits are worth more than the same bits in FP16's places
+E4M3_IN_HALF = 256.0  # E4M3's bits are worth so much more than the same bits in FP16's places
 
 
 @dataclass(frozen=True, slots=True)
 class TensorError:
-    """What storing one matrix in fewer bits cost. Rows of zeros have neither error nor crest."""
+    """The errors of one matrix in fewer bits. Rows of zeros have neither error nor crest."""
 
     name: str
     kind: str  # qkv, o, cross_q, cross_o, up, down, text, vision, or OUTSIDE
@@ -45,7 +45,7 @@ class TensorError:
 
 @dataclass(frozen=True, slots=True)
 class Outlier:
-    """A row, and how far it is beyond its class."""
+    """A row that is far beyond its class."""
 
     name: str
     row: int
@@ -61,14 +61,14 @@ class Outlier:
 
 
 def measure(name: str, weight: Tensor, rows: Rows, reason: str = "") -> TensorError:
-    """weight [out, in], any float, is what `rows` were made of: already smoothed, if it was."""
+    """Measures the errors of `rows`, made of weight [out, in], any float, smoothed as it was."""
     limit, shift = LIMITS[rows.q.dtype], 1.0 if rows.q.dtype == torch.int8 else E4M3_IN_HALF
     live = rows.s * limit > ZERO
     return _summary(name, weight, rows.q, rows.s * shift, live * (limit / shift), reason)
 
 
 def measure_cast(name: str, weight: Tensor, stored: Tensor, reason: str = "") -> TensorError:
-    """weight [out, in], any float, and the same in 16 or 32 bits."""
+    """Measures the errors of `stored`, which is weight [out, in], any float, in 16 or 32 bits."""
     unit = weight.abs().amax(dim=1).float()
     return _summary(name, weight, stored, unit.clamp_min(TINY), (unit > ZERO).float(), reason)
 
@@ -76,8 +76,8 @@ def measure_cast(name: str, weight: Tensor, stored: Tensor, reason: str = "") ->
 def _summary(
     name: str, weight: Tensor, stored: Tensor, unit: Tensor, peak: Tensor, reason: str
 ) -> TensorError:
-    """unit [out] fp32: what a row is divided by, so that nothing under- or overflows; peak [out]:
-    the largest magnitude of a row in this unit, 0 for rows of zeros.
+    """Sums the errors up. Each row is divided by its unit [out] fp32, so that nothing under- or
+    overflows; peak [out] is its largest magnitude in this unit, 0 for rows of zeros.
     """
     size, lost = _norms(weight, stored, unit)
     live = (peak > 0) & (size > 0)
@@ -102,7 +102,7 @@ def _summary(
 
 
 def _norms(weight: Tensor, stored: Tensor, unit: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each row and of its error, in its unit: [out], [out]. Codes are in that unit already."""
+    """Computes the norms of rows and of their errors, [out] each, in their units, as codes are."""
     rows, width = weight.shape
     step = max(1, CHUNK // width)
     size, lost = torch.empty(rows), torch.empty(rows)
@@ -124,7 +124,7 @@ def _norms(weight: Tensor, stored: Tensor, unit: Tensor) -> tuple[Tensor, Tensor
 
 
 def _as_half(codes: Tensor) -> Tensor:
-    """E4M3 / E4M3_IN_HALF in FP16, exactly: PyTorch's own conversion is ten times slower.
+    """Makes E4M3 / E4M3_IN_HALF in FP16, exactly: PyTorch's own conversion is ten times slower.
 
     FP16 has one exponent bit more on top: sign and the other seven bits move apart around it.
     """
@@ -136,11 +136,8 @@ def _median(values: Tensor) -> float:
     return float(values.median()) if len(values) else 0.0
 
 
-# --- all tensors together
-
-
 def report(errors: Sequence[TensorError]) -> dict[str, object]:
-    """For `report.json`: a summary of each class, outliers, and every tensor."""
+    """Makes the content of `report.json`: a summary of each class, outliers, and every tensor."""
     return {
         "classes": [
             {
@@ -163,7 +160,7 @@ def report(errors: Sequence[TensorError]) -> dict[str, object]:
 
 
 def find_outliers(errors: Sequence[TensorError]) -> list[Outlier]:
-    """The worst row of a tensor, if it is far beyond its class; the farthest first."""
+    """Finds the tensors whose worst row is far beyond its class, the farthest first."""
     found = []
     for _, members in _classes(errors):
         row = median(one.usual_row for one in members)
@@ -177,7 +174,7 @@ def find_outliers(errors: Sequence[TensorError]) -> list[Outlier]:
 
 
 def lines(errors: Sequence[TensorError]) -> Iterator[str]:
-    """The same for a terminal, 80 columns."""
+    """Writes the report for a terminal of 80 columns."""
     yield f"{'weights':<10}{'format':<15}{'tensors':>8}{'error':>9}{'worst row':>11}{'crest':>8}"
     for (kind, dtype), members in _classes(errors):
         yield (
@@ -195,7 +192,7 @@ def lines(errors: Sequence[TensorError]) -> Iterator[str]:
 def _classes(
     errors: Iterable[TensorError],
 ) -> list[tuple[tuple[str, str], list[TensorError]]]:
-    """By kind and format, in the order in which they come."""
+    """Groups errors by kind and format, in the order in which they come."""
     classes: dict[tuple[str, str], list[TensorError]] = {}
     for one in errors:
         classes.setdefault((one.kind, one.dtype), []).append(one)
@@ -203,6 +200,6 @@ def _classes(
 
 
 def _mean_error(members: Sequence[TensorError]) -> float:
-    """Root mean square over values."""
+    """The root mean square over all values."""
     total = sum(one.values * one.relative**2 for one in members)
     return (total / sum(one.values for one in members)) ** 0.5

@@ -1,14 +1,13 @@
 """The parts of a block that become TensorRT plans: what each is given, computes and returns.
 
     block      one block of the transformer, whole
-    pre, post  the same up to the product q | k | v, and from attention's result on: between them
+    pre, post  a block up to the product q | k | v, and from attention's result on: between them
                goes our own attention, fed by `kernels.rope`
     context    keys and values of text and picture for a block's cross attention, once a clip
 
-The definition is `engine.models.dit.Block` (docs/reference/denoiser.md 3.5). Weights are inputs,
-so a plan
-serves all layers; their names are a package's without `blocks.n.`. One definition is computed with
-three kinds of `Numerics`. What it rounds, and where, is what `engine.denoise.block` does, but for
+The definition is `engine.models.dit.Block` (docs/reference/denoiser.md 3.5). Weights are inputs, so
+a plan serves all layers; their names are a package's without `blocks.n.`. One definition is
+computed with three kinds of `Numerics`. It rounds where `engine.denoise.block` does, except in
 attention: scales of q and k must be constants here, and RMSNorm makes constants do.
 """
 
@@ -40,7 +39,9 @@ K_SCALE = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Numerics:
-    between: torch.dtype  # of what lies between two products
+    """The types that a segment computes in."""
+
+    between: torch.dtype  # of tensors between two products
     quantised: bool  # False: weights come as FP32
 
 
@@ -54,13 +55,13 @@ SegmentTensors: TypeAlias = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class SegmentRecipe:
-    """What a segment computes, and from what."""
+    """The computation of a segment, with the names of its inputs and outputs."""
 
     compute: Callable[[Numerics, SegmentTensors], tuple[Tensor, ...]]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     attentions8: int = 0  # in FP8
-    attentions: int = 0  # others
+    attentions: int = 0  # in another type
 
 
 class Segment(nn.Module):
@@ -94,7 +95,7 @@ def _post(n: Numerics, t: SegmentTensors) -> tuple[Tensor, ...]:
 
 
 def _context(n: Numerics, t: SegmentTensors) -> tuple[Tensor, ...]:
-    """The weight of q's RMSNorm is put into the keys, as `kernels.cross_attention` has it."""
+    """Computes keys, into which the weight of q's RMSNorm is put, and values: see `cross_keys`."""
     made = []
     for name in ("text", "vision"):
         k, v = (part.to(n.between) for part in _linear(n, t, name, t[name], parts=2))
@@ -104,8 +105,8 @@ def _context(n: Numerics, t: SegmentTensors) -> tuple[Tensor, ...]:
 
 
 def _qkv(n: Numerics, t: SegmentTensors, parts: int) -> list[Tensor]:
-    """q | k | v [1, S, 3 D], or one by one: scaled before they are split, the builder would write
-    the product twice.
+    """Computes q | k | v [1, S, 3 D], or each of them, split before they are scaled: otherwise the
+    builder would write the product twice.
     """
     shift, scale, *_ = t["modulation"].unbind(dim=1)
     made = _linear(n, t, "qkv", _modulate(t["x"], shift, scale), parts)
@@ -113,7 +114,7 @@ def _qkv(n: Numerics, t: SegmentTensors, parts: int) -> list[Tensor]:
 
 
 def _attend(n: Numerics, t: SegmentTensors, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Self attention: [1, S, D] each, before RMSNorm and RoPE -> [1, S, D] fp32."""
+    """Computes self attention of q, k, v [1, S, D] before RMSNorm and RoPE -> [1, S, D] fp32."""
     q, k = (
         rotate(_heads(F.rms_norm(x.float(), x.shape[-1:], t[norm], EPS)), t["cos"], t["sin"])
         for x, norm in ((q, "norm_q"), (k, "norm_k"))
@@ -130,7 +131,7 @@ def _attend(n: Numerics, t: SegmentTensors, q: Tensor, k: Tensor, v: Tensor) -> 
 
 
 def _after(n: Numerics, t: SegmentTensors, attention: Tensor) -> tuple[Tensor, ...]:
-    """The block from the output projection of self attention on: the new x."""
+    """Computes the rest of a block, from the output projection of self attention on: the new x."""
     _, _, gate1, shift2, scale2, gate2 = t["modulation"].unbind(dim=1)
     x = t["x"] + gate1 * _linear(n, t, "o", attention)[0]
     rows = _modulate(x, t["norm3_shift"], t["norm3_scale"])
@@ -142,10 +143,10 @@ def _after(n: Numerics, t: SegmentTensors, attention: Tensor) -> tuple[Tensor, .
 
 
 def _cross_attend(n: Numerics, t: SegmentTensors, q: Tensor) -> Tensor:
-    """q [1, S, D] before its RMSNorm, whose weight the keys hold -> [1, S, D]."""
+    """Computes cross attention of q [1, S, D] before its RMSNorm, whose weight the keys hold."""
     q = F.rms_norm(q.float(), q.shape[-1:], None, EPS) * SOFTMAX_FACTOR
-    # Two attentions of one q kill the builder (docs/reference/tensorrt.md 1): one gets 2 q and k /
-    # 2.
+    # Two attentions of one q kill the builder (docs/reference/tensorrt.md 1), so one of them gets
+    # 2 q and k / 2.
     seen = [
         F.scaled_dot_product_attention(
             _heads((q * factor).to(n.between)),
@@ -159,7 +160,7 @@ def _cross_attend(n: Numerics, t: SegmentTensors, q: Tensor) -> Tensor:
 
 
 def _linear(n: Numerics, t: SegmentTensors, name: str, x: Tensor, parts: int = 1) -> list[Tensor]:
-    """x [1, S, in], any float -> [1, S, out / parts] fp32 each."""
+    """Multiplies x [1, S, in], any float, by a weight -> parts [1, S, out / parts] fp32."""
     codes, scales, bias = (t[f"{name}.{field}"] for field in ("q", "s", "bias"))
     if n.quantised:
         x = x.float()
@@ -221,7 +222,7 @@ SEGMENTS: Mapping[str, SegmentRecipe] = {
 
 
 def _ports(config: ModelConfig, numerics: Numerics) -> list[Port]:
-    """All that segments know by name. The residual stream, scales, norms and tables are fp32.
+    """Lists all ports of segments. The residual stream, scales, norms and tables are fp32.
 
     `modulation` is that of the block and the time step together, smoothing applied; `out` is the
     new x; `qkv` and `attention` are what `kernels.rope` takes and self attention returns.

@@ -1,6 +1,6 @@
-"""The TensorRT program of an architecture: ONNX graphs and the plans that are built from them.
+"""Builds the TensorRT program of an architecture: ONNX graphs, and plans from them.
 
-Optional, and experimental: no GPU here can run a plan. The library is asked for only in a process
+It is optional and experimental: no GPU here can run a plan. The library is used only in a process
 of its own (`engine.build.plan_worker`), because its builder crashes on some graphs; nothing of it
 is imported here. One plan of one block serves all layers, weights being its inputs. A plan counts
 as built when its layer table proves that it computes in FP8 (`engine.build.plan_proofs`).
@@ -39,13 +39,13 @@ WORKER = (sys.executable, "-m", "engine.build.plan_worker")
 ERRORS = ("[ERROR]", "[INTERNAL_ERROR]")  # how such lines of the builder's log begin
 TWIN_FILE = "block_fp32.onnx"
 
-
-# Widest model -> tokens of its clips: test models', and the real ones' of 480p to 720p.
+# The widest model of a range, and the tokens of its clips: test models, and the real one's at 480p
+# to 720p.
 RANGES = {512: TokenRange(64, 1024, 16_384), 65_536: TokenRange(12_288, 36_864, 98_304)}
 
 
 def unavailable(arch: Arch, weights_form: str, needs: Sequence[str] = NEEDS) -> str | None:
-    """Why no such program can be built here; None if it can."""
+    """Says why no such program can be built here; None if it can."""
     if arch not in TARGETS:
         known = " and ".join(known.name for known in TARGETS)
         return (
@@ -95,20 +95,14 @@ def build_plan(
     timeout_s: float,
     worker: Sequence[str] = WORKER,
 ) -> tuple[PlanRecord, str]:
-    """A plan of the graph that is in `folder`, proven, and the library's version. Raises as
-    `build_program`.
+    """Builds and proves a plan of the graph in `folder`. Returns its record and the library's
+    version; raises as `build_program` does.
     """
     start = time.perf_counter()
     path = folder / f"{segment.name}.plan"
     name = f"{path.name} for {arch.name}"
-    shapes = {
-        port.name: [port.sized(number) for number in (tokens.least, tokens.usual, tokens.most)]
-        for port in segment.inputs
-        if port.sized(1) != port.shape
-    }
-    text, facts = run_builder(
-        path.with_suffix(".onnx"), path, arch, shapes, timeout_s=timeout_s, worker=worker
-    )
+    graph, shapes = path.with_suffix(".onnx"), _open_shapes(segment, tokens)
+    text, facts = run_builder(graph, path, arch, shapes, timeout_s=timeout_s, worker=worker)
     _check_ports(name, segment, facts)
     if not (table := layer_table(text)):
         raise BuildFailed(
@@ -130,6 +124,15 @@ def build_plan(
     return plan, str(facts["library"])
 
 
+def _open_shapes(segment: Segment, tokens: TokenRange) -> Mapping[str, Sequence[Sequence[int]]]:
+    """The least, usual and largest shape of each input that depends on the number of tokens."""
+    return {
+        port.name: [port.sized(number) for number in (tokens.least, tokens.usual, tokens.most)]
+        for port in segment.inputs
+        if port.sized(1) != port.shape
+    }
+
+
 def run_builder(
     graph: Path,
     plan: Path,
@@ -139,8 +142,8 @@ def run_builder(
     timeout_s: float,
     worker: Sequence[str] = WORKER,
 ) -> tuple[str, Mapping[str, object]]:
-    """Writes a plan of a graph and returns the builder's log and facts. What the builder dies of
-    becomes a `BuildFailed`. `shapes`: least, usual and largest of each input whose size is open.
+    """Writes a plan of a graph and returns the builder's log and facts. If the builder dies, that
+    is a `BuildFailed`. `shapes`: least, usual and largest of each input whose size is open.
     """
     name = f"{plan.name} for {arch.name}"
     order = json.dumps({"target": TARGETS[arch], "shapes": shapes})

@@ -127,7 +127,7 @@ class ContextKeys:
 def context_keys(
     ops: Ops, weights: ContextWeights, text: Tensor, vision: Tensor, repeats: int = 1
 ) -> ContextKeys:
-    """Computes them from text [L, D] and vision [257, D], fp32, embedded as in `dit.Context`.
+    """Computes a block's keys of text [L, D] and vision [257, D], fp32, embedded by `dit.Context`.
 
     The last row of text stands for `repeats` equal ones: padding need not be computed 400 times.
     """

@@ -1,4 +1,4 @@
-"""The interface of all that runs the blocks of an evaluation, and what launches them one by one."""
+"""A block runner: its interface, and the plain one, which launches one kernel after another."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

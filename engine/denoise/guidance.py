@@ -30,7 +30,7 @@ class Denoiser(Protocol):
 
     @property
     def home(self) -> Resident:
-        """Decides if its blocks stay on the device between clips."""
+        """The home of its blocks, which decides if they stay on the device between clips."""
         ...
 
     @property

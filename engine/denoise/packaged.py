@@ -48,8 +48,8 @@ class PackagedDenoiser:
         make_graphs: Callable[[BlockRunner], GraphedBlocks] | None = None,
         make_runner: Callable[[Ops, Sequence[BlockWeights]], BlockRunner] = LaunchedBlocks,
     ) -> None:
-        """`make_runner` makes the program that runs the blocks, and `make_graphs` what records and
-        replays it. Without the second every evaluation is run.
+        """`make_runner` makes the program that runs the blocks, and `make_graphs` one that records
+        and replays it; None: nothing is recorded.
         """
         self.package = weights.package
         self.name = f"the package {self.package.path.name}"

@@ -104,7 +104,7 @@ def blending(parts: Sequence[Sequence[int]], latents: int, windowing: Windowing)
     Weights ramp over the overlap at the edges of a window that are not edges of the clip. Ramps
     never reach 0: a frame that only window edges hold keeps a velocity.
     """
-    # without an overlap it is infinite from the first frame on
+    # without an overlap it is infinite, and all weights are one
     ramp = (torch.arange(windowing.window) + 0.5) / windowing.overlap
     rising = ramp.clamp(max=1)
     weights = torch.zeros(len(parts), latents)

@@ -1,4 +1,4 @@
-"""The GPU of this machine, the package that fits it, and what its driver and cuDNN are too old for.
+"""Finds the GPU of this machine and the package that fits it; refuses old drivers and cuDNN.
 
 The CUDA driver is asked once, without PyTorch and without a context: that takes milliseconds and no
 memory. The memory that is free and the driver's release come from NVML; without NVML both stay

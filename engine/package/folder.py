@@ -225,7 +225,7 @@ def _regular(folder: Path, relative: str) -> os.stat_result:
 
 
 def _is_cached(link: Path) -> bool:
-    """Tells if a link is of a model cache, where `snapshots` are links into the `blobs` beside."""
+    """Tells if a link is one of a model cache, whose `snapshots` link to the `blobs` beside."""
     parents = link.absolute().parents
     home = next((folder.parent for folder in parents if folder.name == "snapshots"), None)
     return home is not None and link.resolve().parent == (home / "blobs").resolve()

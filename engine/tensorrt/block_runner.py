@@ -99,8 +99,8 @@ class PlannedBlocks:
         keys = PlanKeys(given.context[0])
         for weights, seen in zip(self.weights, given.context, strict=True):
             own = block_modulation(weights, given.modulation)
-            stream = {"x": x[None], "out": out[None], "modulation": own[None]}
-            self.run({**stream, **tables, **keys.of(seen), **block_tensors(weights)}, len(x))
+            own_ports = {"x": x[None], "out": out[None], "modulation": own[None]}
+            self.run({**own_ports, **tables, **keys.of(seen), **block_tensors(weights)}, len(x))
             x, out = out, x
         return x[: given.kept]
 
@@ -113,7 +113,7 @@ class PlanKeys:
     """
 
     def __init__(self, first: ContextKeys) -> None:
-        """`first`: those of any block of a clip. Raises `KernelError` for text of other lengths."""
+        """Takes the keys of any block of a clip. Raises `KernelError` for text of other lengths."""
         text, bias = first.text, first.text.bias.tolist()
         real = count_keys(bias)
         repeats = round(2 ** bias[real - 1])

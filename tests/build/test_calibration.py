@@ -1,4 +1,4 @@
-"""What calibration chooses is nearly the best there is: real products are quantised to compare."""
+"""Calibration chooses nearly the best there is: real products are quantised to compare."""
 
 import math
 
@@ -95,7 +95,7 @@ def seen(x):
 
 
 def real_error(x, weight, dtype, smooth):
-    """Of the product of both operands as a worker has them."""
+    """Computes the error of a product of both operands as a worker has them."""
     exact = x @ weight.T
     a, b = quantize_rows(x * smooth, dtype), quantize_rows(weight / smooth, dtype)
     return ((a.dequantize() @ b.dequantize().T - exact).norm() / exact.norm()).item()
@@ -303,7 +303,7 @@ def test_the_largest_weight_needs_little_memory_beside_itself():
 
 @pytest.fixture(scope="module")
 def tensors(tmp_path_factory):
-    """What `generate --stages` keeps of one evaluation of a tiny model."""
+    """Tensors that `generate --stages` keeps of one evaluation of a tiny model."""
     folder = tmp_path_factory.mktemp("stages")
     torch.manual_seed(0)
     model = Scail(TINY, sdpa)

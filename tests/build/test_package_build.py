@@ -25,7 +25,7 @@ from tests.support.permissions import bound_by_modes, shared_folder
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """What an undisturbed build makes."""
+    """The content of a package that an undisturbed build makes."""
     return content(build(tmp_path_factory.mktemp("whole") / "sm89"))
 
 
@@ -63,8 +63,8 @@ def assert_goes_on(folder, whole, made):
 
 
 def in_a_process(work):
-    """How a process that does the work ended, as `Popen` says it, and what `work` returned, or the
-    traceback.
+    """Does the work in a process. Returns how it ended, as `Popen` says it, and the result of
+    `work`, or the traceback.
     """
     read, write = os.pipe()
     child = os.fork()

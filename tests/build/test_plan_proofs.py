@@ -31,7 +31,7 @@ def layer(name, kind, inputs, outputs, tactic="__myelin_CASK_STUB"):
 
 
 def weight(name, depth, rows, dtype="FP8"):
-    """As a product of the builder sees a weight whose rows lie in one piece."""
+    """A weight whose rows lie in one piece, as a product of the builder sees it."""
     return operand(name, [1, depth, rows], dtype, [depth * rows, 1, depth])
 
 

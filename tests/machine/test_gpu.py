@@ -1,4 +1,4 @@
-"""What is found of a GPU, its driver and cuDNN, and what is refused: with a driver of our own."""
+"""A GPU, its driver and cuDNN are found as they are, or refused: with a driver of our own."""
 
 import logging
 import subprocess
@@ -219,12 +219,21 @@ def test_every_image_is_the_one_of_its_package():
 # --- the driver
 
 
+def takes(cuda, floor):
+    try:
+        require_driver(replace(RTX_4090, cuda=cuda), floor)
+    except UnsupportedDriver:
+        return False
+    return True
+
+
 @pytest.mark.parametrize(
     ("cuda", "floor"),
     [((12, 7), (12, 7)), ((12, 8), (12, 7)), ((13, 0), (12, 8)), ((12, 10), (12, 9))],
 )
-def test_a_driver_at_or_above_the_floor_is_taken(cuda, floor):
-    require_driver(replace(RTX_4090, cuda=cuda), floor)
+def test_a_driver_takes_every_floor_up_to_its_own_release(cuda, floor):
+    assert takes(cuda, floor)
+    assert takes(cuda, cuda) and not takes(cuda, (cuda[0], cuda[1] + 1))
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_a_file_that_was_cut_or_is_gone_is_told(package):
 
 
 def test_what_was_verified_once_is_not_hashed_again(package):
-    """It was read and hashed a moment ago; a clip does not wait for 4 GB of hashes each time."""
+    """A clip does not wait each time for 4 GB of hashes of what was read a moment ago."""
     weights = PackageWeights(package, CPU)
     before = weights.read(["blocks.1.s"])["blocks.1.s"].clone()
     damage(package, "blocks.1.s")

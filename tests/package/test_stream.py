@@ -104,7 +104,7 @@ def test_every_piece_arrives_whole_once_and_in_order(file, direct, threads, bloc
     st.integers(1, 60_000),
 )
 def test_pieces_may_lie_anywhere_in_the_file(tmp_path_factory, ranges, threads, block_bytes):
-    """In any order, apart or one over the other."""
+    """They may be in any order, apart or one over the other."""
     path = tmp_path_factory.getbasetemp() / "anywhere.bin"
     data = path.read_bytes() if path.exists() else write(path, 300_000)
     pieces = [Piece(str(n), *place, None) for n, place in enumerate(ranges)]

@@ -27,7 +27,7 @@ CLIPS = 2
 
 @pytest.fixture(scope="module", autouse=True)
 def state():
-    """Where compiled kernels are kept for all tests."""
+    """Keeps compiled kernels in one place for all tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCAIL_STATE", str(STATE))
         yield
@@ -56,7 +56,7 @@ def judged(clips, tasks):
 
 @pytest.fixture(scope="module")
 def exact(model, tasks):
-    """What the exact program makes of every task."""
+    """The clips of the exact program, one for each task."""
     pipeline = load_exact(model.checkpoint, [], model.models, networks(model), settings(None))
     return dances(pipeline, tasks)
 

@@ -120,7 +120,7 @@ def test_every_input_matters(model_file):
 
 
 def test_more_frames_than_the_official_tables_hold_keep_their_places():
-    """21 rows is a table size; nothing in the mathematics ends there."""
+    """The official tables end at 21 frames; nothing in the mathematics ends there."""
     long, short = rope_tables((30, 2, 2), True, CPU), rope_tables((21, 2, 2), True, CPU)
     assert torch.equal(long.cos[: 4 * 22], short.cos[: 4 * 22])  # reference and video
     assert torch.equal(long.sin[4 * 31 :][:21], short.sin[4 * 22 :])  # skeleton

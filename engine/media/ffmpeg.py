@@ -185,7 +185,7 @@ def last_words(messages: IO[bytes]) -> str:
 
 def _bound(process_id: int, cpu_s: int) -> None:
     """Limits a process from outside: a hook after fork is not safe in a program with threads."""
-    with suppress(ProcessLookupError):  # over already
+    with suppress(ProcessLookupError):  # it has ended already
         resource.prlimit(process_id, resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))
         resource.prlimit(process_id, resource.RLIMIT_CPU, (cpu_s, cpu_s + 5))
 

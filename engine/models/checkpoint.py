@@ -140,7 +140,7 @@ class Checkpoint:
         weight = rows.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         if stored.scale is not None:
             weight *= self._scale(stored, rows)
-        for lora in loras if is_finite(weight) else ():  # else it is not the LoRA that is damaged
+        for lora in loras if is_finite(weight) else ():  # else the LoRA would be blamed
             lora.add_to(name, weight)
         return weight
 

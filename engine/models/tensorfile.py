@@ -26,7 +26,7 @@ from engine.errors import BadCheckpoint, MissingModel
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<part>[0-9]{5})-of-(?P<parts>[0-9]{5})\.safetensors")
 _ZIP = b"PK\x03\x04"  # how PyTorch files begin since 1.6
-_OLD_PICKLE = b"\x80"  # and before
+_OLD_PICKLE = b"\x80"  # how they began before
 # torch.load raises these on damaged files; its messages advise to let pickles run code
 _LOAD_ERRORS = (
     RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, TypeError,
@@ -186,7 +186,7 @@ def _head(path: Path) -> bytes:
             raise BadCheckpoint(f"{path} is {what}; a file of tensors is expected.")
         with path.open("rb") as file:
             head = file.read(len(_ZIP))
-    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # the last: a NUL in it
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL in it
         raise MissingModel(f"There is no file {path}.") from error
     except OSError as error:
         raise BadCheckpoint(f"{path} cannot be read: {error.strerror}.") from error

@@ -84,7 +84,7 @@ class VaeDecoder:
         size = latents.shape[2], latents.shape[3]
         stream, self._idle = self._idle, None
         if stream is None or stream.size != size:
-            del stream  # before its successor takes memory
+            del stream  # so that its memory is free for the next one
             stream = _Stream(self, size)
         waiting: Callable[[], Tensor] | None = None
         for number, latent in enumerate(latents.split(1, dim=1)):

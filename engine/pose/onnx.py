@@ -157,7 +157,7 @@ def _providers() -> Sequence[str]:
 
 def _open_file(path: Path, providers: Sequence[str]) -> Session:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors: what is worth knowing is in our own log
+    options.log_severity_level = 3  # errors alone: the rest is in our own log
     # With its own fallback on, onnxruntime may swap a failing GPU for the CPU and only print so.
     return onnxruntime.InferenceSession(
         path, options, providers=list(providers), enable_fallback=False

@@ -231,7 +231,7 @@ def _pairs(costs: Doubles, alone: Sequence[float]) -> list[tuple[int, int]]:
 
     rows, columns = costs.shape
     believed = np.isfinite(costs)
-    refused = 1e6  # dearer than any sum, and kind to the arithmetic, unlike infinity
+    refused = 1e6  # more than any sum of costs, and finite, as the solver needs it
     own = np.full((rows, rows), refused)
     np.fill_diagonal(own, alone)
     table = np.concatenate([np.where(believed, costs, refused), own], axis=1)

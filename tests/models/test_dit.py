@@ -52,7 +52,10 @@ def test_the_transformer_equals_the_reference_program(golden, case, kind):
 
 
 def test_pose_tables_shrink_by_the_cosine_of_half_the_frequency():
-    """Closed form of the 2x2 mean: cos(omega / 2) times the rotation at the middle (3.4)."""
+    """Closed form of the 2x2 mean: cos(omega / 2) times the rotation at the middle.
+
+    Source: docs/reference/denoiser.md 3.4.
+    """
     t, h, w = 3, 4, 6
     rope = rope_tables((t, h, w), True, CPU)
     first = h * w * (1 + t)

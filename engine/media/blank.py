@@ -1,7 +1,7 @@
 """Frames that show nothing: of one colour from edge to edge, as numbers that overflow leave them.
 
 No clip of a person has such a frame. NaN becomes black on its way to 8 bits (`frames_to_u8`), so it
-is found here too. Other programs gave black clips, or static, after a change of their attention
+is found here too. Elsewhere SageAttention gave black clips, and static after a change of it
 (docs/reference/runpod.md A.7); static has many colours and is not found.
 """
 

@@ -1,4 +1,4 @@
-"""How long each stage of a job took; one log line a stage."""
+"""Times the stages of a job and logs one line for each."""
 
 import logging
 import time
@@ -9,7 +9,7 @@ log = logging.getLogger(__name__)
 
 
 class Clock:
-    """`laps` are milliseconds by stage, in the order the stages began."""
+    """A stopwatch: `laps` are milliseconds by stage, in the order in which stages ended."""
 
     def __init__(self) -> None:
         self.laps: dict[str, float] = {}

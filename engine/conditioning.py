@@ -1,7 +1,7 @@
-"""What the transformer is told about a clip: prompt, picture and skeleton as the encoders see them.
+"""Prompt, picture and skeleton of a clip as the encoders see them, for the transformer.
 
-The picture is encoded as one frame, the skeleton at half size (docs/reference/denoiser.md 5,
-encoders.md 4).
+The picture is encoded as one frame, the skeleton at half size.
+Sources: docs/reference/denoiser.md 5, docs/reference/encoders.md 4.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +35,7 @@ class Encoders:
 
 @torch.inference_mode()
 def condition(encoders: Encoders, request: Request, source: Source) -> Conditions:
-    """Runs the encoders; the negative prompt only if the recipe looks at it."""
+    """Runs the encoders; on the negative prompt only if the recipe looks at it."""
     prompts = [request.settings.prompt]
     if request.settings.recipe.cfg != 1:
         prompts.append(request.settings.negative_prompt)

@@ -1,7 +1,7 @@
-"""What can be recomputed, kept on disk: a checksummed file a key, the longest unused dropped first.
+"""A cache on disk for what can be computed again: a checksummed file for each key.
 
-A cache saves time and nothing else: an entry that is damaged, or a folder that cannot be written,
-is logged, and the value is computed again.
+The entries longest unused are dropped first. A cache saves time and nothing else: an entry that is
+damaged, or a folder that cannot be written, is logged, and the value is computed again.
 """
 
 import hashlib
@@ -31,6 +31,7 @@ class DiskCache:
     limit_bytes: int
 
     def read(self, key: str) -> bytes | None:
+        """The value kept under a key; None if there is none or it is damaged."""
         path = self._path(key)
         try:
             data = path.read_bytes()
@@ -48,7 +49,7 @@ class DiskCache:
         return value
 
     def write(self, key: str, value: bytes) -> None:
-        """Keep a value and drop the oldest entries beyond the limit; never all for one."""
+        """Keeps a value, unless it alone exceeds the limit, and drops the oldest beyond it."""
         if _DIGEST_BYTES + len(value) > self.limit_bytes:
             log.warning("%d bytes are too many for the cache %s", len(value), self.folder)
             return
@@ -59,7 +60,7 @@ class DiskCache:
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}{_ENTRY}"
 
     def _trim(self) -> None:
-        """Parts that a killed worker left count too; one being written is too young to go."""
+        """Drops the oldest files, parts that a killed worker left too; one in work is too young."""
         entries: list[tuple[int, int, Path]] = []
         for suffix in (_ENTRY, _PART):
             for path in self.folder.glob(f"*{suffix}"):
@@ -76,7 +77,7 @@ class DiskCache:
 
 
 def remembered_sha256(path: Path, folder: Path) -> str:
-    """Hash of a file, kept in `folder` under its path, size and time of change.
+    """The hash of a file, kept in `folder` under its path, size and time of change.
 
     The text encoder has 11 GB: it is read for this once, not once a process.
     """
@@ -97,7 +98,7 @@ def remembered_sha256(path: Path, folder: Path) -> str:
 
 
 def _keep(path: Path, data: bytes) -> None:
-    """Whole or not at all, whatever other workers write at the same moment."""
+    """Writes a file whole or not at all, whatever other workers write at the same moment."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(dir=path.parent, suffix=_PART, delete=False) as part:

@@ -1,4 +1,4 @@
-"""From a request to its media at the size of the result: picture, skeleton, rate and sound."""
+"""A request -> its media at the size of the result: picture, skeleton, rate and sound."""
 
 from collections.abc import Callable
 
@@ -28,7 +28,10 @@ MotionCapture = Callable[[Request, Tensor, Size], tuple[Tensor, float]]
 
 
 def load_source(request: Request, capture: MotionCapture) -> Source:
-    """Raises `BadMedia` and what `capture` raises, which turns a dance into a skeleton."""
+    """Reads the files of a request and brings them to the size of the clip.
+
+    `capture` turns a dance into a skeleton. Raises `BadMedia` and what `capture` raises.
+    """
     picture = load_image(request.image)
     size = clip_size(request, picture)
     image = crop_image(image_to_network(picture), size)
@@ -55,7 +58,7 @@ def clip_size(request: Request, picture: Tensor) -> Size:
 
 
 def check_source(request: Request) -> None:
-    """Raises `BadMedia` for files that no clip can be made of, before anything is loaded."""
+    """Checks a request's files before anything is loaded. Raises `BadMedia`."""
     clip_size(request, load_image(request.image))
     if request.kind == "joints":
         _joint_count(request, load_joints(request.motion))
@@ -78,7 +81,7 @@ def _draw_joints(request: Request, canvas: Size) -> tuple[Tensor, float]:
 
 
 def _joint_count(request: Request, clip: JointClip) -> int:
-    """Frames to draw: as many as the clip lasts at the rate of the result."""
+    """The number of frames to draw: as many as the clip lasts at the rate of the result."""
     fps = request.settings.fps or clip.fps
     count = max(1, int(len(clip.joints) / clip.fps * fps + 1e-9))
     if (most := request.settings.frames) is not None:

@@ -1,4 +1,4 @@
-"""What `--stages DIR` keeps of a job: skeleton, latents, activations of the linears, timings."""
+"""Stages of a job kept by `--stages DIR`: skeleton, latents, inputs of the linears, timings."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ NAMES = (SKELETON, LATENTS, ACTIVATIONS, TIMINGS)
 
 
 class StageDump:
-    """Writes into a folder, or nothing if there is none. Raises `OutputError`."""
+    """Writes stages into a folder; does nothing without a folder. Raises `OutputError`."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
@@ -43,7 +43,7 @@ class StageDump:
             encode_mp4([source.skeleton], source.fps, self.folder / SKELETON)
 
     def keep_latents(self, conditions: Conditions, latents: Tensor) -> None:
-        """`latents.safetensors`: the finished latents and all that the transformer was told."""
+        """Writes `latents.safetensors`: finished latents and all that the transformer was told."""
         if self.folder is None:
             return
         held = {
@@ -60,8 +60,10 @@ class StageDump:
 
     @contextmanager
     def watch(self, model: nn.Module | None) -> Iterator[None]:
-        """`activations.safetensors`: of what enters each linear, over the whole job and per
-        channel, the largest magnitude and the mean square. A package has no linears to watch.
+        """Writes `activations.safetensors` at the end of the block.
+
+        For each channel that enters a linear it holds the largest magnitude and the mean square
+        over the whole job. A package has no linears to watch.
         """
         if self.folder is None:
             yield
@@ -93,7 +95,7 @@ class StageDump:
             self._keep(TIMINGS, f"{text}\n".encode())
 
     def _keep(self, name: str, data: bytes) -> None:
-        """A whole file or none."""
+        """Writes a whole file or none."""
         assert self.folder is not None
         part = self.folder / f".{name}.part"
         try:

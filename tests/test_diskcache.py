@@ -1,4 +1,4 @@
-"""What is kept on disk: whole entries only, whoever writes, and a bounded folder."""
+"""The cache on disk: whole entries only, whoever writes, and a bounded folder."""
 
 import logging
 import os

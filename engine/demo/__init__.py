@@ -1,1 +1,1 @@
-"""What a newcomer runs first: a drawn dancer, a dance, and weights small enough for any machine."""
+"""The first thing a newcomer runs: a drawn dancer, a dance, weights that any machine can hold."""

@@ -1,4 +1,4 @@
-"""The demo models: which weights they have, how they are asked, and what is to be said of them."""
+"""The demo models: their weights, recipes, sizes and the warnings that go with their clips."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

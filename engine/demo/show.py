@@ -1,4 +1,4 @@
-"""A small clip made large, alone and beside what it was made from.
+"""Makes a small clip large, alone and beside the picture and skeleton that it was made from.
 
 python -m engine.demo.show --image I.png --stages DIR --clip C.mp4 --out LARGE.mp4 --beside B.mp4
 """
@@ -20,7 +20,7 @@ from engine.media.picture import load_image
 from engine.media.video import frame_count, probe_video, read_video
 from engine.stage_dump import SKELETON, TIMINGS
 
-TIMES = 4  # as large
+TIMES = 4  # as high and as wide
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,20 +50,20 @@ def show(image: Path, skeleton: Path, clip: Path, out: Path, beside: Path) -> No
 
 
 def rows(picture: Tensor, skeleton: Path, clip: Path) -> Iterator[Tensor]:
-    """[n, H, 3 W, 3] u8 each, from the picture [1, H, W, 3]."""
+    """Pieces [n, H, 3 W, 3] u8: the picture [1, H, W, 3], the skeleton and the clip in a row."""
     for bones, made in zip(frames(skeleton), frames(clip), strict=True):
         still = picture.expand(len(made), *picture.shape[1:])
         yield torch.cat([still, enlarged(bones), enlarged(made)], dim=2)
 
 
 def frames(video: Path) -> Iterator[Tensor]:
-    """[n, H, W, 3] u8, in pieces of one size whatever the video."""
+    """The frames of a video [n, H, W, 3] u8, in pieces that are cut alike for every video."""
     info = probe_video(video)
     yield from read_video(info, None, frame_count(info, None, None))
 
 
 def enlarged(clip: Tensor) -> Tensor:
-    """[n, H, W, 3] u8 -> as many, `TIMES` as high and wide, smooth."""
+    """Frames [n, H, W, 3] u8 -> the same, smoothly made `TIMES` as high and wide."""
     wide = clip.permute(0, 3, 1, 2).float()
     large = F.interpolate(wide, scale_factor=TIMES, mode="bicubic", align_corners=False)
     return large.round().clamp(0, 255).byte().permute(0, 2, 3, 1)

@@ -2,7 +2,7 @@
 
 Files of clips hold joints, the driving and the reference 2D points, what became of them, and the
 pictures drawn. Files of fits hold problems `00_p3`, `00_p2`, ... and where the official minimiser
-stopped. (docs/reference/pose.md 5.2, 9)
+stopped. Source: docs/reference/pose.md 5.2 and 9.
 
 Where that minimiser (scipy's L-BFGS-B) stops depends on the processor: it follows finite
 differences, so the last bits of the cost decide when a step is too small to go on. On most problems
@@ -197,7 +197,7 @@ def _written(
 
 
 def _outside(alignment: Alignment) -> float:
-    """How far m and s lie outside their bounds."""
+    """The distance of m or s from their bounds, whichever is larger; 0 inside of them."""
     pairs = ((alignment.m, M_RANGE), (alignment.s, S_RANGE))
     return max(max(low - value, value - high, 0.0) for value, (low, high) in pairs)
 

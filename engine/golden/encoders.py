@@ -28,7 +28,7 @@ GoldenTensors = Mapping[str, Tensor]
 
 
 def recognises(names: frozenset[str], metadata: Mapping[str, str]) -> bool:
-    """`metadata` carries nothing that the names do not tell."""
+    """True for files of these encoders; the names alone tell."""
     return _is_text(names) or _is_vision(names) or {"rule", "cases"} <= names
 
 
@@ -62,7 +62,7 @@ def _is_vision(names: frozenset[str]) -> bool:
 
 
 def _heads(path: Path) -> int:
-    """The one figure that the weights do not tell."""
+    """The number of heads, which the weights do not tell."""
     with safe_open(path, "pt") as file:
         config = json.loads((file.metadata() or {}).get("config", "{}"))
     heads = config.get("vision_heads") if isinstance(config, dict) else None
@@ -79,7 +79,7 @@ def _cases(file: str, tensors: GoldenTensors, suffix: str) -> list[str]:
 
 
 def _text(file: str, tensors: GoldenTensors, encoder: TextEncoder) -> Iterator[Check]:
-    """`raw` counts where the mask is one: only the real tokens are ever computed."""
+    """Compares `raw` where the mask is one, as only the real tokens are ever computed."""
     for case in _cases(file, tensors, ".ids"):
         ids, mask = tensors[f"{case}.ids"], tensors[f"{case}.mask"].bool()  # [B, L]
         wanted = tensors[f"{case}.embedding"]

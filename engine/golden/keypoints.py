@@ -189,7 +189,7 @@ def _vitpose_pose(path: Path, data: Arrays) -> Iterator[Check]:
         found = vitpose.keypoints(body20, points, height, width)
         subset = np.where(found.visible, np.arange(18), -1)
         yield compare(f"{name} subset", subset, want["subset"], _EXACT)
-        # The data has right before left where it says so; ours is left before right.
+        # The data says where it has right hands before left; here left comes before right.
         order = -1 if np.all(data["swap_hands"]) else 1
         scores = np.stack([points[91:112, 2], points[112:133, 2]])[::order]
         got = {"candidate": found.body, "faces": found.faces, "hands": found.hands[0][::order]}
@@ -202,7 +202,7 @@ _VITPOSE_FRAME = (
     *("center", "scale", "argmax", "loc", "kp", "body20", "candidate", "subset"),
     *("faces", "hands", "hand_score", "face_score"),
 )
-# What a file must hold to be of a layout; a name that begins with "_" is one case's.
+# The names that a file of each layout must hold; one that begins with "_" ends a case's name.
 _LAYOUTS: dict[frozenset[str], Reader] = {
     frozenset({"lb_hw", "lb_new_hw", "lb_r", "cases", "_raw", "_dets"}): _yolox,
     frozenset({"img_hwk", "boxes", "matrix", "crop0", "crop_val", "input_val"}): _dwpose_crop,
@@ -228,7 +228,7 @@ def _keys(data: Arrays, case: str) -> list[str]:
 
 
 def _picture(data: Arrays, image: str) -> NDArray[np.uint8]:
-    """A pattern on a coarse base: see the README's rules."""
+    """Rebuilds a picture, a pattern on a coarse base, by the rules of the data's README."""
     height, width, cell = (int(value) for value in data[f"{image}_hwk"])
     y, x, c = np.ogrid[:height, :width, :3]
     base = data[f"{image}_base"].astype(np.int64)[y // cell, x // cell, c]
@@ -300,7 +300,7 @@ def _heat_maps(data: Arrays) -> Iterator[Floats]:
 
 
 def _levels(name: str, got: NDArray, want: NDArray, most: float, mean: float) -> Iterator[Check]:
-    """8-bit values: the largest and the mean difference."""
+    """Checks the largest and the mean difference of 8-bit values."""
     yield compare(name, got, want, most)
     if got.shape == want.shape:
         away = np.abs(got.astype(np.float64) - want)
@@ -308,7 +308,7 @@ def _levels(name: str, got: NDArray, want: NDArray, most: float, mean: float) ->
 
 
 def _objects(name: str, got: NDArray, want: NDArray, pixels: float) -> Iterator[Check]:
-    """Rows of box, score and class: order and class exact."""
+    """Checks rows of box, score and class, whose order and class must be exact."""
     yield compare(name, got[:, :4], want[:, :4], pixels)
     yield compare(f"{name} score", got[:, 4], want[:, 4], _SCORE)
     yield compare(f"{name} class", got[:, 5], want[:, 5], _EXACT)

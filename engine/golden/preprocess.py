@@ -26,7 +26,7 @@ def recognises(names: frozenset[str], metadata: Mapping[str, str]) -> bool:
 
 
 def checks(path: Path) -> Iterator[Check]:
-    """All exact: there is one right answer, to the bit."""
+    """Compares to the bit, since there is one right answer."""
     file = TensorFile(path)
     base, _ = json.JSONDecoder().raw_decode(file.metadata["base_size"])  # "[64,112] stands for …"
     for case, missing in sorted(_cases(frozenset(file)).items()):
@@ -41,7 +41,7 @@ def checks(path: Path) -> Iterator[Check]:
 
 
 def _recompute(pictures: Tensor, frames: Tensor, base: Size) -> dict[str, Tensor]:
-    """pictures [n, 3, h, w] u8, frames [F, 3, h, w] u8."""
+    """Computes the results for pictures [n, 3, h, w] u8 and frames [F, 3, h, w] u8."""
     size = target_size(pictures.shape[2], pictures.shape[3], base)
     cropped = [crop_image(image_to_network(one.permute(1, 2, 0)), size) for one in pictures]
     skeleton = crop_frames(frames.permute(0, 2, 3, 1), size)

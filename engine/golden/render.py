@@ -1,9 +1,9 @@
-"""Golden data of the capsule renderer and the 2D overlay, with the limits of
-docs/reference/pose.md 9.
+"""Golden data of the capsule renderer and of the 2D overlay.
 
 Files hold capsules and the frames drawn from them, most also the joints the capsules came from,
 some the 2D points and the frames with the overlay. Of equally near bones the official program
-shows either, as rounding falls, so frames are compared by measures and not pixel by pixel.
+shows either, as rounding falls, so frames are compared by measures and not pixel by pixel; the
+limits are those of docs/reference/pose.md 9.
 """
 
 from collections.abc import Iterator, Mapping
@@ -48,7 +48,7 @@ def checks(path: Path) -> Iterator[Check]:
 
 
 def frame_checks(name: str, got: NDArray[np.uint8], want: NDArray[np.uint8]) -> Iterator[Check]:
-    """The measures of one clip [T, H, W, 4] without overlay."""
+    """Compares one clip [T, H, W, 4] without overlay by its measures."""
     if got.shape != want.shape:
         yield Check(f"{name}: shape {got.shape}, not {want.shape}", None, None, False)
         return

@@ -30,7 +30,7 @@ def recognises(names: frozenset[str], metadata: Mapping[str, str]) -> bool:
 
 
 def checks(path: Path) -> Iterator[Check]:
-    """Raises `BadCheckpoint` for a file that cannot be read."""
+    """Checks each case. Raises `BadCheckpoint` for a file that cannot be read."""
     return _windows(path) if path.suffix == ".json" else _solvers(path)
 
 

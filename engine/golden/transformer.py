@@ -51,7 +51,7 @@ def supports(names: frozenset[str], metadata: Metadata) -> bool:
 
 @torch.inference_mode()
 def checks(path: Path) -> Iterator[Check]:
-    """Raises `BadCheckpoint` or `MissingModel` if the weights are damaged or incomplete."""
+    """Checks a case. Raises `BadCheckpoint` or `MissingModel` for bad or incomplete weights."""
     wanted, metadata = _read(path)
     weights, others = _beside(path, metadata)
     inputs = wanted if "in.x" in wanted or not others else _read(others[0])[0]
@@ -94,7 +94,7 @@ def _beside(path: Path, metadata: Metadata) -> tuple[list[Path], list[Path]]:
 
 
 def _header(path: Path) -> tuple[frozenset[str], Metadata]:
-    """Nothing for a file that cannot be read: it is reported on its own."""
+    """Names and metadata; none for a file that cannot be read, which is reported on its own."""
     if not path.is_file():
         return frozenset(), {}
     try:
@@ -105,7 +105,7 @@ def _header(path: Path) -> tuple[frozenset[str], Metadata]:
 
 
 def _parsed(metadata: Metadata, key: str) -> object:
-    """Equal JSON may be written differently; what is no JSON is compared as text."""
+    """The value for comparing, as equal JSON may be written differently; no JSON stays text."""
     text = metadata.get(key, "null")
     try:
         return json.loads(text)
@@ -121,8 +121,8 @@ def _fields(metadata: Metadata, key: str) -> Mapping[str, object]:
 def _choose(files: Sequence[Path], metadata: Metadata) -> tuple[Checkpoint, str | None]:
     """The weights of a case, and their name where more than one set has its config.
 
-    The name decides: that of `weights_A` ends in the case's `cfg`. What comes out plays no part, so
-    a check does not try until it passes. Parts that their names do not join are opened together.
+    The name decides: that of `weights_A` ends in the case's `cfg`. Results play no part, so a check
+    does not try until it passes. Parts whose names do not join them are opened together.
     """
     layers = _fields(metadata, "config").get("num_layers")
     layers = layers if isinstance(layers, int) else None
@@ -145,7 +145,7 @@ def _choose(files: Sequence[Path], metadata: Metadata) -> tuple[Checkpoint, str 
 
 
 def _opened(parts: Sequence[Path], layers: int | None) -> Checkpoint | None:
-    """None if these are not all weights of a model."""
+    """The checkpoint in these files, or None if they are not all weights of a model."""
     try:
         return Checkpoint(*parts, layers=layers)
     except (BadCheckpoint, MissingModel):

@@ -46,6 +46,6 @@ def checks(path: Path) -> Iterator[Check]:
 
 
 def _decode_raw(vae: Vae, latents: Tensor) -> Tensor:
-    """One latent a step, so that the two results of a case are cut differently."""
+    """Decodes one latent a step, so that the two results of a case are cut differently."""
     history: History = {}
     return torch.cat([vae.decode_step(z, history) for z in latents.split(1, dim=1)], dim=1)

@@ -1,4 +1,4 @@
-"""Recomputes every golden file below a folder. Files are known by what is in them, not by name."""
+"""Recomputes every golden file below a folder. Files are known by their content, not by name."""
 
 import json
 import os
@@ -39,7 +39,7 @@ KINDS: tuple[ModuleType, ...] = (
     keypoints,
 )
 
-# what data of any content can make the readers, NumPy, OpenCV and PyTorch raise
+# the errors that readers, NumPy, OpenCV and PyTorch can raise for data of any content
 DAMAGE = (
     EngineError,
     SafetensorError,
@@ -60,7 +60,7 @@ DAMAGE = (
 
 
 def recompute(folder: Path) -> Iterator[Check]:
-    """One check per case and tensor; a file that cannot be read or recomputed is a failed one.
+    """Yields one check a case and tensor; a file that cannot be recomputed is a failed one.
 
     Raises `BadMedia` if the folder cannot be read or there is no golden data at all.
     """

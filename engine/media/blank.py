@@ -1,7 +1,8 @@
 """Frames that show nothing: of one colour from edge to edge, as numbers that overflow leave them.
 
-No clip of a person has such a frame. NaN becomes black on its way to 8 bits (`frames_to_u8`), so
-this sees it too; other kernels and drivers have given grey ones (docs/reference/runpod.md A.7).
+No clip of a person has such a frame. NaN becomes black on its way to 8 bits (`frames_to_u8`), so it
+is found here too. Elsewhere SageAttention gave black clips, and static after a change of it
+(docs/reference/runpod.md A.7); static has many colours and is not found.
 """
 
 from collections.abc import Iterable, Iterator
@@ -30,7 +31,7 @@ def refuse_blank(chunks: Iterable[Tensor]) -> Iterator[Tensor]:
 
 
 def is_blank(frame: Tensor) -> bool:
-    """Whether no channel of a frame [H, W, 3] u8 varies by more than `SPREAD`."""
+    """True if no channel of a frame [H, W, 3] u8 varies by more than `SPREAD`."""
     return _is_flat(frame[::_STEP, ::_STEP]) and _is_flat(frame)
 
 

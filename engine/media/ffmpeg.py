@@ -44,9 +44,9 @@ _MESSAGE_BYTES = 16_384
 _LISTING_BYTES = 16 * 2**20  # some 250 000 packets: an hour of picture and sound
 # HEVC of 4096x4096 in 10 bits takes 1.9 GiB with 16 threads, and each further one 8 MiB of stack.
 _MEMORY_BYTES = 6 * 2**30
-_SIGNALLED = 255  # its status after a signal; of us it gets none but that of the limit below
+_SIGNALLED = 255  # its status after a signal; from us it gets only that of the limit below
 _CPU_S = 1800  # 2000 frames of the largest size, of all cores together
-# ffmpeg's own follow-ups to a message that said what happened
+# messages with which ffmpeg follows up the one that said what happened
 _FOLLOW_UP = re.compile(
     r"Error (opening|parsing|processing packet)|Task finished|Terminating thread|Last message rep"
     r"|Conversion failed|Failed to set value|To ignore this|Nothing was written|Could not open enc"
@@ -55,7 +55,7 @@ _FOLLOW_UP = re.compile(
 
 
 class FfmpegFailed(EngineError):
-    """ffmpeg stopped by itself. `reason` is its last line that says something."""
+    """Says that ffmpeg stopped by itself; `reason` is the last message that tells why."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -64,7 +64,7 @@ class FfmpegFailed(EngineError):
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """Times in seconds."""
+    """A packet of a stream; times are in seconds."""
 
     start: Fraction
     length: Fraction
@@ -72,7 +72,7 @@ class Packet:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """What `framecrc` tells of one stream, its packets in the order they are shown."""
+    """One stream as `framecrc` lists it, its packets in the order in which they are shown."""
 
     media: str  # "video" or "audio"
     codec: str
@@ -92,7 +92,7 @@ class Ffmpeg:
     messages: IO[bytes]
 
     def finish(self) -> str:
-        """Wait for the end; the last message, or nothing. Raises `FfmpegFailed`."""
+        """Waits for the end and returns the last message or nothing. Raises `FfmpegFailed`."""
         if self.process.stdin is not None:
             self.process.stdin.close()
         code = self.process.wait()
@@ -104,13 +104,13 @@ class Ffmpeg:
 
 
 def file_url(path: Path) -> str:
-    """Names a file even if the name looks like an option, a pattern or an address."""
+    """A name of the file that ffmpeg never takes for an option, a pattern or an address."""
     return f"file:{path.absolute()}"
 
 
 @contextmanager
 def ffmpeg(arguments: Sequence[str], feed: bool = False, cpu_s: int = _CPU_S) -> Iterator[Ffmpeg]:
-    """Start ffmpeg; its output is on `process.stdout`, or its input on `process.stdin` if `feed`.
+    """Starts ffmpeg; its output is on `process.stdout`, or its input on `process.stdin` if `feed`.
 
     The process never outlives the block. It is bounded unless all it reads is what we feed it.
     """
@@ -138,9 +138,9 @@ def ffmpeg(arguments: Sequence[str], feed: bool = False, cpu_s: int = _CPU_S) ->
 
 
 def list_streams(arguments: Sequence[str], timeout_s: float) -> tuple[list[Stream], str]:
-    """Run ffmpeg with `framecrc` output: the streams, and the last message if one was given.
+    """Runs ffmpeg with `framecrc` output: the streams, and the last message if there is one.
 
-    `timeout_s` is of waiting and, apart from that, of processor time. Raises `FfmpegFailed`.
+    `timeout_s` limits the waiting and, separately, the processor time. Raises `FfmpegFailed`.
     """
     listing = bytearray()
     command = [STRICT, *arguments, "-flush_packets", "0", "-f", "framecrc", "pipe:1"]
@@ -155,8 +155,10 @@ def list_streams(arguments: Sequence[str], timeout_s: float) -> tuple[list[Strea
 
 
 def read_into(process: subprocess.Popen[bytes], view: memoryview, timeout_s: float) -> int:
-    """Fill `view` from the process's output; fewer bytes only at its end. Raises `FfmpegFailed`
-    if nothing comes for `timeout_s`."""
+    """Fills `view` from the process's output and returns the bytes filled: fewer only at its end.
+
+    Raises `FfmpegFailed` if nothing comes for `timeout_s`.
+    """
     assert process.stdout is not None
     ready, filled = select.poll(), 0  # `select.select` knows no descriptor above 1023
     ready.register(process.stdout, select.POLLIN)
@@ -182,8 +184,8 @@ def last_words(messages: IO[bytes]) -> str:
 
 
 def _bound(process_id: int, cpu_s: int) -> None:
-    """From outside: code between fork and exec is not safe in a program with threads."""
-    with suppress(ProcessLookupError):  # over already
+    """Limits a process from outside: a hook after fork is not safe in a program with threads."""
+    with suppress(ProcessLookupError):  # it has ended already
         resource.prlimit(process_id, resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))
         resource.prlimit(process_id, resource.RLIMIT_CPU, (cpu_s, cpu_s + 5))
 

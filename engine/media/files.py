@@ -1,4 +1,4 @@
-"""What a media file from outside must be before anybody opens it."""
+"""Checks of a media file from outside, made before anybody opens it."""
 
 import os
 from pathlib import Path
@@ -23,7 +23,7 @@ HEAD_BYTES = 32  # what `sniff` looks at
 
 
 def check_file(path: Path, what: str, max_bytes: int) -> None:
-    """Raise `BadMedia` unless `path` is an ordinary file with something in it, and not too much."""
+    """Raises `BadMedia` unless `path` is an ordinary file that is neither empty nor too large."""
     try:
         if path.is_dir():
             raise BadMedia(f"{path.name} is a folder; a {what} file is expected.")
@@ -52,7 +52,7 @@ def sniff(head: bytes) -> str | None:
         if brand in (b"heic", b"heix", b"mif1", b"msf1"):
             return "heic"
         return "avif" if brand in (b"avif", b"avis") else "mov" if brand == b"qt  " else "mp4"
-    if head[4:8] in (b"moov", b"mdat", b"wide"):  # before files said what they are
+    if head[4:8] in (b"moov", b"mdat", b"wide"):  # older files, which do not say what they are
         return "mov"
     if head[:4] == b"RIFF":
         return {b"WEBP": "webp", b"AVI ": "avi"}.get(head[8:12])
@@ -62,7 +62,7 @@ def sniff(head: bytes) -> str | None:
 
 
 def content_kind(path: Path) -> str | None:
-    """ "video" or "HEIC picture" where the first bytes say so, whatever the name says."""
+    """The kind that the first bytes tell, such as "video" or "HEIC picture"; None if unknown."""
     try:
         with path.open("rb") as file:
             suffix = sniff(file.read(HEAD_BYTES))

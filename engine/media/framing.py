@@ -1,8 +1,8 @@
-"""From pictures and frames of any size to the sizes and values of the network, and back.
+"""Pictures and frames of any size -> the sizes and values of the network, and back.
 
-docs/reference/denoiser.md 5.3 to 5.6 and 5.10, exactly: the size follows the picture's
-orientation, both
-inputs are resized to cover it and cropped at the centre, each by its own aspect ratio.
+The size follows the picture's orientation; picture and motion are resized to cover it and cropped
+at the centre, each by its own aspect ratio. This is exactly docs/reference/denoiser.md 5.3 to 5.6
+and 5.10.
 """
 
 import logging
@@ -34,7 +34,7 @@ def target_size(height: int, width: int, base: Size = TRAINED_SIZE) -> Size:
 
 
 def check_size(height: int, width: int, limits: Limits = LIMITS) -> Size:
-    """The size a user asked for, as it is. Raises `BadRequest` where no clip can have it."""
+    """Returns the size that a user asked for. Raises `BadRequest` where no clip can have it."""
     for name, side in (("height", height), ("width", width)):
         nearest = SIZE_MULTIPLE * max(1, (side + SIZE_MULTIPLE // 2) // SIZE_MULTIPLE)
         nearest = min(max(nearest, limits.min_side), limits.max_side)
@@ -54,10 +54,9 @@ def check_size(height: int, width: int, limits: Limits = LIMITS) -> Size:
 def fitted_size(height: int, width: int, box: Size) -> Size:
     """The size of a clip in `box` that has the shape of a picture, as far as sizes allow.
 
-    That of the ComfyUI endpoints' "resize" (docs/reference/runpod.md A.5): the largest that fits,
-    rounded,
-    then each side floored to a multiple. Raises `BadMedia` for a picture so long that a side of
-    the clip would be too short.
+    It is that of the ComfyUI endpoints' "resize" (docs/reference/runpod.md A.5): the largest that
+    fits, rounded, then each side floored to a multiple. Raises `BadMedia` for a picture so long
+    that a side of the clip would be too short.
     """
     ratio = min(box[0] / height, box[1] / width)
     tall, wide = (round(side * ratio) // SIZE_MULTIPLE * SIZE_MULTIPLE for side in (height, width))
@@ -72,7 +71,7 @@ def fitted_size(height: int, width: int, box: Size) -> Size:
 def trim_to_whole_latents(count: int) -> int:
     """The most frames, at most `count`, that fill whole latent frames: 4k + 1.
 
-    The network drops the rest in any case (docs/reference/encoders.md 1.3); here it is said.
+    The network drops the rest in any case (docs/reference/encoders.md 1.3); here the log says so.
     """
     if count < 1:
         raise BadMedia(f"The motion has {count} frames; at least one is needed.")
@@ -89,9 +88,10 @@ def image_to_network(image: Tensor) -> Tensor:
 
 
 def crop_image(image: Tensor, size: Size) -> Tensor:
-    """Cover `size` and crop at the centre: [3, h, w] fp32 -> [3, H, W] fp32.
+    """Covers `size` and crops at the centre: [3, h, w] fp32 -> [3, H, W] fp32.
 
-    Not clamped: bicubic overshoot at edges reaches the network, as in training (spec 5.5).
+    Bicubic overshoot at edges is not clamped and reaches the network, as in training
+    (docs/reference/denoiser.md 5.5).
     """
     if image.shape[1:] == size:
         return image
@@ -99,9 +99,9 @@ def crop_image(image: Tensor, size: Size) -> Tensor:
 
 
 def crop_frames(frames: Tensor, size: Size) -> Tensor:
-    """Cover `size` and crop at the centre: [n, h, w, 3] u8 -> [n, H, W, 3] u8.
+    """Covers `size` and crops at the centre: [n, h, w, 3] u8 -> [n, H, W, 3] u8.
 
-    Resized in fp32, clamped, rounded (spec 5.5), some frames at a time.
+    Some frames at a time are resized in fp32, clamped, rounded (docs/reference/denoiser.md 5.5).
     """
     count, height, width, _ = frames.shape
     if (height, width) == size:
@@ -134,9 +134,10 @@ def crop_clip(chunks: Iterable[Tensor], count: int, size: Size) -> Tensor:
 
 
 def skeleton_to_network(frames: Tensor) -> Tensor:
-    """[n, H, W, 3] u8 -> [3, n, H/2, W/2] fp32 in -1..1, each pixel the mean of 2x2 (spec 5.6).
+    """[n, H, W, 3] u8 -> [3, n, H/2, W/2] fp32 in -1..1, each pixel the mean of 2x2.
 
-    A clip may be converted in any chunks: frames do not depend on each other.
+    A clip may be converted in any chunks: frames do not depend on each other. Source:
+    docs/reference/denoiser.md 5.6.
     """
     values = (frames.permute(3, 0, 1, 2).contiguous().float() - 127.5) / 127.5
     # Not avg_pool2d: it adds in another order, which shows in the last bit.
@@ -144,14 +145,20 @@ def skeleton_to_network(frames: Tensor) -> Tensor:
 
 
 def frames_to_u8(frames: Tensor) -> Tensor:
-    """[3, n, H, W] in about -1..1 -> [n, H, W, 3] u8, truncated as officially (spec 5.10)."""
+    """[3, n, H, W] in about -1..1 -> [n, H, W, 3] u8, truncated as officially.
+
+    Source: docs/reference/denoiser.md 5.10.
+    """
     shares = (frames.float().clamp(-1, 1) + 1) / 2
     return (shares * 255).to(torch.uint8).permute(1, 2, 3, 0).contiguous()
 
 
 def _covering_size(height: int, width: int, size: Size) -> Size:
-    """The size after the resize and before the crop. Integers are multiplied before the division:
-    int(w * (H / h)) differs for some sizes (docs/reference/denoiser.md 10)."""
+    """The size after the resize and before the crop.
+
+    Integers are multiplied before the division: int(w * (H / h)) differs for some sizes
+    (docs/reference/denoiser.md 10).
+    """
     tall, wide = size
     if width / height > wide / tall:
         covered = tall, int((width * tall) / height)

@@ -59,7 +59,7 @@ def encode_mp4(
     comment: str | None = None,
     crf: int = 19,
 ) -> int:
-    """Write `frames`, chunks [n, H, W, 3] u8 with even H and W, and return how many there were.
+    """Writes `frames`, chunks [n, H, W, 3] u8 with even H and W, and returns their number.
 
     `audio`: a file whose first sound track, if it has one, goes with the frames, and is cut where
     they end. AAC and MP3 are copied. Raises `OutputError` if the file cannot be written or no
@@ -86,7 +86,7 @@ def encode_mp4(
 
 
 def _folder_beside(path: Path) -> tempfile.TemporaryDirectory[str]:
-    """On the same disk as `path`, so that moving the file there is one step."""
+    """A folder on the disk of `path`, so that moving a file to `path` is one step."""
     try:
         return tempfile.TemporaryDirectory(dir=path.parent, prefix=".encoding-")
     except OSError as error:
@@ -97,7 +97,7 @@ def _folder_beside(path: Path) -> tempfile.TemporaryDirectory[str]:
 
 
 def _encode(frames: Iterable[Tensor], rate: Fraction, path: Path, crf: int) -> int:
-    """The picture track alone. The size is that of the first chunk."""
+    """Writes the picture track alone, at the size of the first chunk, and counts its frames."""
     count, size = 0, (0, 0)
     with contextlib.ExitStack() as stack:
         run: Ffmpeg | None = None
@@ -143,7 +143,7 @@ def _feed(run: Ffmpeg, chunk: Tensor) -> None:
 def _join(
     silent: Path, sound: _Sound | None, seconds: Fraction, comment: str | None, path: Path
 ) -> None:
-    """The picture track as it is, the sound cut to it, and the index in front."""
+    """Writes the picture track as it is, the sound cut to it, and the index in front."""
     arguments = ["-i", file_url(silent)]
     if sound is not None:
         # Copied packets are whole: the last one starts early enough to end with the picture.

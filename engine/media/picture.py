@@ -25,7 +25,7 @@ _READABLE = "JPEG, PNG, WebP, BMP, GIF, TIFF or AVIF"
 _MAX_SCANS = 100
 _SCAN, _END, _WITHOUT_LENGTH = 0xDA, 0xD9, (0x01, 0xD8)
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
-# What Pillow's decoders raise on damaged files. OSError covers a file that is cut short.
+# Pillow's decoders raise these on damaged files. OSError covers a file that is cut short.
 _DAMAGE = (
     OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError,
     struct.error, zlib.error, Image.DecompressionBombError,
@@ -33,7 +33,7 @@ _DAMAGE = (
 
 
 def load_image(path: Path, limits: Limits = LIMITS) -> Tensor:
-    """RGB pixels [H, W, 3] u8: EXIF orientation applied, transparency laid on white.
+    """Reads RGB pixels [H, W, 3] u8, EXIF orientation applied, transparency laid on white.
 
     Greyscale, palette, 16-bit and CMYK pictures become RGB; of an animation, the first picture is
     taken. Raises `BadMedia` if the file is missing, too large, too small, damaged or no picture.
@@ -69,7 +69,7 @@ def _check_size(path: Path, width: int, height: int, limits: Limits) -> None:
 
 
 def _check_scans(path: Path) -> None:
-    """Walks from marker to marker as decoders do, so that bytes of other things do not count."""
+    """Counts scans from marker to marker as decoders do, so that other bytes do not count."""
     data = path.read_bytes()
     place = scans = 0
     while marker := _MARKER.search(data, place):
@@ -84,7 +84,7 @@ def _check_scans(path: Path) -> None:
 
 
 def _rgb(picture: Image.Image) -> NDArray[np.uint8]:
-    """[H, W, 3], writable."""
+    """The pixels [H, W, 3], writable."""
     if picture.mode.startswith("I"):  # 16 bits, which Pillow would clip, not scale, to 8
         grey = np.clip(np.asarray(picture).astype(np.float64) / 257, 0, 255)
         return np.repeat(np.rint(grey).astype(np.uint8)[..., None], 3, axis=2)

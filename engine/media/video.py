@@ -48,7 +48,7 @@ _KINDS = "MP4, MOV, MKV, WebM, AVI, MPEG-TS or GIF"
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """What a video is before it is decoded."""
+    """The facts about a video that are known before it is decoded."""
 
     path: Path
     height: int  # upright, in square pixels
@@ -73,7 +73,10 @@ def exact_rate(fps: float) -> Fraction:
 
 
 def probe_video(path: Path, limits: Limits = LIMITS) -> VideoInfo:
-    """Raises `BadMedia` if the file is missing, too large, damaged or holds no moving picture."""
+    """Reads the facts about a video.
+
+    Raises `BadMedia` if the file is missing, too large, damaged or holds no moving picture.
+    """
     check_file(path, "video", limits.max_video_bytes)
     stored, shown, has_audio = _look_inside(path, limits)
     width = max(1, round(shown.width * shown.pixel_aspect))
@@ -137,7 +140,7 @@ def frame_count(
     max_frames: int | None = None,
     limits: Limits = LIMITS,
 ) -> int:
-    """How many frames `read_video` delivers: floor(duration * fps), at least 1, or `max_frames`.
+    """The frames that `read_video` delivers: floor(duration * fps), at least 1, or `max_frames`.
 
     Raises `BadMedia` if that is more than a job may have.
     """
@@ -158,7 +161,7 @@ def frame_count(
 def read_video(
     info: VideoInfo, fps: float | None = None, max_frames: int | None = None, chunk: int = CHUNK
 ) -> Iterator[Tensor]:
-    """Frames [n, H, W, 3] u8, n <= `chunk`, at `fps` (None: `info.rate`), one chunk at a time.
+    """Reads frames [n, H, W, 3] u8, n <= `chunk`, at `fps` (None: `info.rate`), chunk by chunk.
 
     Output frame i is the one on screen at i / fps. `frame_count` tells how many will come; fewer
     only where a clip was cut from another and its first frames cannot be decoded, which is logged.
@@ -191,7 +194,7 @@ def read_video(
 
 
 def _source(path: Path, limits: Limits) -> list[str]:
-    # For frames larger than the header said; the header's size is refused with a better sentence.
+    # The limit stops frames larger than the header said; `_check_side` refuses the header's size.
     pixels = 4 * limits.max_video_side**2
     return [*SAFE_INPUT, "-max_pixels", str(pixels), "-i", file_url(path)]
 

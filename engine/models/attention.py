@@ -1,4 +1,4 @@
-"""Which program computes softmax(q k^T / sqrt(K)) v: asked for by name, never replaced."""
+"""Programs that compute softmax(q k^T / sqrt(K)) v: asked for by name, never replaced."""
 
 import importlib.util
 from collections.abc import Callable
@@ -9,13 +9,12 @@ from torch import Tensor
 
 from engine.errors import Unavailable
 
-Attention = Callable[
-    [Tensor, Tensor, Tensor], Tensor
-]  # q [S, N, K], k and v [L, N, K] -> [S, N, K]
+# q [S, N, K], k and v [L, N, K] -> [S, N, K]
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """PyTorch's own. On every machine; the definition of correct for the others."""
+    """PyTorch's own program, which runs everywhere and is the definition of correct."""
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))  # [1, N, S, K]
     return F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1)
 

@@ -1,9 +1,8 @@
 """SCAIL transformer checkpoints: every layout people have comes in, one naming goes out.
 
 Layouts (docs/reference/denoiser.md 2): the official SAT file, the converted safetensors in 16 or
-32 bits, and
-their FP8 copies with scales. All is checked from the headers before any weight is read; weights are
-then read one at a time, LoRAs merged into them in FP32.
+32 bits, and their FP8 copies with scales. All is checked from the headers before any weight is
+read; weights are then read one at a time, LoRAs merged into them in FP32.
 """
 
 import logging
@@ -100,7 +99,7 @@ class Checkpoint:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Without the LoRAs'."""
+        """The files of the checkpoint itself, without LoRAs."""
         return self._file.files
 
     def __iter__(self) -> Iterator[str]:
@@ -136,12 +135,12 @@ class Checkpoint:
             )
 
     def _merged(self, name: str, rows: Tensor, loras: Sequence[Lora]) -> Tensor:
-        """A new tensor: what is mapped must not be written to."""
+        """The changed weight in FP32, as a new tensor: a mapped one must not be written to."""
         stored = self._stored[name]
         weight = rows.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         if stored.scale is not None:
             weight *= self._scale(stored, rows)
-        for lora in loras if is_finite(weight) else ():  # else it is not the LoRA that is damaged
+        for lora in loras if is_finite(weight) else ():  # else the LoRA would be blamed
             lora.add_to(name, weight)
         return weight
 
@@ -186,7 +185,7 @@ class Checkpoint:
         )
 
     def _find_scale(self, name: str) -> str | None:
-        """Which tensors are scaled is told by the tensors themselves, one by one."""
+        """The name of the tensor's scale, if the file holds one: no header says what is scaled."""
         stem = name.removesuffix(".weight")
         return next((stem + end for end in SCALES if stem + end in self._file), None)
 
@@ -262,7 +261,7 @@ def load_transformer(
     dtype: torch.dtype = torch.float32,
     attention: Attention = sdpa,
 ) -> Scail:
-    """The model with its weights. `dtype` is that of the linears in the blocks, the rest is FP32.
+    """Loads the model. `dtype` is that of the linears in the blocks, the rest is FP32.
 
     Needs less than 1.5 GB of memory beside the model's own.
     """

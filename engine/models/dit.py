@@ -3,10 +3,11 @@
 A Wan2.1 video transformer that is told about the character and the dance by extra tokens: the
 latent of the reference picture and of the half-size skeleton clip join the noisy video in one
 sequence, each with its own region of 3D RoPE. Parameters carry the names of the converted
-checkpoints (docs/reference/denoiser.md 2.2); section numbers below are of that file.
+checkpoints (docs/reference/denoiser.md 2.2).
 
 Precision: the linears inside the blocks run in the dtype they are stored in; modulation, norms,
-RoPE, the residual stream and all that lies outside the blocks stay FP32 (4.5).
+RoPE, the residual stream and all that lies outside the blocks stay FP32
+(docs/reference/denoiser.md 4.5).
 """
 
 import math
@@ -30,7 +31,7 @@ POSE_COLUMN_SHIFT = 120  # patches between a video token and its skeleton token
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What cross attention looks at, the same at every step of a clip."""
+    """The rows that cross attention looks at, the same at every step of a clip."""
 
     text: Tensor  # [L, D]
     vision: Tensor  # [257, D]
@@ -75,12 +76,12 @@ class Scail(nn.Module):
         history: Tensor | None = None,
         pose_strength: float = 1.0,
     ) -> Tensor:
-        """One evaluation for one text (3).
+        """One evaluation for one text (docs/reference/denoiser.md 3).
 
         latents [16, t, h, w]; timestep 1000 * sigma; reference [16, 1, h, w];
         pose [16, t, h/2, w/2], None leaves the skeleton out; history [4, t, h, w], 1 where a
         frame is already known. Returns [16, t, h, w] fp32. h and w are multiples of 4.
-        `pose_strength` multiplies the skeleton's tokens (10).
+        `pose_strength` multiplies the skeleton's tokens (docs/reference/denoiser.md 7).
         """
         grid = patch_grid(latents)
         tokens = self.embed(latents, reference, pose, history, pose_strength)  # [S, D]
@@ -99,7 +100,10 @@ class Scail(nn.Module):
         history: Tensor | None = None,
         pose_strength: float = 1.0,
     ) -> Tensor:
-        """Tokens [S, D] in the order reference, video, skeleton (3.1). A mask is 1 where known."""
+        """Tokens [S, D] in the order reference, video, skeleton (docs/reference/denoiser.md 3.1).
+
+        A mask is 1 where a frame is known.
+        """
         video = _with_mask(latents, 0.0) if history is None else torch.cat([latents, history])
         picture = torch.cat([_with_mask(reference, 1.0), video], dim=1)
         tokens = _flatten(self.patch_embedding(picture))
@@ -109,12 +113,15 @@ class Scail(nn.Module):
         return torch.cat([tokens, pose_strength * skeleton])
 
     def embed_time(self, timestep: float) -> tuple[Tensor, Tensor]:
-        """The time vector [D] and the modulation all layers share [6, D] (3.2)."""
+        """The time vector [D] and the modulation that all layers share [6, D].
+
+        Source: docs/reference/denoiser.md 3.2.
+        """
         e, modulation = self.embed_times([timestep])
         return e[0], modulation[0]
 
     def embed_times(self, timesteps: Sequence[float]) -> tuple[Tensor, Tensor]:
-        """`embed_time` of several: [n, D] and [n, 6, D]."""
+        """`embed_time` for several timesteps: [n, D] and [n, 6, D]."""
         half = TIME_FREQUENCIES // 2
         exponents = torch.arange(half, dtype=torch.float64) / half
         times = torch.tensor(timesteps, dtype=torch.float64)
@@ -124,12 +131,15 @@ class Scail(nn.Module):
         return e, self.time_projection(e).unflatten(1, (6, -1))
 
     def embed_context(self, text: Tensor, vision: Tensor) -> Context:
-        """text [L, text_dim], zero where padded: such rows take part. vision [257, clip_dim]."""
+        """Embeds text [L, text_dim], in which zero rows take part, and vision [257, clip_dim]."""
         return Context(self.text_embedding(text), self.img_emb(vision))
 
 
 class Block(nn.Module):
-    """Self attention over all tokens, cross attention to text and picture, feed forward (3.5)."""
+    """Self attention over all tokens, cross attention to text and picture, feed forward.
+
+    Source: docs/reference/denoiser.md 3.5.
+    """
 
     def __init__(self, config: ModelConfig, attention: Attention) -> None:
         super().__init__()
@@ -193,7 +203,10 @@ class CrossAttention(nn.Module):
 
 
 class VisionProjector(nn.Module):
-    """CLIP features to the width of the model. The GELU here is the exact one (3.3)."""
+    """CLIP features to the width of the model, with the exact GELU.
+
+    Source: docs/reference/denoiser.md 3.3.
+    """
 
     def __init__(self, clip_dim: int, dim: int) -> None:
         super().__init__()
@@ -210,7 +223,10 @@ class VisionProjector(nn.Module):
 
 
 class Head(nn.Module):
-    """Last norm and projection of the video tokens, put back into a latent (3.6)."""
+    """Last norm and projection of the video tokens, put back into a latent.
+
+    Source: docs/reference/denoiser.md 3.6.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -242,10 +258,10 @@ def split_heads(x: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:
-    """Turns the pairs (2j, 2j + 1) of every head. x [S, N, K] fp32 -> same."""
+    """Rotates the pairs (2j, 2j + 1) of every head. x [S, N, K] fp32 -> same."""
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    turned = (even * rope.cos - odd * rope.sin, odd * rope.cos + even * rope.sin)
-    return torch.stack(turned, dim=-1).flatten(-2)
+    rotated = (even * rope.cos - odd * rope.sin, odd * rope.cos + even * rope.sin)
+    return torch.stack(rotated, dim=-1).flatten(-2)
 
 
 def patch_grid(latents: Tensor) -> tuple[int, int, int]:
@@ -255,10 +271,10 @@ def patch_grid(latents: Tensor) -> tuple[int, int, int]:
 
 
 def rope_tables(grid: tuple[int, int, int], with_pose: bool, device: torch.device) -> Rope:
-    """The three regions in token order: reference at time 0, video from 1 on, skeleton (3.4).
+    """The tables of the three regions: reference at time 0, video from 1 on, skeleton.
 
     A skeleton token stands on 2x2 video tokens, far to the right: its cos and its sin are the means
-    of theirs, which is not the rotation at their middle.
+    of theirs, which is not the rotation at their middle. Source: docs/reference/denoiser.md 3.4.
     """
     t, h, w = grid
     times, rows, columns = (torch.arange(n, device=device) for n in (t + 1, h, w))

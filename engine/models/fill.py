@@ -1,4 +1,4 @@
-"""Fill a library's module, built on the meta device, from a file that names its tensors otherwise.
+"""Fills a library's module, built on the meta device, from a file that names tensors otherwise.
 
 All that the headers tell is checked before a weight is read. Weights are then read one at a time.
 """
@@ -19,16 +19,16 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Where a parameter lies: rows `part` of `parts` of a tensor, times what `scale` names."""
+    """The place of a parameter: part `part` of `parts` of a tensor's rows, times its scale."""
 
     name: str
     part: int = 0
     parts: int = 1
-    scale: str | None = None
+    scale: str | None = None  # the name of another tensor
 
 
 def dims(file: TensorFile, name: str, count: int) -> Shape:
-    """The `count` sizes of a tensor that a model's dimensions are read from, all above zero."""
+    """The `count` sizes of a tensor from which a model's dimensions are read, all above zero."""
     if name not in file:
         raise BadCheckpoint(f"{file.path.name}: {name} is missing.")
     shape = file.shape(name)
@@ -38,12 +38,12 @@ def dims(file: TensorFile, name: str, count: int) -> Shape:
 
 
 def depth(file: TensorFile, block: re.Pattern[str]) -> int:
-    """Number of blocks, whose numbers are what `block` finds as `n` in names."""
+    """The number of blocks in a file; in a name `block` finds the block's number as `n`."""
     return count_blocks(file, block, file.path.name)
 
 
 def count_blocks(names: Iterable[str], block: re.Pattern[str], source: str) -> int:
-    """As `depth`, for names under which a file does not store its tensors."""
+    """The number of blocks among names, which may be others than those in the file."""
     found = {match["n"] for name in names if (match := block.match(name))}
     expected = {str(number) for number in range(len(found))}
     if found != expected:
@@ -64,9 +64,9 @@ def fill(
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:
-    """Give every parameter of `module` its weight, in `dtype` on `device`.
+    """Gives every parameter of `module` its weight, in `dtype` on `device`.
 
-    `stored` says for each parameter where it lies; what else the file holds must match `ignored`.
+    `stored` says for each parameter where it lies; other names in the file must match `ignored`.
     Raises `BadCheckpoint` with the file, the tensor, what was found and what was expected.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
@@ -107,7 +107,7 @@ def _check(file: TensorFile, shapes: Mapping[Stored, Shape], ignored: re.Pattern
 
 
 def _without_leading_ones(shape: Shape) -> Shape:
-    """The official CLIP stores vectors and tables with axes of one in front."""
+    """Drops the axes of one with which the official CLIP begins vectors and tables."""
     first = next((axis for axis, size in enumerate(shape) if size != 1), len(shape))
     return shape[first:]
 

@@ -39,7 +39,7 @@ LARGEST = torch.finfo(torch.float32).max
 
 @dataclass(frozen=True, slots=True)
 class WeightChange:
-    """What is added to one weight: a product of two stored tensors, or one."""
+    """A change of one weight: the product of two stored tensors, or one stored tensor."""
 
     tensors: tuple[str, ...]  # (down, up) or (diff,)
     factor: float = 1.0  # alpha / rank
@@ -52,7 +52,7 @@ class Lora:
     """
 
     def __init__(self, path: Path, strength: float = 1.0) -> None:
-        if not abs(strength) <= LARGEST:  # NaN is not either
+        if not abs(strength) <= LARGEST:  # NaN is refused too
             raise BadRequest(
                 f"The strength of {path.name} is {strength}; a finite number is expected, mostly "
                 "from 0 to 1."
@@ -65,7 +65,7 @@ class Lora:
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Finds the weights that this file changes; each must be in `shapes` and fit.
 
-        Of the values only the alphas are read.
+        Only the values of the alphas are read.
         """
         self._changes = {}
         modules: dict[str, dict[str, str]] = {}  # module -> kind -> stored name
@@ -104,9 +104,9 @@ class Lora:
         return name in self._changes
 
     def add_to(self, name: str, weight: Tensor) -> None:
-        """Adds all that this file changes to a finite weight, FP32 on the CPU, in place.
+        """Adds all changes of this file to a finite weight, FP32 on the CPU, in place.
 
-        Raises `BadCheckpoint` if it is no longer finite then.
+        Raises `BadCheckpoint` if the sum is not finite.
         """
         for change in self._changes[name]:
             factor = self.strength * change.factor
@@ -184,7 +184,7 @@ class Lora:
             )
 
     def _shape(self, change: WeightChange) -> tuple[int, ...] | None:
-        """What the change adds up to, as rows and columns; None if its parts do not fit."""
+        """Rows and columns of the change; None if its two tensors do not fit each other."""
         shapes = [_flat(self._file.shape(name)) for name in change.tensors]
         if len(shapes) == 1:
             return shapes[0]
@@ -195,7 +195,7 @@ class Lora:
 
 
 def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape with everything after the first axis in one."""
+    """The shape as rows and columns: all axes after the first are one."""
     if len(shape) < 2:
         return shape
     columns = 1
@@ -205,7 +205,7 @@ def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def file_and_strength(text: str) -> tuple[Path, float]:
-    """FILE or FILE:STRENGTH, as command lines have it."""
+    """Parses FILE or FILE:STRENGTH, as command lines give it."""
     path, _, strength = text.rpartition(":")
     try:
         return (Path(path), float(strength)) if path else (Path(text), 1.0)

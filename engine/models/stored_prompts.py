@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class StoredPrompts:
+    """Embeddings of some prompts, and what made them."""
+
     encoder_sha256: str
     encoder_bytes: int
     tokenizer_sha256: str
@@ -28,8 +30,9 @@ class StoredPrompts:
     rows: Mapping[str, Tensor]  # cleaned prompt -> its real tokens [n, C]
 
     def suits(self, encoder: Path) -> bool:
-        """False if the text encoder at hand is another one. Its size tells: to hash its 11 GB
-        takes longer than to load it.
+        """False if the text encoder at hand is another one, which is logged.
+
+        Sizes are compared: to hash 11 GB takes longer than to load them.
         """
         if not encoder.is_file() or encoder.stat().st_size == self.encoder_bytes:
             return True
@@ -37,6 +40,7 @@ class StoredPrompts:
         return False
 
     def dump(self) -> bytes:
+        """The file that `load_prompts` reads."""
         facts = {
             "prompts": json.dumps(list(self.rows)),
             "encoder_sha256": self.encoder_sha256,
@@ -49,7 +53,7 @@ class StoredPrompts:
 
 
 def load_prompts(path: Path) -> StoredPrompts:
-    """Reads what `StoredPrompts.dump` made. Raises `BadPackage`."""
+    """Reads a file that `StoredPrompts.dump` made. Raises `BadPackage`."""
     try:
         with safe_open(path, "pt") as file:
             facts = file.metadata() or {}

@@ -26,8 +26,8 @@ from engine.errors import BadCheckpoint, MissingModel
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<part>[0-9]{5})-of-(?P<parts>[0-9]{5})\.safetensors")
 _ZIP = b"PK\x03\x04"  # how PyTorch files begin since 1.6
-_OLD_PICKLE = b"\x80"  # and before
-# what torch.load raises on damaged files; its messages advise to let pickles run code
+_OLD_PICKLE = b"\x80"  # how they began before
+# torch.load raises these on damaged files; its messages advise to let pickles run code
 _LOAD_ERRORS = (
     RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, TypeError,
     AttributeError, AssertionError, OverflowError, struct.error,
@@ -44,8 +44,8 @@ class TensorFile:
     """
 
     def __init__(self, path: Path, *more: Path, top_key: str | None = None) -> None:
-        """`more`: shards that their names do not tell. `top_key`: where a PyTorch file that holds
-        more than the weights keeps them.
+        """`more`: shards whose names do not say that they belong together. `top_key`: the key
+        under which a PyTorch file keeps the weights if it holds more than them.
         """
         self.path = path
         self.metadata: dict[str, str] = {}
@@ -178,7 +178,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes of a file; tells why it cannot be read before a library says it worse."""
+    """The first bytes of a file. Says why it cannot be read before a library says it worse."""
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode):
@@ -186,7 +186,7 @@ def _head(path: Path) -> bytes:
             raise BadCheckpoint(f"{path} is {what}; a file of tensors is expected.")
         with path.open("rb") as file:
             head = file.read(len(_ZIP))
-    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # the last: a NUL in it
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a NUL in it
         raise MissingModel(f"There is no file {path}.") from error
     except OSError as error:
         raise BadCheckpoint(f"{path} cannot be read: {error.strerror}.") from error
@@ -204,12 +204,12 @@ def _require_plain(tensor: Tensor, name: str) -> None:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """True if no value is NaN or infinite. Reads once and makes nothing: a tenth of a copy."""
+    """True if no value is NaN or infinite. Takes a tenth of a copy's time and no memory."""
     return all(math.isfinite(extreme.item()) for extreme in torch.aminmax(tensor))
 
 
 def _forget(tensor: Tensor) -> None:
-    """Give the pages that lie wholly inside a mapped tensor back; a later read maps them again.
+    """Gives back the pages that lie wholly inside a mapped tensor; a later read maps them again.
 
     A tensor may be larger than what holds it: an expanded one repeats its values.
     """

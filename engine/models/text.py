@@ -53,13 +53,13 @@ OFFICIAL_NAMES = {
 LINEAR = re.compile(r".+\.(SelfAttention\.[qkvo]|DenseReluDense\.\w+)")  # only these are quantised
 SCALES = (".weight_scale", ".scale_weight")
 EMBEDDED_TOKENIZER = "spiece_model"
-# scales and settings of other programs' 8-bit activations; we multiply in 16 or 32 bits
+# scales and settings of other programs' 8-bit activations; here 16 or 32 bits are multiplied
 EXTRAS = r"scaled_fp8|spiece_model|.+\.(scale_input|input_scale|comfy_quant)"
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 
 
 def clean_prompt(text: str) -> str:
-    """Mojibake, entities and runs of whitespace repaired (docs/reference/encoders.md 2.2)."""
+    """Repairs mojibake, entities and runs of whitespace (docs/reference/encoders.md 2.2)."""
     text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
     return re.sub(r"\s+", " ", text).strip()
 
@@ -73,7 +73,7 @@ def embed_prompts(
     dtype: torch.dtype,
     stored: StoredPrompts | None = None,
 ) -> list[Tensor]:
-    """What the transformer is told: for each prompt [512, C] fp32, zero after the real tokens.
+    """Embeds prompts for the transformer: [512, C] fp32 each, zero after the real tokens.
 
     Prompts that are `stored` need no encoder. For others see `embed_rows`.
     """
@@ -92,7 +92,7 @@ def embed_prompts(
 def store_prompts(
     prompts: Sequence[str], encoder: Path, models: Path, cache: Path, dtype: torch.dtype
 ) -> StoredPrompts:
-    """Embeddings for a package, made on the CPU. Raises what `embed_rows` raises."""
+    """Makes the embeddings for a package on the CPU. Raises what `embed_rows` raises."""
     texts = [clean_prompt(prompt) for prompt in prompts]
     rows = embed_rows(texts, encoder, models, cache, torch.device("cpu"), dtype)
     return StoredPrompts(
@@ -105,7 +105,7 @@ def store_prompts(
 
 
 def encoder_bytes(path: Path, dtype: torch.dtype) -> int:
-    """Of the weights on a device; the table of tokens stays in its file."""
+    """Bytes of the weights on a device; the table of tokens stays in its file."""
     file = TensorFile(path)
     table = _table_name(file)
     values = sum(math.prod(file.shape(name)) for name in file if name != table)
@@ -120,7 +120,7 @@ def embed_rows(
     device: torch.device,
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """For each cleaned prompt the rows of its real tokens [n, C].
+    """Embeds cleaned prompts: for each the rows of its real tokens [n, C].
 
     `cache` is the folder of known embeddings; the encoder is loaded only if one is missing and
     freed before this returns. `dtype` is what it computes in: fp32 or bf16, fp16 overflows.
@@ -239,9 +239,8 @@ def _json_pieces(data: bytes) -> tuple[Pieces, int | None]:
     tokenizer = JsonTokenizer.from_buffer(data)
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids, tokenizer.token_to_id(
-        END
-    )
+    end = tokenizer.token_to_id(END)
+    return lambda text: tokenizer.encode(text, add_special_tokens=False).ids, end
 
 
 def _sentence_pieces(data: bytes) -> tuple[Pieces, int | None]:
@@ -291,7 +290,7 @@ def _table_name(file: TensorFile) -> str:
 
 
 def _stack(file: TensorFile, table: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """The blocks with their weights; what turns ids into rows is left out."""
+    """The blocks with their weights, without the table that turns ids into rows."""
     from transformers import UMT5Config, UMT5EncoderModel  # seconds to import: only when used
 
     official = table == "token_embedding.weight"
@@ -342,7 +341,7 @@ def _stored(file: TensorFile, target: str, official: bool) -> Stored:
 
 
 def _stored_name(target: str, official: bool) -> str:
-    """Name in the file of a parameter of the stack."""
+    """The name in the file of a parameter of the stack."""
     if not official:
         return f"encoder.{target}"
     if target == "final_layer_norm.weight":

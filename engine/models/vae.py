@@ -5,7 +5,7 @@ whole number of latents, and the result does not depend on that number. What a c
 remember of earlier chunks lies in the stream's `History`, never on the module, so streams may run
 interleaved; it is updated in place, so that a CUDA graph can hold it. Inside, a tensor is
 [n, H, W, C]: channels last is what the convolutions run fastest on and what the norm reduces over.
-Source: docs/reference/encoders.md section 1.
+Source: docs/reference/encoders.md 1.
 """
 
 import math
@@ -44,7 +44,7 @@ LATENT_STD = (
 
 
 class Vae(nn.Module):
-    """Both halves. Parameters have the names and shapes of `Wan2.1_VAE.pth`."""
+    """Encoder and decoder. Parameters have the names and shapes of `Wan2.1_VAE.pth`."""
 
     def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class Decoder(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Twice norm, SiLU, convolution, added to the input. [n, H, W, C_in] -> [n, H, W, C_out]."""
+    """Norm, SiLU, convolution, twice, added to the input. [n, H, W, C_in] -> [n, H, W, C_out]."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ class FrameAttention(nn.Module):
 
 
 class Down(nn.Module):
-    """Half the rows and columns; `in_time`: half the later frames."""
+    """Halves rows and columns; with `in_time` the later frames too."""
 
     def __init__(self, channels: int, *, in_time: bool) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Twice the rows and columns, half the channels; `in_time`: twice the later frames."""
+    """Doubles rows and columns and halves channels; with `in_time` doubles later frames too."""
 
     def __init__(self, channels: int, *, in_time: bool) -> None:
         super().__init__()
@@ -249,7 +249,7 @@ class Norm(nn.Module):
 
 
 def causal(conv: nn.Module, x: Tensor, history: History, norm: nn.Module | None = None) -> Tensor:
-    """3 x 3 x 3 convolution of every frame with the two before it, zeros before the first.
+    """Convolves every frame with the two before it, 3 x 3 x 3; zeros lie before the first.
 
     Given a norm, the convolution sees SiLU(norm(x)) in place of x. x [n, H, W, C].
     """
@@ -278,7 +278,7 @@ class FrameConv(nn.Conv3d):
         return self.convolve(input, self.bias)
 
     def convolve(self, frames: Tensor, bias: Tensor | None) -> Tensor:
-        """Without a bias, where somebody else adds it."""
+        """Convolves; `bias` is None where the caller adds it later."""
         x = frames[None].permute(0, 4, 1, 2, 3)  # so that PyTorch sees that channels are last
         if x.device.type == "cpu" and x.dtype == torch.float32:
             # The oneDNN kernel that conv3d runs as well, but conv3d judges a clip by C * T * H
@@ -288,16 +288,16 @@ class FrameConv(nn.Conv3d):
             )
         else:
             y = F.conv3d(x, self.weight, bias, self.stride, self.border)
-        return y.permute(0, 2, 3, 4, 1)[0].contiguous()  # as it is, but from some small ones
+        return y.permute(0, 2, 3, 4, 1)[0].contiguous()  # no copy, except of some small ones
 
 
 def pointwise(x: Tensor, conv: nn.Conv2d | nn.Conv3d) -> Tensor:
-    """A convolution of size 1 is one matrix for every position."""
+    """Applies a convolution of size 1, which is one matrix for every position."""
     return F.linear(x, conv.weight.flatten(1), conv.bias)
 
 
 def in_layout(weight: Tensor) -> Tensor:
-    """The same values, lying as convolutions want them; no copy if they do already."""
+    """The weight in the memory layout that convolutions want; no copy if it has that already."""
     return weight.contiguous(memory_format=_LAYOUTS.get(weight.ndim, torch.contiguous_format))
 
 
@@ -361,9 +361,10 @@ def _check_piece(piece: Tensor, size: tuple[int, ...]) -> None:
 
 
 def load_vae(path: Path, device: torch.device, dtype: torch.dtype) -> Vae:
-    """The VAE of `Wan2.1_VAE.pth` or of a safetensors copy of it, of any width, ready to run.
+    """Loads `Wan2.1_VAE.pth` or a safetensors copy of it, of any width, ready to run.
 
-    Names are the official ones, with or without `model.` in front (docs/reference/encoders.md 1.5).
+    Names are the official ones (docs/reference/encoders.md 1.5); copies that have `model.` in front
+    of every name are taken too.
     Raises `MissingModel` if there is no such file, `BadCheckpoint` if it is not this VAE.
     """
     file = TensorFile(path)

@@ -34,15 +34,15 @@ from engine.models.vae_layers import (
     Causal,
     Doubling,
     ResidualBlock,
+    conv_steps,
     largest_pair,
-    places,
     prepared_head,
     prepared_layers,
 )
 from kernels.channel_norm import PAST, ChannelNorm, carry
 
 Finish: TypeAlias = Callable[[Tensor], Tensor]  # pixels [3, n, H, W] fp32 -> what is handed out
-# Records what a function does, without doing it, and returns what does it again.
+# Records the work of a function without doing it, and returns a function that does it.
 DecodeRecorder: TypeAlias = Callable[[Callable[[], object]], Callable[[], None]]
 
 
@@ -84,7 +84,7 @@ class VaeDecoder:
         size = latents.shape[2], latents.shape[3]
         stream, self._idle = self._idle, None
         if stream is None or stream.size != size:
-            del stream  # before its successor takes memory
+            del stream  # so that its memory is free for the next one
             stream = _Stream(self, size)
         waiting: Callable[[], Tensor] | None = None
         for number, latent in enumerate(latents.split(1, dim=1)):
@@ -104,10 +104,10 @@ class _Stream:
 
     def __init__(self, net: VaeDecoder, size: tuple[int, int]) -> None:
         self.net, self.size = net, size
-        where = list(places(net.decoder, *size))
+        steps = list(conv_steps(net.decoder, *size))
         self.latent = net.mean.new_zeros(LATENT_CHANNELS, 1, *size)
-        self.histories = {place.conv: net.weight.new_zeros(place.history_shape) for place in where}
-        self.memory = net.weight.new_empty(max(place.window_values for place in where))
+        self.histories = {step.conv: net.weight.new_zeros(step.history_shape) for step in steps}
+        self.memory = net.weight.new_empty(max(step.window_values for step in steps))
         self.x = self._recorded = self.latent
         self.branch: Tensor | None = None
         self.bias = net.no_bias
@@ -162,7 +162,7 @@ class _Stream:
         self.branch, self.bias = block.second.conv.convolve(window, None), block.second.bias
 
     def _double(self, layer: Doubling, *, is_first: bool) -> None:
-        """Rows, columns and, but for the first frame of a clip, frames."""
+        """Doubles rows and columns and, except at the first frame of a clip, frames."""
         if layer.time_conv is None or is_first:
             self._begin(self._settled(self.x))
         else:
@@ -178,7 +178,7 @@ class _Stream:
         self._begin(_spread(self.x, layer.bias))
 
     def _begin(self, x: Tensor) -> None:
-        """A complete sum."""
+        """Makes x a complete sum, to which no branch is added."""
         self.x, self.branch, self.bias = x, None, self.net.no_bias[: x.shape[-1]]
 
     def _settled(self, out: Tensor) -> Tensor:
@@ -187,7 +187,7 @@ class _Stream:
         return torch.add(self.x, self.branch, out=out).add_(self.bias)
 
     def _normed(self, layer: Causal, x: Tensor, branch: Tensor | None, bias: Tensor) -> Tensor:
-        """The convolution's window, filled. Completes x if there is a branch."""
+        """Fills the window of a convolution, and completes x if there is a branch."""
         window = self._window(layer.conv, *x.shape[:3])
         self.net.norm(x, branch, bias, layer.gamma, window, self.histories[layer.conv])
         return window
@@ -205,15 +205,16 @@ def _spread(cells: Tensor, bias: Tensor) -> Tensor:
     count, height, width, channels = *cells.shape[:3], len(bias)
     shape = count, height - 1, 2, width - 1, 2, channels
     frame, row, column, _ = cells.stride()
-    steps = frame, row, row + 2 * channels, column, column + channels, 1
-    out = torch.add(cells.as_strided(shape, steps), bias, out=cells.new_empty(shape))
+    strides = frame, row, row + 2 * channels, column, column + channels, 1
+    out = torch.add(cells.as_strided(shape, strides), bias, out=cells.new_empty(shape))
     return out.view(count, 2 * (height - 1), 2 * (width - 1), channels)
 
 
 @contextmanager
 def fastest_convolutions() -> Iterator[None]:
-    """cuDNN times its algorithms for sizes it meets here, and remembers the best for later calls:
-    what it guesses for three dimensions may be far from it.
+    """Lets cuDNN time its algorithms for the sizes it meets here and remember the best.
+
+    Its guesses for convolutions of three dimensions may be far from the best.
     """
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
@@ -242,17 +243,17 @@ def to_host(pixels: Tensor) -> Callable[[], Tensor]:
 
 
 def decode_bytes(height: int, width: int, dtype: torch.dtype, vae_width: int = WIDTH) -> int:
-    """Memory that decoding a clip of height x width pixels takes at its peak, without the weights,
-    the decoded frames, and what cuDNN uses inside.
+    """The most bytes that decoding a clip of height x width pixels takes, without the weights, the
+    decoded frames and cuDNN's workspace.
 
-    Two frames for each causal convolution, the largest window, and the two largest tensors between
-    convolutions. 3.4 GB for 512 x 896 in half precision.
+    It is the sum of two frames for each causal convolution, the largest window, and the two
+    largest tensors between convolutions: 3.4 GB for 512 x 896 in half precision.
     """
     decoder = _outline(vae_width)
     size = height // VAE_STRIDE[1], width // VAE_STRIDE[2]
-    where = list(places(decoder, *size))
-    kept = sum(math.prod(place.history_shape) for place in where)
-    window = max(place.window_values for place in where)
+    steps = list(conv_steps(decoder, *size))
+    kept = sum(math.prod(step.history_shape) for step in steps)
+    window = max(step.window_values for step in steps)
     latent = LATENT_CHANNELS * size[0] * size[1] * torch.float32.itemsize
     return latent + (kept + window + largest_pair(decoder, *size)) * dtype.itemsize
 

@@ -30,7 +30,7 @@ class Causal:
 
 @dataclass(frozen=True, slots=True)
 class ResidualBlock:
-    """`ResBlock`."""
+    """A `ResBlock`, prepared."""
 
     first: Causal
     second: Causal
@@ -39,7 +39,7 @@ class ResidualBlock:
 
 @dataclass(frozen=True, slots=True)
 class Doubling:
-    """`Up`."""
+    """An `Up`, prepared: its doubling and its convolution are one."""
 
     time_conv: FrameConv | None
     weight: Tensor  # [4 C_out, C, 2, 2], the four pixels of a cell one after the other
@@ -50,7 +50,7 @@ DecoderLayer: TypeAlias = ResidualBlock | FrameAttention | Doubling
 
 
 def prepared_layers(decoder: Decoder) -> list[DecoderLayer]:
-    """Between the first convolution and the head, in order."""
+    """The layers between the first convolution and the head, in order."""
     return [_prepared(layer) for layer in _layers(decoder)]
 
 
@@ -60,7 +60,7 @@ def prepared_head(decoder: Decoder) -> Causal:
 
 @dataclass(frozen=True, slots=True)
 class ConvStep:
-    """A causal convolution in the step of one latent, and what goes through it."""
+    """A causal convolution in the step of one latent, and the frames that go through it."""
 
     conv: FrameConv
     frames: int
@@ -76,8 +76,8 @@ class ConvStep:
         return (PAST + self.frames) * self.height * self.width * self.conv.in_channels
 
 
-def places(decoder: Decoder, height: int, width: int) -> Iterator[ConvStep]:
-    """All causal convolutions, for latents of height x width, in order."""
+def conv_steps(decoder: Decoder, height: int, width: int) -> Iterator[ConvStep]:
+    """Yields all causal convolutions in order, for latents of height x width."""
     frames = 1
     yield ConvStep(decoder.conv1, frames, height, width)
     for layer in _layers(decoder):
@@ -93,8 +93,9 @@ def places(decoder: Decoder, height: int, width: int) -> Iterator[ConvStep]:
 
 
 def largest_pair(decoder: Decoder, height: int, width: int) -> int:
-    """Values of the largest two tensors between convolutions that live at once: in a block its sum
-    and its branch, while doubling the cells and the pixels.
+    """The number of values in the largest two tensors that live at once between convolutions.
+
+    In a block they are its sum and its branch; while doubling, the cells and the pixels.
     """
     frames, largest = 1, 0
     for layer in _layers(decoder):

@@ -1,6 +1,6 @@
 """CLIP image encoder: a picture -> one class token and a grid of patch tokens.
 
-What the transformer is given is the input of the tower's last block, without any norm behind it
+The transformer is given the input of the tower's last block, without any norm behind it
 (docs/reference/encoders.md 3), so that block is never built.
 """
 
@@ -70,7 +70,7 @@ class VisionEncoder:
 
     @property
     def nbytes(self) -> int:
-        """Of its weights."""
+        """Bytes of its weights."""
         return sum(weight.nbytes for weight in self._tower.parameters())
 
     def move(self, device: torch.device) -> None:
@@ -143,7 +143,7 @@ def _tower(
 
 
 def _grid_side(file: TensorFile, official: bool) -> int:
-    """Patches a side, from the position table with its one row more for the class token."""
+    """Patches a side, counted in the position table, which has one more row for the class token."""
     name = _stored("embeddings.position_embedding.weight", official).name
     *_, tokens, _ = dims(file, name, 3 if official else 2)
     side = math.isqrt(tokens - 1)
@@ -155,7 +155,7 @@ def _grid_side(file: TensorFile, official: bool) -> int:
 
 
 def _stored(target: str, official: bool) -> Stored:
-    """Where a parameter of the tower lies."""
+    """The place in the file of a parameter of the tower."""
     if not official:
         return Stored(f"vision_model.{target}")
     if target in OFFICIAL_NAMES:

@@ -2,7 +2,7 @@
 
 One pinhole camera K' is fitted for the whole clip, on the dancer's joints in the first frame and
 the reference picture's 2D body. The joints never change. The 2D face and hands follow K', so that
-they stay on the drawn bones.                                      (docs/reference/pose.md 5, 9, 11)
+they stay on the drawn bones. Source: docs/reference/pose.md 5 and 11.
 
 One switch, `Mode`, chooses between the two ways to do it:
 
@@ -28,7 +28,7 @@ from engine.pose.keypoints import Keypoints
 log = logging.getLogger(__name__)
 
 Mode = Literal["exact", "official"]
-Body = Literal["down", "central", "none"]  # legs decide, arms decide, nothing to decide by
+Body = Literal["down", "central", "none"]  # legs decide, arms decide, too few points to decide
 
 NEAREST_MM = 0.01  # a joint at this depth or nearer has no place in the picture
 SMPL_OF_SLOT = (15, 12, 17, 19, 21, 16, 18, 20, 2, 5, 8, 1, 4, 7)  # SMPL joint of OpenPose 0..13
@@ -65,7 +65,7 @@ class Matches:
 
     @property
     def weights(self) -> Doubles:
-        """How much the squared distance of each point counts [n]."""
+        """The factors [n] of the squared distances of the points."""
         neck, other = WEIGHTS[self.body]
         weights = np.full(len(self.points), other, np.float64)
         if self.has_neck:
@@ -76,8 +76,7 @@ class Matches:
 def fit(
     joints: Floats, reference: Keypoints, height: int, width: int, mode: Mode = "exact"
 ) -> Alignment:
-    """The camera that puts the dancer on the first person of the reference.
-    (docs/reference/pose.md 5.2)
+    """The camera that puts the dancer on the reference's person (docs/reference/pose.md 5.2).
 
     `joints` [24, 3] mm, camera space, of the first driving frame that shows the dancer. With too
     few points in common the base camera is kept and a warning logged: `body` is then "none".
@@ -99,7 +98,7 @@ def fit(
 
 
 def matches(joints: Floats, reference: Keypoints, height: int, width: int, mode: Mode) -> Matches:
-    """The points that the fit compares. (docs/reference/pose.md 5.2)"""
+    """The points that the fit compares (docs/reference/pose.md 5.2)."""
     points = np.asarray(joints, np.float32)[list(SMPL_OF_SLOT)]  # [14, 3]
     slots, body = _slots(points, reference, mode)
     size = np.array([width, height], np.float32)
@@ -129,7 +128,7 @@ def solve(both: Matches, height: int, width: int, mode: Mode) -> Alignment:
 def place(
     clip: Sequence[Keypoints], joints: Floats, reference: Keypoints, alignment: Alignment
 ) -> list[Keypoints]:
-    """The clip with the first person's face and hands where the aligned bones will be drawn.
+    """Puts the first person's face and hands where the aligned bones will be drawn.
 
     `joints` [T, 24, 3] mm: that person in every frame of the clip, zeros where missing. Other
     persons and frames without a person stay as they are. The face is first brought to the
@@ -146,10 +145,10 @@ def place(
 
 
 def face_scale(clip: Sequence[Keypoints], reference: Keypoints, mode: Mode) -> float:
-    """How much larger the reference's face is than the dancer's, within 0.8 to 1.5; 1 if unknown.
+    """The reference's face as a multiple of the dancer's, kept in 0.8 to 1.5; 1 if unknown.
 
-    Measured in the first frame with a person; in `exact` mode in the first that shows the nose tip
-    and ten face points which the reference shows too.
+    It is measured in the first frame with a person; in `exact` mode in the first that shows the
+    nose tip and ten face points which the reference shows too.
     """
     if not len(reference.faces):
         return 1.0
@@ -173,14 +172,15 @@ def face_scale(clip: Sequence[Keypoints], reference: Keypoints, mode: Mode) -> f
 
 
 def scale_faces(clip: Sequence[Keypoints], scale: float, mode: Mode) -> list[Keypoints]:
-    """The first person's face about its nose tip and body about its nose. (docs/reference/pose.md
-    5.3)"""
+    """Scales the first person's face about its nose tip and the body about its nose.
+
+    Source: docs/reference/pose.md 5.3.
+    """
     return [_scale_face(frame, scale, mode) for frame in clip]
 
 
 def shift(frame: Keypoints, joints: Floats, alignment: Alignment) -> Keypoints:
-    """The first person's points moved as K' moves the joints [24, 3]. (docs/reference/pose.md
-    5.4)"""
+    """Moves the first person's points as K' moves joints [24, 3] (docs/reference/pose.md 5.4)."""
     if not len(frame.body):
         return frame
     moves = _moves(joints, alignment)  # [24, 2]
@@ -199,7 +199,7 @@ def shift(frame: Keypoints, joints: Floats, alignment: Alignment) -> Keypoints:
 
 
 def _slots(points: Floats, reference: Keypoints, mode: Mode) -> tuple[list[int], Body]:
-    """OpenPose slots to compare, neck first, and the part of the body they belong to."""
+    """The OpenPose slots to compare, neck first, and the part of the body they belong to."""
     if not len(reference.body):
         return [], "none"
     measured = np.asarray((np.abs(points) < FARTHEST).all(axis=-1))  # [14]
@@ -240,7 +240,7 @@ def _exact(spread: Doubles, slope: Doubles) -> tuple[float, float]:
 def _official(
     points: Doubles, pixels: Doubles, base: Camera, weights: Doubles
 ) -> tuple[float, float, float, float]:
-    """m, s and the shift, where scipy's defaults stop."""
+    """m, s and the shift at which scipy's minimiser stops with its defaults."""
     from scipy.optimize import minimize  # slow to import: only when used
 
     f, (x, y, z) = base.fx, points.T
@@ -271,7 +271,7 @@ def _scale_face(frame: Keypoints, scale: float, mode: Mode) -> Keypoints:
 
 
 def _moves(joints: Floats, alignment: Alignment) -> Doubles:
-    """Where each joint goes from K0 to K' [24, 2], as shares of the picture; 0 if missing."""
+    """The move of each joint from K0 to K' [24, 2], as shares of the picture; 0 if missing."""
     base, camera = base_camera(alignment.height, alignment.width), alignment.camera
     points = np.asarray(joints, np.float64)
     usable = (np.abs(points) < FARTHEST).all(-1) & (points[:, 2] > NEAREST_MM)
@@ -282,7 +282,7 @@ def _moves(joints: Floats, alignment: Alignment) -> Doubles:
 
 
 def _shown(points: Floats) -> Bools:
-    """Hidden points are negative; a detector's NaN is hidden too."""
+    """True for points that are shown: hidden ones are negative, and NaN is hidden too."""
     return np.asarray((np.isfinite(points) & (points >= 0)).all(axis=-1))
 
 
@@ -296,7 +296,7 @@ def _with_first_person(
     face: AnyFloats,
     hands: AnyFloats,
 ) -> Keypoints:
-    """A copy of the frame; the arrays given to us are never written."""
+    """A copy of the frame with other points for its first person."""
     copies = [frame.body.copy(), frame.faces.copy(), frame.hands.copy()]
     for copy, first in zip(copies, (body, face, hands)):
         copy[0] = first

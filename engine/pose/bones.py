@@ -58,7 +58,7 @@ class Bones:
 
 
 def palettes(persons: int) -> Sequence[Floats]:
-    """A palette [13, 3] for each person: one alone, or pastel and saturated in turn."""
+    """A palette [13, 3] for each person: `SINGLE` for one, else pastel and saturated in turn."""
     return [SINGLE] if persons == 1 else [(PASTEL, SATURATED)[i % 2] for i in range(persons)]
 
 

@@ -1,4 +1,4 @@
-"""Where the persons are: the two detectors around their networks, YOLOX and YOLOv10.
+"""Boxes of persons: the code around the two detector networks, YOLOX and YOLOv10.
 
     YOLOX    (DWPose)   letterboxed BGR 0..255 -> raw rows -> decoded boxes -> persons
     YOLOv10  (ViTPose)  stretched RGB 0..1     -> final rows -> one person
@@ -30,7 +30,7 @@ _MIN_PIXELS = 10
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """What a 2D detector says of one frame.
+    """The answer of a 2D detector for one frame.
 
     Without a box the keypoints are still those of one person, looked for in the whole picture.
     """
@@ -47,7 +47,7 @@ def checked(frame: Frame) -> Frame:
 
 
 def nms(boxes: NDArray, scores: NDArray, limit: float, edge: float = 0.0) -> Indices:
-    """Rows to keep, best first: a kept box removes every later one with IoU > `limit`.
+    """The rows to keep, best first: a kept box removes every later one with IoU > `limit`.
 
     boxes [n, 4] x1, y1, x2, y2; scores [n]. Of equal scores the first row goes first. A removed
     box removes nothing. `edge` is added to every width and height. IoU 0/0 removes nothing.

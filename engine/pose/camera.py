@@ -27,14 +27,13 @@ class Camera:
 
 
 def base_camera(height: int, width: int) -> Camera:
-    """The camera of a canvas that no reference picture was fitted to (docs/reference/pose.md
-    5.1)."""
+    """The camera of a canvas that was fitted to no picture (docs/reference/pose.md 5.1)."""
     focal = max(height, width) / (2 * math.tan(math.radians(FIELD_OF_VIEW_DEGREES / 2)))
     return Camera(focal, focal, width / 2, height / 2)
 
 
 def camera_from_matrix(matrix: ArrayLike) -> Camera:
-    """From an intrinsic matrix [3, 3] without skew."""
+    """The camera of an intrinsic matrix [3, 3] without skew."""
     intrinsics = np.asarray(matrix, np.float64)
     fx, fy = float(intrinsics[0, 0]), float(intrinsics[1, 1])
     return Camera(fx, fy, float(intrinsics[0, 2]), float(intrinsics[1, 2]))

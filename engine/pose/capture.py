@@ -1,4 +1,4 @@
-"""From a dance video to the skeleton that fits a picture: the two files meet here."""
+"""A dance video -> the skeleton that fits a picture: the two files meet here."""
 
 import hashlib
 from pathlib import Path

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class Detector(Protocol):
-    """2D whole-body keypoints, frame by frame."""
+    """Finds 2D whole-body keypoints, frame by frame."""
 
     def detect(self, frames: Frames) -> Iterator[Detection]:
         """Frames [H, W, 3] u8 RGB of one clip, in order. Raises `BadMedia`."""
@@ -74,7 +74,7 @@ PAIRS = (DWPOSE, VITPOSE)  # best first
 
 @dataclass(frozen=True, slots=True)
 class DetectorFiles:
-    """The files of a pair that is complete."""
+    """The two files of a complete pair."""
 
     pair: NetworkPair
     persons: Path
@@ -98,7 +98,7 @@ def find_detector(models: Path) -> DetectorFiles:
 
 
 def open_detector(files: DetectorFiles, *, gpu: bool) -> Detector:
-    """Raises `BadCheckpoint` if a file is damaged or another network's."""
+    """Opens a pair. Raises `BadCheckpoint` if a file is damaged or another network's."""
     if files.pair is DWPOSE:
         return open_dwpose(files.persons, files.keypoints, gpu=gpu)
     return open_vitpose(files.persons, files.keypoints, gpu=gpu)

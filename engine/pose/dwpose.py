@@ -4,7 +4,7 @@
           -> warped crop 384 x 288 a box -> network -> peaks of SimCC rows -> picture pixels
           -> neck inserted, OpenPose order -> Keypoints
 
-The recipe of the official motion capture. Source: docs/reference/pose.md 3.2 and 12.
+This is the recipe of the official motion capture. Source: docs/reference/pose.md 3.2 and 12.
 """
 
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ class DwPose:
     pose: Net
 
     def detect(self, frames: Frames) -> Iterator[Detection]:
-        """Every person of every frame ([H, W, 3] u8 RGB), best box first. Raises `BadMedia`."""
+        """Finds the persons of each frame ([H, W, 3] u8 RGB), best box first. Raises `BadMedia`."""
         return map(self._look, frames)
 
     def _look(self, frame: Frame) -> Detection:
@@ -73,7 +73,7 @@ class DwPose:
 
 
 def open_dwpose(yolox: Path, pose: Path, *, gpu: bool) -> DwPose:
-    """From `yolox_l.onnx` and `dw-ll_ucoco_384.onnx`. Raises as `OnnxNetwork` does."""
+    """Opens `yolox_l.onnx` and `dw-ll_ucoco_384.onnx`. Raises as `OnnxNetwork` does."""
     return DwPose(
         OnnxNetwork(yolox, (1, 3, 640, 640), [(1, 8400, 85)], gpu=gpu),
         OnnxNetwork(
@@ -86,7 +86,7 @@ def open_dwpose(yolox: Path, pose: Path, *, gpu: bool) -> DwPose:
 
 
 def region(box: Doubles) -> tuple[Doubles, Doubles]:
-    """Centre and size (x, y) in pixels of what the network sees: padded, then made 3 to 4."""
+    """Centre and size (x, y) in pixels of what the network sees: the box padded, then 3 to 4."""
     centre = (box[:2] + box[2:]) * 0.5
     width, height = (box[2:] - box[:2]) * _PADDING
     aspect = WIDTH / HEIGHT
@@ -96,13 +96,13 @@ def region(box: Doubles) -> tuple[Doubles, Doubles]:
 
 
 def forward_matrix(centre: Doubles, size: Doubles) -> Doubles:
-    """Picture to crop [2, 3], on pixel indices: there is no half-pixel shift."""
+    """The matrix [2, 3] from picture to crop, on pixel indices: without a half-pixel shift."""
     sx, sy = np.array([WIDTH, HEIGHT]) / size
     return np.array([[sx, 0.0, WIDTH / 2 - centre[0] * sx], [0.0, sy, HEIGHT / 2 - centre[1] * sy]])
 
 
 def crop(bgr: Frame, matrix: Doubles) -> Frame:
-    """[384, 288, 3] u8; black beyond the borders."""
+    """The crop [384, 288, 3] u8, black beyond the picture's borders."""
     picture = cv2.warpAffine(bgr, matrix, (WIDTH, HEIGHT), flags=cv2.INTER_LINEAR)
     return np.asarray(picture, np.uint8)
 

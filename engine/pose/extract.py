@@ -38,7 +38,7 @@ _PARTS = ("body", "visible", "faces", "hands")
 
 @dataclass(frozen=True, slots=True)
 class Dance:
-    """What is looked at; with the networks, all that a `CapturedMotion` depends on."""
+    """A dance to look at: with the networks, all that a `CapturedMotion` depends on."""
 
     sha256: str  # of the video file
     size: tuple[int, int]  # height and width that its frames are cropped to
@@ -49,20 +49,20 @@ class Dance:
 
 @dataclass(frozen=True, slots=True)
 class CapturedMotion:
-    """What the networks saw of a dance, the followed persons in columns."""
+    """The joints and keypoints that the networks found, a column for each followed person."""
 
     joints: Floats  # [T, P, 24, 3] mm, camera space; 0 where missing
     keypoints: list[Keypoints]  # one a frame, P persons each; hidden where missing
 
 
 class Locator(Protocol):
-    """3D joints."""
+    """A network that finds 3D joints."""
 
     def locate(self, frames: Frames, progress: FramesDone | None = None, /) -> list[People]: ...
 
 
 class CaptureNetworks(Protocol):
-    """What `engine.pose.networks` finds in a models folder."""
+    """The networks of a models folder, as `engine.pose.networks` finds them."""
 
     def hashes(self) -> list[str]: ...
     def locator(self) -> Locator: ...
@@ -77,7 +77,7 @@ class PoseExtractor:
         self._cache = DiskCache(state / "motion", CACHE_BYTES)
 
     def motion(self, dance: Dance, read: Callable[[], NDArray[np.uint8]]) -> CapturedMotion:
-        """Joints and keypoints of the most prominent persons; at least one of them is there.
+        """Joints and keypoints of the most prominent persons; at least one of them is seen.
 
         `read` gives the frames [T, *size, 3] u8 and is called only if they must be looked at.
         Raises `MissingModel`, `BadCheckpoint`, `NobodyFound` and what `read` raises.
@@ -135,7 +135,7 @@ class PoseExtractor:
         )
 
     def _reference(self, picture: Frame) -> Keypoints:
-        """The most prominent person of the picture, as the dancer was chosen."""
+        """The most prominent person of the picture; the dancer is chosen in the same way."""
         detection = next(iter(self._networks.detector().detect([picture])))
         if not len(detection.boxes):
             log.warning(
@@ -146,7 +146,7 @@ class PoseExtractor:
 
 
 def _main_person(detection: Detection, height: int, width: int) -> Keypoints:
-    """Without boxes the keypoints are those of one person already."""
+    """The most prominent person found; without boxes there is only one."""
     corners = detection.boxes.astype(np.float64)
     boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
     ranks = [prominence(box, height, width) for box in boxes]
@@ -155,7 +155,7 @@ def _main_person(detection: Detection, height: int, width: int) -> Keypoints:
 
 
 def _without_absent(frame: Keypoints) -> Keypoints:
-    """No person, where the only one is hidden: there is nothing to measure or to move."""
+    """The frame without its only person if that one is hidden: nothing is there to move."""
     return frame if frame.visible.any() else _persons(frame, slice(0))
 
 

@@ -44,9 +44,9 @@ class JointClip:
 
 
 def load_joints(path: Path) -> JointClip:
-    """Raises `BadMedia` for everything that no skeleton can be drawn from.
+    """Reads the joints of a clip. Raises `BadMedia` if no skeleton can be drawn from the file.
 
-    A joint that is not finite, or farther than a kilometre, is missing; it is counted in the log.
+    A joint that is not finite, or farther than a kilometre, is missing; the log says how many are.
     """
     arrays = _read(path)
     joints = _checked_joints(path, arrays)
@@ -71,7 +71,7 @@ def save_joints(path: Path, clip: JointClip) -> None:
 
 
 def _read(path: Path) -> dict[str, NDArray[np.generic]]:
-    """The arrays that this format knows; whatever else the file holds is not read."""
+    """Reads the arrays that this format knows, and nothing else that the file holds."""
     if not path.is_file():
         raise BadMedia(f"There is no file {path}; expected an .npz with SMPL joints.")
     if not zipfile.is_zipfile(path):

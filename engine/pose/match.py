@@ -1,4 +1,4 @@
-"""Which 2D person is which 3D person: two detectors list them in orders of their own."""
+"""Pairs 2D persons with 3D persons, which two detectors list in orders of their own."""
 
 from collections.abc import Sequence
 
@@ -30,7 +30,7 @@ def match(
 def _columns(
     frame: Keypoints, persons: Floats, camera: Camera, height: int, width: int
 ) -> dict[int, int]:
-    """3D person -> 2D person, the pairing with the smallest sum of distances."""
+    """The pairing of 3D with 2D persons that has the smallest sum of distances."""
     from scipy.optimize import linear_sum_assignment  # slow to import: only when used
 
     if not len(frame.body):

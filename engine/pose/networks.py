@@ -46,13 +46,13 @@ class Networks:
             raise MissingModel(f"{error.filename} cannot be read: {error.strerror}.") from error
 
     def locator(self) -> Nlf:
-        """3D joints. Raises `MissingModel`, `BadCheckpoint`."""
+        """The network for 3D joints, loaded once. Raises `MissingModel`, `BadCheckpoint`."""
         if self._locator is None:
             self._locator = load_nlf(self._files.nlf, self._device)
         return self._locator
 
     def detector(self) -> Detector:
-        """2D keypoints. Raises `MissingModel`, `BadCheckpoint`."""
+        """The networks for 2D keypoints, loaded once. Raises `MissingModel`, `BadCheckpoint`."""
         if self._detector is None:
             gpu = self._device.type == "cuda"
             self._detector = open_detector(self._files.detector, gpu=gpu)

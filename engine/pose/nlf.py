@@ -1,9 +1,8 @@
 """NLF: frames -> 24 SMPL joints of every person, in millimetres, in the camera's space.
 
 The model is TorchScript: loading it runs code. So its file is read once, its SHA-256 must be one
-that somebody vouched for, and exactly the bytes that were hashed are loaded. Source:
-docs/reference/pose.md
-section 2; of the model's outputs only `joints3d_nonparam` and `boxes` are used.
+that somebody vouched for, and exactly the bytes that were hashed are loaded. Of the model's outputs
+only `joints3d_nonparam` and `boxes` are used. Source: docs/reference/pose.md 2.
 """
 
 import hashlib
@@ -27,13 +26,13 @@ from torch import Tensor
 
 from engine.errors import BadCheckpoint, BadMedia, MissingModel, Unavailable
 from engine.pose.arrays import Floats, Frame, Frames
+from engine.pose.bones import SMPL_JOINTS
 from engine.pose.boxes import checked, nms
 
 # Files whose content was checked by somebody we trust. Empty: the real file could not be fetched
 # where this was written, so its hash is not known here and every operator pins their own file.
 KNOWN_SHA256: frozenset[str] = frozenset()
 
-JOINTS = 24
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NMS = "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC_FAILED")
@@ -65,7 +64,7 @@ class SmplModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Nlf:
-    """A loaded model."""
+    """A loaded model and the device that it runs on."""
 
     model: SmplModel
     name: str  # of its file
@@ -73,7 +72,7 @@ class Nlf:
     free_bytes: Callable[[], int | None]  # of the device; None: a CPU
 
     def locate(self, frames: Frames, progress: FramesDone | None = None) -> list[People]:
-        """The people of every frame ([H, W, 3] u8 RGB, all of one size).
+        """Finds the people of every frame ([H, W, 3] u8 RGB, all of one size).
 
         Raises `BadMedia` for a frame of another size, `Unavailable` if not even one frame fits in
         memory, `BadCheckpoint` if the model's answer is not that of NLF.
@@ -123,7 +122,7 @@ class Nlf:
 
 
 def load_nlf(path: Path, device: torch.device, sha256: str | None = None) -> Nlf:
-    """The model from its TorchScript file, if its content is vouched for.
+    """Loads the model from its TorchScript file if somebody has vouched for its content.
 
     `sha256`: the operator's pin. Without it, `<path>.sha256` beside the model is the pin, else the
     hash must be one of `KNOWN_SHA256`. Raises `MissingModel`, `BadCheckpoint`.
@@ -212,7 +211,7 @@ def _same_size(frames: Frames) -> Iterator[Frame]:
 
 
 def _people(answer: Mapping[str, Sequence[Tensor]], frames: int, name: str) -> list[People]:
-    joints = _rows(answer, "joints3d_nonparam", (JOINTS, 3), frames, name)
+    joints = _rows(answer, "joints3d_nonparam", (SMPL_JOINTS, 3), frames, name)
     boxes = _rows(answer, "boxes", (5,), frames, name)
     counts = [(len(each), len(own)) for each, own in zip(joints, boxes)]
     if any(have != want for have, want in counts):
@@ -225,7 +224,7 @@ def _people(answer: Mapping[str, Sequence[Tensor]], frames: int, name: str) -> l
 def _rows(
     answer: Mapping[str, Sequence[Tensor]], key: str, row: tuple[int, ...], frames: int, name: str
 ) -> list[Floats]:
-    """One array [n, *row] a frame. Without anybody the model may give empty tensors of any kind."""
+    """One array [n, *row] for each frame. A model that found nobody may give any empty tensor."""
     if not isinstance(answer, Mapping) or key not in answer:
         held = ", ".join(answer) if isinstance(answer, Mapping) else type(answer).__name__
         raise BadCheckpoint(f"{name} gave {held}; expected {key}. It is not an NLF SMPL model.")
@@ -248,7 +247,7 @@ def _nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
 
 
 def _on_host(values: Tensor) -> NDArray:
-    """Half precision is widened: torchvision computes it so."""
+    """The values as an array; half precision is widened, as torchvision does."""
     wide = values if values.dtype == torch.float64 else values.float()
     return wide.detach().cpu().numpy()
 

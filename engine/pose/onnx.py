@@ -1,7 +1,7 @@
 """A network in an ONNX file, run by onnxruntime: on the GPU where that works, else on the CPU.
 
 onnxruntime gives up its CUDA provider in three ways: it was built without, it drops it while the
-session opens, or the first kernel fails (1.22 and older on sm_120: cudaErrorInvalidPtx, see
+session opens, or the first kernel fails (1.22 and older on sm_120: cudaErrorInvalidPtx;
 docs/reference/runpod.md A.7). So a GPU session is proved with one run before it is believed, and
 the log always says which provider runs a file and why.
 """
@@ -20,7 +20,7 @@ import onnxruntime
 from engine.errors import BadCheckpoint, MissingModel
 from engine.pose.arrays import Floats
 
-Net = Callable[[Floats], list[Floats]]  # what the code around a network needs of it
+Net = Callable[[Floats], list[Floats]]  # one network: an array in, its outputs out
 PortShape = tuple[int | None, ...]  # None: any length
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -157,7 +157,7 @@ def _providers() -> Sequence[str]:
 
 def _open_file(path: Path, providers: Sequence[str]) -> Session:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors: what is worth knowing is in our own log
+    options.log_severity_level = 3  # errors alone: the rest is in our own log
     # With its own fallback on, onnxruntime may swap a failing GPU for the CPU and only print so.
     return onnxruntime.InferenceSession(
         path, options, providers=list(providers), enable_fallback=False
@@ -166,14 +166,14 @@ def _open_file(path: Path, providers: Sequence[str]) -> Session:
 
 @cache
 def _failures() -> tuple[type[Exception], ...]:
-    """What onnxruntime raises: its own classes share no base but Exception."""
+    """The exceptions of onnxruntime; its own classes share no base but Exception."""
     core = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     own = (kind for kind in vars(core).values() if isinstance(kind, type))
     return (RuntimeError, ValueError, *(kind for kind in own if issubclass(kind, Exception)))
 
 
 def _fits(found: Sequence[int | str | None], expected: PortShape) -> bool:
-    """A named length of the file is any length."""
+    """True if the shapes agree; a length that the file only names fits any other."""
     return len(found) == len(expected) and all(
         want is None or not isinstance(have, int) or have == want
         for have, want in zip(found, expected)

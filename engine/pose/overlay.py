@@ -1,7 +1,8 @@
 """2D keypoints -> eyes, brows, mouth, hands and cheek sticks, drawn over the skeleton with OpenCV.
 
-Bit-exact with the official drawing, including what looks accidental: points in the first row or
-column are not drawn, persons are added modulo 256. Source: docs/reference/pose.md 7 and 11.
+The drawing is equal to the official one to the bit, including what looks accidental: points in the
+first row or column are not drawn, persons are added modulo 256. Source: docs/reference/pose.md 7
+and 11.
 """
 
 import math
@@ -87,7 +88,7 @@ def _draw_person(layer: Frame, keypoints: Keypoints, person: int) -> None:
 
 
 def _draw_cheeks(layer: Frame, body: Floats, visible: Bools) -> None:
-    """body [18 or 24, 2] in pixels, not rounded."""
+    """Draws sticks and dots of the face; body [18 or 24, 2] is in pixels, not rounded."""
     shown = visible & np.all(np.abs(body) < _FAR, axis=-1)
     for first, second, colour in _CHEEK_STICKS:
         if shown[first] and shown[second]:

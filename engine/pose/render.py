@@ -45,7 +45,7 @@ class Depths:
 
 
 def depths(clip: Iterable[Bones]) -> Depths | None:
-    """None for a clip without bones."""
+    """The depths of a clip, or None if it has no bones."""
     ends = [z for frame in clip for z in (frame.start[:, 2], frame.end[:, 2]) if len(z)]
     if not ends:
         return None
@@ -107,7 +107,7 @@ class _Pairs:
 
 
 class _Canvas:
-    """What is fixed for a clip, and buffers that are as new between two frames."""
+    """The constants of a clip, and buffers that are left clean between two frames."""
 
     def __init__(
         self, camera: Camera, height: int, width: int, radius: float, found: Depths
@@ -134,7 +134,7 @@ class _Canvas:
         return frame
 
     def _meet(self, capsules: _Capsules, spans: _Spans) -> _Pairs:
-        """The pairs of these spans that meet; `hit` learns the smallest distance of each pixel."""
+        """The pairs of these spans that meet; `hit` keeps the smallest distance of each pixel."""
         row = np.repeat(np.arange(len(spans.bone)), spans.width)
         before = np.cumsum(spans.width) - spans.width
         column = np.arange(len(row)) + np.repeat(spans.x - before, spans.width)
@@ -172,8 +172,7 @@ class _Canvas:
     def _shade(
         self, rgb: AnyFloats, outward: AnyFloats, point: AnyFloats, ray: AnyFloats
     ) -> NDArray[np.uint8]:
-        """RGBA [N, 4] under a light at the camera that shines along z (docs/reference/pose.md
-        6.5)."""
+        """RGBA [N, 4] under a light at the camera, along z (docs/reference/pose.md 6.5)."""
         # The official normal is a difference quotient whose step is rounded to float32.
         normal = outward * ((point + _STEP) - (point - _STEP))
         normal /= np.maximum(_norm(normal), _TINY)  # on the axis there is none: 0
@@ -208,7 +207,7 @@ def _spans(axes: _Axes, camera: Camera, radius: float, height: int, width: int) 
     ends = np.stack([axes.start, axes.start + axes.length * axes.unit])
     x, y, z = ends[:, 0], ends[:, 1], ends[:, 2]  # [2, B]
     ahead = (z - radius >= 1).all(axis=0)  # else the bone may show anywhere in the picture
-    depth = np.where(ahead, z, 2 * radius + 2)  # any, for those
+    depth = np.where(ahead, z, 2 * radius + 2)  # for those any depth does
     x, half_x = _box(x, depth, radius, camera.fx, camera.cx)
     y, half_y = _box(y, depth, radius, camera.fy, camera.cy)
     half_x[~ahead], half_y[~ahead] = np.inf, np.inf
@@ -233,7 +232,7 @@ def _spans(axes: _Axes, camera: Camera, radius: float, height: int, width: int) 
 def _box(
     place: AnyFloats, depth: AnyFloats, radius: float, focal: float, centre: float
 ) -> tuple[AnyFloats, AnyFloats]:
-    """Where cubes around the end spheres appear: middles [2, B], the larger half size [B]."""
+    """Cubes around the end spheres in the picture: middles [2, B], the larger half size [B]."""
     corners = [(place + i * radius) / (depth + j * radius) for i in (-1, 1) for j in (-1, 1)]
     low, high = np.min(corners, axis=0) * focal + centre, np.max(corners, axis=0) * focal + centre
     half = ((high - low) / 2).max(axis=0) + 1  # and a pixel for rounding
@@ -241,7 +240,7 @@ def _box(
 
 
 def _portions(spans: _Spans) -> Iterator[_Spans]:
-    """The same spans, about `_PAIRS` pixels at a time."""
+    """Cuts the spans into portions of about `_PAIRS` pixels."""
     portion = np.cumsum(spans.width) // _PAIRS
     cuts = [0, *(np.flatnonzero(np.diff(portion)) + 1), len(portion)]
     for first, end in pairwise(cuts):
@@ -290,20 +289,22 @@ def _depth(axes: _Axes, spans: _Spans, x: AnyFloats, y: AnyFloats, radius: float
 
 
 def _surrounds(axes: _Axes, radius: float) -> Bools:
-    """[B]: the camera is in or at the bone."""
+    """True for each bone [B] that the camera is in or at."""
     camera = np.zeros((3, 1), np.float32)
     return _norm(_off_axis(axes, np.arange(len(axes.length)), camera)) < radius + 1
 
 
 def _begins_inside(axes: _Axes, bone: Indices, ray: AnyFloats, radius: float) -> Bools:
-    """[N]: the ray begins inside its bone."""
+    """True for each ray [N] that begins inside its bone."""
     first = (ray * _NEAR).astype(np.float32)
     return _norm(_off_axis(axes, bone, first)) < radius + _TOUCH
 
 
 def _off_axis(axes: _Axes, bone: Indices, point: AnyFloats) -> AnyFloats:
-    """From the nearest place of the bone to the point [3, N], rounded as docs/reference/pose.md 11
-    says."""
+    """The vectors [3, N] from the bone's axis to the points, rounded as the official ones.
+
+    Source: docs/reference/pose.md 11.
+    """
     unit = axes.unit.take(bone, axis=1)
     away = point - axes.start.take(bone, axis=1)
     along = (away[0] * unit[0] + away[1] * unit[1]) + away[2] * unit[2]

@@ -1,4 +1,4 @@
-"""Who is who: persons found frame by frame, in any order -> the same person in the same column.
+"""Tracking: persons found frame by frame, in any order -> the same person in the same column.
 
     tracklets  follow everyone from frame to frame: each person is expected to move on as before,
                and all persons and detections of a frame are paired at once
@@ -52,7 +52,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Tracks:
-    """The persons in columns, the main one first, and all that was not seen as it is given."""
+    """The persons in columns, the main one first, and a record of what was not seen."""
 
     joints: Floats  # [T, P, 24, 3] mm, camera space; 0 where missing
     rows: Indices  # [T, P] the detection taken in each frame; -1: none
@@ -137,7 +137,7 @@ def _check(
 
 
 def prominence(box: Doubles, height: int, width: int) -> float:
-    """Of a box x, y, w, h in pixels: its share of the picture times its centrality, 0 to 1.
+    """The share of the picture of a box x, y, w, h in pixels, times its centrality: 0 to 1.
 
     The share is that of the part inside the picture. Centrality falls evenly with the distance of
     that part's centre from the picture's, from 1 in the centre to 0 in a corner.
@@ -150,7 +150,7 @@ def prominence(box: Doubles, height: int, width: int) -> float:
 
 
 def _detections(joints: Floats, boxes: Floats, height: int, width: int) -> list[_Detection]:
-    """Those with a box and a place: the pelvis, else the middle of the joints there are."""
+    """Detections with a box and a place: the pelvis, else the middle of the known joints."""
     poses = np.asarray(joints, np.float64).reshape(-1, SMPL_JOINTS, 3)
     areas = np.asarray(boxes, np.float64).reshape(-1, 5)[:, :4]
     if len(poses) != len(areas):
@@ -167,7 +167,7 @@ def _detections(joints: Floats, boxes: Floats, height: int, width: int) -> list[
 
 
 def _tracklets(frames: Sequence[Sequence[_Detection]], memory: int, fps: float) -> list[_Track]:
-    """Everyone's unbroken appearances; absences of up to `memory` frames do not break one."""
+    """Everyone's appearances; an absence of up to `memory` frames does not end one."""
     ended: list[_Track] = []
     live: list[_Track] = []
     for now, found in enumerate(frames):
@@ -186,7 +186,7 @@ def _tracklets(frames: Sequence[Sequence[_Detection]], memory: int, fps: float) 
 
 
 def _cost(one: _Track, detection: _Detection, now: int, fps: float) -> float:
-    """How unlikely it is that this is where the person has moved to; inf: not believed."""
+    """The cost of taking the detection for the tracked person; inf: not believed."""
     wait, last = now - one.frames[-1], one.seen[-1]
     cost = _jump(detection.place - last.place - wait * one.motion[:3], wait / fps)
     if math.isinf(cost):
@@ -226,12 +226,12 @@ def _extend(one: _Track, detection: _Detection, now: int) -> None:
 
 
 def _pairs(costs: Doubles, alone: Sequence[float]) -> list[tuple[int, int]]:
-    """The cheapest pairing of rows with columns; `alone`: what an unpaired row costs."""
+    """The cheapest pairing of rows with columns; `alone`: the cost of an unpaired row."""
     from scipy.optimize import linear_sum_assignment  # slow to import: only when used
 
     rows, columns = costs.shape
     believed = np.isfinite(costs)
-    refused = 1e6  # dearer than any sum, and kind to the arithmetic, unlike infinity
+    refused = 1e6  # more than any sum of costs, and finite, as the solver needs it
     own = np.full((rows, rows), refused)
     np.fill_diagonal(own, alone)
     table = np.concatenate([np.where(believed, costs, refused), own], axis=1)
@@ -240,7 +240,7 @@ def _pairs(costs: Doubles, alone: Sequence[float]) -> list[tuple[int, int]]:
 
 
 def _returns(pieces: Sequence[_Track], memory: int, fps: float) -> Doubles:
-    """[n, n] how unlikely it is that tracklet k is i coming back; infinite: not believed."""
+    """The cost [n, n] of taking tracklet k for the return of i; infinite: not believed."""
     bones = [_bone_lengths(one) for one in pieces]
     costs = np.full((len(pieces), len(pieces)), np.inf)
     for i, a in enumerate(pieces):
@@ -258,7 +258,7 @@ def _returns(pieces: Sequence[_Track], memory: int, fps: float) -> Doubles:
 
 
 def _chains(pieces: Sequence[_Track], returns: Doubles) -> list[_Track]:
-    """Tracklets joined into persons."""
+    """Joins tracklets into persons."""
     following = dict(_pairs(returns, [END] * len(pieces)))
     chains = []
     for start in sorted(set(range(len(pieces))) - set(following.values())):
@@ -276,7 +276,7 @@ def _chains(pieces: Sequence[_Track], returns: Doubles) -> list[_Track]:
 
 
 def _bone_lengths(one: _Track) -> Doubles:
-    """[23] logarithms of the median lengths in mm; NaN for a bone that was never seen."""
+    """Logarithms [23] of the median lengths in mm; NaN for a bone that was never seen."""
     poses = np.stack([detection.pose for detection in one.seen])
     lengths = np.linalg.norm(poses[:, 1:] - poses[:, PARENTS[1:]], axis=-1)  # [n, 23]
     lengths[lengths == 0] = np.nan
@@ -287,7 +287,7 @@ def _bone_lengths(one: _Track) -> Doubles:
 
 
 def _log_ratio(a: Doubles, b: Doubles) -> float:
-    """How much larger a is, over the bones that both show; 0 if they share none."""
+    """The median of a - b over the bones that both show; 0 if they share none."""
     ratios = (a - b)[np.isfinite(a - b)]
     return float(np.median(ratios)) if ratios.size else 0.0
 

@@ -4,8 +4,8 @@
           -> 3 to 4 crop through whole pixels, 256 x 192 -> network -> heat maps [133, 64, 48]
           -> peaks, refined below a cell (DARK) -> picture pixels -> OpenPose body -> Keypoints
 
-The recipe of the ComfyUI worker. Face and hand points are drawn whatever their score. Source:
-docs/reference/pose.md 3.3 and 12.
+This is the recipe of the ComfyUI worker. Face and hand points are drawn whatever their score.
+Source: docs/reference/pose.md 3.3 and 12.
 """
 
 from collections.abc import Iterator
@@ -52,7 +52,10 @@ class VitPose:
     pose: Net
 
     def detect(self, frames: Frames) -> Iterator[Detection]:
-        """The largest person of every frame ([H, W, 3] u8 RGB) of one clip. Raises `BadMedia`."""
+        """Finds the largest person of each frame ([H, W, 3] u8 RGB). Raises `BadMedia`.
+
+        The frames are those of one clip, in order: a lost body is taken from the frame before.
+        """
         last: Floats | None = None
         for frame in frames:
             picture = to_unit(checked(frame))
@@ -69,7 +72,7 @@ class VitPose:
 
 
 def open_vitpose(yolo: Path, pose: Path, *, gpu: bool) -> VitPose:
-    """From `yolov10m.onnx` and a wholebody ViTPose. Raises as `OnnxNetwork` does."""
+    """Opens `yolov10m.onnx` and a whole-body ViTPose. Raises as `OnnxNetwork` does."""
     maps = (1, POINTS, MAP_HEIGHT, MAP_WIDTH)
     return VitPose(
         OnnxNetwork(yolo, (1, 3, 640, 640), [(1, None, 6)], gpu=gpu),
@@ -78,7 +81,7 @@ def open_vitpose(yolo: Path, pose: Path, *, gpu: bool) -> VitPose:
 
 
 def to_unit(frame: Frame) -> Floats:
-    """Bytes -> fp32 0..1: both networks see a picture resized after this step."""
+    """Bytes -> fp32 0..1: the picture is resized for both networks after this step."""
     return np.asarray(frame / np.float32(255), np.float32)
 
 
@@ -108,7 +111,7 @@ def corners(centre: Doubles, scale: Doubles) -> tuple[tuple[int, int], tuple[int
 
 
 def crop(picture: Floats, upper: tuple[int, int], lower: tuple[int, int]) -> Floats:
-    """[H, W, 3] fp32 -> [256, 192, 3]; black beyond the borders."""
+    """Cuts [256, 192, 3] out of a picture [H, W, 3] fp32; black beyond its borders."""
     (x1, y1), (x2, y2) = upper, lower
     height, width = picture.shape[:2]
     part = np.zeros((y2 - y1, x2 - x1, 3), np.float32)
@@ -169,7 +172,7 @@ def locate(heat: Floats, centre: Doubles, scale: Doubles) -> Floats:
 
 
 def to_picture(cells: Floats, highest: Floats, centre: Doubles, scale: Doubles) -> Floats:
-    """Map cells [133, 2] -> picture pixels and probability [133, 3]. The crop is the unrounded."""
+    """Map cells [133, 2] -> picture pixels and probability [133, 3], by the unrounded crop."""
     size = _UNIT * scale
     pixels = cells * (size / [MAP_WIDTH, MAP_HEIGHT]) + centre - size / 2
     return np.concatenate([pixels, highest[:, None]], axis=1).astype(np.float32)

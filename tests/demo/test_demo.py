@@ -1,4 +1,4 @@
-"""What the demo ships and shows: a nano model known by its shape, its dancer, large clips."""
+"""The demo as it ships and is shown: a nano model known by its shape, its dancer, large clips."""
 
 import json
 

@@ -22,13 +22,13 @@ from engine.program import choose_package
 
 LEAST_IOU, LEAST_PSNR = 0.6, 21.0  # 0.45 is the floor of the issue, 0.6 its goal
 MOST_LOST_DB, MOST_LOST_IOU = 1.0, 0.03
-LEAST_LIKENESS = 30.0  # dB against the exact program: goal F8 of docs/reference/performance.md
+LEAST_LIKENESS = 30.0  # dB against the exact program: docs/reference/performance.md F8
 CLIPS = 2
 
 
 @pytest.fixture(scope="module", autouse=True)
 def state():
-    """Where compiled kernels are kept for all tests."""
+    """Keeps compiled kernels in one place for all tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCAIL_STATE", str(STATE))
         yield
@@ -57,7 +57,7 @@ def judged(clips, tasks):
 
 @pytest.fixture(scope="module")
 def exact(model, tasks):
-    """What the exact program makes of every task."""
+    """The clips of the exact program, one for each task."""
     pipeline = load_exact(model.checkpoint, [], model.models, networks(model), settings(None))
     return dances(pipeline, tasks)
 

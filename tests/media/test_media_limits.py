@@ -26,7 +26,7 @@ SIDE = 100_000  # ten gigapixels
 
 @pytest.fixture(scope="module")
 def clip_16(tmp_path_factory):
-    """20 frames at 16 fps."""
+    """A clip of 20 frames at 16 fps."""
     return clip(tmp_path_factory.mktemp("clips") / "clip.mp4")
 
 

@@ -15,7 +15,7 @@ from tests.support.clips import clip, numbered, numbers, read_numbers, run_ffmpe
 
 @pytest.fixture(scope="module")
 def clip_16(tmp_path_factory):
-    """20 frames at 16 fps."""
+    """A clip of 20 frames at 16 fps."""
     return clip(tmp_path_factory.mktemp("clips") / "clip.mp4")
 
 

@@ -52,7 +52,10 @@ def test_the_transformer_equals_the_reference_program(golden, case, kind):
 
 
 def test_pose_tables_shrink_by_the_cosine_of_half_the_frequency():
-    """Closed form of the 2x2 mean: cos(omega / 2) times the rotation at the middle (3.4)."""
+    """Closed form of the 2x2 mean: cos(omega / 2) times the rotation at the middle.
+
+    Source: docs/reference/denoiser.md 3.4.
+    """
     t, h, w = 3, 4, 6
     rope = rope_tables((t, h, w), True, CPU)
     first = h * w * (1 + t)
@@ -120,7 +123,7 @@ def test_every_input_matters(model_file):
 
 
 def test_more_frames_than_the_official_tables_hold_keep_their_places():
-    """21 rows is a table size; nothing in the mathematics ends there."""
+    """The official tables end at 21 frames; nothing in the mathematics ends there."""
     long, short = rope_tables((30, 2, 2), True, CPU), rope_tables((21, 2, 2), True, CPU)
     assert torch.equal(long.cos[: 4 * 22], short.cos[: 4 * 22])  # reference and video
     assert torch.equal(long.sin[4 * 31 :][:21], short.sin[4 * 22 :])  # skeleton

@@ -1,4 +1,4 @@
-"""From prompts to embeddings: cleaning, tokenizers, and embeddings kept on disk or in a package."""
+"""Prompts become embeddings: cleaning, tokenizers, and embeddings kept on disk or in a package."""
 
 import gc
 import logging

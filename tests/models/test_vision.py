@@ -35,7 +35,7 @@ def clip(width=WIDTH, blocks=BLOCKS):
 
 
 def with_library_names(weights):
-    """As clip_vision_h.safetensors: the blocks under transformers' names, q, k and v apart."""
+    """Names of clip_vision_h.safetensors: blocks named as in transformers, q, k and v apart."""
     renamed = {
         "embeddings.class_embedding": weights["visual.cls_embedding"][0, 0],
         "embeddings.position_embedding.weight": weights["visual.pos_embedding"][0],

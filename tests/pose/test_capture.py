@@ -1,4 +1,4 @@
-"""From a dance video and a picture to a skeleton, with files of the real interfaces."""
+"""A dance video and a picture become a skeleton, with files of the real interfaces."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Which models are found, which provider runs them, and what is no model at all."""
+"""Finding the models of motion capture, choosing who runs them, and refusing other files."""
 
 import logging
 from dataclasses import dataclass, field

@@ -143,7 +143,7 @@ def detector(tmp_path, persons, slope=0.0, score=0.8) -> DwPose:
 
 
 def expected_nose(centre, size, shift=0.0):
-    """Where the stand-in's point 0 comes to lie in the picture, from crop pixels (50, 100)."""
+    """The place in the picture of the stand-in's point 0, from crop pixels (50, 100)."""
     return np.array([50 + shift, 100]) / [288, 384] * size + centre - np.array(size) / 2
 
 

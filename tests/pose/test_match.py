@@ -1,4 +1,4 @@
-"""Which 2D person is which 3D person."""
+"""The pairing of 2D persons with 3D persons."""
 
 from dataclasses import replace
 

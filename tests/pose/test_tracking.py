@@ -1,4 +1,4 @@
-"""Who is who across frames: choice, following, absences, damage."""
+"""Following persons across frames: choice, absences, damage."""
 
 import logging
 

@@ -152,7 +152,7 @@ def detector(tmp_path, persons=((220.0, 70.0, 420.0, 570.0, 0.9),), slope=0.0) -
 
 
 def expected_face(box):
-    """Where the stand-in's face points come to lie for a box in the picture."""
+    """The places of the stand-in's face points for a box in the picture."""
     x1, y1, x2, y2 = box
     height = max((x2 - x1) * 256 / 192, y2 - y1) * 1.25
     size = np.array([height * 0.75, height])

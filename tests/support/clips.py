@@ -12,7 +12,7 @@ STEP = 8  # grey levels from one frame to the next: more than compression moves 
 
 
 def numbered(count, height=64, width=96):
-    """[n, H, W, 3] u8."""
+    """Frames [n, H, W, 3] u8 that show their numbers."""
     levels = (torch.arange(count) * STEP).to(torch.uint8)
     return levels.view(-1, 1, 1, 1).expand(count, height, width, 3).contiguous()
 
@@ -31,7 +31,7 @@ def clip(path, count=20, fps=16, **options):
 
 
 def run_ffmpeg(*arguments, stdin=b""):
-    """For what the engine itself never writes: other containers, tags, damage."""
+    """Runs ffmpeg for files that the engine itself never writes: other containers, tags, damage."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *map(str, arguments)]
     subprocess.run(command, input=stdin, check=True)
 

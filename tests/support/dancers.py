@@ -21,7 +21,7 @@ PICTURE = 255  # the first pixel of the reference picture
 
 
 def body(x=0.0, z=3500.0, y=0.0, size=1.0):
-    """[24, 3] mm in camera space."""
+    """A body [24, 3] mm in camera space."""
     return (BODY * size + (x, y, z)).astype(np.float32)
 
 
@@ -51,7 +51,7 @@ def points(*persons, camera=CAMERA, visible=True):
 
 
 def detection(*persons, camera=CAMERA):
-    """What a 2D detector gives of bodies; of nobody, points that are not visible."""
+    """The answer of a 2D detector for bodies; for nobody, points that are not visible."""
     if not persons:
         return Detection(points(body(), visible=False), np.empty((0, 4), np.float32))
     corners = [(project(one, camera).min(0), project(one, camera).max(0)) for one in persons]
@@ -59,7 +59,7 @@ def detection(*persons, camera=CAMERA):
 
 
 def people(*persons):
-    """What NLF gives of bodies [24, 3]."""
+    """The answer of NLF for bodies [24, 3]."""
     corners = [(np.nanmin(project(p), 0), np.nanmax(project(p), 0)) for p in persons]
     boxes = [[*low, *(high - low), 0.9] for low, high in corners]
     return People(np.reshape(persons, (-1, 24, 3)), np.float32(boxes).reshape(-1, 5))

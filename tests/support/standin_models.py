@@ -112,7 +112,7 @@ def save_yolo10(path, persons=((220.0, 70.0, 420.0, 570.0, 0.9),), slope=0.0):
 
 
 def vitpose_cells():
-    """Where the ViTPose stand-in puts its peaks: map cells (x, y) [133, 2]."""
+    """The map cells (x, y) [133, 2] of the ViTPose stand-in's peaks."""
     point = np.arange(133)
     return np.stack([6 + point % 36, 6 + point % 52], axis=1)
 

@@ -62,7 +62,7 @@ def linears(weights):
 
 
 def quantised(weights, dtype, per_row, suffix):
-    """8-bit linears with their scales, and the same weights as the scales give them back."""
+    """Linears in 8 bits with their scales, and the weights that these stand for."""
     stored, exact = dict(weights), dict(weights)
     limit = 448.0 if dtype == FP8 else 127.0
     for name in linears(weights):

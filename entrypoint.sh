@@ -11,7 +11,7 @@ cache=$volume/huggingface-cache/hub
 say() { printf 'entrypoint: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
 has_package() { [[ -f $1/packages/$arch/manifest.json ]]; }
-# where weights may be: baked into the image, in the host's model cache, on the network volume
+# prints where weights may be: baked into the image, in the host's model cache, on the volume
 places() {
   printf '%s\n' "$home/weights"
   if [[ -n ${WEIGHTS_REPO:-} ]]; then
@@ -20,14 +20,14 @@ places() {
   printf '%s\n' "$volume"
 }
 
-fetch() { # $1: where to; the repository has packages/ARCH and models
+fetch() { # downloads the repository, which has packages/ARCH and models, to the folder $1
   say "fetching $WEIGHTS_REPO to $1"
   HF_HOME=/tmp/huggingface hf download "$WEIGHTS_REPO" --revision "${WEIGHTS_REVISION:-main}" \
     --include "packages/$arch/*" --include "models/*" --local-dir "$1" >&2
   has_package "$1" || fail "$WEIGHTS_REPO has no packages/$arch. Upload one."
 }
 
-build() { # onto the volume, with the kernels that were compiled with the image
+build() { # builds a package onto the volume, with the kernels that the image brought
   [[ -d $volume ]] || fail "SCAIL_CHECKPOINT is built onto a network volume. Attach one."
   say "building $volume/packages/$arch of $SCAIL_CHECKPOINT, once"
   SCAIL_STATE=$home/build python build_engine.py --arch "$arch" --checkpoint "$SCAIL_CHECKPOINT" \

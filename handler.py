@@ -1,4 +1,4 @@
-"""The worker on RunPod: `python handler.py`. The one place where an exception becomes a response.
+"""The worker on RunPod, `python handler.py`. Here alone an exception becomes a response.
 
 Importing this costs nothing; the engine and the platform's library are imported to serve.
 """
@@ -29,7 +29,7 @@ _UNFORESEEN = "The worker failed in a way nobody foresaw, and is replaced. Send 
 async def respond(
     worker: "Worker", job: Mapping[str, object], report: "ProgressReport"
 ) -> "Response":
-    """A job as the platform hands it over -> its output, or what went wrong.
+    """Answers a job as the platform hands it over: with its output, or with what went wrong.
 
     Only being cancelled is raised: the platform waits for nothing then.
     """
@@ -50,7 +50,7 @@ def _failure(sentence: str, code: str, redact: Redactor, *, replaced: bool) -> "
 
 
 def main() -> None:
-    """Loads, then serves until told to stop. A machine that cannot serve ends in one sentence."""
+    """Loads, then serves until told to stop. A machine that cannot serve ends with a sentence."""
     signal.signal(signal.SIGTERM, lambda *_: os._exit(_STOPPED))  # loading is not waited for
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")  # below that it prints whole results
     platform = ThreadPoolExecutor(1).submit(import_module, "runpod")  # 1.5 s, beside the loading
@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def _refusal(error: Exception) -> Callable[[], None]:
-    """A check that fails with what went wrong before."""
+    """Makes a check that fails with what went wrong before."""
 
     def start() -> None:
         raise error
@@ -94,14 +94,14 @@ def _refusal(error: Exception) -> Callable[[], None]:
 
 
 def _serve(runpod: ModuleType, worker: "Worker", checks: Sequence[Callable[[], None]]) -> None:
-    """`runpod`: the platform's library, which reads the command line and returns when stopped."""
+    """Serves. `runpod` is the platform's library, which reads the command line until stopped."""
     for check in checks:
         runpod.serverless.register_fitness_check(check)
-    tells = worker.endpoint.on_runpod  # elsewhere nobody listens
+    is_heard = worker.endpoint.on_runpod  # elsewhere nobody listens
 
     async def handle(job: dict[str, object]) -> "Response":
         def report(progress: Mapping[str, object]) -> None:
-            if tells:
+            if is_heard:
                 runpod.serverless.progress_update(job, progress)
 
         return await respond(worker, job, report)

@@ -44,7 +44,7 @@ NANO = ModelConfig(layers=6, dim=256, ffn=512, text_dim=64, clip_dim=160)  # the
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one job may ask for. Beyond these a request is a mistake, not a clip."""
+    """The most that one job may ask for. A request beyond it is a mistake and not a clip."""
 
     min_side: int = 64
     max_side: int = 1280
@@ -67,18 +67,18 @@ LIMITS = Limits()
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What one endpoint does where a request says nothing, and what it never exceeds."""
+    """The choices of one endpoint where a request makes none, and the sizes it never exceeds."""
 
     recipe: RecipeName = "production"
     fit: Fit = "crop"
     video: Path | None = None  # the dance of requests without one
-    max_pixels: int | None = None  # of a frame; larger ones are shrunk
+    max_pixels: int | None = None  # in a frame; larger frames are shrunk
     max_frames: int | None = None
     workflows: Path = Path(__file__).resolve().parents[1] / "workflows"  # called by their names
 
 
 def defaults() -> Defaults:
-    """From `RECIPE`, `FIT`, `DEFAULT_VIDEO`, `MAX_PIXELS` (96x160) and `MAX_FRAMES`.
+    """Reads `RECIPE`, `FIT`, `DEFAULT_VIDEO`, `MAX_PIXELS` (96x160) and `MAX_FRAMES`.
 
     Raises `BadRequest` for a value that is none, `Unavailable` for a video that is not there.
     """
@@ -95,7 +95,7 @@ def defaults() -> Defaults:
 
 
 def _word(variable: str, words: tuple[Word, ...]) -> Word:
-    """One of `words`; the first if nothing is said."""
+    """Returns the one of `words` that the variable names; the first if it is not set."""
     given = os.environ.get(variable) or words[0]
     for word in words:
         if given == word:
@@ -104,7 +104,7 @@ def _word(variable: str, words: tuple[Word, ...]) -> Word:
 
 
 def _cap(variable: str, least: int) -> int | None:
-    """A whole number, or a product such as 96x160."""
+    """Reads a whole number, or a product such as 96x160; None if the variable is not set."""
     given = os.environ.get(variable)
     if not given:
         return None
@@ -117,7 +117,7 @@ def _cap(variable: str, least: int) -> int | None:
 
 
 def state_dir() -> Path:
-    """Where the engine may keep what it can recompute (`SCAIL_STATE`)."""
+    """Returns the folder for what the engine can compute again (`SCAIL_STATE`)."""
     if given := os.environ.get("SCAIL_STATE"):
         return Path(given)
     try:
@@ -128,5 +128,5 @@ def state_dir() -> Path:
 
 
 def models_dir() -> Path:
-    """Where the models beside the transformer lie (`SCAIL_MODELS`)."""
+    """Returns the folder of the models beside the transformer (`SCAIL_MODELS`)."""
     return Path(os.environ.get("SCAIL_MODELS") or "/runpod-volume/models")

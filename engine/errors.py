@@ -59,13 +59,13 @@ class UnsupportedDriver(EngineError):
 
 
 class MissingModel(EngineError):
-    """A model file that is needed and not there."""
+    """A model file is needed and is not there."""
 
     code = "missing_model"
 
 
 class NotFinite(EngineError):
-    """Numbers that are not: weights that overflow in the chosen precision, or are damaged."""
+    """A result with infinite numbers or NaN: weights overflow in this precision or are damaged."""
 
     code = "not_finite"
 

@@ -15,14 +15,14 @@ Fit = Literal["crop", "resize"]  # the picture fills the size asked for, or the 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How the clip is denoised."""
+    """A way to denoise a clip: solver, guidance, windows, and when the skeleton is seen."""
 
     sampler: str
     steps: int
     cfg: float
     shift: float
     pose_from: float = 0.0  # share of the steps before the first that sees the skeleton
-    pose_until: float = 1.0  # and before the first that no longer does
+    pose_until: float = 1.0  # share of the steps before the first that no longer sees it
     pose_strength: float = 1.0  # multiplies the tokens of the skeleton
     window_frames: int = 81  # pixel frames denoised at once; longer clips run in windows
     overlap_frames: int = 20  # pixel frames that neighbouring windows share
@@ -31,7 +31,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a clip shall be like, whatever its picture and its motion are.
+    """The settings of a clip, whatever its picture and its motion are.
 
     A new setting takes edits in four places: its field here, its check in
     `recipes.check_settings`, its JSON field in `jobs/body.py`, its option in `__main__.py`. The
@@ -56,9 +56,9 @@ Changed = TypeVar("Changed", Recipe, Settings)
 
 
 def override(record: Changed, source: object) -> Changed:
-    """A copy of `record` with the values that `source` has under the names of its fields.
+    """Copies `record`, with the values that `source` has under the names of its fields.
 
-    A value that is None, or is not there, leaves that of `record`.
+    A value that is None or is not there leaves that of `record`.
     """
     names = [field.name for field in dataclasses.fields(record)]
     said = {name: value for name in names if (value := getattr(source, name, None)) is not None}

@@ -1,4 +1,4 @@
-"""What may be asked for: recipes, the defaults in production, the one check of a job's settings."""
+"""The recipes, the defaults in production, and the one check of a job's settings."""
 
 import unicodedata
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ from engine.media.framing import check_size
 RECIPES: Mapping[str, Recipe] = {  # by `flow.RecipeName`
     # the released sampling script (docs/reference/denoiser.md 4)
     "official": Recipe(sampler="euler", steps=50, cfg=4.0, shift=5.0),
-    # the workflow in production (docs/reference/denoiser.md 4.6): distilled weights, half the
-    # steps see poses
+    # the workflow in production (docs/reference/denoiser.md 4.6): weights are distilled, half of
+    # the steps see the skeleton
     "production": Recipe(
         sampler="dpm++_sde",
         steps=6,
@@ -28,7 +28,8 @@ RECIPES: Mapping[str, Recipe] = {  # by `flow.RecipeName`
     ),
 }
 
-# docs/reference/runpod.md A.4: what the endpoints in production say where a request does not
+# The endpoints in production use these where a request says nothing. The negative prompt is that of
+# their workflow. Source: docs/reference/runpod.md A.2 and A.4.
 PROMPT = "the human starts to dance"
 NEGATIVE_PROMPT = (
     "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，"  # noqa: RUF001
@@ -38,7 +39,8 @@ NEGATIVE_PROMPT = (
 )
 SEED = 779298828917358
 
-# What attention is called in requests and workflows -> what computes it, None for the worker's own
+# Maps the name of an attention in requests and workflows to the one that computes it here. None
+# stands for the worker's own.
 _ATTENTION = {
     "sageattn": None,  # 8-bit attention, as the worker's own is
     **{name: name for name in ("int8fp8", "int8", "fp8", "sdpa", "xformers")},
@@ -48,9 +50,9 @@ _ATTENTION = {
 
 
 def attention_of(mode: str) -> tuple[str | None, tuple[str, ...]]:
-    """The attention that computes what `mode` names, and what is to be said of the difference.
+    """Finds the attention that computes what `mode` names, and says what differs from it.
 
-    Raises `BadRequest` for a mode that nobody knows.
+    None stands for the worker's own. Raises `BadRequest` for a mode that nobody knows.
     """
     if mode not in _ATTENTION:
         known = ", ".join(_ATTENTION)
@@ -133,5 +135,5 @@ def _check_text(name: str, text: str) -> None:
 
 def check_range(name: str, value: float, low: float, high: float) -> None:
     """Raises `BadRequest` for a number outside of low .. high, and for NaN."""
-    if not low <= value <= high:  # as false of NaN; a whole number may be beyond all floats
+    if not low <= value <= high:  # false for NaN too; no huge integer becomes a float
         raise BadRequest(f"The {name} is {value}; it must be {low:g} to {high:g}.")

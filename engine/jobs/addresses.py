@@ -1,11 +1,10 @@
-"""Which addresses a job may name: http and https, usual ports, hosts of the public Internet alone.
+"""Checks the addresses that jobs name: http or https, usual ports, public hosts alone.
 
 An address comes from a stranger, and the worker stands inside somebody's network: what it can
-reach there (metadata services, neighbours, itself) must stay out of reach
-(docs/reference/runpod.md F.9).
-An address is taken apart once, here; what is asked later is built from the parts that were
-checked, so no second parser can read it otherwise. The tables are ours and not `is_global`, whose
-answers differ between releases of Python.
+reach there (metadata services, neighbours, itself) must stay out of reach; see
+docs/reference/runpod.md F.9. An address is taken apart once, here; what is asked later is built
+from the parts that were checked, so no second parser can read it otherwise. The tables are ours and
+not `is_global`, whose answers differ between releases of Python.
 """
 
 import queue
@@ -34,9 +33,10 @@ _MAX_CHARS = 4096
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _MAX_HOST = 253
-# In a path or query: kept as it is. "%" too, since what is escaped already must not be twice.
+# Characters of a path or query that are kept as they are; "%" is among them, since what is escaped
+# already must not be escaped twice.
 _KEPT = "/%:@!$&'()*+,;=-._~?[]|"
-# The last label of names that are no Internet names (RFC 6761, RFC 6762, RFC 8375, common use).
+# Names with one of these last labels are no Internet names (RFC 6761, 6762, 8375, common use).
 _HOME_NAMES = ("localhost", "local", "internal", "intranet", "lan", "home", "corp", "arpa")
 
 # IANA's special-purpose registry, and one address that a cloud puts among the public ones.
@@ -49,9 +49,8 @@ _CLOSED_4 = tuple(
         "168.63.129.16/32",  # Azure's host service
     )
 )  # fmt: skip
-_OPEN_6 = IPv6Network(
-    "2000::/3"
-)  # all that is given out; mapped, NAT64 and local forms lie outside
+# All IPv6 addresses that are given out; mapped, NAT64 and local forms lie outside.
+_OPEN_6 = IPv6Network("2000::/3")
 _CLOSED_6 = tuple(
     IPv6Network(block)
     for block in (
@@ -79,14 +78,14 @@ class Target:
 
     @property
     def url(self) -> str:
-        """For joining a redirect to it; holds the query, so it is never shown."""
+        """The whole address, to join a redirect to. It holds the query, so it is never shown."""
         return f"{self.scheme}://{self.authority}{self.path}"
 
 
 def parse_address(text: object, field: str) -> Target:
-    """A job's address, checked as far as that goes without asking anybody.
+    """Parses an address of a job and checks it as far as that goes without asking anybody.
 
-    `field` is what the job calls it. Raises `BadRequest`.
+    `field` is the name of the address in the job. Raises `BadRequest`.
     """
     if not isinstance(text, str):
         raise BadRequest(f"{field} is {_type_name(text)}; an http or https address is expected.")
@@ -120,7 +119,7 @@ def parse_address(text: object, field: str) -> Target:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address, as a resolver writes it, belongs to the public Internet."""
+    """Tells whether an IP address, as a resolver writes it, belongs to the public Internet."""
     try:
         ip = ip_address(address)
     except ValueError:
@@ -131,10 +130,10 @@ def is_public(address: str) -> bool:
 
 
 def public_addresses(target: Target, field: str, resolve: Resolve, timeout_s: float) -> list[str]:
-    """The IP addresses of `target`, all of them public. One that is not condemns the host, or a
-    name could be tried until the other address is met.
+    """Looks up the IP addresses of `target`, all of which must be public.
 
-    Raises `BadRequest` for such a host and `BadMedia` if it has no address.
+    A single one that is not condemns the host: otherwise a name could be tried again until that
+    address comes up. Raises `BadRequest` for such a host and `BadMedia` if it has no address.
     """
     if is_ip(target.host):
         found = [target.host]
@@ -163,7 +162,7 @@ def is_ip(host: str) -> bool:
 def resolve_name(
     host: str, port: int, timeout_s: float, look_up: Callable[..., Sequence] = socket.getaddrinfo
 ) -> list[str]:
-    """What this machine's resolver says. Raises `OSError`, `TimeoutError` among them."""
+    """Asks this machine's resolver. Raises `OSError`, `TimeoutError` among them."""
     answers: queue.SimpleQueue[list[str] | OSError | UnicodeError] = queue.SimpleQueue()
 
     def ask() -> None:
@@ -193,7 +192,7 @@ def _scheme(parts: SplitResult, field: str) -> Literal["http", "https"]:
 
 
 def _host(parts: SplitResult, field: str) -> str:
-    """Lower-case, and either a name with a dot in it or an IP address in its one usual spelling."""
+    """Returns the host in lower case: a name with a dot in it, or a usually spelled IP address."""
     if not parts.netloc.isascii():
         raise BadRequest(f"{field} has a host beyond ASCII; write it in its xn-- form.")
     host = (parts.hostname or "").removesuffix(".")
@@ -215,7 +214,10 @@ def _host(parts: SplitResult, field: str) -> str:
 
 
 def _canonical(form: type[IPv4Address | IPv6Address], host: str, field: str) -> str:
-    """Neither short, octal or hexadecimal numbers nor the zone of a network card pass."""
+    """Returns an IP address as it is usually spelled.
+
+    Refuses short, octal and hexadecimal numbers, and the zone of a network card.
+    """
     try:
         if "%" not in host:
             return str(form(host))

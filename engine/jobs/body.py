@@ -1,8 +1,8 @@
 """The body of a job as clients write it: its fields, one by one, as typed values.
 
-The union of what the endpoints in use take (docs/reference/runpod.md A.2). Numbers may be strings,
-the input
-may be a JSON string of its own. Null and the empty string are as good as a field that is not there.
+They are the union of what the endpoints in use take (docs/reference/runpod.md A.2). Numbers may be
+strings, and the input may be a JSON string of its own. Null and the empty string are as good as a
+field that is not there.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def _or_nothing(read: Callable[[object], Value]) -> BeforeValidator:
 
 
 def _or_empty(value: object) -> str | None:
-    """A prompt may be empty."""
+    """Reads a prompt, which may be empty."""
     return None if value is None else text(value)
 
 
@@ -51,7 +51,7 @@ class _Videos(_Part):
 
 
 class Fields(_Part):
-    """All that is read. None: not given."""
+    """The fields that are read. None stands for one that is not given."""
 
     action: Annotated[Action | None, _ONE_OF] = None
     workflow_type: Annotated[Literal["scail_dance"] | None, _ONE_OF] = None
@@ -97,9 +97,9 @@ class Fields(_Part):
 
 
 def read_body(given: object) -> tuple[Fields, Bucket | None, list[str]]:
-    """Fields and storage of `{"input": {...}, "s3Config": {...}}`, and what is said of the rest.
+    """Reads fields and storage of `{"input": {...}, "s3Config": {...}}`, and names unknown fields.
 
-    Raises `BadRequest` for what is none, and for a field of another kind than it should be.
+    Raises `BadRequest` for what is no such body, and for a field of another kind than expected.
     """
     if not isinstance(given, dict) or "input" not in given:
         raise BadRequest('The job has no "input", an object with what is to be done.')
@@ -114,7 +114,7 @@ def read_body(given: object) -> tuple[Fields, Bucket | None, list[str]]:
 
 
 def _bucket(given: object) -> Bucket | None:
-    """Its values are secrets and appear in no message."""
+    """Reads s3Config, whose values are secrets and appear in no message."""
     if not given:
         return None
     config = given if isinstance(given, dict) else {}

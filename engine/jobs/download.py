@@ -1,4 +1,4 @@
-"""The body that an address answers with, piece by piece, however the other side behaves.
+"""Downloads from an address, piece by piece, however badly the other side behaves.
 
 Every host, those of redirects too, is checked by `addresses` and asked at the very IP address that
 was checked. Time and bytes are limited on the wire, so neither slow headers nor odd chunks escape.
@@ -22,10 +22,10 @@ from engine.jobs.addresses import Resolve, Target, parse_address, public_address
 
 log = logging.getLogger(__name__)
 
-TOTAL_S = 120.0  # for one file, with all redirects
+TOTAL_S = 120.0  # the limit for one file, with all redirects
 
-_STALL_S = 20.0  # without a single byte
-_CONNECT_S = 10.0  # for one name, or one of its addresses
+_STALL_S = 20.0  # the limit without a single byte
+_CONNECT_S = 10.0  # the limit for one name, or one of its addresses
 _MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PIECE = 1 << 16
@@ -39,7 +39,7 @@ def _connect(address: str, port: int, timeout_s: float) -> socket.socket:
 
 @dataclass(frozen=True, slots=True)
 class Internet:
-    """How the Internet is reached. Tests bring their own; which addresses may be asked stays."""
+    """The functions that reach the Internet. Tests bring their own; rules about addresses stay."""
 
     resolve: Resolve = resolve_name
     connect: Callable[[str, int, float], socket.socket] = _connect  # address, port, timeout_s
@@ -52,7 +52,7 @@ INTERNET = Internet()
 def download(
     text: object, field: str, max_bytes: int, network: Internet, timeout_s: float
 ) -> Generator[bytes, None, None]:
-    """The body at an http or https address; `field` is what the job calls it.
+    """Yields the body at an http or https address; `field` is its name in the job.
 
     Raises `BadRequest` for an address that is not asked and `BadMedia` for what came of asking,
     with the host in the sentence and never the rest of the address.
@@ -105,7 +105,7 @@ def _wait_s(deadline: float, longest_s: float) -> float:
 
 @contextmanager
 def _on_the_wire(field: str, host: str) -> Iterator[None]:
-    """What sockets and `http.client` raise, as a sentence that names the host."""
+    """Turns what sockets and `http.client` raise into a sentence that names the host."""
     try:
         yield
     except TimeoutError as error:
@@ -121,7 +121,7 @@ def _on_the_wire(field: str, host: str) -> Iterator[None]:
 
 
 def _dial(target: Target, field: str, network: Internet, deadline: float) -> socket.socket:
-    """A connection to one of the checked addresses, in TLS where the address says so."""
+    """Connects to one of the checked addresses, in TLS where the address says so."""
     with _on_the_wire(field, target.host):
         wait_s = _wait_s(deadline, _CONNECT_S)
         addresses = public_addresses(target, field, network.resolve, wait_s)
@@ -139,7 +139,7 @@ def _dial(target: Target, field: str, network: Internet, deadline: float) -> soc
 def _first(
     addresses: Sequence[str], port: int, network: Internet, deadline: float
 ) -> socket.socket:
-    """The first address that answers. Raises what the last one did."""
+    """Connects to the first address that answers. Raises what the last one raised."""
     *others, last = addresses
     for address in others:
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""A medium of a job, from an address, base64 or an input folder, as a file of the job.
+"""Fetches a medium of a job, from an address, base64 or an input folder, into a file of the job.
 
 What a stranger sends must be small enough, and must begin like a picture or a video whatever name
 or header came with it, before it is left where decoders find it (docs/reference/runpod.md F.9).
@@ -22,12 +22,14 @@ from engine.media.files import HEAD_BYTES, sniff
 
 _PIECE = 1 << 20
 _DATA_PREFIX = 128  # "data:image/png;base64," and room for longer types
-_LINE_ROOM = 16  # one in so many characters of base64 may be a line break: 76 and CR LF, say
+_LINE_ROOM = 16  # one in so many characters of base64 may belong to a line break
 _PATH_CHARS = 4096
-# Checked here: the decoder skips what it does not know, and even strictly takes extra "=".
+# Base64 is checked here: the decoder skips what it does not know, and takes extra "=" even where
+# it is strict.
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
 
-# What a job may send, by its suffix; the command line, which reads what its user owns, takes more.
+# The kinds of file that a job may send, by suffix. The command line takes more: it reads files that
+# its user owns.
 _TAKEN = {
     "picture": ("png", "jpg", "webp", "gif", "avif"),
     "video": ("mp4", "mov", "mkv", "gif"),
@@ -51,11 +53,11 @@ _FOUND = {
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a field of a job must bring, and where it goes."""
+    """The file that a field of a job must bring, and the folder that it goes to."""
 
-    field: str  # what the job calls it, "image_url"; also the name of the file
+    field: str  # its name in the job, "image_url"; also the name of the file
     kind: Literal["picture", "video", "joints"]
-    folder: Path  # of this job alone
+    folder: Path  # belongs to this job alone
     limits: Limits = LIMITS
 
     @property
@@ -67,10 +69,10 @@ class Wanted:
 def fetch_url(
     text: object, wanted: Wanted, network: Internet = INTERNET, timeout_s: float = TOTAL_S
 ) -> Path:
-    """The file at an http or https address.
+    """Downloads the file at an http or https address.
 
     Raises `BadRequest` for an address that is not asked, `BadMedia` for what came of asking, and
-    `OutputError` if the folder cannot be written to, as the next two do.
+    `OutputError` if the folder cannot be written to, which the next two raise too.
     """
     pieces = download(text, wanted.field, wanted.max_bytes, network, timeout_s)
     with closing(pieces):
@@ -78,7 +80,7 @@ def fetch_url(
 
 
 def fetch_base64(text: object, wanted: Wanted) -> Path:
-    """The file that base64 holds, with or without "data:...;base64," before it, and line breaks.
+    """Decodes the file in base64, with or without "data:...;base64," before it and line breaks.
 
     Raises `BadRequest` if it is not base64, `BadMedia` if it is too long or no such file.
     """
@@ -103,7 +105,7 @@ def fetch_base64(text: object, wanted: Wanted) -> Path:
 
 
 def fetch_path(name: object, wanted: Wanted, roots: Sequence[Path]) -> Path:
-    """A copy of a file below one of `roots`, named from the top of the disk or from a root.
+    """Copies a file from below one of `roots`, named from the top of the disk or from a root.
 
     Links are followed first, and must end below a root. Raises `BadRequest`, in one sentence, for
     every other place, whether something is there or not; `BadMedia` for what is no such file.
@@ -164,7 +166,7 @@ def _open_below(root: Path, parts: Sequence[str]) -> int:
             inner = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
             os.close(folder)
             folder = inner
-        # Not waiting: a pipe that nobody writes to must not stop the worker.
+        # Opened without waiting: a pipe that nobody writes to must not stop the worker.
         last = parts[-1] if parts else "."
         return os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     finally:
@@ -194,7 +196,7 @@ def _store(wanted: Wanted, pieces: Iterable[bytes]) -> Path:
 
 
 def _suffix(head: bytes, wanted: Wanted) -> str:
-    """What the content says of itself. Raises `BadMedia` if that is not taken."""
+    """Finds the suffix by the content. Raises `BadMedia` for a kind that is not taken."""
     if not head:
         raise BadMedia(f"{wanted.field} is empty; {_EXPECTED[wanted.kind]} is expected.")
     suffix = sniff(head)

@@ -1,7 +1,7 @@
-"""Values of untyped JSON as what a job needs: numbers written as strings, words, yes and no.
+"""Readers of untyped JSON values: numbers, which may be strings, words, yes and no.
 
-Each reader gives the value or raises `ValueError` with what was expected, as a noun: "a whole
-number". What was found is told by `shown`, which never repeats more than a glance of it.
+Each reader returns the value or raises `ValueError` with what was expected, as a noun: "a whole
+number". `shown` tells what was found and never repeats more than a glance of it.
 """
 
 import json
@@ -20,7 +20,7 @@ _WORDS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no"
 
 
 def whole(value: object) -> int:
-    """An integer, exactly: a seed does not fit a float."""
+    """Reads an integer exactly: a seed does not fit a float."""
     if (
         isinstance(value, str)
         and len(value) <= _NUMBER_CHARS
@@ -39,7 +39,7 @@ def whole(value: object) -> int:
 
 
 def number(value: object) -> float:
-    """A finite float."""
+    """Reads a finite float."""
     if isinstance(value, str):
         value = value.strip() if len(value) <= _NUMBER_CHARS else ""
         parsed = float(value) if _NUMBER.fullmatch(value) else math.nan
@@ -65,7 +65,7 @@ def flag(value: object) -> bool:
 
 
 def word(value: object) -> str:
-    """A name out of a list."""
+    """Reads a short name, as choices are called."""
     if not isinstance(value, str) or len(value) > _WORD_CHARS or not value.isprintable():
         raise ValueError("a short word")
     return value.strip()
@@ -78,12 +78,12 @@ def text(value: object) -> str:
 
 
 def is_blank(value: object) -> bool:
-    """Not given: JSON's null, or the empty string that a form sends for an empty field."""
+    """Tells whether nothing is given: null, or the empty string that a form sends."""
     return value is None or (isinstance(value, str) and (not value or value.isspace()))
 
 
 def shown(value: object) -> str:
-    """A value for a message: short, on one line, without what lies deeper in it."""
+    """Writes a value for a message: short, on one line, without what lies deeper in it."""
     if value is None or isinstance(value, bool):
         return {None: "nothing", True: "true", False: "false"}[value]
     if isinstance(value, str):
@@ -96,13 +96,13 @@ def shown(value: object) -> str:
 
 
 def glance(value: str) -> str:
-    """The beginning of a text, printable."""
+    """Returns the beginning of a text, with a question mark for what is not printable."""
     kept = value if len(value) <= _SHOWN_CHARS else value[: _SHOWN_CHARS - 3] + "..."
     return "".join(character if character.isprintable() else "?" for character in kept)
 
 
 def parse_json(given: str, what: str) -> object:
-    """Raises `BadRequest` for what is no JSON, too long or too deep for a parser."""
+    """Parses JSON. Raises `BadRequest` for what is none, or too long or too deep for a parser."""
     if len(given) > _JSON_CHARS:
         raise BadRequest(f"The {what} is a string of {len(given)} characters, too long for JSON.")
     try:

@@ -7,22 +7,22 @@ from typing import Literal, TypeAlias
 from engine.flow import Fit, Motion, Recipe, Settings
 
 Action: TypeAlias = Literal["generate", "health", "validate"]
-MediumKind: TypeAlias = Literal["url", "path", "base64"]  # the earlier one counts
+MediumKind: TypeAlias = Literal["url", "path", "base64"]  # of several the earliest counts
 Delivery: TypeAlias = Literal["base64", "url"]
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A medium as it was named. `value` is not to be logged: it may be signed or megabytes long."""
+    """A medium as it was named. `value` is never logged: it may be signed, or megabytes long."""
 
-    field: str  # of the request, for messages: "image_url"
+    field: str  # its name in the request, for messages: "image_url"
     kind: MediumKind
     value: str = dataclasses.field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Where a job wants its result, in S3's terms. Never logged."""
+    """The S3 bucket into which a job wants its result. It is never logged."""
 
     endpoint_url: str = dataclasses.field(repr=False)
     access_key: str = dataclasses.field(repr=False)
@@ -32,7 +32,7 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What a workflow says of a job: media, and settings under their names in `Settings`.
+    """The media and the settings that a workflow names; settings are called as in `Settings`.
 
     None leaves a value to the endpoint.
     """
@@ -55,11 +55,11 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is to be done. Its settings were checked together, the media are still to be fetched."""
+    """A job whose settings were checked together and whose media are still to be fetched."""
 
     action: Action
-    image: Given | None  # None for health alone
-    motion: Given | None  # None: the endpoint's default video
+    image: Given | None  # None only for the action "health"
+    motion: Given | None  # None: the endpoint's default video is used
     kind: Motion
     settings: Settings
     attention: str | None  # None: the worker's own

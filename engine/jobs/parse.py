@@ -1,4 +1,4 @@
-"""A job as the platform hands it over, checked: the one place that reads what clients want.
+"""Parses and checks a job as the platform hands it over. Nothing else reads what clients want.
 
 Where several fields name one medium, an address comes before a path, a path before base64, and
 those of nested objects come last. A field beats the workflow that comes with it, a workflow the
@@ -34,8 +34,9 @@ _RANDOM_BITS = 53  # a drawn seed is told to clients, whose JSON may know no lon
 _WORKFLOW_NAME = re.compile(r"[\w-]{1,64}", re.ASCII)
 
 
-# What the endpoints in production do where nothing is said (docs/reference/runpod.md A.2), and the
-# recipe of the released script, whose sizes and rate are those of training and of the motion.
+# The settings where neither request nor workflow says anything: those of the endpoints in
+# production (docs/reference/runpod.md A.2), or those of the released script, with the size of
+# training and the rate of the motion.
 _SAID_NOWHERE: dict[RecipeName, Settings] = {
     "production": Settings(
         RECIPES["production"],
@@ -51,9 +52,9 @@ _SAID_NOWHERE: dict[RecipeName, Settings] = {
 
 
 def parse_job(given: object, defaults: Defaults) -> Job:
-    """The job in `{"input": {...}, "s3Config": {...}}`; the input may be a JSON string of its own.
+    """Parses `{"input": {...}, "s3Config": {...}}`, where the input may be a JSON string.
 
-    Raises `BadRequest` for what is no job, or one that no clip can be made of.
+    Raises `BadRequest` for what is no job, and for a job that no clip can be made of.
     """
     fields, bucket, of_body = read_body(given)
     workflow = _workflow(fields, defaults)
@@ -83,7 +84,7 @@ def parse_job(given: object, defaults: Defaults) -> Job:
 
 
 def _settings(fields: Fields, workflow: Draft | None, defaults: Defaults) -> Settings:
-    """What the fields say, else the workflow, else the endpoint."""
+    """Takes each setting from the fields, else from the workflow, else from the endpoint."""
     if workflow is not None and fields.recipe is not None:
         raise BadRequest("Give recipe or workflow, not both: a workflow is a recipe.")
     name = "production" if workflow is not None else fields.recipe or defaults.recipe
@@ -99,14 +100,14 @@ def _settings(fields: Fields, workflow: Draft | None, defaults: Defaults) -> Set
 
 
 def _recipe(base: Recipe, fields: Fields) -> Recipe:
-    """`base` with what the fields change of it."""
+    """Changes a recipe as the fields say."""
     windows = {"window_frames": fields.context_frames, "overlap_frames": fields.context_overlap}
     said = {name: frames for name, frames in windows.items() if frames is not None}
     return dataclasses.replace(override(base, fields), **said)
 
 
 def _attention(fields: Fields, workflow: Draft | None) -> tuple[str | None, tuple[str, ...]]:
-    """The attention that a job asks for, and what is to be said of the difference."""
+    """Finds the attention that a job asks for, as `attention_of` does."""
     of_workflow = None if workflow is None else workflow.attention
     return attention_of(fields.attention_mode or of_workflow or "sageattn")
 
@@ -118,7 +119,7 @@ def _deadline(fields: Fields) -> float | None:
 
 
 def _frames(fields: Fields, workflow: Draft | None) -> int | None:
-    """The lowest of the limits that the fields name, else that of the workflow.
+    """Returns the lowest of the limits that the fields name, else that of the workflow.
 
     A cap of 0 stands for all frames, whatever the workflow says.
     """
@@ -191,14 +192,14 @@ def _motion(
 
 
 def _is_default(name: str, defaults: Defaults) -> bool:
-    """Workflows name the dance that their endpoint has, which is not in an input folder."""
+    """Tells whether a workflow names the endpoint's own dance, which is in no input folder."""
     return defaults.video is not None and name.rpartition("/")[2] == defaults.video.name
 
 
 def _medium(
     fields: Fields, name: str, nested_name: str = "", nested: str | None = None
 ) -> tuple[Given | None, list[str]]:
-    """The first of the fields for a medium, and what is said of the others."""
+    """Picks the first of the fields for a medium, and names the others as ignored."""
     kinds: tuple[MediumKind, ...] = get_args(MediumKind)
     given: list[Given] = []
     for kind in kinds:
@@ -224,7 +225,10 @@ def _check_media(image: Given | None, motion: object) -> None:
 
 
 def _capped(settings: Settings, defaults: Defaults) -> tuple[Settings, list[str]]:
-    """Sizes as the network can have them, no larger than the endpoint makes them."""
+    """Makes the size one that the network can have, and keeps to the caps of the endpoint.
+
+    The sentences say what became another.
+    """
     said: list[str] = []
     width, height, frames = settings.width, settings.height, settings.frames
     if width is None and height is None and defaults.max_pixels is not None:
@@ -252,7 +256,7 @@ def _floored(side: float) -> int:
 
 
 def _shrunk(width: int, height: int, most: int) -> tuple[int, int]:
-    """The same shape with at most so many pixels, as far as multiples allow."""
+    """Shrinks a size to at most `most` pixels; the shape stays, as far as multiples allow."""
     if width * height <= most:
         return width, height
     ratio = math.sqrt(most / (width * height))

@@ -1,9 +1,9 @@
-"""A ComfyUI workflow of the WanVideoWrapper SCAIL kind as settings of a job.
+"""Reads a ComfyUI workflow of the WanVideoWrapper SCAIL kind as settings of a job.
 
 Nodes are found by class type and links, from the video that the workflow saves backwards. Their
-ids mean nothing here, but programs fill in values by id: where the usual id
-(docs/reference/runpod.md A.4) is
-not the node that is read, it is said, as is every setting that this engine does its own way.
+ids mean nothing here, but programs fill in values by id (docs/reference/runpod.md A.4): where the
+usual id is not that of the node that is read, a warning says so. Others name every setting that
+this engine does its own way.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from engine.recipes import RECIPES
 
 _MAX_SAVERS = 8  # each is looked through
 
-# The ids that programs fill in, and what they expect there
+# The ids of nodes that programs fill in, and the class type that they expect there
 _USUAL = {
     "22": "WanVideoModelLoader",
     "99": "WanVideoEmptyEmbeds",
@@ -59,7 +59,7 @@ class _Parts:
     context: WorkflowNode | None
 
     def by_usual_id(self, graph: Graph) -> dict[str, WorkflowNode | None]:
-        """What is read, under the ids of `_USUAL`; 137 saves the skeleton and is not read."""
+        """Maps the ids of `_USUAL` to nodes that are read; 137 saves the skeleton and is not."""
         return {
             "22": self.loader, "99": self.embeds, "106": self.image, "130": self.video,
             "137": graph.nodes.get("137"), "139": self.result,
@@ -71,7 +71,7 @@ class _Parts:
 
 
 def read_workflow(given: object) -> Draft:
-    """Settings of a workflow, an object of nodes; what a template leaves open is None.
+    """Reads a workflow, an object of nodes. Settings that a template leaves open are None.
 
     Raises `BadRequest` for what is no such workflow.
     """
@@ -123,7 +123,7 @@ def _find(graph: Graph) -> _Parts:
 
 
 def _result(graph: Graph) -> tuple[WorkflowNode, Sequence[WorkflowNode]]:
-    """The node that saves the clip, and all that the clip is made of."""
+    """Finds the node that saves the clip, and all nodes that the clip is made of."""
     savers = [node for node in graph.nodes.values() if node.kind == "VHS_VideoCombine"]
     if len(savers) > _MAX_SAVERS:
         raise BadRequest(f"The workflow saves {len(savers)} videos; one is made.")
@@ -149,7 +149,7 @@ def _only(nodes: Sequence[WorkflowNode], kind: str) -> WorkflowNode:
 
 
 def _behind(graph: Graph, node: WorkflowNode, kind: str, *names: str) -> WorkflowNode:
-    """The first of a kind along a chain of inputs."""
+    """Finds the first node of a kind along a chain of inputs."""
     for found in graph.chain(node, *names):
         if found.kind == kind:
             return found
@@ -157,7 +157,7 @@ def _behind(graph: Graph, node: WorkflowNode, kind: str, *names: str) -> Workflo
 
 
 def _recipe(graph: Graph, parts: _Parts) -> Recipe:
-    """What is open is as in production."""
+    """Reads the recipe. Values that are left open are those of production."""
     said = {
         "sampler": graph.value(parts.scheduler, "scheduler", word),
         "steps": graph.value(parts.scheduler, "steps", whole),
@@ -177,7 +177,7 @@ def _recipe(graph: Graph, parts: _Parts) -> Recipe:
 
 
 def _is_half(graph: Graph, parts: _Parts) -> bool | None:
-    """Whether skeletons are drawn at half the size of the clip; None if at yet another size."""
+    """Returns True for skeletons drawn at half the size of the clip, False at its size, or None."""
     halves: list[bool | None] = []
     for name in ("width", "height"):
         whole_side = graph.linked(parts.picture, name)
@@ -200,7 +200,7 @@ def _side(graph: Graph, parts: _Parts, name: str) -> int | None:
 
 
 def _frames(graph: Graph, parts: _Parts) -> int | None:
-    """The lowest of the limits, if there is one."""
+    """Returns the lowest of the limits on frames, if there is one."""
     limits = [graph.value(parts.video, "frame_load_cap", whole) or None]
     if graph.linked(parts.embeds, "num_frames") is None:
         limits.append(graph.value(parts.embeds, "num_frames", whole))
@@ -253,7 +253,7 @@ def _differing(graph: Graph, parts: _Parts, fps: float | None) -> list[str]:
 
 
 def _weights(parts: _Parts) -> str:
-    """Which weights and LoRAs the workflow loads: a package has its own."""
+    """Names the weights and LoRAs of the workflow. They are not used: a package has its own."""
     files = [shown(parts.loader.inputs.get("model"))]
     for node in parts.nodes:
         if node.kind == "WanVideoLoraSelect":

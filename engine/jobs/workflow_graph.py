@@ -17,7 +17,7 @@ from engine.jobs.fields import glance, shown
 Value = TypeVar("Value")
 
 _MAX_NODES = 1000
-_MAX_INPUTS = 100  # of a node; the largest known has 20
+_MAX_INPUTS = 100  # in one node; the largest that is known has 20
 _OPEN = re.compile(r"\s*\{\{[^{}]*\}\}\s*")
 _CONSTANTS = ("INTConstant", "FloatConstant", "StringConstant", "PrimitiveInt", "PrimitiveFloat")
 
@@ -37,7 +37,7 @@ class Graph:
     nodes: Mapping[str, WorkflowNode]
 
     def linked(self, node: WorkflowNode, name: str) -> WorkflowNode | None:
-        """The node that an input comes from; None if it has a value of its own or is not there.
+        """Finds the node that an input comes from; None for one with its own value, or none at all.
 
         Raises `BadRequest` for a link to a node that is not there.
         """
@@ -51,7 +51,7 @@ class Graph:
         return self.nodes[link[0]]
 
     def follow(self, node: WorkflowNode, name: str, *kinds: str) -> WorkflowNode:
-        """As `linked`, but raises `BadRequest` unless a node of one of `kinds` is found."""
+        """Finds the node behind an input. Raises `BadRequest` unless it is one of `kinds`."""
         found = self.linked(node, name)
         if found is None or found.kind not in kinds:
             here = "nothing" if found is None else str(found)
@@ -61,9 +61,9 @@ class Graph:
         return found
 
     def value(self, node: WorkflowNode, name: str, read: Callable[[object], Value]) -> Value | None:
-        """An input as `read` understands it, its own or a constant's; None if it is left open.
+        """Reads the value of an input, or of the constant behind it; None if it is left open.
 
-        Raises `BadRequest` for one that is missing or another thing.
+        Raises `BadRequest` for an input that is missing, or that `read` does not take.
         """
         holder, key = node, name
         if (source := self.linked(node, name)) is not None:
@@ -86,7 +86,10 @@ class Graph:
             ) from error
 
     def chain(self, node: WorkflowNode, *names: str) -> Iterator[WorkflowNode]:
-        """The nodes behind an input and, of each, behind whichever of `names` it has."""
+        """Yields the node behind an input, the node behind that one, and so on to the last.
+
+        At each node the first of `names` that comes from a node is followed.
+        """
         seen = {node.id}
         here: WorkflowNode | None = node
         while here is not None:
@@ -98,7 +101,7 @@ class Graph:
                 yield here
 
     def ancestors(self, node: WorkflowNode) -> list[WorkflowNode]:
-        """All that a node is made of, itself included, in the order of the workflow."""
+        """Lists the nodes that a node is made of, itself included, in the order of the workflow."""
         found, waiting = {node.id}, [node]
         while waiting:
             here = waiting.pop()
@@ -111,7 +114,7 @@ class Graph:
 
 
 def read_graph(given: object) -> Graph:
-    """Raises `BadRequest` for what is no workflow in the API format."""
+    """Reads the nodes. Raises `BadRequest` for what is no workflow in the API format."""
     if not isinstance(given, dict):
         raise BadRequest(f"The workflow is {shown(given)}; an object of nodes is expected.")
     if isinstance(given.get("nodes"), list):
@@ -124,6 +127,7 @@ def read_graph(given: object) -> Graph:
 
 
 def is_open(value: object) -> bool:
+    """Tells whether a value is a template's "{{name}}", which is still to be filled in."""
     return isinstance(value, str) and _OPEN.fullmatch(value) is not None
 
 

@@ -1,14 +1,15 @@
-"""Which settings of a ComfyUI workflow this engine does as they are, and which in its own way."""
+"""Finds the settings of a ComfyUI workflow that this engine does in its own way, or not at all."""
 
 from collections.abc import Iterable, Sequence
 
 from engine.jobs.fields import glance, shown
 from engine.jobs.workflow_graph import WorkflowNode
 
-_NAMED = 12  # differences told one by one; of more, their number
+_NAMED = 12  # so many differences are told one by one; of the rest, the number
 
-# Class type -> inputs that are read here, or that say where something is computed and kept and
-# not what; and inputs with the values that are done here, the usual one first.
+# Maps a class type to two lists. First the inputs with any value: those that are read here, and
+# those that say where something is computed or kept. Then the inputs with the values that this
+# engine does, the usual one first.
 _NODES: dict[str, tuple[str, dict[str, tuple[object, ...]]]] = {
     "VHS_VideoCombine": (
         "frame_rate images audio filename_prefix save_metadata save_output",
@@ -96,7 +97,7 @@ _NODES: dict[str, tuple[str, dict[str, tuple[object, ...]]]] = {
 
 
 def differences(nodes: Iterable[WorkflowNode]) -> list[str]:
-    """What is not done, or not so: nodes of unknown class, and inputs whose value is another."""
+    """Lists what is left out or done otherwise: unknown nodes, and inputs with another value."""
     found: list[str] = []
     for node in nodes:
         if node.kind not in _NODES:
@@ -114,11 +115,11 @@ def differences(nodes: Iterable[WorkflowNode]) -> list[str]:
 
 
 def difference(node: WorkflowNode, name: str, done: object) -> str:
-    """An input that says one thing where another is done."""
+    """Names an input that says one thing where another is done."""
     return f"{name} of {node} is {shown(node.inputs.get(name))}, done as {shown(done)}"
 
 
 def listed(things: Sequence[str]) -> str:
-    """At most some of them, and how many more."""
+    """Joins the first `_NAMED` of `things`, and says how many more there are."""
     more = [f"{len(things) - _NAMED} more"] if len(things) > _NAMED else []
     return "; ".join([*things[:_NAMED], *more])

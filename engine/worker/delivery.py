@@ -1,4 +1,4 @@
-"""A finished clip into the reply: as base64 if it fits, else into a bucket, else encoded smaller.
+"""Puts a finished clip into the reply: as base64 if it fits, in a bucket, or encoded smaller.
 
 The platform drops a reply that is too large and calls the job a success, so nothing over the
 limit may be handed to it (docs/reference/runpod.md 0.10, B.2).
@@ -23,28 +23,30 @@ from engine.worker.endpoint import region_of
 
 log = logging.getLogger(__name__)
 
-RUN_BYTES, RUNSYNC_BYTES = 10_000_000, 20_000_000  # of a reply, as JSON
-BESIDE_BYTES = 200_000  # of a reply that are not the clip
-_SYNC = "sync-"  # how the ids of jobs that came by /runsync begin
+RUN_BYTES, RUNSYNC_BYTES = 10_000_000, 20_000_000  # the limits of a reply, as JSON
+BESIDE_BYTES = 200_000  # what a reply needs beside the clip
+_SYNC = "sync-"  # begins the ids of jobs that came by /runsync
 _URL_S = 7 * 24 * 3600
 _RESOLVE_S = 10.0
 
-_AUDIO_BITS_S = 200_000  # of the sound that `engine.media.mp4` writes
-_AIM = 0.96  # of the limit: two passes meet their rate within a few percent
+_AUDIO_BITS_S = 200_000  # the rate of the sound that `engine.media.mp4` writes
+_AIM = 0.96  # share of the limit: two passes meet their rate within a few percent
 _ATTEMPTS = 3
 _LEAST_BITS_S = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
+    """A clip as it stands in the reply."""
+
     key: Literal["video", "video_url"]
-    value: str = field(repr=False)
+    value: str = field(repr=False)  # base64, or the address
     nbytes: int  # of the MP4 that was delivered
     warnings: tuple[str, ...] = ()
 
 
 def clip_limit(job_id: str) -> int:
-    """Bytes that the MP4 of a job may have, to be taken as base64 on the route it came by."""
+    """Returns the most bytes of an MP4 whose base64 fits the route that the job came by."""
     limit = RUNSYNC_BYTES if job_id.startswith(_SYNC) else RUN_BYTES
     return (limit - BESIDE_BYTES) // 4 * 3
 
@@ -56,7 +58,7 @@ def deliver(
     bucket: Bucket | None,
     check: Callable[[], None],
 ) -> Delivered:
-    """`clip` may be changed into a smaller one beside it. `check` may raise to end the job.
+    """Delivers `clip`, or a smaller one that is made beside it. `check` may raise to end the job.
 
     Raises `ResultTooLarge` if no reply can carry the clip, `OutputError` if it cannot be read.
     """
@@ -90,7 +92,7 @@ def deliver(
 
 
 def fit(clip: Path, limit: int, check: Callable[[], None]) -> Path:
-    """The same pictures and sound in at most `limit` bytes. Raises `ResultTooLarge`."""
+    """Encodes pictures and sound again, in at most `limit` bytes. Raises `ResultTooLarge`."""
     info = probe_video(clip)
     seconds = float(info.frames / info.rate)
     smaller = clip.with_name("smaller.mp4")
@@ -110,12 +112,12 @@ def fit(clip: Path, limit: int, check: Callable[[], None]) -> Path:
 
 
 def upload(clip: Path, bucket: Bucket, job_id: str) -> str:
-    """Puts the clip into the bucket; an address that gives it for a week.
+    """Puts the clip into the bucket, and returns an address that opens it for a week.
 
     Without a name the bucket is called after month and year, as the platform's own uploads do.
     Raises `OutputError`, in which nothing of the credentials is said.
     """
-    # Here: half a second that jobs without a bucket need not wait for.
+    # Imported here: this takes half a second, which jobs without a bucket need not wait for.
     from boto3.session import Session
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
@@ -145,7 +147,7 @@ def upload(clip: Path, bucket: Bucket, job_id: str) -> str:
         return client.generate_presigned_url(
             "get_object", Params={"Bucket": name, "Key": key}, ExpiresIn=_URL_S
         )
-    # Without causes: their messages quote addresses and keys.
+    # Raised without causes: their messages quote addresses and keys.
     except ClientError as error:
         raise _refused(error.response.get("Error", {}).get("Code", "no reason given")) from None
     except (BotoCoreError, ValueError, OSError) as error:
@@ -157,17 +159,17 @@ def _refused(reason: str) -> OutputError:
 
 
 def check_bucket(bucket: Bucket, resolve: Resolve = resolve_name) -> None:
-    """A job's own bucket must be on the public Internet. Raises `BadRequest` or `BadMedia`.
+    """Requires a job's own bucket to be on the public Internet. Raises an `EngineError`.
 
-    The name may be looked up again for the upload; what could be reached then gets a signed PUT
-    of a clip and its answer is not shown.
+    The upload may look the name up again. Whatever it reaches then gets a signed PUT of a clip, and
+    what it answers is not shown.
     """
     field = "s3Config.endpointUrl"
     public_addresses(parse_address(bucket.endpoint_url, field), field, resolve, _RESOLVE_S)
 
 
 def _encode(clip: Path, smaller: Path, bits_s: int) -> None:
-    """Two passes of H.264 at this rate; the sound and what the file says of itself are copied."""
+    """Encodes H.264 in two passes at this rate; sound and metadata are copied."""
     passes = clip.with_name("passes")
     source = [*SAFE_INPUT, "-i", file_url(clip)]
     rate = ["-c:v", "libx264", "-preset", "fast", "-b:v", str(bits_s)]

@@ -1,4 +1,4 @@
-"""What a job would come to, before anything is rendered: size, frames, evaluations, work."""
+"""Estimates a job before anything is rendered: size, frames, forwards, work."""
 
 from dataclasses import dataclass
 
@@ -13,24 +13,27 @@ from engine.memory import ClipShape
 from engine.residency import shape_of
 from engine.source import load_source
 
-_EVEN_TOKENS = 29_000  # of a 14B evaluation in which attention computes as much as the products
+# In a forward of the 14B model with so many tokens, attention computes as much as the products.
+_EVEN_TOKENS = 29_000
 
 
 @dataclass(frozen=True, slots=True)
 class DryRun:
+    """The size of a job, and the work that it takes."""
+
     shape: ClipShape
     fps: float
-    forwards: int  # of the transformer, through all of it
-    work: float  # of all forwards, in tokens, attention counted as so many more
+    forwards: int  # whole ones of the transformer
+    work: float  # tokens in all forwards, attention counted as so many more
 
     def seconds(self, other: "DryRun", denoise_s: float, rest_s: float) -> float:
-        """Of this job, from what another one took."""
+        """Estimates the seconds of this job from those of `other`."""
         pixels = _pixels(self.shape) / _pixels(other.shape)
         return denoise_s * self.work / other.work + rest_s * pixels
 
 
 def measure(request: Request) -> Source:
-    """The media of a job at their sizes; a dance is counted and nobody is looked for in it.
+    """Measures the media of a job. A dance is counted and nobody is looked for in it.
 
     Raises `BadMedia` as rendering would.
     """
@@ -38,6 +41,7 @@ def measure(request: Request) -> Source:
 
 
 def dry_run(request: Request, source: Source) -> DryRun:
+    """Counts the forwards of a job and their work."""
     shape, recipe = shape_of(request, source), request.settings.recipe
     forwards = shape.contexts * evaluations(recipe, latent_frames(shape.clip_frames))
     work = forwards * shape.tokens * (1 + shape.tokens / _EVEN_TOKENS)
@@ -45,7 +49,7 @@ def dry_run(request: Request, source: Source) -> DryRun:
 
 
 def sized(recipe: Recipe, height: int, width: int, frames: int, fps: float) -> Source:
-    """A source of these sizes without content, for whoever looks at the sizes alone."""
+    """Makes a source of these sizes without content, for code that looks at the sizes alone."""
     size = (height // 2, width // 2) if recipe.half_render else (height, width)
     return Source(_nothing(3, height, width), _nothing(frames, *size, 3), fps, None)
 

@@ -1,4 +1,4 @@
-"""The endpoint as its operator set it up: where things are, whether a CPU will do, the bucket."""
+"""Reads how the operator set the endpoint up: folders, whether a CPU will do, the bucket."""
 
 import os
 import re
@@ -18,13 +18,15 @@ _BUCKET = ("BUCKET_ENDPOINT_URL", "BUCKET_ACCESS_KEY_ID", "BUCKET_SECRET_ACCESS_
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
+    """The set-up of one endpoint, from the environment of its worker."""
+
     package: Path  # or a folder of packages
     models: Path
     state: Path
-    scratch: Path  # files of jobs, while they run
-    inputs: tuple[Path, ...]  # folders that a job may name files of
+    scratch: Path  # holds the files of jobs while they run
+    inputs: tuple[Path, ...]  # folders whose files a job may name
     allows_cpu: bool
-    on_runpod: bool  # and not on somebody's own machine
+    on_runpod: bool  # False: on somebody's own machine
     bucket: Bucket | None = field(repr=False)
     redact: Redactor = field(repr=False)
 
@@ -37,7 +39,7 @@ class Endpoint:
 
 
 def read_endpoint() -> Endpoint:
-    """From the environment."""
+    """Reads the endpoint from the environment."""
     environment = os.environ
     roots = environment.get("SCAIL_INPUTS", _INPUTS).split(":")
     return Endpoint(
@@ -66,6 +68,6 @@ def _bucket(
 
 
 def region_of(endpoint_url: str) -> str:
-    """The region that the address of a bucket names, which signatures must name too."""
+    """Finds the region in the address of a bucket; signatures must name it too."""
     named = re.search(r"\bs3[.-]([a-z]{2}(?:-[a-z]+)+-\d)\b", endpoint_url)
     return named[1] if named else "us-east-1"

@@ -1,7 +1,7 @@
-"""What this machine must have before it takes jobs: a GPU, its driver, a package for it, a disk.
+"""Checks what a machine must have before it takes jobs: GPU, driver, package for it, disk.
 
-Each check raises an `EngineError`; the platform then replaces the machine. What no machine would
-mend, a missing model say, is not among them: jobs are told that (docs/reference/runpod.md B.2).
+Each check raises an `EngineError`; the platform then replaces the machine. What no other machine
+would mend, such as a missing model, is told to jobs instead (docs/reference/runpod.md B.2).
 """
 
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from engine.package.folder import find_packages, open_package
 from engine.worker.endpoint import Endpoint
 from engine.worker.scratch import Scratch
 
-FREE_BYTES = 2 * 2**30  # the media of a job, its clip, and that clip encoded again
+FREE_BYTES = 2 * 2**30  # room for the media of a job, its clip, and that clip encoded again
 
 
 def fitness_checks(endpoint: Endpoint, scratch: Scratch) -> list[Callable[[], None]]:
-    """In order, named as the platform reports them."""
+    """Lists the checks in their order, named as the platform reports them."""
     checks: dict[str, Callable[[], None]] = {"disk": partial(_check_disk, scratch)}
     if not endpoint.allows_cpu:
         checks = {

@@ -1,15 +1,14 @@
-"""Which GPUs and driver levels RunPod has, and under which names it knows them.
+"""The GPUs and driver levels of RunPod, under the names that it knows them by.
 
-A pool is what an endpoint asks for, a GPU what a test runs on. ADA_32_PRO is Blackwell in spite of
-its name. Source: docs/reference/runpod.md 0.1, 0.2 and B.1; RunPod's own pages disagree about the
-L4.
+An endpoint asks for pools, a test runs on a GPU. ADA_32_PRO is Blackwell in spite of its name.
+RunPod's own pages disagree about the L4. Source: docs/reference/runpod.md 0.1, 0.2 and B.1.
 """
 
 import json
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
-# By pool, its GPUs and their compute capability.
+# Maps a pool to its GPUs, and these to their compute capability.
 POOLS: Mapping[str, Mapping[str, tuple[int, int]]] = {
     "AMPERE_16": {"NVIDIA RTX A4000": (8, 6), "NVIDIA RTX A4500": (8, 6),
                   "NVIDIA RTX 4000 Ada Generation": (8, 9),
@@ -31,19 +30,19 @@ POOLS: Mapping[str, Mapping[str, tuple[int, int]]] = {
     "BLACKWELL_180": {"NVIDIA B200": (10, 0)},
 }  # fmt: skip
 GPUS = {name: capability for pool in POOLS.values() for name, capability in pool.items()}
-# What a host may report. 12.7 is a level of drivers: there is no such toolkit.
+# A host reports one of these. 12.7 is a level of drivers: there is no such toolkit.
 CUDA_VERSIONS = ("11.8", *(f"12.{minor}" for minor in range(10)), "13.0")
 
-_SHOWN = 60  # characters
+_SHOWN = 60  # characters of a value in a message
 
 
 def pool_of(gpu: str) -> str:
-    """Of those that have it, the one with the fewest kinds of GPU."""
+    """Finds the pool of a GPU; of several the one with the fewest kinds of GPU."""
     return min((pool for pool in POOLS if gpu in POOLS[pool]), key=lambda pool: len(POOLS[pool]))
 
 
 def instead(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: which known one is near, or all of them.
+    """Ends a sentence about an unknown name with the known one that is near, or with all.
 
     A number in common, as the 4090, says more than letters do.
     """
@@ -54,7 +53,7 @@ def instead(name: str, known: Iterable[str]) -> str:
 
 
 def instead_of_pool(name: str) -> str:
-    """The same for a pool. Names of a family are alike, so all of it are shown."""
+    """Ends a sentence about an unknown pool with its whole family, whose names are alike."""
     family = [pool for pool in POOLS if pool.split("_")[0] == name.upper().split("_")[0]]
     ada, blackwell = pool_of("NVIDIA GeForce RTX 4090"), pool_of("NVIDIA GeForce RTX 5090")
     homes = f"the RTX 4090 is in {ada}, the RTX 5090 in {blackwell}"
@@ -62,6 +61,6 @@ def instead_of_pool(name: str) -> str:
 
 
 def short(value: object) -> str:
-    """A value of a JSON file for a message: in ASCII, and not longer than a line."""
+    """Writes a value of a JSON file for a message: in ASCII, and not longer than a line."""
     text = json.dumps(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -1,8 +1,8 @@
-"""Do hub.json and tests.json agree: with RunPod's names, with each other, and with the image?
+"""Checks hub.json and tests.json against RunPod's names, each other, and the image.
 
 The Hub builds one image, tests it on one GPU and offers it on pools of GPUs. A wrong name is no
-error there: the platform looks for a machine that does not exist. Source: docs/reference/runpod.md
-0.1, 0.2, B.1 and C.4.
+error there: the platform looks for a machine that does not exist.
+Source: docs/reference/runpod.md 0.1, 0.2, B.1 and C.4.
 """
 
 import json
@@ -24,7 +24,7 @@ from engine.worker.gpu_pools import (
 )
 from kernels.arch import ARCHS, SM89, Arch
 
-# Read by the image: by entrypoint.sh, by the engine and by RunPod's SDK (those that begin so).
+# The variables that entrypoint.sh and the engine read. RunPod's SDK reads others, with its prefix.
 VARIABLES = (
     "SCAIL_PACKAGE", "SCAIL_MODELS", "SCAIL_STATE", "SCAIL_CHECKPOINT", "SCAIL_LORA",
     "SCAIL_INPUTS", "WEIGHTS_REPO", "WEIGHTS_REVISION", "HF_TOKEN", "DEFAULT_VIDEO", "RECIPE",
@@ -32,7 +32,7 @@ VARIABLES = (
     "BUCKET_SECRET_ACCESS_KEY", "BUCKET_NAME",
 )  # fmt: skip
 PLATFORM = "RUNPOD_"
-ACTIONS = ("health", "validate")  # inputs that render nothing
+ACTIONS = ("health", "validate")  # inputs with these render nothing
 RENDER_MS = 900_000  # a first start may fetch or build the weights
 DISK_GB = 20  # image, clips of a job, and the tenth that the SDK wants free
 
@@ -57,6 +57,8 @@ LARGEST_BYTES = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Problem:
+    """One thing that is wrong with a listing."""
+
     file: str
     field: str  # "config.gpuIds"
     sentence: str  # what is there, what is expected, what to write
@@ -66,7 +68,7 @@ class Problem:
 
 
 def check(folder: Path) -> list[Problem]:
-    """Everything that is wrong, in the order of the files. `folder`: a project, or its .runpod.
+    """Lists all that is wrong, in the order of the files. `folder`: a project, or its .runpod.
 
     Raises `BadRequest` for a file that is missing or is no JSON object.
     """
@@ -103,7 +105,10 @@ def _part(whole: Mapping[str, object], name: str) -> Mapping[str, object]:
 
 
 def _image(path: Path) -> tuple[Arch, list[Problem]]:
-    """What the Hub's image is built for. Without a Dockerfile beside the files: the Ada image."""
+    """Finds the architecture of the Hub's image, and what is wrong with its Dockerfile.
+
+    Without a Dockerfile beside the files it is the Ada image.
+    """
     if not path.is_file():
         return SM89, []
     text = path.read_text(encoding="utf-8", errors="replace")
@@ -169,7 +174,7 @@ def _tests(
 
 
 def _shape(found: Mapping[str, object], where: str, kinds: Mapping[str, JsonKind]) -> Problems:
-    """That all fields are there, no other, and of their kinds."""
+    """Checks that all fields are there and of their kinds, and no others."""
     for name in sorted(found.keys() - kinds.keys()):
         yield f"{where}{short(name)}", f"is no field that RunPod reads here; {instead(name, kinds)}"
     for name, kind in kinds.items():
@@ -193,7 +198,7 @@ def _gpu_count(config: Mapping[str, object]) -> Problems:
 
 
 def _wrong_ids(text: str, arch: Arch) -> Iterator[str]:
-    """Of a list such as "ADA_24,-NVIDIA L4"."""
+    """Tells what is wrong with a list of pools such as "ADA_24,-NVIDIA L4"."""
     items = [item.strip() for item in text.split(",")]
     pools = [item for item in items if item in POOLS]
     away = {item.removeprefix("-").strip() for item in items if item.startswith("-")}
@@ -220,7 +225,7 @@ def _wrong_ids(text: str, arch: Arch) -> Iterator[str]:
 
 
 def _wrong_gpu(name: str, ids: object) -> Iterator[str]:
-    """Of the GPU that the tests run on; `ids`: the pools of hub.json."""
+    """Tells what is wrong with the GPU that tests run on; `ids` are the pools of hub.json."""
     items = [item.strip() for item in ids.split(",")] if isinstance(ids, str) else []
     away = {item.removeprefix("-").strip() for item in items if item.startswith("-")}
     offered = [gpu for item in items for gpu in POOLS.get(item, ()) if gpu not in away]

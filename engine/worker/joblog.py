@@ -1,4 +1,4 @@
-"""Log lines as JSON, one a line, with the job they belong to and without what nobody may keep.
+"""Logs in JSON, one object a line, with the job that it belongs to and without secrets.
 
 The same redaction stands before every sentence that a client is told: addresses lose their path
 and query, which may be signed, paths their folders, base64 its letters, secrets everything.
@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-CURRENT: ContextVar[str | None] = ContextVar("job", default=None)  # id of the job at hand
+CURRENT: ContextVar[str | None] = ContextVar("job", default=None)  # the id of the job at hand
 
 _SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL", re.IGNORECASE)
 _SECRET_CHARS = 8  # shorter values are words that sentences are made of
@@ -27,19 +27,19 @@ _FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/:'\",;()]+/)+")
 
 @dataclass(frozen=True, slots=True)
 class Redactor:
-    """Takes out of a text what must not leave the worker."""
+    """Takes out of a text whatever must not leave the worker."""
 
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> "Redactor":
-        """Knows the values of all variables that are named like secrets."""
+        """Makes a redactor that knows the values of all variables that are named like secrets."""
         found = {
             value
             for name, value in environment.items()
             if _SECRET_NAME.search(name) and len(value) >= _SECRET_CHARS
         }
-        return cls(tuple(sorted(found, key=len, reverse=True)))  # one may hold another
+        return cls(tuple(sorted(found, key=len, reverse=True)))  # a long one may hold a short one
 
     def __call__(self, text: str) -> str:
         for secret in self.secrets:
@@ -50,7 +50,7 @@ class Redactor:
 
 
 class JsonLines(logging.Formatter):
-    """`extra={"facts": {...}}` of a record goes beside the message as it is."""
+    """Formats a record. Its `extra={"facts": {...}}` goes beside the message as it is."""
 
     def __init__(self, redact: Redactor) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class JsonLines(logging.Formatter):
 
 
 def log_as_json(redact: Redactor) -> None:
-    """For this process: the engine's lines from INFO on, those of others from WARNING on."""
+    """Logs the engine's lines from INFO on, and those of others from WARNING on."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonLines(redact))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
@@ -81,7 +81,7 @@ def log_as_json(redact: Redactor) -> None:
 
 @contextmanager
 def job_named(name: str) -> Iterator[None]:
-    """Lines of this task, and of threads that run in a copy of its context, carry the name."""
+    """Names the job in the lines of this task, and of threads in a copy of its context."""
     token = CURRENT.set(name)
     try:
         yield

@@ -1,4 +1,4 @@
-"""How far a job is, told now and then; and whether it may go on."""
+"""Reports now and then how far a job is, and ends a job that may not go on."""
 
 import math
 import threading
@@ -8,16 +8,16 @@ from typing import TypeAlias
 
 from engine.errors import Cancelled, DeadlineExceeded
 
-# what is told: {"stage": "denoise", "percent": 41, "eta_s": 75}
+# is given {"stage": "denoise", "percent": 41, "eta_s": 75}
 ProgressReport: TypeAlias = Callable[[Mapping[str, object]], None]
 
 REPORT_S = 3.0  # the platform takes each report in a connection of its own, in any order
-# Of the whole, by stage: what a clip of the usual length takes, roughly
+# The share of each stage in the whole, roughly, for a clip of the usual length
 _SHARES = {"fetch": 0.02, "media": 0.05, "conditioning": 0.05, "denoise": 0.75, "decode": 0.13}
 
 
 class JobProgress:
-    """Of one job. Called between forwards, from the thread that renders."""
+    """The progress of one job. It is called between forwards, from the thread that renders."""
 
     def __init__(
         self,
@@ -32,14 +32,14 @@ class JobProgress:
         self._where = ("", 0)
 
     def begin(self) -> None:
-        """Time runs from here: a job may have waited for another one. Raises what `check` does."""
+        """Starts the time of the job, which may have waited for another. Raises as `check` does."""
         self._began = self._told = self._now()
         if self._max_seconds is not None:
             self._ends = self._began + self._max_seconds
         self.check()
 
     def cancel(self) -> None:
-        """From any thread: the job ends at the next call."""
+        """Ends the job at its next call. May be called from any thread."""
         self._cancelled.set()
 
     def check(self) -> None:
@@ -55,12 +55,12 @@ class JobProgress:
             )
 
     def left_s(self, most: float) -> float:
-        """What a wait may take: `most`, or less if the job has to end before."""
+        """Returns the seconds that a wait may take: `most`, or less if the job must end before."""
         self.check()
         return min(most, self._ends - self._now())
 
     def __call__(self, stage: str, share: float) -> None:
-        """`share` of the stage is done. Raises what `check` raises."""
+        """Notes that `share` of the stage is done. Raises as `check` does."""
         done = percent_done(stage, share)
         self._where = stage, int(done)
         self.check()
@@ -73,7 +73,7 @@ class JobProgress:
 
 
 def percent_done(stage: str, share: float) -> float:
-    """Of the whole job. Sending the result is what is left at the end."""
+    """Returns the percentage of the whole job. Sending the result is left at the end."""
     names = list(_SHARES)
     before = sum(_SHARES[name] for name in names[: names.index(stage)])
     return 99 * (before + share * _SHARES[stage])

@@ -1,4 +1,4 @@
-"""The worker's renderer: a package and the other models, loaded and warm, as functions."""
+"""Loads the worker's renderer: a package and the other models, warm, as functions."""
 
 import logging
 from importlib.metadata import version
@@ -30,12 +30,13 @@ log = logging.getLogger(__name__)
 
 _WARM = Recipe(sampler="dpm++_sde", steps=2, cfg=1.0, shift=5.0, pose_until=0.5, half_render=True)
 _WARM_SIDE, _WARM_FRAMES = 64, 9
-_WARM_PROMPT = "the human starts to dance"  # that of most jobs; packages have its embedding
+_WARM_PROMPT = "the human starts to dance"  # most jobs have it, packages hold its embedding
 
 
 def load_renderer(endpoint: Endpoint) -> Renderer:
-    """Raises `UnsupportedGpu` without a GPU, unless the endpoint allows a CPU, and what
-    `choose_package` and `load_package` raise.
+    """Loads what makes clips. Raises what `choose_package` and `load_package` raise.
+
+    Without a GPU it raises `UnsupportedGpu`, unless the endpoint allows a CPU.
     """
     gpu = find_gpu()
     if gpu is None and not endpoint.allows_cpu:
@@ -72,9 +73,9 @@ def load_renderer(endpoint: Endpoint) -> Renderer:
 
 
 def _warm(pipeline: Pipeline) -> None:
-    """The smallest clip, so that the first job finds kernels loaded and memory mapped.
+    """Makes the smallest clip, so that the first job finds kernels loaded and memory mapped.
 
-    A sheet of grey is no picture and its clip may be refused; what matters will fail again.
+    A sheet of grey is no picture, so its clip may be refused. What matters will fail again.
     """
     with TemporaryDirectory(prefix="scail-warm-") as folder:
         picture, skeleton, clip = (Path(folder, name) for name in ("a.png", "b.mp4", "c.mp4"))
@@ -89,7 +90,7 @@ def _warm(pipeline: Pipeline) -> None:
 
 
 def _ramp() -> Tensor:
-    """Frames [n, H, W, 3] u8."""
+    """Draws a ramp of grey, as frames [n, H, W, 3] u8."""
     line = torch.linspace(0, 255, _WARM_SIDE).to(torch.uint8)
     return line[None, None, :, None].expand(_WARM_FRAMES, _WARM_SIDE, -1, 3).contiguous()
 

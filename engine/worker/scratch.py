@@ -1,8 +1,8 @@
-"""Folders of jobs: for each its own, gone with it, and those of workers that died gone too.
+"""Gives each job a folder, and removes it with the job, or after a worker that died.
 
 A worker's folder holds a file that the worker has locked. The system drops the lock with the
-process, whatever ended it, so that the next worker can tell the dead from the living. The lock is
-one of `lockf`: forks of the worker do not share it, and one process must have one `Scratch` only.
+process, whatever ended it, so that the next worker can tell the dead from the living. It is a lock
+of `lockf`: forks of the worker do not share it, and a process must have one `Scratch` only.
 """
 
 import fcntl
@@ -24,7 +24,7 @@ class Scratch:
     """Owns a folder below `root`, which workers of one machine share."""
 
     def __init__(self, root: Path) -> None:
-        """Raises `OutputError` if there can be no folder."""
+        """Makes the folder. Raises `OutputError` if there can be none."""
         self.root = root
         try:
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -46,7 +46,10 @@ class Scratch:
 
     @contextmanager
     def job_folder(self) -> Iterator[Path]:
-        """For this user alone, of a name nobody can guess. Removed whatever happens."""
+        """Makes a folder for this user alone, with a name that nobody can guess.
+
+        It is removed whatever happens.
+        """
         try:
             folder = tempfile.mkdtemp(prefix="job-", dir=self.folder)
         except OSError as error:

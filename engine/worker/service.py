@@ -1,7 +1,7 @@
-"""One job at a time on one pipeline: fetched, rendered, delivered, and nothing of it left.
+"""Serves one job at a time: fetches, renders and delivers it, and leaves nothing of it.
 
 A job runs in the worker's one thread, so that whoever waits for it can call it off, and the GPU is
-used from there alone. Telling how the worker is needs neither.
+used from there alone. Telling how the worker is needs neither thread nor GPU.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ from engine.worker.scratch import Scratch
 
 log = logging.getLogger(__name__)
 
-EXACT = "sdpa"  # attention in 16 bits by PyTorch: what a clip that came out wrong is tried with
+EXACT = "sdpa"  # attention in 16 bits by PyTorch, for a clip that came out wrong with another
 FETCH_S = 120.0
 
 Medium: TypeAlias = Literal["picture", "video", "joints"]
@@ -42,22 +42,22 @@ Response = dict[str, Any]  # JSON, as clients read it
 
 @dataclass(frozen=True, slots=True)
 class Renderer:
-    """What makes clips, as functions. `engine.worker.renderer` has the real ones."""
+    """The functions that make clips. `engine.worker.renderer` has the real ones."""
 
-    engine: str  # version and package, for replies
+    engine: str  # names version and package in replies
     gpu: str
-    attention: str  # what the transformer attends by
+    attention: str  # the name of the attention that the transformer has
     run: Callable[[Request, Path, JobProgress], Clip]
-    attending: Callable[[str], AbstractContextManager[None]]  # by this name, while it is open
-    plan: Callable[[ClipShape], MemoryPlan | None]  # of memory; None where none is planned
-    high_water: Callable[[], int | None]  # bytes of GPU memory, since it was last asked
+    attending: Callable[[str], AbstractContextManager[None]]  # has the named one while it is open
+    plan: Callable[[ClipShape], MemoryPlan | None]  # None where no memory is planned
+    high_water: Callable[[], int | None]  # the most bytes of GPU memory since the last call
 
 
 class Worker:
     """Owns the renderer, its thread, and the folder of jobs."""
 
     def __init__(self, endpoint: Endpoint, scratch: Scratch) -> None:
-        """`start` comes next."""
+        """Makes a worker that serves once `start` was called."""
         self.endpoint = endpoint
         self._scratch = scratch
         self._thread = ThreadPoolExecutor(1, "job")
@@ -92,9 +92,9 @@ class Worker:
         self._scratch.close()
 
     async def answer(self, given: Mapping[str, object], report: ProgressReport) -> Response:
-        """`given` is a job as the platform hands it over. Raises an `EngineError`.
+        """Answers a job as the platform hands it over. Raises an `EngineError`.
 
-        If the waiting task is cancelled, the job ends at its next forward, and only then does this.
+        If the waiting task is cancelled, the job ends at its next forward, and only then this does.
         """
         job = parse_job(given, self._defaults)
         if job.action == "health":
@@ -134,9 +134,8 @@ class Worker:
             "default_video": self._defaults.video is not None,
         }
 
-    # --- in the thread
-
     def _generate(self, job: Job, name: str, renderer: Renderer, progress: JobProgress) -> Response:
+        """Makes and delivers a clip. Runs in the worker's thread."""
         progress.begin()
         self._check_delivery(job)
         clock = Clock()
@@ -162,7 +161,7 @@ class Worker:
         return _response(renderer, clip, sent, laps, (*job.warnings, *notes))
 
     def _validate(self, job: Job, name: str, renderer: Renderer, progress: JobProgress) -> Response:
-        """A dry run: the media are fetched and measured, nothing is rendered."""
+        """Fetches and measures the media, and renders nothing. Runs in the worker's thread."""
         progress.begin()
         self._check_delivery(job)
         with self._scratch.job_folder() as folder:
@@ -218,7 +217,7 @@ class Worker:
         return fetch_path(given.value, wanted, self.endpoint.inputs)
 
     def _learn(self, request: Request, clip: Clip) -> None:
-        """What the next estimate is made from."""
+        """Keeps what the next estimate is made from."""
         laps = clip.timings_ms
         if laps.get("denoise"):
             like = sized(request.settings.recipe, clip.height, clip.width, clip.frames, clip.fps)
@@ -227,6 +226,7 @@ class Worker:
 
 
 async def _ended(running: "asyncio.Future[Response]", progress: JobProgress) -> Response:
+    """Waits for the end of a job. If this task is cancelled, calls the job off and still waits."""
     try:
         return await asyncio.shield(running)
     except asyncio.CancelledError:
@@ -234,14 +234,14 @@ async def _ended(running: "asyncio.Future[Response]", progress: JobProgress) -> 
         while not running.done():
             with contextlib.suppress(asyncio.CancelledError):  # asked once is enough
                 await asyncio.wait([running])
-        running.exception()  # of a job that nobody waits for
+        running.exception()  # looked at, or asyncio complains that nobody did
         raise
 
 
 def _render(
     job: Job, request: Request, out: Path, renderer: Renderer, progress: JobProgress
 ) -> tuple[Clip, tuple[str, ...]]:
-    """The clip, and what must be said of it. What came out wrong is tried once more, exactly."""
+    """Renders the clip, once more with exact attention if it came out wrong; notes say so."""
     name = job.attention or renderer.attention
     try:
         with _attending(name, renderer):
@@ -284,7 +284,7 @@ def _response(
 
 
 def _settings(job: Job, renderer: Renderer) -> Response:
-    """All settings of the job as one object, those of its recipe among them."""
+    """Writes all settings of the job as one object, those of its recipe among them."""
     settings = asdict(job.settings)
     return {
         **settings.pop("recipe"),

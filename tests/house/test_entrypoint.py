@@ -1,4 +1,4 @@
-"""What a container does when it starts: `entrypoint.sh` with small programs in place of others."""
+"""The start of a container: `entrypoint.sh` with small programs in place of others."""
 
 import os
 import subprocess
@@ -49,7 +49,7 @@ class Container:
         )  # fmt: skip
 
     def settings(self, **given):
-        """What the worker finds in its environment."""
+        """Returns the environment that the worker finds."""
         done = self.start(**given)
         assert done.returncode == 0, done.stderr
         return dict(line.partition("=")[::2] for line in done.stdout.splitlines())

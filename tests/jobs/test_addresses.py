@@ -1,4 +1,4 @@
-"""Which addresses are asked: every spelling of a place that is none of a stranger's business."""
+"""The addresses that are asked: every spelling of a place that is none of a stranger's business."""
 
 import ipaddress
 import socket

@@ -1,4 +1,4 @@
-"""What an endpoint sets for its jobs: defaults from its environment, and caps on sizes."""
+"""The choices of an endpoint: defaults from its environment, and caps on sizes."""
 
 from pathlib import Path
 

@@ -18,7 +18,7 @@ from tests.support.job_bodies import DANCE, PICTURE, job, refusal, refused, sett
 
 
 def stored(golden):
-    """File name -> bodies, of all stored requests; files of the Hub's settings hold none."""
+    """Yields the names of stored requests with their bodies; the Hub's own files hold none."""
     for path in sorted((golden / "workflows" / "requests").glob("*.req.json")):
         found = json.loads(path.read_text())
         yield path.name, [found] if "input" in found else found.get("tests", [])
@@ -236,8 +236,6 @@ def test_the_skeletons_share_and_strength_have_limits(change, sentence):
 def test_the_longest_window_is_the_longest_clip():
     assert settings_of(context_frames=LIMITS.max_frames).recipe.window_frames == LIMITS.max_frames
 
-
-# --- what strangers send in place of a job
 
 DEEP = json.loads("[" * 900 + "]" * 900)
 

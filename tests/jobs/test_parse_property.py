@@ -1,4 +1,4 @@
-"""Whatever JSON comes, a job or an `EngineError` comes of it: random bodies, nearly good ones."""
+"""Any JSON gives a job or an `EngineError`: random bodies, and nearly good ones."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ FIELDS = st.dictionaries(st.sampled_from([*Fields.model_fields, "unknown"]) | TE
 
 
 def outcome(given, defaults=DEFAULTS):
-    """The job, checked again, or the sentence: anything else that is raised fails the test."""
+    """Returns the job, checked again, or the sentence. Another exception fails the test."""
     try:
         job = parse_job(given, defaults)
     except EngineError as error:
@@ -51,7 +51,7 @@ def outcome(given, defaults=DEFAULTS):
 
 
 def seedless(given):
-    """Its outcome, whatever seed was drawn."""
+    """Returns the outcome with the seed set to 0, whichever was drawn."""
     found = outcome(given)
     if not isinstance(found, Job):
         return found

@@ -28,7 +28,7 @@ def workflow(name="dance-scail-bplan", **changes):
 
 
 def renumbered(given):
-    """The same workflow under other ids, in another order."""
+    """Writes a workflow under other ids and in another order."""
     ids = {old: str(1000 + 7 * n) for n, old in enumerate(reversed(list(given)))}
 
     def moved(value):
@@ -46,8 +46,10 @@ def stored(golden):
 
 
 def settings(name):
-    """Size, rate, frames, window, overlap, fit of each stored workflow (docs/reference/runpod.md
-    A.9)."""
+    """Size, rate, frames, window, overlap, fit of a stored workflow.
+
+    Source: docs/reference/runpod.md A.9.
+    """
     if "BPlan" in name:
         if "c72a07f" in name or "031d3a4" in name:
             return 416, 672, 24.0, 325 if "031d3a4" in name else 357, 80, 20, "resize"

@@ -33,7 +33,7 @@ _KEY = (
 
 
 def reply(body=b"", status="200 OK", head="", length=None):
-    """An answer: a function of the connection. `length` None tells the truth, "" nothing."""
+    """Makes an answer, a function of the connection. `length` None tells the truth, "" nothing."""
     told = f"Content-Length: {len(body) if length is None else length}\r\n" if length != "" else ""
     return lambda sock: sock.sendall(f"HTTP/1.1 {status}\r\n{told}{head}\r\n".encode() + body)
 
@@ -47,7 +47,7 @@ def chunked(raw):
 
 
 def first_then_again(first, again=b"", pause_s=0.0):
-    """`first`, and then `again` until nobody listens, or nothing more if it is empty."""
+    """Makes an answer of `first`, then of `again` until nobody listens; if it is empty, silence."""
 
     def answer(sock):
         sock.sendall(first)
@@ -80,7 +80,10 @@ class Server:
         self._listener.close()
 
     def network(self, names=None, trusted=True):
-        """`names`: one list of addresses for each time a name is asked for."""
+        """Makes an Internet that ends here.
+
+        `names` maps a name to a list of addresses for each time that it is asked for.
+        """
         left = {NAME: [[ADDRESS]]} if names is None else {name: [*a] for name, a in names.items()}
 
         def resolve(host, port, timeout_s):

@@ -22,7 +22,7 @@ def settings_of(defaults=DANCE, /, **fields):
 
 
 def refusal(given, defaults=DANCE):
-    """The sentence, after a look at what must be true of every refusal."""
+    """Returns the sentence, after a look at what must be true of every refusal."""
     with pytest.raises(BadRequest) as raised:
         parse_job(given, defaults)
     said = str(raised.value)

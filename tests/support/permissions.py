@@ -12,7 +12,7 @@ NOBODY = 65534
 
 @contextmanager
 def shared_folder():
-    """A folder that every user can enter, which pytest's `tmp_path` is not."""
+    """Makes a folder that every user can enter, which pytest's `tmp_path` is not."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
@@ -20,7 +20,7 @@ def shared_folder():
 
 @contextmanager
 def bound_by_modes():
-    """Mode bits do not bind root, so root is nobody meanwhile."""
+    """Lets mode bits bind root too, who becomes nobody meanwhile."""
     if os.geteuid() != 0:
         yield
         return

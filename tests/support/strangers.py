@@ -1,4 +1,4 @@
-"""What strangers send, and what is asked of every refusal of it."""
+"""Files that strangers send, and what is asked of every refusal of one."""
 
 import dataclasses
 import io
@@ -24,7 +24,7 @@ MP4 = b"\0\0\0\x20ftypisom" + bytes(90)
 
 
 def refusal(error, wanted, call):
-    """The sentence, after a look at what must be true of every refusal."""
+    """Returns the sentence, after a look at what must be true of every refusal."""
     with pytest.raises(error) as raised:
         call()
     said = str(raised.value)

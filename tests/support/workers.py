@@ -94,5 +94,5 @@ def job(folder, name="job-1", beside=(), **changes):
 
 
 def left_in(worker):
-    """Folders of jobs that are there, or were left."""
+    """Lists the folders of jobs that are there, or were left."""
     return [path for path in worker.endpoint.scratch.glob("worker-*/*") if path.is_dir()]

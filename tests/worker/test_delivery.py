@@ -52,7 +52,7 @@ def bucket(s3):
 
 
 def noisy(path, frames=40, side=256, sound=None):
-    """Far more than its size needs: about 3 MB."""
+    """Writes a clip of about 3 MB, far more than its size needs."""
     generator = torch.Generator().manual_seed(0)
     rough = torch.randint(0, 256, (frames, side // 4, side // 4, 3), generator=generator)
     shown = rough.repeat_interleave(4, 1).repeat_interleave(4, 2).to(torch.uint8)
@@ -61,7 +61,7 @@ def noisy(path, frames=40, side=256, sound=None):
 
 
 def padded(path, nbytes):
-    """A whole MP4 of exactly this size: players skip a `free` box."""
+    """Writes a whole MP4 of exactly this size: players skip a `free` box."""
     made = clip(path)
     missing = nbytes - path.stat().st_size
     with path.open("ab") as file:

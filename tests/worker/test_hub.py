@@ -21,7 +21,7 @@ def ours(name):
 
 
 def problems(folder, hub=None, tests=None):
-    """Of a folder with these two files; ours where none is given."""
+    """Lists the problems of a folder with these two files; ours stand in for None."""
     for name, body in (("hub.json", hub), ("tests.json", tests)):
         text = body if isinstance(body, str) else json.dumps(ours(name) if body is None else body)
         (folder / name).write_text(text)

@@ -1,4 +1,4 @@
-"""What the worker imports: no compiler; its door and the launcher nothing but Python's own.
+"""The imports of the worker: no compiler; in its handler and the launcher, Python's own alone.
 
 Each import is done in a process of its own: this one has imported Triton long ago.
 """

@@ -239,7 +239,7 @@ def test_a_missing_model_is_told_by_a_worker_that_serves(start, given, tmp_path)
 
 
 class Platform:
-    """What the platform's library asks for jobs, tells how they go, and brings results to."""
+    """A server that the platform's library asks for jobs, and brings news and results to."""
 
     def __init__(self, *jobs):
         self.jobs, self.stops, self.told = [*jobs], [], []

@@ -1,4 +1,4 @@
-"""How far a job is, told now and then; and when it may not go on."""
+"""The progress of a job, told now and then, and its end by a deadline or a call."""
 
 import pytest
 

@@ -117,12 +117,12 @@ def asked(body):
 
 
 def frames_at(fps):
-    """What 48 frames at 24 give: whole latents, 4k + 1."""
+    """Returns how many frames the dance has at this rate: whole latents, 4k + 1."""
     return (int(DANCE_FRAMES / DANCE_FPS * fps) - 1) // 4 * 4 + 1
 
 
 def send(worker, given):
-    """The answer to a job that may take its time."""
+    """Returns the answer to a job that may take its time."""
     url, data = f"http://127.0.0.1:{worker.port}/runsync", json.dumps({"input": given}).encode()
     request = urllib.request.Request(url, data, {"content-type": "application/json"})
     with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
@@ -145,7 +145,7 @@ def heard(path):
 
 
 def checked(reply, path):
-    """What an MP4 is, after a look at what must be true of every one."""
+    """Describes an MP4, after a look at what must be true of every one."""
     data = base64.b64decode(reply["video"], validate=True)
     assert len(data) <= clip_limit("test-1")
     path.write_bytes(data)
@@ -163,7 +163,7 @@ def checked(reply, path):
 
 
 def jobs(golden):
-    """Name -> body, of all stored jobs that name a picture."""
+    """Yields name and body of all stored jobs that name a picture."""
     for name, bodies in stored(golden):
         if name != WITHOUT_PICTURE:
             for body in bodies:

@@ -11,13 +11,14 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+
+from kernels.whole_file import PART, whole_file
 
 log = logging.getLogger(__name__)
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _HEX_DIGITS = frozenset("0123456789abcdef")
-_ENTRY, _MEMO, _PART = ".entry", ".sha256", ".part"
+_ENTRY, _MEMO = ".entry", ".sha256"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class DiskCache:
     def _trim(self) -> None:
         """Drops the oldest files, parts that a killed worker left too; one in work is too young."""
         entries: list[tuple[int, int, Path]] = []
-        for suffix in (_ENTRY, _PART):
+        for suffix in (_ENTRY, PART):
             for path in self.folder.glob(f"*{suffix}"):
                 with suppress(OSError):  # dropped by another worker meanwhile
                     stat = path.stat()
@@ -101,12 +102,7 @@ def _keep(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all, whatever other workers write at the same moment."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=path.parent, suffix=_PART, delete=False) as part:
-            try:
-                part.write(data)
-                part.flush()
-                Path(part.name).replace(path)
-            finally:
-                Path(part.name).unlink(missing_ok=True)
+        with whole_file(path) as draft:
+            draft.write_bytes(data)
     except OSError as error:
         log.warning("%s could not be kept: %s", path, error)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from engine.errors import OutputError
 from engine.flow import Conditions, Source
 from engine.media.mp4 import encode_mp4
+from kernels.whole_file import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -95,16 +96,13 @@ class StageDump:
             self._keep(TIMINGS, f"{text}\n".encode())
 
     def _keep(self, name: str, data: bytes) -> None:
-        """Writes a whole file or none."""
         assert self.folder is not None
-        part = self.folder / f".{name}.part"
+        path = self.folder / name
         try:
-            part.write_bytes(data)
-            part.replace(self.folder / name)
+            with whole_file(path) as draft:
+                draft.write_bytes(data)
         except OSError as error:
-            raise OutputError(f"{self.folder / name} cannot be written: {error}.") from error
-        finally:
-            part.unlink(missing_ok=True)
+            raise OutputError(f"{path} cannot be written: {error}.") from error
 
 
 def _recorder(name: str, seen: dict[str, tuple[Tensor, Tensor, int]]):  # noqa: ANN202 - a hook

@@ -8,7 +8,6 @@ height, width   of the picture that the joints were found in; both or neither
 
 import logging
 import struct
-import tempfile
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from engine.config import LIMITS
 from engine.errors import BadMedia, OutputError
 from engine.pose.arrays import Floats
 from engine.pose.bones import FARTHEST, SMPL_JOINTS
+from kernels.whole_file import whole_file
 
 DEFAULT_FPS = 16.0  # of the official skeleton videos
 
@@ -62,10 +62,8 @@ def save_joints(path: Path, clip: JointClip) -> None:
     if clip.size is not None:
         arrays["height"], arrays["width"] = np.array(clip.size[0]), np.array(clip.size[1])
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".saving-") as folder:
-            draft = Path(folder) / "joints.npz"
-            np.savez_compressed(draft, allow_pickle=False, **arrays)
-            draft.replace(path)
+        with whole_file(path) as draft, draft.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
 

@@ -27,6 +27,7 @@ from kernels.aot.toolkit import RELEASES, ptxas
 from kernels.arch import Arch
 from kernels.signature import parameters
 from kernels.spec import BuildError, KernelSpec
+from kernels.whole_file import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -216,6 +217,5 @@ def _store(made: Cubin, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     texts = {".cubin": made.data, ".json": json.dumps(made.record()).encode()}
     for suffix, data in texts.items():
-        part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_bytes(data)
-        part.replace(path.with_suffix(suffix))
+        with whole_file(path.with_suffix(suffix)) as draft:
+            draft.write_bytes(data)

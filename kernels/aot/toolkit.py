@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from kernels.spec import BuildError
+from kernels.whole_file import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -94,14 +95,14 @@ def unpack(wheel: Path, release: Release, path: Path) -> None:
             f"{wheel.name} has sha256 {found}, expected {release.wheel_sha256}. "
             f"It is not NVIDIA's wheel: check the package index that pip uses."
         )
-    part = wheel.with_name("ptxas")
     try:
         with zipfile.ZipFile(wheel) as archive:
-            part.write_bytes(archive.read(MEMBER))
+            program = archive.read(MEMBER)
     except (zipfile.BadZipFile, KeyError) as error:
         raise BuildError(f"{wheel.name} has no {MEMBER}") from error
-    part.chmod(0o755)
-    part.replace(path)
+    with whole_file(path) as draft:
+        draft.write_bytes(program)
+        draft.chmod(0o755)
 
 
 def _sha256(path: Path) -> str:

@@ -11,9 +11,9 @@ class Arch:
     shared_bytes: int  # shared memory one block may use
     driver: tuple[int, int]  # the oldest CUDA version a driver may report
     toolkits: tuple[str, ...]  # ptxas releases whose cubins such a driver takes, baseline first
-    int8_is_faster: bool  # than FP8 whose sums are in FP32
-    gpus: str  # by the names that people know
-    image: str | None  # the Dockerfile of the image to deploy on it
+    int8_is_faster: bool  # whether INT8 products beat FP8 ones with sums in FP32
+    gpus: str  # cards, by the names that people know
+    image: str | None  # the Dockerfile of the image to deploy on these
 
 
 SM89 = Arch(

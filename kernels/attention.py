@@ -1,8 +1,8 @@
 """Self attention of 8-bit queries, keys and values in one pass over the keys.
 
     x = (q8 . k8) * qs * ks               logits in units of log2; of padding exactly 0
-    w = limit * exp2(x - top)             top: each query's largest x so far, or of this turn
-    o = sum(round8(w) * vt) * vs / sum(w)       both sums carried on from turn to turn
+    w = limit * exp2(x - top)             top: each query's largest x so far, or of this iteration
+    o = sum(round8(w) * vt) * vs / sum(w)       both sums carried on over iterations
 
 Shapes    `kernels.layout.Qkv8` of N heads over S tokens -> o [S, N * K] bf16
 Numerics  logits INT32 or FP32, softmax FP32, weights 8 bits, o FP32. What padded keys add to the
@@ -12,18 +12,18 @@ Numerics  logits INT32 or FP32, softmax FP32, weights 8 bits, o FP32. What padde
 Three forms, by the formats of q and k, and of w and v:
 
 `int8fp8`  The default. E4M3 has the same relative error at every size, so `top` is the maximum so
-           far and turns add up as they are. Its three bits, in w and v, are what limits it.
-`int8`     Even steps of 1/127 of the largest weight, so `top` is that of the turn: scaled to the
-           largest of all keys, small weights would vanish. Half the error on normal values (more
-           on such with rare outliers), exact sums at full rate on every GPU, and more work on each
-           turn's sum.
+           far and iterations add up as they are. Its three bits, in w and v, are what limits it.
+`int8`     Even steps of 1/127 of the largest weight, so `top` is that of the iteration: scaled to
+           the largest of all keys, small weights would vanish. Half the error on normal values
+           (more on such with rare outliers), exact sums at full rate on every GPU, and more work
+           on the sum of each iteration.
 `fp8`      Logits are three times less exact than with INT8, and need no conversion.
 
 What is summed in a tensor core (`SUM`):
 
 `fp32`     Ada and Hopper keep about 14 bits of a sum of FP8 products, too few for 50 000 keys. So
-           each turn's sum starts at zero and meets o outside, in the multiply-add that moves o to
-           its new `top` and has to be done anyway.
+           each iteration's sum starts at zero and meets o outside, in the multiply-add that moves
+           o to its new `top` and has to be done anyway.
 `fp16`     The same with sums in FP16, which a GeForce of Ada forms at twice the rate. v is scaled
            so that 128 keys cannot overflow (`kernels.layout.V_LIMIT_FP16`).
 `scaled`   Block-scaled products with scales of one sum in true FP32 at full rate: o is their
@@ -46,7 +46,7 @@ from kernels.signature import Axis, require
 from kernels.spec import Bank, KernelError, KernelSpec, Loop, Tuning
 
 CODES = {torch.float8_e4m3fn: "fp8e4nv", torch.int8: "i8"}
-FORMS = {  # formats of q and k, of v
+FORMS = {  # format of q and k, format of v
     "int8fp8": (torch.int8, torch.float8_e4m3fn),
     "int8": (torch.int8, torch.int8),
     "fp8": (torch.float8_e4m3fn, torch.float8_e4m3fn),
@@ -54,15 +54,17 @@ FORMS = {  # formats of q and k, of v
 
 
 def attention_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """What all forms approximate: q, k, v [S, N, K], any float -> [S, N * K] fp32."""
+    """The exact result that all forms approximate: q, k, v [S, N, K], any float -> [S, N * K]
+    fp32.
+    """
     q, k, v = (side.double().transpose(0, 1) for side in (q, k, v))  # [N, S, K]
     p = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(dim=-1)
     return (p @ v).transpose(0, 1).flatten(1).float()
 
 
 def attention8_reference(qkv: Qkv8, keys: int = K_BLOCK, queries: int | None = None) -> Tensor:
-    """The definition, in plain PyTorch: [queries, N * K] fp32. `keys` are taken in one turn: they
-    decide against which maximum a weight is rounded, and nothing else.
+    """The definition, in plain PyTorch: [queries, N * K] fp32. `keys` is how many an iteration
+    takes: that decides against which maximum a weight is rounded, and nothing else.
     """
     q, k, v = qkv.dequantize()
     q = q[:, :queries]
@@ -72,7 +74,7 @@ def attention8_reference(qkv: Qkv8, keys: int = K_BLOCK, queries: int | None = N
     for k_tile, v_tile in zip(k.split(keys, dim=1), v.split(keys, dim=1)):
         x = q @ k_tile.mT  # [N, S, keys]
         here = x.amax(dim=-1, keepdim=True)
-        if k_tile.shape[1] < keys:  # the padding that fills the turn
+        if k_tile.shape[1] < keys:  # padding fills the iteration
             here = here.clamp_min(0)
         new_top = torch.maximum(top, here)
         base = here if qkv.vt.dtype == torch.int8 else new_top
@@ -85,8 +87,8 @@ def attention8_reference(qkv: Qkv8, keys: int = K_BLOCK, queries: int | None = N
 
 
 def attention(bank: Bank, spec: KernelSpec, qkv: Qkv8, queries: int | None = None) -> Tensor:
-    """`spec` is one of `ATTENTION`, and `qkv` quantised for it (`formats`). [queries, N * K] bf16:
-    the first so many tokens look at all of them; None: every token does.
+    """Attends with the kernel `spec`, one of `ATTENTION`; `qkv` is quantised for it (`formats`).
+    The first `queries` tokens look at all of them, every token if None: [queries, N * K] bf16.
 
     Raises `KernelError` for tensors that are not laid out as `Qkv8` says.
     """
@@ -106,7 +108,7 @@ def attention(bank: Bank, spec: KernelSpec, qkv: Qkv8, queries: int | None = Non
 
 
 def formats(spec: KernelSpec) -> tuple[torch.dtype, torch.dtype, float]:
-    """What a variant takes: the format of q and k, that of v, and the largest |vt|."""
+    """Returns what a variant takes: the format of q and k, that of v, and the largest |vt|."""
     types = spec.signature.split()
     qk, v = (
         next(dtype for dtype, code in CODES.items() if types[place] == f"*{code}")
@@ -116,7 +118,7 @@ def formats(spec: KernelSpec) -> tuple[torch.dtype, torch.dtype, float]:
 
 
 def variants(form: str, arch: Arch) -> list[KernelSpec]:
-    """The kernels of one of `FORMS` for a GPU; the first is the default where none was timed.
+    """Lists the kernels of one of `FORMS` for a GPU; the first is the default where none was timed.
 
     Raises `KernelError` for a form that is none of them.
     """
@@ -147,7 +149,7 @@ def _spec(
     tuning: Mapping[Arch, Tuning],
     instructions: Mapping[Arch, tuple[str, ...]],
 ) -> KernelSpec:
-    """`sums`: `SUM` above; `instructions`: those of q @ k and of p @ v."""
+    """Makes a variant. `sums` is `SUM` above, `instructions` are those of q @ k and of p @ v."""
     qk, v = FORMS[form]
     return KernelSpec(
         name=f"attention.{name}",
@@ -170,7 +172,7 @@ def _spec(
 def _tile(
     keys: int, tiles: int, stages: int, toolkit: str, max_registers: int | None = None
 ) -> Tuning:
-    """128 queries, 16 for each warp; `tiles` times `keys` in one turn of the loop."""
+    """Sets tiles of 128 queries, 16 for each warp; an iteration takes `tiles` times `keys`."""
     blocks = {"BLOCK_Q": 128, "BLOCK_KEYS": keys, "TILES": tiles}
     return Tuning(8, stages, blocks, toolkit, max_registers)
 
@@ -183,8 +185,8 @@ _WIDE_LOGITS, _WIDE_VALUES = "GMMA.64x64x32", "GMMA.64x128x32"  # of a warpgroup
 _HOPPER_INT8 = (f"I{_WIDE_LOGITS}.S8.S8", f"I{_WIDE_VALUES}.S8.S8")
 _HOPPER_FP8 = (f"Q{_WIDE_LOGITS}.F32.E4M3.E4M3", f"Q{_WIDE_VALUES}.F32.E4M3.E4M3")
 
-# In the order of preference within a form and architecture, by instructions and rates: no GPU was
-# at hand. `_wide` and `_narrow` differ in the tile alone.
+# The order within a form and architecture is that of preference, by instructions and rates: no GPU
+# was at hand. `_wide` and `_narrow` differ in the tile alone.
 ATTENTION: Mapping[str, KernelSpec] = {
     "i8_fp8_f16": _spec(
         "i8_fp8_f16", "int8fp8", "fp16", {SM89: _tile(64, 1, 2, "12.8")}, {SM89: (_IMMA, _HALF)}

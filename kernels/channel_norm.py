@@ -29,7 +29,7 @@ from kernels.arch import ARCHS
 from kernels.signature import Axis, require
 from kernels.spec import Bank, KernelError, KernelSpec, Tuning
 
-SHORTEST = 1e-12  # a length below it counts as it
+SHORTEST = 1e-12  # a shorter length counts as this
 PAST = 2  # frames that a convolution over three sees before its own
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 _TILE = 4096  # values that a program works on
@@ -69,7 +69,9 @@ def channel_norm(
     window: Tensor,
     history: Tensor,
 ) -> None:
-    """As the reference, for bf16 and fp16. Raises `KernelError` for other types or wrong shapes."""
+    """Does what the reference does, for bf16 and fp16. Raises `KernelError` for other types and
+    wrong shapes.
+    """
     require("channel_norm", "x", x, (Axis("n"), Axis("h"), Axis("w"), Axis("C")))
     frames, height, width, channels = x.shape
     spec = channel_norm_spec(channels, x.dtype, has_branch=branch is not None)
@@ -102,7 +104,7 @@ def channel_norm_spec(channels: int, dtype: torch.dtype, *, has_branch: bool) ->
     )
 
 
-# What the video VAE's decoder needs.
+# The kernels of the video VAE's decoder.
 CHANNEL_NORM = {
     (channels, dtype, has_branch): channel_norm_spec(channels, dtype, has_branch=has_branch)
     for channels in (96, 192, 384)

@@ -33,7 +33,7 @@ KEY_TILE = 64  # cached keys are a multiple of it, and it of every tile in use
 
 @dataclass(frozen=True, slots=True)
 class CrossKeys:
-    """Keys and values of one context. P: keys padded to a multiple of `KEY_TILE`."""
+    """Keys and values of one context. P is their number, padded to a multiple of `KEY_TILE`."""
 
     k: Tensor  # [P, D] bf16, normalised, times the weight of q's RMSNorm
     v: Tensor  # [P, D] bf16
@@ -41,9 +41,10 @@ class CrossKeys:
 
 
 def cross_keys(k: Tensor, v: Tensor, q_weight: Tensor, repeats: int = 1) -> CrossKeys:
-    """k (after its own RMSNorm) and v: [L, D], any float; q_weight [D]: that of q's RMSNorm.
+    """Prepares a context: k (after its own RMSNorm) and v [L, D], any float; q_weight [D] is the
+    weight of q's RMSNorm. The last row stands for `repeats` equal rows.
 
-    The last row stands for `repeats` equal rows.
+    Raises `KernelError` for other shapes.
     """
     require("cross_keys", "k", k, (Axis("L"), Axis("D", HEAD)))
     require("cross_keys", "v", v, k.shape)
@@ -80,8 +81,8 @@ def _heads(x: Tensor) -> Tensor:
 def cross_attention(
     bank: Bank, q: Tensor, rms_inv: Tensor, text: CrossKeys, vision: CrossKeys
 ) -> Tensor:
-    """q [S, D] bf16 before its RMSNorm, rms_inv [S] fp32: 1 / sqrt(mean(q^2) + eps). Returns
-    [S, D] bf16. Raises `KernelError` for other shapes and types.
+    """Takes q [S, D] bf16 before its RMSNorm, rms_inv [S] fp32 = 1 / sqrt(mean(q^2) + eps), and
+    returns [S, D] bf16. Raises `KernelError` for other shapes and types.
     """
     require(CROSS_ATTENTION.name, "q", q, (Axis("S"), Axis("D", HEAD)), torch.bfloat16)
     tokens, width = q.shape

@@ -26,12 +26,12 @@ class Rows:
     s: Tensor  # [M] fp32
 
     def dequantize(self) -> Tensor:
-        """[M, D] fp32."""
+        """Returns the values, [M, D] fp32."""
         return self.q.float() * self.s[:, None]
 
 
 def quantize_rows(x: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> Rows:
-    """x [M, D], any float -> its 8-bit rows. NaN and infinity are the caller's mistake."""
+    """Quantises x [M, D], any float. NaN and infinity in x are the caller's mistake."""
     rows, width = x.shape
     q = torch.empty(x.shape, dtype=dtype, device=x.device)
     s = torch.empty(rows, dtype=torch.float32, device=x.device)

@@ -56,7 +56,7 @@ class Gemm:
 
 
 def product_reference(a: Rows, b: Rows) -> Tensor:
-    """[M, N] fp32. Sums of INT8 codes are exact: FP64 holds every one of them."""
+    """Returns A @ B^T with its scales, [M, N] fp32. FP64 holds every sum of INT8 codes exactly."""
     wide = torch.float64 if a.q.dtype == torch.int8 else torch.float32
     total = (a.q.to(wide) @ b.q.to(wide).T).float()
     return total * a.s[:, None] * b.s
@@ -68,33 +68,35 @@ def gemm_reference(a: Rows, b: Rows, bias: Tensor) -> Tensor:
 
 
 def gemm_gelu_reference(a: Rows, b: Rows, bias: Tensor) -> Tensor:
+    """The definition, in plain PyTorch."""
     return F.gelu(product_reference(a, b) + bias, approximate="tanh").bfloat16()
 
 
 def gemm_residual_reference(a: Rows, b: Rows, bias: Tensor, gate: Tensor, x: Tensor) -> None:
+    """The definition, in plain PyTorch. Changes x."""
     x += gate * (product_reference(a, b) + bias)
 
 
-def gemm(bank: Bank, form: Gemm, a: Rows, b: Rows, bias: Tensor) -> Tensor:
+def gemm(bank: Bank, way: Gemm, a: Rows, b: Rows, bias: Tensor) -> Tensor:
     """a [M, K], b [N, K], bias [N] fp32 -> [M, N] bf16."""
-    return _gemm_to_bf16(bank, form.bias, form.dtype, a, b, bias)
+    return _gemm_to_bf16(bank, way.bias, way.dtype, a, b, bias)
 
 
-def gemm_gelu(bank: Bank, form: Gemm, a: Rows, b: Rows, bias: Tensor) -> Tensor:
+def gemm_gelu(bank: Bank, way: Gemm, a: Rows, b: Rows, bias: Tensor) -> Tensor:
     """a [M, K], b [N, K], bias [N] fp32 -> gelu_tanh [M, N] bf16."""
-    return _gemm_to_bf16(bank, form.gelu, form.dtype, a, b, bias)
+    return _gemm_to_bf16(bank, way.gelu, way.dtype, a, b, bias)
 
 
 def gemm_residual(
-    bank: Bank, form: Gemm, a: Rows, b: Rows, bias: Tensor, gate: Tensor, x: Tensor
+    bank: Bank, way: Gemm, a: Rows, b: Rows, bias: Tensor, gate: Tensor, x: Tensor
 ) -> None:
     """Adds gate * (a @ b^T + bias) to x [M, N] fp32; bias and gate are [N] fp32."""
-    grid = _grid(bank, form.residual, form.dtype, a, b)
-    name, shape = form.residual.name, (len(a.q), *b.q.shape)  # M, N, K
+    grid = _grid(bank, way.residual, way.dtype, a, b)
+    name, shape = way.residual.name, (len(a.q), *b.q.shape)  # M, N, K
     require(name, "bias", bias, shape[1:2], torch.float32)
     require(name, "gate", gate, shape[1:2], torch.float32)
     require(name, "x", x, shape[:2], torch.float32)
-    bank.launch(form.residual, grid, a.q, a.s, b.q, b.s, bias, gate, x, *shape)
+    bank.launch(way.residual, grid, a.q, a.s, b.q, b.s, bias, gate, x, *shape)
 
 
 def _gemm_to_bf16(
@@ -108,7 +110,9 @@ def _gemm_to_bf16(
 
 
 def _grid(bank: Bank, spec: KernelSpec, dtype: torch.dtype, a: Rows, b: Rows) -> tuple[int]:
-    """One program a tile; raises `KernelError` for operands that the tiles cannot cover."""
+    """Returns a grid of one program a tile. Raises `KernelError` for operands that the tiles cannot
+    cover.
+    """
     blocks = bank.tuning(spec).blocks
     require(spec.name, "A", a.q, (Axis("M"), Axis("K", blocks["BLOCK_K"])), dtype)
     m, k = a.q.shape
@@ -121,10 +125,10 @@ def _grid(bank: Bank, spec: KernelSpec, dtype: torch.dtype, a: Rows, b: Rows) ->
     return (-(-m // blocks["BLOCK_M"]) * (n // blocks["BLOCK_N"]),)
 
 
-def _form(
+def _way(
     name: str, mma: str, instructions: Mapping[Arch, str], tuning: Mapping[Arch, Tuning]
 ) -> Gemm:
-    """The specs of one way to multiply. `mma`: how the device code does it."""
+    """Makes the three specs of a way to multiply. `mma` is how the device code does it."""
     dtype, codes = (torch.int8, "*i8") if mma == "int8" else (torch.float8_e4m3fn, "*fp8e4nv")
     operands = f"{codes} *fp32 {codes} *fp32 *fp32"  # A, its scales, B, its scales, bias
     loop = Loop({arch: (instruction,) for arch, instruction in instructions.items()})
@@ -162,7 +166,7 @@ def _tile(
 
 # The first of an architecture is its default; the others are for measuring against it.
 GEMM: Mapping[str, Gemm] = {
-    "i8": _form(
+    "i8": _way(
         "i8",
         "int8",
         {
@@ -176,39 +180,39 @@ GEMM: Mapping[str, Gemm] = {
             SM90: _tile(128, 256, 128, 4, "12.6"),
         },
     ),
-    "i8_tall": _form(
+    "i8_tall": _way(
         "i8_tall",
         "int8",
         {SM89: "IMMA.16832.S8.S8", SM120: "IMMA.16832.S8.S8"},
         {SM89: _tile(256, 128, 64, 3, "12.6"), SM120: _tile(256, 128, 64, 3, "12.8")},
     ),
-    "fp8": _form(
+    "fp8": _way(
         "fp8",
         "fp8",
         {SM89: "QMMA.16832.F32.E4M3.E4M3", SM90: "QGMMA.64x256x32.F32.E4M3.E4M3"},
         {SM89: _tile(128, 256, 64, 3, "12.6"), SM90: _tile(128, 256, 128, 4, "12.6")},
     ),
     # two blocks on a multiprocessor: one multiplies while the other stores
-    "fp8_pair": _form(
+    "fp8_pair": _way(
         "fp8_pair",
         "fp8",
         {SM90: "QGMMA.64x128x32.F32.E4M3.E4M3"},
         {SM90: _tile(128, 128, 128, 3, "12.6", max_registers=128)},
     ),
-    "fp8_promoted": _form(
+    "fp8_promoted": _way(
         "fp8_promoted",
         "fp8_promoted",
         {SM90: "QGMMA.64x128x32.F32.E4M3.E4M3"},
         {SM90: _tile(128, 128, 128, 4, "12.6")},
     ),
     # block-scaled with all scales 1: the only FP8 product of full rate that sums in FP32
-    "mx": _form(
+    "mx": _way(
         "mx",
         "scaled",
         {SM120: "QMMA.SF.16832.F32.E4M3.E4M3"},
         {SM120: _tile(128, 256, 64, 3, "12.8")},
     ),
-    "mx_tall": _form(
+    "mx_tall": _way(
         "mx_tall",
         "scaled",
         {SM120: "QMMA.SF.16832.F32.E4M3.E4M3"},

@@ -1,7 +1,7 @@
 """Launches compiled kernels through the CUDA driver, on the stream that PyTorch is using.
 
 No compiler, no Triton, and no memory of its own: a launch is one call of the driver, and can be
-captured in a CUDA graph. Kernels live in the device's primary context, which PyTorch uses too; a
+recorded in a CUDA graph. Kernels live in the device's primary context, which PyTorch uses too; a
 thread that launches must have used the device before, as any that holds a tensor of it has.
 Source: docs/reference/kernels.md 6.
 """
@@ -51,7 +51,7 @@ class DriverError(Exception):
 
 
 class Driver:
-    """The functions of libcuda that are used here; a failure is a `DriverError`."""
+    """The functions of libcuda that are used here. A failing one raises `DriverError`."""
 
     def __init__(self, library: str = LIBRARY) -> None:
         try:
@@ -69,7 +69,7 @@ class Driver:
             raise DriverError(f"{name}{about} failed: {self._reason(code)} ({code})", code)
 
     def version(self) -> tuple[int, int]:
-        """The CUDA release that the driver knows: (12, 8)."""
+        """Returns the CUDA release that the driver knows, as (12, 8)."""
         number = ctypes.c_int()
         self.call("cuDriverGetVersion", ctypes.byref(number))
         return number.value // 1000, number.value % 1000 // 10
@@ -181,7 +181,7 @@ class KernelBank:
         self.close()
 
     def _find(self, spec: KernelSpec) -> _Loaded:
-        """The cubin of a spec, which must have been compiled from the very same spec."""
+        """Returns the cubin of a spec, which must have been compiled from the very same spec."""
         loaded = self._loaded.get(spec.name)
         if loaded is None:
             raise KernelError(f"kernel {spec.name} is not loaded, only {', '.join(self._loaded)}")

@@ -32,7 +32,7 @@ KEY_PADDING = 128  # padded keys are a multiple of it
 KEY_GROUP = 16
 KEY_ORDER = (0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15)  # place in V -> key in the group
 
-LOGIT_SCALE = math.log2(math.e) / math.sqrt(HEAD)  # in qs
+LOGIT_SCALE = math.log2(math.e) / math.sqrt(HEAD)  # a factor of qs
 
 # The largest |vt|. Where 128 products with P <= 448 are summed in FP16, 448 * 1.125 * 128 < 65504.
 V_LIMIT = E4M3_MAX
@@ -41,7 +41,7 @@ V_LIMIT_FP16 = 1.125
 
 @dataclass(frozen=True, slots=True)
 class Qkv8:
-    """What self attention of N heads over S tokens takes. P: keys padded, `padded_keys(S)`."""
+    """The operands of self attention with N heads over S tokens. P is `padded_keys(S)`."""
 
     q: Tensor  # [N, S, K] int8 or e4m3
     qs: Tensor  # [N, ceil(S / Q_BLOCK)] fp32
@@ -52,8 +52,9 @@ class Qkv8:
     tokens: int  # S
 
     def dequantize(self) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v [N, S, K] fp32, keys in their own order; q in the units of exp2, k without its
-        mean."""
+        """Returns q, k, v [N, S, K] fp32, keys in their own order; q is in the units of exp2, and
+        k without its mean.
+        """
         q = self.q.float() * _spread(self.qs, Q_BLOCK, self.q.shape[1])
         k = self.k[:, : self.tokens].float() * _spread(self.ks, K_BLOCK, self.tokens)
         v = unpermute_keys(self.vt).mT.float() * self.vs[:, None]
@@ -65,11 +66,12 @@ def padded_keys(tokens: int) -> int:
 
 
 def permute_keys(vt: Tensor) -> Tensor:
-    """The last axis, keys in their own order -> in `KEY_ORDER` within each group."""
+    """Moves the keys of the last axis from their own order to `KEY_ORDER` in each group."""
     return vt.unflatten(-1, (-1, KEY_GROUP))[..., list(KEY_ORDER)].flatten(-2)
 
 
 def unpermute_keys(vt: Tensor) -> Tensor:
+    """Undoes `permute_keys`."""
     places = [KEY_ORDER.index(key) for key in range(KEY_GROUP)]
     return vt.unflatten(-1, (-1, KEY_GROUP))[..., places].flatten(-2)
 
@@ -82,8 +84,9 @@ def quantize_qkv(
     v_limit: float | None = None,
     v_dtype: torch.dtype = torch.float8_e4m3fn,
 ) -> Qkv8:
-    """The definition. q, k (after RMSNorm and RoPE) and v: [S, N, K], any float. `dtype`, of q and
-    k, and `v_dtype` are int8 or e4m3; `v_limit` defaults to the largest value of `v_dtype`.
+    """The definition, in plain PyTorch. q, k (after RMSNorm and RoPE) and v: [S, N, K], any float.
+    q and k become `dtype` and v `v_dtype`, int8 or e4m3 each; `v_limit` defaults to the largest
+    value of `v_dtype`.
     """
     tokens = len(q)
     q, k, v = (side.float().transpose(0, 1).contiguous() for side in (q, k, v))  # [N, S, K]
@@ -96,7 +99,7 @@ def quantize_qkv(
 
 
 def _quantize_blocks(x: Tensor, block: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x [N, S, K] -> codes [N, S, K] and scales [N, ceil(S / block)]."""
+    """Turns x [N, S, K] into codes [N, S, K] and scales [N, ceil(S / block)]."""
     tokens = x.shape[1]
     blocks = _pad(x, -(-tokens // block) * block).unflatten(1, (-1, block))
     s = blocks.abs().amax(dim=(2, 3)).clamp_min(TINY) / LIMITS[dtype]
@@ -104,7 +107,7 @@ def _quantize_blocks(x: Tensor, block: int, dtype: torch.dtype) -> tuple[Tensor,
 
 
 def _spread(s: Tensor, block: int, tokens: int) -> Tensor:
-    """Scales of blocks [N, B] -> of tokens [N, S, 1]."""
+    """Repeats the scales of blocks [N, B] for their tokens: [N, S, 1]."""
     return s.repeat_interleave(block, dim=1)[:, :tokens, None]
 
 

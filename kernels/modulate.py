@@ -23,7 +23,7 @@ from kernels.signature import Axis, require
 from kernels.spec import Bank, Constant, KernelError, KernelSpec, Tuning
 
 E4M3 = torch.float8_e4m3fn
-EPS = 1e-6  # of every LayerNorm in a block
+EPS = 1e-6  # in every LayerNorm of a block
 
 
 def modulate_reference(x: Tensor, shift: Tensor, scale: Tensor, dtype: torch.dtype = E4M3) -> Rows:
@@ -35,7 +35,9 @@ def modulate_reference(x: Tensor, shift: Tensor, scale: Tensor, dtype: torch.dty
 def modulate(
     bank: Bank, x: Tensor, shift: Tensor, scale: Tensor, dtype: torch.dtype = E4M3
 ) -> Rows:
-    """x [S, D] fp32; shift, scale [D] fp32 -> rows of `dtype`, e4m3 or int8."""
+    """x [S, D] fp32; shift, scale [D] fp32 -> rows of `dtype`, e4m3 or int8. Raises `KernelError`
+    for other shapes and types.
+    """
     require("modulate", "x", x, (Axis("S"), Axis("D")), torch.float32)
     spec = modulate_spec(x.shape[1], dtype)
     require(spec.name, "shift", shift, x.shape[1:], torch.float32)
@@ -46,7 +48,9 @@ def modulate(
 
 
 def quantize(bank: Bank, x: Tensor, dtype: torch.dtype = E4M3) -> Rows:
-    """x [M, D] bf16 -> rows of `dtype`. The definition is `kernels.fp8.quantize_rows`."""
+    """x [M, D] bf16 -> rows of `dtype`. The definition is `kernels.fp8.quantize_rows`. Raises
+    `KernelError` for other shapes and types.
+    """
     require("quantize", "x", x, (Axis("M"), Axis("D")), torch.bfloat16)
     spec = quantize_spec(x.shape[1], dtype)
     rows = _empty_rows(x, dtype)
@@ -60,7 +64,7 @@ def _empty_rows(x: Tensor, dtype: torch.dtype) -> Rows:
 
 @cache
 def modulate_spec(dim: int, dtype: torch.dtype) -> KernelSpec:
-    """`modulate` for tokens of `dim` values."""
+    """The kernel of `modulate` for tokens of `dim` values."""
     return _spec("modulate", "*fp32 *fp32 *fp32", dim, dtype, EPS=EPS)
 
 
@@ -88,6 +92,6 @@ def _tuning(arch: Arch, dim: int) -> Tuning:
     return Tuning(warps, 1, {"BLOCK_D": 1 << (dim - 1).bit_length()}, arch.toolkits[0])
 
 
-# What the 14B model needs: tokens of 5120 values, 13824 inside the feed forward.
+# The kernels of the 14B model: tokens have 5120 values, and 13824 inside the feed forward.
 MODULATE = {dtype: modulate_spec(5120, dtype) for dtype in LIMITS}
 QUANTIZE = {(dim, dtype): quantize_spec(dim, dtype) for dim in (5120, 13824) for dtype in LIMITS}

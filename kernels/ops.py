@@ -1,4 +1,4 @@
-"""What one transformer block needs, as a record of functions: compiled kernels, or references.
+"""The operations of a transformer block as a record of functions: compiled kernels or references.
 
 `native_ops` launches kernels through a bank; `reference_ops` is plain PyTorch and runs anywhere.
 Both quantise at the same places by the same rules and hand on BF16, so that they lie closer to each
@@ -35,11 +35,11 @@ from kernels.rope import (
     rope,
     rope_reference,
     rope_specs,
-    turned_heads,
+    rotated_heads,
 )
 from kernels.spec import Bank, KernelError, KernelSpec
 
-Dtype: TypeAlias = torch.dtype  # of 8-bit rows, int8 or e4m3: that of the weight they meet next
+Dtype: TypeAlias = torch.dtype  # int8 or e4m3; rows have that of the weight they meet next
 Modulate: TypeAlias = Callable[[Tensor, Tensor, Tensor, Dtype], Rows]
 Heads = TypeVar("Heads")  # q, k and v of all heads as one attention wants them
 CrossAttend: TypeAlias = Callable[[Tensor, Tensor, CrossKeys, CrossKeys], Tensor]
@@ -56,19 +56,19 @@ class Ops(Generic[Heads]):
 
     # x [S, D], shift [D], scale [D] -> rows of layernorm(x) * (1 + scale) + shift
     modulate: Modulate
-    # [S, any width] -> its rows
+    # x [S, any width] -> its rows
     quantize: Callable[[Tensor, Dtype], Rows]
-    # [S, D] -> 1 / rms of each row [S] fp32
+    # x [S, D] -> 1 / rms of each row [S] fp32
     rms_inverse: Callable[[Tensor], Tensor]
     # q | k | v [S, 3 D], RMSNorm weights of q and of k [D], cos and sin [S, K / 2]
     rope: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Heads]
-    # how many tokens look at all, the first ones -> [so many, D]
+    # heads, number of queries: the first so many tokens look at all -> [queries, D]
     attention: Callable[[Heads, int], Tensor]
     # q [S, D] before its RMSNorm, its 1 / rms [S], text, picture -> [S, D]
     cross_attention: CrossAttend
     # rows [S, in], weight [out, in], bias [out] -> [S, out]
     gemm: Product
-    # the same and GELU (tanh)
+    # `gemm`, then GELU (tanh)
     gemm_gelu: Product
     # rows [S, in], weight [out, in], bias, gate [out], x [S, out]: x += gate * product, in place
     gemm_residual: Residual
@@ -79,9 +79,9 @@ def native_ops(
 ) -> Ops[Qkv8]:
     """Launches the kernels of `bank`, which must be those of `arch`.
 
-    `attention` is one of `ATTENTION` and `gemm` are of `GEMM`, one a dtype of weights: what a
-    measurement chose. What is not given is the architecture's first, for attention of the form
-    `int8fp8`. Raises `KernelError` for a variant that does not fit.
+    `attention` is one of `ATTENTION` and `gemm` holds some of `GEMM`, one a dtype of weights: the
+    choice of a measurement. Without one the architecture's first is taken, for attention that of
+    the form `int8fp8`. Raises `KernelError` for a variant that does not fit.
     """
     attention = attention or self_attention.variants("int8fp8", arch)[0]
     ways = {**first_ways(arch), **{way.dtype: way for way in gemm}}
@@ -103,8 +103,9 @@ def native_ops(
 
 
 def native_specs(dim: int, ffn: int, dtypes: Iterable[Dtype], arch: Arch) -> list[KernelSpec]:
-    """All that `native_ops` may launch for tokens of `dim` values, and the VAE's norm: every form
-    of attention, and every way to multiply rows of `dtypes`; a measurement chooses between them.
+    """Lists all kernels that `native_ops` may launch for tokens of `dim` values, and the VAE's
+    norm: every form of attention and every way to multiply rows of `dtypes`, to choose from by
+    measurement.
     """
     specs = [CROSS_ATTENTION, rms_inverse_spec(dim, 1), *CHANNEL_NORM.values()]
     for dtype in sorted(set(dtypes), key=str):
@@ -120,7 +121,7 @@ def native_specs(dim: int, ffn: int, dtypes: Iterable[Dtype], arch: Arch) -> lis
 
 
 def reference_ops(attention: KernelSpec = ATTENTION["i8_fp8_f32"]) -> Ops[Qkv8]:
-    """What `native_ops` compute with this variant of attention, by its definition."""
+    """Computes by the definitions what `native_ops` compute with this variant of attention."""
     qk, v, v_limit = self_attention.formats(attention)
     return Ops(
         modulate=norm.modulate_reference,
@@ -138,7 +139,7 @@ def reference_ops(attention: KernelSpec = ATTENTION["i8_fp8_f32"]) -> Ops[Qkv8]:
 
 
 def first_ways(arch: Arch) -> Mapping[Dtype, Gemm]:
-    """How to multiply rows of each dtype where nothing was timed."""
+    """Returns the way to multiply rows of each dtype where nothing was timed."""
     found: dict[Dtype, Gemm] = {}
     for way in GEMM.values():
         if arch in way.bias.tuning:
@@ -147,13 +148,13 @@ def first_ways(arch: Arch) -> Mapping[Dtype, Gemm]:
 
 
 def plain_attention(ops: Ops, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Ops[Plain]:
-    """The same with self attention in 16 bits: `attend` takes q, k, v [S, N, K] bf16 -> [S, N, K].
+    """Replaces self attention by `attend` in 16 bits: q, k, v [S, N, K] bf16 -> [S, N, K].
 
-    Slower, and without the errors of 8 bits: what a clip that came out wrong is tried with.
+    It is slower and has no errors of 8 bits: try a clip with it that came out wrong.
     """
 
     def heads(*given: Tensor) -> Plain:
-        q, k, v = (side.bfloat16() for side in turned_heads(*given))
+        q, k, v = (side.bfloat16() for side in rotated_heads(*given))
         return q, k, v
 
     def attention(qkv: Plain, queries: int) -> Tensor:

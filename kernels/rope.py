@@ -1,6 +1,6 @@
-"""From the fused QKV product to what self attention takes: norm, turn, split, quantise.
+"""From the fused QKV product to what self attention takes: norm, rotate, split, quantise.
 
-    q = turn(rmsnorm(q) * norm_q), k likewise       a norm over all D; a turn of the pairs
+    q = rotate(rmsnorm(q) * norm_q), k likewise     a norm over all D; a rotation of the pairs
                                                     (2j, 2j + 1) of every head by cos, sin
     Qkv8 = quantize_qkv(q, k, v)                    blocks, smooth K, V transposed (kernels.layout)
 
@@ -40,7 +40,7 @@ from kernels.layout import (
 from kernels.signature import Axis, require
 from kernels.spec import Bank, Constant, KernelError, KernelSpec, Tuning
 
-EPS = 1e-6  # of every RMSNorm
+EPS = 1e-6  # in every RMSNorm
 
 
 class RopeSpecs(NamedTuple):
@@ -55,22 +55,22 @@ class RopeSpecs(NamedTuple):
 
 
 def rms_inverse_reference(x: Tensor, dim: int, count: int) -> Tensor:
-    """x [S, several * dim] -> [count, S] fp32, of the first `count` slices."""
+    """The definition: x [S, several * dim] -> [count, S] fp32 for the first `count` slices."""
     slices = x.float().unflatten(1, (-1, dim)).transpose(0, 1)[:count]
     return (slices.square().mean(dim=-1) + EPS).rsqrt()
 
 
-def turned_heads(
+def rotated_heads(
     qkv: Tensor, norm_q: Tensor, norm_k: Tensor, cos: Tensor, sin: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k after norm and RoPE, and v: [S, N, K] fp32 each."""
+    """Returns q and k after norm and RoPE, and v: [S, N, K] fp32 each."""
     q, k, v = qkv.float().chunk(3, dim=1)
     q, k = (F.rms_norm(x, x.shape[1:], w, EPS) for x, w in ((q, norm_q), (k, norm_k)))
     q, k, v = (x.unflatten(1, (-1, HEAD)) for x in (q, k, v))
-    return _turn(q, cos, sin), _turn(k, cos, sin), v
+    return _rotate(q, cos, sin), _rotate(k, cos, sin), v
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     even, odd = x[..., 0::2], x[..., 1::2]
     cos, sin = cos[:, None], sin[:, None]
     return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
@@ -87,13 +87,14 @@ def rope_reference(
     v_dtype: torch.dtype = torch.float8_e4m3fn,
 ) -> Qkv8:
     """The definition, in plain PyTorch."""
-    return quantize_qkv(*turned_heads(qkv, norm_q, norm_k, cos, sin), dtype, v_limit, v_dtype)
+    return quantize_qkv(*rotated_heads(qkv, norm_q, norm_k, cos, sin), dtype, v_limit, v_dtype)
 
 
 def rms_inverse(bank: Bank, x: Tensor, dim: int, count: int) -> Tensor:
-    """1 / rms of the first slices of each row: x [S, several * dim] bf16 -> [count, S] fp32.
+    """Returns 1 / rms of the first `count` slices of each row, [count, S] fp32, where x is
+    [S, several * dim] bf16. Cross attention has one slice, its q: dim = D, count = 1.
 
-    Cross attention wants it of its q alone: dim = D, count = 1.
+    Raises `KernelError` for other shapes and types.
     """
     require("rms_inverse", "x", x, (Axis("S"), Axis("columns", dim)), torch.bfloat16)
     parts = x.shape[1] // dim
@@ -117,12 +118,12 @@ def rope(
 ) -> Qkv8:
     """qkv [S, 3 D] bf16, the rest fp32 -> q and k in `dtype`, v in `v_dtype`; |vt| <= `v_limit`.
 
-    Both are int8 or e4m3.
+    Both dtypes are int8 or e4m3. Raises `KernelError` for other shapes and types.
     """
     dim = _check(qkv, norm_q, norm_k, cos, sin)
     specs = rope_specs(dim, dtype, v_dtype)
     tokens, heads, keys = len(qkv), dim // HEAD, padded_keys(len(qkv))
-    inverse = rms_inverse(bank, qkv, dim, 2)  # of q, of k
+    inverse = rms_inverse(bank, qkv, dim, 2)  # that of q, that of k
     mean, vs = _mean_and_peak(bank, specs, qkv, inverse, norm_k, cos, sin, v_limit)
     made = Qkv8(
         q=qkv.new_empty(heads, tokens, HEAD, dtype=dtype),
@@ -156,7 +157,7 @@ def _mean_and_peak(
     sin: Tensor,
     v_limit: float,
 ) -> tuple[Tensor, Tensor]:
-    """The mean of k and the scales of v: [D] fp32 both."""
+    """Returns the mean of k and the scales of v, [D] fp32 each."""
     tokens, dim = len(qkv), len(norm_k)
     blocks = -(-tokens // _block(bank, specs.statistics, "BLOCK"))
     sums, peaks = norm_k.new_empty(2, blocks, dim)
@@ -173,7 +174,7 @@ def _block(bank: Bank, spec: KernelSpec, name: str) -> int:
 
 
 def _check(qkv: Tensor, norm_q: Tensor, norm_k: Tensor, cos: Tensor, sin: Tensor) -> int:
-    """Returns D."""
+    """Returns D. Raises `KernelError` for other shapes and types."""
     require("rope", "qkv", qkv, (Axis("S"), Axis("3 D", 3 * HEAD)), torch.bfloat16)
     tokens, dim = len(qkv), qkv.shape[1] // 3
     require("rope", "norm_q", norm_q, (dim,), torch.float32)
@@ -185,7 +186,7 @@ def _check(qkv: Tensor, norm_q: Tensor, norm_k: Tensor, cos: Tensor, sin: Tensor
 
 @cache
 def rms_inverse_spec(dim: int, parts: int) -> KernelSpec:
-    """For rows of `parts` slices of `dim` values."""
+    """The kernel of `rms_inverse` for rows of `parts` slices of `dim` values."""
     return KernelSpec(
         name=f"rms_inverse.{parts}x{dim}",
         device="rope:rms_inverse_kernel",
@@ -199,26 +200,28 @@ def rms_inverse_spec(dim: int, parts: int) -> KernelSpec:
 def rope_specs(
     dim: int, dtype: torch.dtype, v_dtype: torch.dtype = torch.float8_e4m3fn
 ) -> RopeSpecs:
-    """For tokens of `dim` values, q and k in `dtype`, v in `v_dtype`."""
+    """The kernels of `rope` for tokens of `dim` values, q and k in `dtype`, v in `v_dtype`."""
     for wanted in (dtype, v_dtype):
         if wanted not in LIMITS:
             raise KernelError(f"rope makes {' or '.join(map(str, LIMITS))}, not {wanted}")
     codes, v_codes = ("i8" if d == torch.int8 else "fp8e4nv" for d in (dtype, v_dtype))
-    both, one = f"{dim}", f"{codes}_{dim}"  # of both dtypes, or of one
-    turning = "*bf16 *fp32 *fp32 *fp32 *fp32"  # qkv, 1 / rms, weight, cos, sin
+    both, one = f"{dim}", f"{codes}_{dim}"  # names of kernels for both dtypes, and for one
+    rotation = "*bf16 *fp32 *fp32 *fp32 *fp32"  # qkv, 1 / rms, weight, cos, sin
     shape = {"D": dim, "HEAD": HEAD}
     limits = {**shape, "LIMIT": LIMITS[dtype], "TINY": TINY}
     q_limits = {**limits, "BLOCK": Q_BLOCK, "FACTOR": LOGIT_SCALE}
     k_limits = {**limits, "BLOCK": K_BLOCK}
     return RopeSpecs(
         rms_inverse_spec(dim, 3),
-        _spec("statistics", both, f"{turning} *fp32 *fp32 i32", shape, _turning(dim, 8, BLOCK=64)),
+        _spec(
+            "statistics", both, f"{rotation} *fp32 *fp32 i32", shape, _rotating(dim, 8, BLOCK=64)
+        ),
         _spec(
             "combine", both, "*fp32 *fp32 *fp32 *fp32 i32 i32 fp32", {"D": dim, "TINY": TINY},
             _everywhere(8, ROWS=64, COLUMNS=32),
         ),
-        _spec("queries", one, f"{turning} *{codes} *fp32 i32", q_limits, _turning(dim, 16)),
-        _spec("keys", one, f"{turning} *fp32 *{codes} *fp32 i32", k_limits, _turning(dim, 8)),
+        _spec("queries", one, f"{rotation} *{codes} *fp32 i32", q_limits, _rotating(dim, 16)),
+        _spec("keys", one, f"{rotation} *fp32 *{codes} *fp32 i32", k_limits, _rotating(dim, 8)),
         _spec(
             "values", f"{v_codes}_{dim}", f"*bf16 *fp32 *{v_codes} i32", shape,
             _everywhere(8, BLOCK=KEY_PADDING),
@@ -241,8 +244,8 @@ def _everywhere(warps: int, **blocks: int) -> dict[Arch, Tuning]:
     return {arch: Tuning(warps, 1, blocks, arch.toolkits[0]) for arch in ARCHS}
 
 
-def _turning(dim: int, warps: int, **blocks: int) -> dict[Arch, Tuning]:
-    """A program turns up to 8 heads of its tokens, and STAGES - 1 of them are loaded ahead.
+def _rotating(dim: int, warps: int, **blocks: int) -> dict[Arch, Tuning]:
+    """Lets a program rotate up to 8 heads of its tokens, STAGES - 1 of them loaded ahead.
 
     At a latency of 1 us a multiprocessor of an H200 must have 36 KB under way to keep its memory
     busy: two heads. Those of the others need 8 to 11 KB.
@@ -255,6 +258,6 @@ def _turning(dim: int, warps: int, **blocks: int) -> dict[Arch, Tuning]:
     }
 
 
-# What the 14B model needs: 40 heads, and the norm of cross attention's q.
+# The kernels of the 14B model: 40 heads, and the norm of cross attention's q.
 ROPE = {(qk, v): rope_specs(5120, qk, v) for qk in LIMITS for v in LIMITS}
 RMS_INVERSE = rms_inverse_spec(5120, 1)

@@ -1,4 +1,4 @@
-"""What a kernel is: to the build that compiles it, and to the bank that launches it."""
+"""The description of a kernel that the build compiles and the bank launches."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,16 +27,16 @@ class Tuning:
 
     warps: int
     stages: int
-    blocks: Mapping[str, int]  # constants that are tile sizes
+    blocks: Mapping[str, int]  # those constants that are tile sizes
     toolkit: str  # ptxas release, one of the architecture's
     max_registers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """What the disassembly of the main loop must show, beside no spills and no scalar loads."""
+    """Demands on the machine code of the main loop, beside no spills and no scalar loads."""
 
-    mma: Mapping[Arch, tuple[str, ...]]  # instructions that must be there, by prefix
+    mma: Mapping[Arch, tuple[str, ...]]  # prefixes of matrix instructions that must be there
     max_shared_loads: int = 8  # LDS; more means that an operand is shuffled through memory
 
 
@@ -49,14 +49,14 @@ class KernelSpec:
     signature: str  # Triton types of the run-time arguments in order: "*fp32 *fp8e4nv i32 fp32"
     constants: Mapping[str, Constant]
     tuning: Mapping[Arch, Tuning]
-    multiples_of_16: tuple[int, ...] = ()  # integer arguments with that property; pointers all have
+    multiples_of_16: tuple[int, ...] = ()  # places of integer arguments; pointers all are
     loop: Loop | None = None  # None: a kernel without matrix products
     fuse_multiply_add: bool = True  # False: every product is rounded before it is added
     package: str = "kernels.device"  # tests have kernels of their own
 
     @property
     def module(self) -> str:
-        """Where the device function is; imported by the build and by tests alone."""
+        """The module of the device function, which the build and tests alone import."""
         return f"{self.package}.{self.device.partition(':')[0]}"
 
     @property
@@ -74,5 +74,5 @@ class Bank(Protocol):
         ...
 
     def tuning(self, spec: KernelSpec) -> Tuning:
-        """The tile sizes the kernel was compiled with, which its grid depends on."""
+        """Returns how the kernel was compiled; its grid depends on the tile sizes."""
         ...

@@ -1,8 +1,8 @@
-"""Is a kernel right on a few tiles, and how long does it take on a small problem.
+"""Trials of a kernel: its error on a few tiles, and its time on a small problem.
 
-For kernels of which there are several that do the same: attention and the 8-bit products. Both
-questions together take a GPU some milliseconds. Inputs and definitions are computed on the CPU,
-since PyTorch's libraries for a GPU take longer to start than a trial may.
+They choose between kernels that do the same, which attention and the 8-bit products have. Both
+together take a GPU some milliseconds. Inputs and definitions are computed on the CPU, since
+PyTorch's libraries for a GPU take longer to start than a trial may.
 """
 
 import math
@@ -28,7 +28,7 @@ from kernels.gemm import (
 from kernels.layout import HEAD, K_BLOCK, Q_BLOCK, Qkv8, quantize_qkv
 from kernels.spec import Bank, KernelSpec
 
-Way: TypeAlias = KernelSpec | Gemm  # of attention, or to multiply
+Way: TypeAlias = KernelSpec | Gemm  # a variant of attention, or a way to multiply
 Launch: TypeAlias = Callable[[Way], object]  # one run of the timed problem
 
 # One tile of a product, two of queries; the last of each is cut short.
@@ -39,7 +39,7 @@ CHECKED_PRODUCT = (40, 256, 256)  # M, N, K
 TIMED_TOKENS, TIMED_HEADS = 8192, 20
 TIMED_PRODUCT = (4096, 5120, 5120)
 
-_DRAWN = 2**16  # values; more are the same again
+_DRAWN = 2**16  # values; larger tensors repeat them
 
 
 def specs_of(way: Way) -> tuple[KernelSpec, ...]:
@@ -47,8 +47,8 @@ def specs_of(way: Way) -> tuple[KernelSpec, ...]:
 
 
 def error_of(bank: Bank, way: Way, device: torch.device) -> float:
-    """Relative error against the definition, of a product the largest of its three endings; NaN if
-    anything is. BF16 alone makes 2e-3. Raises what the bank raises.
+    """Returns the relative error against the definition, for a product the largest of its three
+    endings; NaN if any result is. Rounding to BF16 alone makes 2e-3. Raises what the bank raises.
     """
     if isinstance(way, Gemm):
         return _product_error(bank, way, device)
@@ -56,7 +56,7 @@ def error_of(bank: Bank, way: Way, device: torch.device) -> float:
 
 
 def timed_problem(bank: Bank, way: Way, device: torch.device) -> Launch:
-    """The problem, in the memory of the GPU, on which all variants of a form are compared."""
+    """Puts the problem on which all variants of a form are timed into the memory of the GPU."""
     if not isinstance(way, Gemm):
         return _attention_problem(bank, way, device)
     m, n, k = TIMED_PRODUCT
@@ -74,7 +74,7 @@ def timed_problem(bank: Bank, way: Way, device: torch.device) -> Launch:
 
 
 def event_ms(run: Callable[[], object]) -> float:
-    """The clock of a GPU: milliseconds between two events on the current stream."""
+    """Times a run by the GPU's clock: milliseconds between two events on the current stream."""
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     run()
@@ -137,8 +137,9 @@ def _attention_problem(bank: Bank, spec: KernelSpec, device: torch.device) -> La
 
 
 def _seed(name: str) -> int:
-    """Each variant has inputs of its own: memory that it leaves unwritten may hold the right result
-    of the one before."""
+    """Gives each variant inputs of its own: memory that it leaves unwritten may hold the right
+    result of the one before.
+    """
     return zlib.crc32(name.encode())
 
 
@@ -152,5 +153,5 @@ def _codes(dtype: torch.dtype, limit: float, device: torch.device, *shape: int) 
 
 
 def _scales(device: torch.device, *shape: int) -> Tensor:
-    """Logits are of the size that they have in a clip, or 16 times that with E4M3."""
+    """Returns scales that make logits as large as in a clip, or 16 times that with E4M3."""
     return torch.full(shape, 0.02, device=device)

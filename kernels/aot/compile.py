@@ -1,4 +1,4 @@
-"""Specs -> proven cubins, without a GPU and without torch, the same bytes on every machine.
+"""Compiles specs to proven cubins, without a GPU or torch, to the same bytes on every machine.
 
 Triton works in processes of its own (`python -m kernels.device`): each has one toolkit, a cache of
 its own, and none of the caller's settings. What was compiled from the same sources before is taken
@@ -41,7 +41,7 @@ _SETTINGS = ("TRITON_", "PTXAS_", "DISABLE_PTXAS", "LLVM_", "MLIR_", "ENABLE_", 
 
 @dataclass(frozen=True, slots=True)
 class _Build:
-    """One kernel for one architecture, and the name of the result in the store."""
+    """One kernel for one architecture, and the name of its result in the store."""
 
     spec: KernelSpec
     arch: Arch
@@ -51,10 +51,10 @@ class _Build:
 def compile_kernels(
     wanted: Sequence[tuple[KernelSpec, Arch]], state: Path, *, processes: int | None = None
 ) -> list[Cubin]:
-    """A proven cubin for each kernel and architecture, in order.
+    """Returns a proven cubin for each kernel and architecture, in order.
 
-    `state` keeps toolkits and results; nothing in it is needed twice. Raises `BuildError` if a
-    kernel does not compile, and `ProofError` if it does not hold what its spec asks.
+    The folder `state` keeps toolkits and results; what it lacks is made again. Raises `BuildError`
+    if a kernel does not compile, and `ProofError` if it does not hold what its spec asks.
     """
     for spec, arch in wanted:
         if arch not in spec.tuning:
@@ -166,14 +166,14 @@ def _collect(build: _Build, folder: Path, errors: str) -> Cubin:
 
 
 def _reason(errors: str) -> str:
-    """The line that says it: the first complaint of ptxas, or the end of Python's traceback."""
+    """Picks the line with the reason: the first complaint of ptxas, or the end of a traceback."""
     lines = errors.strip().splitlines()
     complaints = [line for line in lines if line.startswith("ptxas") and "error" in line]
     return (complaints[:1] or lines[-1:] or ["the compiler died without a word"])[0]
 
 
 def _key(spec: KernelSpec, arch: Arch) -> str:
-    """Changes with everything that the machine code may depend on."""
+    """Returns a name that changes with everything that the machine code may depend on."""
     digest = hashlib.sha256(spec_digest(spec, arch).encode())
     here = Path(__file__).parents[1]
     for path in [*_sources(spec), *(here / name for name in _OWN)]:
@@ -185,7 +185,7 @@ def _key(spec: KernelSpec, arch: Arch) -> str:
 
 
 def _sources(spec: KernelSpec) -> Iterable[Path]:
-    """The file of the device function, and those of its package that it imports."""
+    """Lists the file of the device function, and those of its package that it imports."""
     names, seen = [spec.module], {}
     while names:
         name = names.pop()
@@ -213,7 +213,7 @@ def _stored(build: _Build, store: Path) -> Cubin | None:
 
 
 def _store(made: Cubin, path: Path) -> None:
-    """The record last: it says that the code is whole."""
+    """Writes the record last, since it says that the code is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     texts = {".cubin": made.data, ".json": json.dumps(made.record()).encode()}
     for suffix, data in texts.items():

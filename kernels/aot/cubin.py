@@ -54,7 +54,7 @@ class Cubin:
 
 
 def spec_digest(spec: KernelSpec, arch: Arch) -> str:
-    """Changes with everything that a launcher of this kernel relies on."""
+    """Returns a digest that changes with everything that a launcher of this kernel relies on."""
     tuning = spec.tuning[arch]
     facts = [
         spec.name, spec.device, spec.signature, dict(spec.constants), spec.multiples_of_16,

@@ -1,9 +1,8 @@
-"""What a cubin says of itself: read from the bytes of its ELF file, without any tool of NVIDIA.
+"""Reads what a cubin says of itself from the bytes of its ELF file, without any tool of NVIDIA.
 
-Containers differ by architecture and toolkit (docs/reference/kernels.md 1): up to sm_90 the
-toolkit is the
-ELF version and the architecture the lowest byte of the flags; from sm_100 on the toolkit is in a
-note and the architecture in the second byte.
+Containers differ by architecture and toolkit (docs/reference/kernels.md 1): up to sm_90 the toolkit
+is the ELF version and the architecture the lowest byte of the flags; from sm_100 on the toolkit is
+in a note and the architecture in the second byte.
 """
 
 import re
@@ -29,8 +28,8 @@ class Elf:
     toolkit: str  # "12.8"
     target: str | None  # what ptxas was told ("sm_120a"); only the new container keeps it
     entry: str
-    parameter_bytes: tuple[int, ...]  # of all arguments, hidden ones too, in order
-    registers: int  # a thread's
+    parameter_bytes: tuple[int, ...]  # sizes of all arguments in order, hidden ones too
+    registers: int  # those of a thread
     frame_bytes: int  # local memory a thread needs: spills and arrays
     threads: int  # in a block, as required by the kernel
     text_bytes: int  # machine code
@@ -45,7 +44,7 @@ class _Section:
 
 
 def read_elf(data: bytes) -> Elf:
-    """Raises `BuildError` for bytes that are not a cubin with exactly one kernel."""
+    """Reads a cubin. Raises `BuildError` for bytes that are not one with exactly one kernel."""
     try:
         return _read(data)
     except (struct.error, IndexError, KeyError, UnicodeDecodeError, ValueError) as error:
@@ -140,7 +139,7 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _of_kernel(info: bytes, symbols: list[str], entry: str) -> dict[int, int]:
-    """The attributes of one kernel among those of the whole cubin."""
+    """Picks the attributes of one kernel from those of the whole cubin."""
     found = {}
     for attribute, value in _attributes(info):
         if attribute in (_REGISTERS, _FRAME_SIZE):

@@ -19,7 +19,7 @@ from kernels.arch import SM89, SM90, SM120, Arch
 from kernels.signature import POINTER_BYTES, parameters
 from kernels.spec import BuildError, KernelSpec, Loop
 
-MOST_REGISTERS = 255  # that an instruction can name
+MOST_REGISTERS = 255  # an instruction can name no more
 CONTAINERS = {SM89: OLD_CONTAINER, SM90: OLD_CONTAINER, SM120: NEW_CONTAINER}
 
 
@@ -35,7 +35,7 @@ class ProofError(BuildError):
 def cubin(
     spec: KernelSpec, arch: Arch, data: bytes, facts: Mapping[str, object], loop: Mix | None
 ) -> Cubin:
-    """From machine code, what the compiler said of it and its main loop."""
+    """Makes a cubin of machine code, what the compiler said of it, and its main loop."""
     elf = read_elf(data)
     return Cubin(
         name=spec.name,

@@ -1,4 +1,4 @@
-"""What the main loop of a kernel consists of, read from nvdisasm's listing of its machine code."""
+"""Counts the instructions of a kernel's main loop in nvdisasm's listing of its machine code."""
 
 import re
 import subprocess
@@ -13,9 +13,8 @@ from kernels.spec import BuildError
 _LABEL = re.compile(r"^(\.L_\w+):")
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*);")
 _TARGET = re.compile(r"\.L_\w+")
-_MMA = re.compile(
-    r"[A-Z]*MMA\b"
-)  # HMMA, IMMA, QMMA on registers; HGMMA, IGMMA, QGMMA of warpgroups
+# HMMA, IMMA, QMMA on registers; HGMMA, IGMMA, QGMMA of warpgroups
+_MMA = re.compile(r"[A-Z]*MMA\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,7 @@ class _Line:
 
 
 def disassemble(cubin: Path) -> str:
-    """The listing of a cubin by the nvdisasm that comes with Triton."""
+    """Returns the listing of a cubin by the nvdisasm that comes with Triton."""
     triton = find_spec("triton")
     if triton is None or triton.origin is None:
         raise BuildError("nvdisasm comes with Triton, which is not installed here")
@@ -39,7 +38,7 @@ def disassemble(cubin: Path) -> str:
 
 
 def main_loop(listing: str) -> Mix | None:
-    """The loop with the most matrix instructions, the smallest of several; None without a loop."""
+    """Finds the loop with the most matrix instructions, the smallest of several; None without."""
     lines = _lines(listing)
     places = {line.label: at for at, line in enumerate(lines) if line.label}
     loops = []

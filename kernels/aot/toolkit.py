@@ -29,7 +29,7 @@ class Release:
     """One version of ptxas for Linux on x86-64."""
 
     version: str
-    platform: str  # as pip names the wheel's
+    platform: str  # pip's name for that of the wheel
     wheel_sha256: str
     ptxas_sha256: str
 
@@ -51,7 +51,7 @@ RELEASES = {
 
 
 def ptxas(name: str, state: Path) -> Path:
-    """The ptxas of a release ("12.6"), below `state`; fetched once.
+    """Returns the ptxas of a release ("12.6") below `state`, where it is fetched once.
 
     Raises `BuildError` for a release that is not pinned here, and for one that cannot be fetched.
     """
@@ -70,7 +70,7 @@ def ptxas(name: str, state: Path) -> Path:
 
 
 def fetch(release: Release, folder: Path, pip: tuple[str, ...] = ("-m", "pip")) -> Path:
-    """Downloads the wheel as pip is configured here. `pip`: how Python starts it."""
+    """Downloads the wheel as pip is configured here. `pip` is how Python starts it."""
     log.info("fetching %s %s", PACKAGE, release.version)
     command = [
         sys.executable, *pip, "download", "--quiet", "--no-deps", "--only-binary=:all:",

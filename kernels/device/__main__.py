@@ -1,4 +1,4 @@
-"""Device functions -> machine code, in a process of its own: one toolkit, no interpreter, no GPU.
+"""Compiles device functions in a process of its own: one toolkit, no interpreter, no GPU.
 
     python -m kernels.device FOLDER < jobs.json
 
@@ -37,7 +37,7 @@ def source(job: dict) -> ASTSource:
 
 
 def compile_job(job: dict) -> tuple[bytes, dict]:
-    """Machine code, and what a launch must know of it."""
+    """Returns machine code, and what a launch must know of it."""
     options = {
         "num_warps": job["warps"],
         "num_stages": job["stages"],

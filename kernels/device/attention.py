@@ -1,4 +1,4 @@
-"""Device side of `kernels/attention.py`: the formulas and layouts are there."""
+"""Device code of kernels/attention.py, which has the formulas and layouts."""
 
 import triton
 import triton.language as tl
@@ -8,8 +8,9 @@ INTEGERS = tl.constexpr(1.5 * 2**23)  # FP32 from here on has steps of one: addi
 
 @triton.jit
 def _scaled_dot(a, b, total):
-    """total + a @ b as a block-scaled product whose scales are all one: twice as fast as a plain
-    product where a GPU knows it, with the same result."""
+    """Returns total + a @ b as a block-scaled product whose scales are all one: twice as fast as a
+    plain product where a GPU knows it, with the same result.
+    """
     one: tl.constexpr = 127  # 2 ** (127 - 127), for each 32 values along K
     a_scale = tl.full([a.shape[0], a.shape[1] // 32], one, tl.uint8)
     b_scale = tl.full([b.shape[1], b.shape[0] // 32], one, tl.uint8)
@@ -18,7 +19,7 @@ def _scaled_dot(a, b, total):
 
 @triton.jit
 def _logits(q, k, SUM: tl.constexpr):
-    """q [M, K] @ k [K, N], before their scales."""
+    """Returns q [M, K] @ k [K, N], without their scales."""
     if q.dtype == tl.int8:
         logits = tl.dot(q, k, out_dtype=tl.int32).to(tl.float32)
     elif SUM == "scaled":
@@ -30,7 +31,7 @@ def _logits(q, k, SUM: tl.constexpr):
 
 @triton.jit
 def _add_values(total, p, v, KEY_GROUP: tl.constexpr, SUM: tl.constexpr):
-    """total + p @ v. The keys of p take the order of v: registers are renamed, nothing moves."""
+    """Returns total + p @ v. p's keys take the order of v: registers are renamed, nothing moves."""
     pairs = tl.reshape(p, [p.shape[0], p.shape[1] // KEY_GROUP, 2, KEY_GROUP // 4, 2])
     p = tl.reshape(tl.permute(pairs, [0, 1, 3, 2, 4]), p.shape)
     if SUM == "int32":

@@ -9,7 +9,7 @@ import triton.language as tl
 
 @triton.jit
 def tile(frame, positions, C: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Offsets of this program's rows in a frame, and which of them exist. [ROWS, BLOCK_C]"""
+    """Returns offsets of this program's values in a frame, and which exist: [ROWS, BLOCK_C]."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     c = tl.arange(0, BLOCK_C)
     start = tl.cast(frame, tl.int64) * positions * C
@@ -22,7 +22,7 @@ def write_window(
     C: tl.constexpr, ROOT: tl.constexpr, SHORTEST: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Norm and SiLU of x [ROWS, BLOCK_C] fp32, 0 where no value is; then the history."""
+    """Writes norm and SiLU of x [ROWS, BLOCK_C] fp32, 0 where no value is; then the history."""
     frame = tl.program_id(1)
     frames = tl.num_programs(1)
     c = tl.arange(0, BLOCK_C)

@@ -1,4 +1,4 @@
-"""Device side of `kernels/cross_attention.py`: the formulas and layouts are there."""
+"""Device code of kernels/cross_attention.py, which has the formulas and layouts."""
 
 import triton
 import triton.language as tl
@@ -8,7 +8,7 @@ import triton.language as tl
 def _attend(
     q, scale, k_ptr, v_ptr, bias_ptr, KEYS, WIDTH, HEAD: tl.constexpr, BLOCK_KEYS: tl.constexpr
 ):
-    """softmax(q @ k * scale + bias) @ v for the keys of one context, [BLOCK_Q, HEAD] fp32."""
+    """Returns softmax(q @ k * scale + bias) @ v over one context, [BLOCK_Q, HEAD] fp32."""
     BLOCK_Q: tl.constexpr = q.shape[0]
     keys = tl.arange(0, BLOCK_KEYS)
     d = tl.arange(0, HEAD)

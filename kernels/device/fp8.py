@@ -20,7 +20,7 @@ def store_row(
 ):  # fmt: skip
     """Quantises one row of D values: y [BLOCK], 0 where not `live`.
 
-    VECTOR: how many values are 16 bytes where y comes from. All accesses of a kernel get one
+    VECTOR is how many values are 16 bytes where y comes from. All accesses of a kernel get one
     layout, and that of 16 codes a thread would tear the loads of y apart.
     """
     peak = tl.maximum(tl.max(tl.abs(y)), TINY)

@@ -6,8 +6,8 @@ import triton.language as tl
 
 @triton.jit
 def tile_corner(M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
-    """First row and column of this program's tile. Programs that run at the same time share the
-    rows of GROUP_M tiles and neighbouring columns, so that both operands come from the L2 cache.
+    """Returns the first row and column of this program's tile. Programs that run at the same time
+    share the rows of GROUP_M tiles and neighbouring columns: both operands come from the L2 cache.
     """
     program = tl.program_id(0)
     columns = N // BLOCK_N
@@ -23,7 +23,7 @@ def product(
     a_ptr, a_scale_ptr, b_ptr, b_scale_ptr, M, K, row, column,
     MMA: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """A @ B^T with both scales at (row, column): [BLOCK_M, BLOCK_N] fp32."""
+    """Returns the tile of A @ B^T at (row, column) with its scales: [BLOCK_M, BLOCK_N] fp32."""
     m = tl.minimum(tl.arange(0, BLOCK_M), M - 1 - row)  # past the end: the last row again
     n = tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
@@ -55,7 +55,7 @@ def product(
 
 @triton.jit
 def halves(y):
-    """The left and the right columns. Nothing moves: every thread holds values of both."""
+    """Returns the left and the right columns. Nothing moves: every thread has values of both."""
     return tl.split(y.reshape(y.shape[0], 2, y.shape[1] // 2).permute(0, 2, 1))
 
 

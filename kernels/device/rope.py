@@ -1,7 +1,7 @@
 """Device code of kernels/rope.py: a tile is a block of tokens of one head.
 
-A program turns several heads of its tokens: their tables, twice as many bytes as the head itself,
-stay in registers, and the next head is on its way while one is turned.
+A program rotates several heads of its tokens: their tables, twice as many bytes as the head itself,
+stay in registers, and the next head is on its way while one is rotated.
 """
 
 import triton
@@ -15,7 +15,7 @@ def rms_inverse_kernel(
     x_ptr, inverse_ptr,
     ROW: tl.constexpr, D: tl.constexpr, EPS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Of one token, and of one of the slices of D values that its row consists of."""
+    """Writes 1 / rms of one slice of a token, whose row consists of slices of D values."""
     token = tl.program_id(0).to(tl.int64)  # widen before multiplying by ROW
     part = tl.program_id(1)
     d = tl.arange(0, BLOCK_D)
@@ -26,25 +26,25 @@ def rms_inverse_kernel(
 
 @triton.jit
 def load_tile(qkv_ptr, t, c, live, D: tl.constexpr):
-    """Columns c of tokens t, [BLOCK, HEAD] fp32; zeros where not `live`."""
+    """Loads columns c of tokens t, [BLOCK, HEAD] fp32; zeros where not `live`."""
     offsets = t.to(tl.int64)[:, None] * (3 * D) + c[None, :]
     return tl.load(qkv_ptr + offsets, mask=live[:, None], other=0.0).to(tl.float32)
 
 
 @triton.jit
 def load_table(table_ptr, t, live, HEAD: tl.constexpr):
-    """cos or sin of tokens t, [BLOCK, HEAD / 2]; zeros where not `live`."""
+    """Loads cos or sin of tokens t, [BLOCK, HEAD / 2]; zeros where not `live`."""
     at = t[:, None] * (HEAD // 2) + tl.arange(0, HEAD // 2)[None, :]
     return tl.load(table_ptr + at, mask=live[:, None], other=0.0)
 
 
 @triton.jit
 def rotated(x, inverse, weight, cos, sin):
-    """RMSNorm and RoPE of a tile [BLOCK, HEAD]; pairs lie side by side."""
+    """Applies RMSNorm and RoPE to a tile [BLOCK, HEAD]; pairs lie side by side."""
     x = x * inverse[:, None] * weight[None, :]
     even, odd = tl.split(tl.reshape(x, [x.shape[0], x.shape[1] // 2, 2]))
-    turned = tl.join(even * cos - odd * sin, odd * cos + even * sin)
-    return tl.reshape(turned, [x.shape[0], x.shape[1]])
+    pairs = tl.join(even * cos - odd * sin, odd * cos + even * sin)
+    return tl.reshape(pairs, [x.shape[0], x.shape[1]])
 
 
 @triton.jit
@@ -53,15 +53,15 @@ def statistics_kernel(
     D: tl.constexpr, HEAD: tl.constexpr,
     BLOCK: tl.constexpr, HEADS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Of a block of tokens: the sum of the turned k and the largest |v|, per channel."""
+    """Writes the sum of the rotated k and the largest |v| of a block of tokens, per channel."""
     block = tl.program_id(0)
     t = block * BLOCK + tl.arange(0, BLOCK)
     live = t < TOKENS
     inverse = tl.load(inverse_ptr + TOKENS + t, mask=live, other=0.0)  # after those of q
     cos = load_table(cos_ptr, t, live, HEAD)
     sin = load_table(sin_ptr, t, live, HEAD)
-    for turn in tl.range(HEADS, num_stages=STAGES):
-        head = tl.program_id(1) * HEADS + turn
+    for number in tl.range(HEADS, num_stages=STAGES):
+        head = tl.program_id(1) * HEADS + number
         c = head * HEAD + tl.arange(0, HEAD)
         k = load_tile(qkv_ptr, t, D + c, live, D)
         k = rotated(k, inverse, tl.load(weight_ptr + c), cos, sin)
@@ -75,7 +75,7 @@ def combine_kernel(
     sums_ptr, peaks_ptr, mean_ptr, vs_ptr, BLOCKS, TOKENS, v_limit,
     D: tl.constexpr, TINY: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """The mean of k and the scale of v, from what the blocks found."""
+    """Writes the mean of k and the scale of v, from what the blocks found."""
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
     peak = tl.full([ROWS, COLUMNS], TINY, tl.float32)
@@ -101,8 +101,8 @@ def queries_kernel(
     inverse = tl.load(inverse_ptr + t, mask=live, other=0.0)
     cos = load_table(cos_ptr, t, live, HEAD)
     sin = load_table(sin_ptr, t, live, HEAD)
-    for turn in tl.range(HEADS, num_stages=STAGES):
-        head = tl.program_id(1) * HEADS + turn
+    for number in tl.range(HEADS, num_stages=STAGES):
+        head = tl.program_id(1) * HEADS + number
         c = head * HEAD + tl.arange(0, HEAD)
         q = load_tile(qkv_ptr, t, c, live, D)
         q = rotated(q, inverse, tl.load(weight_ptr + c), cos, sin)
@@ -122,15 +122,15 @@ def keys_kernel(
     D: tl.constexpr, HEAD: tl.constexpr, LIMIT: tl.constexpr, TINY: tl.constexpr,
     BLOCK: tl.constexpr, HEADS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """The blocks cover the padding too: codes of 0."""
+    """Writes codes and scales of a block of keys; the blocks cover the padding, as codes of 0."""
     block = tl.program_id(0)
     t = block * BLOCK + tl.arange(0, BLOCK)
     live = t < TOKENS
     inverse = tl.load(inverse_ptr + TOKENS + t, mask=live, other=0.0)  # after those of q
     cos = load_table(cos_ptr, t, live, HEAD)
     sin = load_table(sin_ptr, t, live, HEAD)
-    for turn in tl.range(HEADS, num_stages=STAGES):
-        head = tl.program_id(1) * HEADS + turn
+    for number in tl.range(HEADS, num_stages=STAGES):
+        head = tl.program_id(1) * HEADS + number
         c = head * HEAD + tl.arange(0, HEAD)
         k = load_tile(qkv_ptr, t, D + c, live, D)
         k = rotated(k, inverse, tl.load(weight_ptr + c), cos, sin)
@@ -148,7 +148,7 @@ def values_kernel(
     qkv_ptr, vs_ptr, vt_ptr, TOKENS,
     D: tl.constexpr, HEAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A block of tokens of one head, transposed; loaded in `kernels.layout.KEY_ORDER`."""
+    """Writes a block of tokens of one head, transposed; loaded in `kernels.layout.KEY_ORDER`."""
     block = tl.program_id(0)
     head = tl.program_id(1)
     place = tl.arange(0, BLOCK)

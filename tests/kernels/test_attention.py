@@ -31,12 +31,17 @@ from kernels.layout import (
 )
 from kernels.spec import KernelError
 from tests.support.compiled import compiled
-from tests.support.interpreter import InterpretedBank
+from tests.support.interpreter import InterpretedBank, different_archs
 
 VARIANTS = [
     pytest.param(spec, arch, id=f"{name}-{arch.name}")
     for name, spec in ATTENTION.items()
     for arch in spec.tuning
+]
+DIFFERENT = [
+    pytest.param(spec, arch, id=f"{name}-{arch.name}")
+    for name, spec in ATTENTION.items()
+    for arch in different_archs(spec)
 ]
 EVERY_WAY_TO_SUM = [
     pytest.param(ATTENTION[name], arch, id=name)
@@ -47,7 +52,7 @@ EVERY_WAY_TO_SUM = [
 
 
 def inputs(tokens, heads=1, seed=0):
-    """Keys with a strong mean, values of different size in each channel."""
+    """Draws keys with a strong mean, and values of different size in each channel."""
     generator = torch.manual_seed(seed)
     q, k, v = torch.randn(3, tokens, heads, HEAD, generator=generator)
     k += 2 * torch.randn(1, heads, HEAD, generator=generator)
@@ -60,7 +65,7 @@ def quantized(spec, q, k, v):
 
 
 def run(spec, arch, qkv, **blocks):
-    """What the kernel makes, and what it should, in the BF16 it is stored in."""
+    """Returns what the kernel makes and what it should, in the BF16 that it stores."""
     bank = InterpretedBank(arch, **blocks)
     tiles = bank.tuning(spec).blocks
     want = attention8_reference(qkv, tiles["BLOCK_KEYS"] * tiles["TILES"])
@@ -72,8 +77,8 @@ def relative_error(got, want):
 
 
 def assert_same(spec, got, want):
-    """The same BF16 but where the sums' last bits tip one over, by 2^-8 of it. Sums in FP16 have
-    11 bits to BF16's 8.
+    """Both have the same BF16 but where the sums' last bits tip one over, by 2^-8 of it. Sums in
+    FP16 have 11 bits to BF16's 8.
     """
     assert got.dtype == torch.bfloat16 and got.shape == want.shape
     assert relative_error(got, want) < (2e-3 if spec.constants["SUM"] == "fp16" else 5e-4)
@@ -117,7 +122,7 @@ def test_quantisation_does_not_see_what_all_keys_have_in_common():
 
 
 @pytest.mark.parametrize("tokens", [1, 77, 129])  # one token, odd, just past a tile
-@pytest.mark.parametrize(("spec", "arch"), VARIANTS)
+@pytest.mark.parametrize(("spec", "arch"), DIFFERENT)
 def test_attention_equals_its_reference(spec, arch, tokens):
     qkv = quantized(spec, *inputs(tokens, heads=2 if tokens == 77 else 1))
     assert_same(spec, *run(spec, arch, qkv))
@@ -153,7 +158,7 @@ def test_a_maximum_that_rises_with_every_tile_takes_the_earlier_sums_along(spec,
 
 @pytest.mark.parametrize(("spec", "arch"), EVERY_WAY_TO_SUM)
 def test_equal_keys_give_the_mean_of_the_values(spec, arch):
-    """The largest sums that FP16 meets: every weight and every value at its limit."""
+    """These are the largest sums that FP16 meets: every weight and every value at its limit."""
     q, k, v = inputs(256)
     k[:] = k[0]
     v[:] = v[0].abs()
@@ -203,9 +208,9 @@ def test_sums_in_fp16_cannot_overflow(spec, arch):
     *_, v_limit = formats(spec)
     if spec.constants["SUM"] == "fp16":
         blocks = spec.tuning[arch].blocks
-        turn = blocks["BLOCK_KEYS"] * blocks["TILES"]
+        keys = blocks["BLOCK_KEYS"] * blocks["TILES"]
         assert v_limit == V_LIMIT_FP16
-        assert E4M3_MAX * v_limit * turn <= torch.finfo(torch.float16).max
+        assert E4M3_MAX * v_limit * keys <= torch.finfo(torch.float16).max
     else:
         assert v_limit == LIMITS[formats(spec)[1]]
 
@@ -240,7 +245,7 @@ def test_operands_of_another_layout_are_refused(field, value, expected):
 
 @pytest.fixture(scope="module")
 def _compiled_together():
-    """Several processes compile at once."""
+    """Compiles all at once, in several processes."""
     compiled(*((spec, arch) for spec in ATTENTION.values() for arch in spec.tuning))
 
 

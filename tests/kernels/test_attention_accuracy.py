@@ -1,8 +1,8 @@
-"""How exact the 8-bit forms are at 4096 keys, against limits found by simulation before a kernel
-was written (docs/reference/kernels.md 2.6, with a fifth of slack) and against softmax in FP64.
+"""The 8-bit forms at 4096 keys are as exact as simulation found before a kernel was written
+(docs/reference/kernels.md 2.6, with a fifth of slack), measured against softmax in FP64.
 
-The spec's inputs are independent draws: standard normal q and k; keys with a large bias in some
-channels; the same with peaky softmax. Values differ in size between channels and have a mean.
+The inputs are independent draws: standard normal q and k; keys with a large bias in some channels;
+the same with a peaky softmax. Values differ in size between channels and have a mean.
 """
 
 from dataclasses import replace
@@ -20,14 +20,14 @@ KEYS, QUERIES = 4096, 256
 SLACK = 1.2
 INPUTS = {"normal": (0.0, 1.0), "biased keys": (8.0, 1.0), "peaky": (8.0, 2.5)}  # bias, spread
 
-# Relative errors of the spec, in the order of INPUTS.
+# Relative errors that the reference states, in the order of INPUTS.
 LOGITS = {torch.int8: (0.0014, 0.0022, 0.0175), torch.float8_e4m3fn: (0.0044, 0.0062, 0.050)}
 WHOLE = {"int8fp8": (0.0047, 0.0057, 0.0263), "fp8": (0.0063, 0.0081, 0.054)}
 WHOLE_FP16 = (0.0046, 0.0057, 0.0266)  # int8fp8 with sums in FP16
 
 
 def drawn(name):
-    """q, k, v [S, 1, K], of q only the first QUERIES are looked at."""
+    """Draws q, k, v [S, 1, K]; only the first QUERIES of q are looked at."""
     bias_size, spread = INPUTS[name]
     torch.manual_seed(0)
     bias = torch.zeros(HEAD)
@@ -49,12 +49,12 @@ def exact(q, k, v):
 
 
 def few(qkv):
-    """The same with the first queries alone."""
+    """Returns the operands with the first queries alone."""
     return replace(qkv, q=qkv.q[:, :QUERIES], qs=qkv.qs[:, : QUERIES // Q_BLOCK])
 
 
 def by_kernel(spec, arch, qkv):
-    """The first queries: what a grid of all would make of them."""
+    """Returns the result for the first queries, as a grid of all would make it."""
     bank = InterpretedBank(arch)
     out = torch.empty(KEYS, HEAD, dtype=torch.bfloat16)
     operands = (qkv.q, qkv.qs, qkv.k, qkv.ks, qkv.vt, qkv.vs, out)
@@ -79,7 +79,7 @@ def cosine(got, want):
 
 @pytest.mark.parametrize(("name", "place"), [*zip(INPUTS, range(3))])
 @pytest.mark.parametrize("dtype", LOGITS)
-def test_logits_of_8_bits_are_as_exact_as_the_spec_found(dtype, name, place):
+def test_logits_of_8_bits_are_as_exact_as_the_simulation_found(dtype, name, place):
     inputs = drawn(name)
     q, k, _ = few(quantize_qkv(*inputs, dtype)).dequantize()
     p = torch.softmax((q[0] @ k[0].T).double() * torch.log(torch.tensor(2.0)), dim=-1)
@@ -89,7 +89,7 @@ def test_logits_of_8_bits_are_as_exact_as_the_spec_found(dtype, name, place):
 
 @pytest.mark.parametrize(("name", "place"), [*zip(INPUTS, range(3))])
 @pytest.mark.parametrize("form", WHOLE)
-def test_the_reference_is_as_exact_as_the_spec_found(form, name, place):
+def test_the_reference_is_as_exact_as_the_simulation_found(form, name, place):
     inputs = drawn(name)
     got = attention8_reference(few(quantized(form, inputs)))
     assert relative_error(got, exact(*inputs)) < SLACK * WHOLE[form][place]
@@ -105,7 +105,8 @@ def test_values_scaled_for_sums_in_fp16_lose_nothing(name, place):
 @pytest.mark.parametrize("name", INPUTS)
 def test_weights_in_int8_are_more_exact_than_in_e4m3_if_each_tile_has_its_scale(name):
     """Scaled to the largest weight of all keys they would lose the small ones: 0.103 where peaky
-    (docs/reference/kernels.md 2.6), and were rejected."""
+    (docs/reference/kernels.md 2.6), so that was rejected.
+    """
     inputs = drawn(name)
     want = exact(*inputs)
     error, other = (
@@ -126,7 +127,7 @@ def test_weights_in_int8_are_more_exact_than_in_e4m3_if_each_tile_has_its_scale(
         ("fp8_f32", SM90, "biased keys", WHOLE["fp8"][1]),
     ],
 )
-def test_the_kernel_is_as_exact_as_the_spec_found(variant, arch, name, limit):
+def test_the_kernel_is_as_exact_as_the_simulation_found(variant, arch, name, limit):
     spec = ATTENTION[variant]
     dtype, v_dtype, v_limit = formats(spec)
     inputs = drawn(name)
@@ -135,8 +136,8 @@ def test_the_kernel_is_as_exact_as_the_spec_found(variant, arch, name, limit):
 
 
 def test_int8_logits_reach_a_cosine_of_0_9997_on_standard_normal_inputs():
-    """The form with INT8 weights as a whole. With E4M3 weights and values the logits do, too, but
-    their three bits alone cost 7e-4 when values have no mean: 0.9992, on any hardware.
+    """The form with INT8 weights reaches it as a whole. With E4M3 weights and values the logits
+    do, too, but their three bits alone cost 7e-4 when values have no mean: 0.9992, on any hardware.
     """
     inputs = standard_normal()
     want = exact(*inputs)

@@ -31,7 +31,7 @@ forms = pytest.mark.parametrize("has_branch", [False, True], ids=["plain", "resi
 
 
 def inputs(size, dtype, has_branch, seed=0):
-    """x of very different lengths; the window unwritten."""
+    """Draws x with very different lengths; the window is unwritten."""
     generator = torch.manual_seed(seed)
     n, h, w, c = size
     x, branch = torch.randn(2, n, h, w, c, generator=generator)
@@ -48,7 +48,7 @@ def copies(given):
 
 
 def assert_almost_same(got, want, share=2e-3):
-    """Equal but for a few values that were rounded the other way."""
+    """Both are equal but for a few values that were rounded the other way."""
     assert got.dtype == want.dtype
     torch.testing.assert_close(got, want, rtol=2.01 * TYPES[got.dtype], atol=1e-6)
     assert (got != want).sum() <= max(2, share * got.numel())

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def state(tmp_path):
-    """Without results of earlier builds; the toolkits are there."""
+    """A state folder with the toolkits, and without results of earlier builds."""
     compiled((FILL, SM89), (FILL, SM120))  # fetches both
     (tmp_path / "toolkits").symlink_to(STATE / "toolkits")
     return tmp_path
@@ -34,7 +34,7 @@ def stored(state):
 
 @pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
 def test_two_builds_are_equal_byte_for_byte(state, arch, monkeypatch):
-    """In other processes and folders, with other settings of Triton and of ptxas around them."""
+    """They run in other processes and folders, with other settings of Triton and ptxas around."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setenv("TRITON_DISABLE_LINE_INFO", "0")
     monkeypatch.setenv("DISABLE_PTXAS_OPT", "1")

@@ -45,7 +45,7 @@ def relative_error(got, want):
 
 
 def assert_near(got, want):
-    """P, the text's part and the sum are rounded to BF16, by 2e-3 each."""
+    """The weights, the text's part and the sum are rounded to BF16, by 2e-3 each."""
     assert got.dtype == torch.bfloat16 and got.shape == want.shape
     assert relative_error(got, want) < 4e-3
     torch.testing.assert_close(got.float(), want, rtol=2**-6, atol=2**-6)
@@ -62,7 +62,7 @@ def test_cross_attention_equals_its_reference(arch, tokens, rows, repeats):
 
 
 def test_it_is_the_models_cross_attention_over_all_rows_of_text_and_picture():
-    """512 rows of text, of which 30 differ, each softmax as in engine/models/dit.py."""
+    """Text has 512 rows, of which 30 differ; each softmax is that of engine/models/dit.py."""
     generator = torch.manual_seed(3)
     q = queries(70)[0]
     weight = torch.rand(WIDTH, generator=generator) + 0.5

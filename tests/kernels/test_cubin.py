@@ -41,7 +41,7 @@ BY_NAME = {"ids": lambda arch: arch.name}
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_together():
-    """In one go, which is faster than one by one."""
+    """Compiles what several tests use in one go, which is faster than one by one."""
     compiled(*((spec, arch) for spec in (COMBINE, FILL, MULTIPLY) for arch in ARCHS))
 
 

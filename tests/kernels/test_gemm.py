@@ -1,4 +1,4 @@
-"""The 8-bit product equals its reference in every form, ending and tile, and compiles as told."""
+"""The 8-bit product equals its reference in every way, ending and tile, and compiles as told."""
 
 import numpy as np
 import pytest
@@ -20,20 +20,20 @@ from kernels.gemm import (
 )
 from kernels.spec import KernelError
 from tests.support.compiled import compiled
-from tests.support.interpreter import InterpretedBank
+from tests.support.interpreter import InterpretedBank, different_archs
 
-FORMS = [
-    pytest.param(form, arch, id=f"{name}-{arch.name}")
-    for name, form in GEMM.items()
-    for arch in form.bias.tuning
+WAYS = [
+    pytest.param(way, arch, id=f"{name}-{arch.name}")
+    for name, way in GEMM.items()
+    for arch in different_archs(way.bias)
 ]
 N, K = 512, 256
 
 
-def operands(form, m, n=N, k=K, seed=0):
+def operands(way, m, n=N, k=K, seed=0):
     generator = torch.manual_seed(seed)
     a, b = (torch.randn(rows, k, generator=generator) for rows in (m, n))
-    return quantize_rows(a, form.dtype), quantize_rows(b, form.dtype)
+    return quantize_rows(a, way.dtype), quantize_rows(b, way.dtype)
 
 
 def vectors(n=N, seed=1):
@@ -45,69 +45,68 @@ def relative_error(got, want):
 
 
 def assert_same_bf16(got, want):
-    """Equal, but where sums in another order round to the neighbour."""
+    """Both are equal, but where sums in another order round to the neighbour."""
     assert got.dtype == torch.bfloat16 and got.shape == want.shape
     torch.testing.assert_close(got, want, rtol=2**-7, atol=1e-5)
     assert (got != want).float().mean() < 0.01
 
 
 @pytest.mark.parametrize("m", [1, 77, 259])  # one row, odd, just past a tile
-@pytest.mark.parametrize(("form", "arch"), FORMS)
-def test_a_product_equals_its_reference(form, arch, m):
-    a, b = operands(form, m)
+@pytest.mark.parametrize(("way", "arch"), WAYS)
+def test_a_product_equals_its_reference(way, arch, m):
+    a, b = operands(way, m)
     bias, _ = vectors()
-    got = gemm(InterpretedBank(arch), form, a, b, bias)
+    got = gemm(InterpretedBank(arch), way, a, b, bias)
     want = gemm_reference(a, b, bias)
     assert_same_bf16(got, want)
-    if form.dtype == torch.int8:
+    if way.dtype == torch.int8:
         assert torch.equal(got, want)
 
 
-@pytest.mark.parametrize("m", [1, 259])
-@pytest.mark.parametrize(("form", "arch"), FORMS)
-def test_a_product_with_gelu_equals_its_reference(form, arch, m):
-    a, b = operands(form, m)
+@pytest.mark.parametrize(("way", "arch"), WAYS)
+def test_a_product_with_gelu_equals_its_reference(way, arch):
+    a, b = operands(way, 259)
     bias, _ = vectors()
     b.s.mul_(0.05)  # so that GELU is neither zero nor the identity
     assert_same_bf16(
-        gemm_gelu(InterpretedBank(arch), form, a, b, bias), gemm_gelu_reference(a, b, bias)
+        gemm_gelu(InterpretedBank(arch), way, a, b, bias), gemm_gelu_reference(a, b, bias)
     )
 
 
 @pytest.mark.parametrize("m", [1, 259])
-@pytest.mark.parametrize(("form", "arch"), FORMS)
-def test_a_gated_product_is_added_to_the_residual_in_place(form, arch, m):
-    a, b = operands(form, m)
+@pytest.mark.parametrize(("way", "arch"), WAYS)
+def test_a_gated_product_is_added_to_the_residual_in_place(way, arch, m):
+    a, b = operands(way, m)
     bias, gate = vectors()
     x = torch.randn(m, N)
     want = x.clone()
     gemm_residual_reference(a, b, bias, gate, want)
-    gemm_residual(InterpretedBank(arch), form, a, b, bias, gate, x)
+    gemm_residual(InterpretedBank(arch), way, a, b, bias, gate, x)
     torch.testing.assert_close(x, want, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("m", [31, 32, 64, 65, 97, 161])
 def test_every_tile_is_computed_once_whatever_the_groups_of_tiles(m):
-    """Rows of 1 to 6 tiles, 2 in a group: whole groups, broken ones, and tiles past the end."""
-    form = GEMM["i8"]
-    a, b = operands(form, m, n=256, k=64)
+    """Tiles have 1 to 6 rows, 2 in a group: whole groups, broken ones, and tiles past the end."""
+    way = GEMM["i8"]
+    a, b = operands(way, m, n=256, k=64)
     bias, gate = vectors(256)
     bank = InterpretedBank(SM89, BLOCK_M=32, BLOCK_N=64, BLOCK_K=64, GROUP_M=2)
-    assert torch.equal(gemm(bank, form, a, b, bias), gemm_reference(a, b, bias))
+    assert torch.equal(gemm(bank, way, a, b, bias), gemm_reference(a, b, bias))
     x, want = torch.zeros(2, m, 256).unbind()  # a tile that was added twice would show
     gemm_residual_reference(a, b, bias, gate, want)
-    gemm_residual(bank, form, a, b, bias, gate, x)
+    gemm_residual(bank, way, a, b, bias, gate, x)
     torch.testing.assert_close(x, want)
 
 
-@pytest.mark.parametrize(("form", "arch"), FORMS)
-def test_zeros_and_the_largest_codes_come_out_exactly(form, arch):
-    largest = 127 if form.dtype == torch.int8 else E4M3_MAX
+@pytest.mark.parametrize(("way", "arch"), WAYS)
+def test_zeros_and_the_largest_codes_come_out_exactly(way, arch):
+    largest = 127 if way.dtype == torch.int8 else E4M3_MAX
     codes = torch.zeros(4, K)
     codes[1], codes[2], codes[3, ::2] = largest, -largest, largest
-    a = Rows(codes.to(form.dtype), torch.tensor([1.0, 2.0**-20, 2.0**-20, 2.0**-20]))
-    b = Rows(torch.full((N, K), largest).to(form.dtype), torch.full((N,), 2.0**-4))
-    got = gemm(InterpretedBank(arch), form, a, b, torch.zeros(N))
+    a = Rows(codes.to(way.dtype), torch.tensor([1.0, 2.0**-20, 2.0**-20, 2.0**-20]))
+    b = Rows(torch.full((N, K), largest).to(way.dtype), torch.full((N,), 2.0**-4))
+    got = gemm(InterpretedBank(arch), way, a, b, torch.zeros(N))
     full = largest**2 * K * 2.0**-24
     want = torch.tensor([0.0, full, -full, full / 2]).bfloat16()
     assert torch.equal(got, want[:, None].expand(-1, N))
@@ -115,37 +114,37 @@ def test_zeros_and_the_largest_codes_come_out_exactly(form, arch):
 
 def test_int8_sums_are_exact_at_the_depth_of_the_feed_forward():
     """FP32 could not hold the sum: it is odd and above 2^27."""
-    form = GEMM["i8"]
+    way = GEMM["i8"]
     k = 13824
     a = Rows(torch.full((1, k), 127, dtype=torch.int8), torch.ones(1))
     b = Rows(torch.full((256, k), 127, dtype=torch.int8), torch.ones(256))
     b.q[:, 0] = 126
     x = torch.full((1, 256), -float(127 * 127 * k))
-    gemm_residual(InterpretedBank(SM89), form, a, b, torch.zeros(256), torch.ones(256), x)
+    gemm_residual(InterpretedBank(SM89), way, a, b, torch.zeros(256), torch.ones(256), x)
     exact = np.float32(127 * 127 * k - 127) - np.float32(127 * 127 * k)
     assert torch.equal(x, torch.full((1, 256), float(exact)))
 
 
 def test_an_outlier_leaves_other_rows_as_they_are():
-    form = GEMM["fp8"]
-    a, b = operands(form, 8)
+    way = GEMM["fp8"]
+    a, b = operands(way, 8)
     bias, _ = vectors()
     bank = InterpretedBank(SM89)
-    before = gemm(bank, form, a, b, bias)
+    before = gemm(bank, way, a, b, bias)
     a.s[3] = 1e30
-    after = gemm(bank, form, a, b, bias)
+    after = gemm(bank, way, a, b, bias)
     others = [row for row in range(8) if row != 3]
     assert torch.equal(after[others], before[others])
     assert after[3].isfinite().all()
 
 
 def test_gelu_is_the_identity_far_up_zero_far_down_and_exact_between():
-    form = GEMM["i8"]
+    way = GEMM["i8"]
     y = torch.tensor([-1e30, -40.0, -6.0, -3.0, -0.75, -0.0, 0.01, 1.0, 5.0, 40.0, 1e30])
     bias = torch.zeros(256)
     bias[: len(y)] = y
     a, b = (Rows(torch.zeros(rows, 64, dtype=torch.int8), torch.ones(rows)) for rows in (1, 256))
-    got = gemm_gelu(InterpretedBank(SM89), form, a, b, bias)[0, : len(y)]
+    got = gemm_gelu(InterpretedBank(SM89), way, a, b, bias)[0, : len(y)]
     want = F.gelu(y.double(), approximate="tanh").bfloat16()
     torch.testing.assert_close(got, want, rtol=2**-8, atol=0)
 
@@ -154,7 +153,7 @@ def test_gelu_is_the_identity_far_up_zero_far_down_and_exact_between():
 
 
 def quantised_product_error(dtype, k):
-    """Against the exact product of standard-normal values."""
+    """Returns the relative error against the exact product of standard-normal values."""
     generator = torch.manual_seed(k)
     a, b = (torch.randn(128, k, generator=generator) for _ in range(2))
     return relative_error(
@@ -164,13 +163,13 @@ def quantised_product_error(dtype, k):
 
 @pytest.mark.parametrize("k", [5120, 13824])
 @pytest.mark.parametrize(("dtype", "stated"), [(torch.int8, 0.0125), (torch.float8_e4m3fn, 0.0375)])
-def test_eight_bits_cost_what_the_specification_says(dtype, stated, k):
-    """docs/reference/kernels.md 4."""
+def test_eight_bits_cost_what_the_reference_says(dtype, stated, k):
+    """The errors stated are those of docs/reference/kernels.md 4."""
     assert quantised_product_error(dtype, k) < 1.2 * stated
 
 
 def hopper_product(a, b, promote):
-    """Codes summed as a Hopper is believed to: each step aligns 32 products and the sum so far to
+    """Sums codes as a Hopper is believed to: each step aligns 32 products and the sum so far to
     the largest of them, and drops what lies 13 bits below its leading one.
     """
     total, running = np.zeros((2, len(a), len(b)))
@@ -214,7 +213,7 @@ def builds(names):
 
 
 def assert_it_is_lean(cubin):
-    """Beside the proofs: the instructions are those of products, and 16 bytes come at once."""
+    """Beside the proofs, most instructions are products, and 16 bytes come at once."""
     wide = "GMMA" in next(iter(cubin.loop.mma))
     products = sum(cubin.loop.mma.values())
     assert cubin.loop.instructions / products < (40 if wide else 2.8), cubin
@@ -290,9 +289,7 @@ def test_a_depth_at_which_int8_sums_could_overflow_is_refused():
 
 
 def test_each_architecture_has_a_form_of_each_type_it_multiplies_at_full_rate():
-    held = {
-        arch.name: [n for n, form in GEMM.items() if arch in form.bias.tuning] for arch in ARCHS
-    }
+    held = {arch.name: [n for n, way in GEMM.items() if arch in way.bias.tuning] for arch in ARCHS}
     assert held == {
         "sm89": ["i8", "i8_tall", "fp8"],
         "sm90": ["i8", "fp8", "fp8_pair", "fp8_promoted"],

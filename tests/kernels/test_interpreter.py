@@ -41,7 +41,7 @@ def bits(x):
 
 
 def same_bits(got, want):
-    """NaN has many encodings; any will do."""
+    """Compares bits; NaN has many encodings, and any will do."""
     nan = want.float().isnan()
     return torch.equal(got.float().isnan(), nan) and torch.equal(bits(got)[~nan], bits(want)[~nan])
 
@@ -53,7 +53,7 @@ def every_code(dtype):
 
 
 def hard_values(dtype):
-    """FP32 at, and one step beside, every value of `dtype` and every tie between two of them."""
+    """Returns FP32 at, and one step beside, every value of `dtype` and every tie of two of them."""
     exact = every_code(dtype).float()
     exact = exact[exact.isfinite()].sort().values
     ties = (exact[1:].double() + exact[:-1].double()).div(2).float()
@@ -227,9 +227,11 @@ def test_the_bank_checks_its_arguments():
 
 
 def test_the_interpreter_as_shipped_rounds_wrongly():
-    """The reason for all this: when it fails, a Triton release no longer needs correcting."""
+    """The reason for the corrections: if it fails, this Triton release no longer needs them."""
     import triton.language as tl
     from triton.runtime.interpreter import _convert_float
 
     got = _convert_float(np.float32([1.9507]), tl.float32, tl.float8e4nv, None).view(np.uint8)
     assert torch.from_numpy(got).view(torch.float8_e4m3fn).item() != 2.0
+    got = _convert_float(np.float32([1.9999]), tl.float32, tl.bfloat16, None).view(np.int16)
+    assert torch.from_numpy(got).view(torch.bfloat16).item() == 2 - 2**-7  # cut: 2 is nearer

@@ -1,4 +1,4 @@
-"""The launcher's calls, byte for byte, as they reach a driver that runs nothing."""
+"""The launcher's calls reach a driver byte for byte; this driver runs nothing and logs them."""
 
 import struct
 from dataclasses import replace
@@ -34,7 +34,7 @@ def cubin(spec=SPEC, arch=SM89, **fields):
 
 
 class OnGpu:
-    """What the launcher sees of a tensor in GPU memory."""
+    """A tensor in GPU memory, as far as the launcher looks at it."""
 
     def __init__(self, address, dtype, device="cuda:0", contiguous=True):
         self.address, self.dtype, self.device = address, f"torch.{dtype}", device

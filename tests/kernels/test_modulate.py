@@ -31,7 +31,7 @@ sizes = pytest.mark.parametrize(("tokens", "dim"), SIZES)
 
 
 def inputs(tokens, dim):
-    """x with a mean, a channel of outliers and tokens of very different sizes."""
+    """Draws x with a mean, a channel of outliers and tokens of very different sizes."""
     generator = torch.manual_seed(0)
     x = torch.randn(tokens, dim, generator=generator) + 0.5
     x[:, 7] *= 40

@@ -1,4 +1,4 @@
-"""Norm, turn, split and quantisation of q, k and v: the kernels against their definition."""
+"""Norm, rotation, split and quantisation of q, k and v: the kernels against their definition."""
 
 import re
 from itertools import chain
@@ -29,7 +29,7 @@ from kernels.rope import (
     rms_inverse_reference,
     rope,
     rope_reference,
-    turned_heads,
+    rotated_heads,
 )
 from kernels.spec import KernelError
 from tests.support.codes import assert_same_codes
@@ -44,14 +44,14 @@ dtypes = pytest.mark.parametrize("dtype", LIMITS, ids=["e4m3", "int8"])
 
 
 def tables(tokens):
-    """Spread over all regions of a small clip: reference, video and the shrunken skeleton."""
+    """Returns cos and sin of places in all regions of a small clip: reference, video, skeleton."""
     rope = rope_tables((4, 8, 8), with_pose=True, device=torch.device("cpu"))
     at = torch.linspace(0, len(rope.cos) - 1, tokens).long()
     return rope.cos[at, 0].contiguous(), rope.sin[at, 0].contiguous()
 
 
 def inputs(tokens, dim=DIM, seed=0):
-    """k with a bias on some channels, v with channels of very different sizes."""
+    """Draws k with a bias on some channels, v with channels of very different sizes."""
     generator = torch.manual_seed(seed)
     qkv = torch.randn(tokens, 3 * dim, generator=generator)
     qkv[:, dim : 2 * dim] += 6 * (torch.rand(dim, generator=generator) > 0.9)
@@ -77,7 +77,7 @@ def test_rope_equals_its_reference(tokens, dtype):
 
 @pytest.mark.parametrize("dim", [128, 1536, 5120])
 def test_every_head_has_its_place(dim):
-    """One head; 12, which 8 does not divide; the 40 of the model."""
+    """There is one head; 12, which 8 does not divide; the 40 of the model."""
     given = inputs(2, dim)
     assert_same(rope(BANK, *given), rope_reference(*given))
 
@@ -114,17 +114,17 @@ def test_the_definition_is_what_the_model_computes():
         for projection in (model.q, model.k):
             projection.weight.copy_(torch.eye(DIM))
             projection.bias.zero_()
-        turn = Rope(cos[:, None], sin[:, None])
-        want_q, _ = model.rotated_queries_and_keys(q_part, turn)
-        _, want_k = model.rotated_queries_and_keys(k_part, turn)
-    q, k, v = turned_heads(qkv, norm_q, norm_k, cos, sin)
+        rotation = Rope(cos[:, None], sin[:, None])
+        want_q, _ = model.rotated_queries_and_keys(q_part, rotation)
+        _, want_k = model.rotated_queries_and_keys(k_part, rotation)
+    q, k, v = rotated_heads(qkv, norm_q, norm_k, cos, sin)
     torch.testing.assert_close(q, want_q, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(k, want_k, rtol=1e-5, atol=1e-5)
     assert torch.equal(v.flatten(1), v_part)
 
 
 def attention_error(qkv8, want):
-    """Mean relative error over channels, whose sizes differ widely."""
+    """Returns the mean relative error over channels, whose sizes differ widely."""
     q, k, v = (side.double() for side in qkv8.dequantize())
     weights = torch.exp2(q @ k.mT)  # in the units of q; softmax does not see the mean of k
     got = weights @ v / weights.sum(dim=-1, keepdim=True)
@@ -134,7 +134,7 @@ def attention_error(qkv8, want):
 @dtypes
 def test_attention_on_the_codes_is_attention(dtype):
     given = inputs(257)
-    q, k, v = (side.transpose(0, 1).double() for side in turned_heads(*given))
+    q, k, v = (side.transpose(0, 1).double() for side in rotated_heads(*given))
     want = F.scaled_dot_product_attention(q, k, v)
     error = attention_error(rope(BANK, *given, dtype), want)
     assert error < {INT8: 0.04, E4M3: 0.05}[dtype]
@@ -145,7 +145,7 @@ def test_attention_on_the_codes_is_attention(dtype):
 def test_codes_lie_within_half_a_step_of_the_exact_values(dtype):
     given = inputs(150)
     got = rope(BANK, *given, dtype)
-    q, k, v = (side.transpose(0, 1).double() for side in turned_heads(*given))
+    q, k, v = (side.transpose(0, 1).double() for side in rotated_heads(*given))
     exact = {"q": q * LOGIT_SCALE, "k": k - k.mean(dim=1, keepdim=True), "v": v}
     scales = {
         "q": got.qs.repeat_interleave(128, dim=1)[:, :150, None],
@@ -160,7 +160,7 @@ def test_codes_lie_within_half_a_step_of_the_exact_values(dtype):
 
 
 def test_each_value_lies_where_its_key_belongs():
-    """Values that E4M3 holds exactly, all different within a group of keys."""
+    """E4M3 holds these values exactly, and they all differ within a group of keys."""
     tokens = 40
     qkv, *rest = inputs(tokens)
     exact = torch.arange(1, 127, dtype=torch.uint8).view(E4M3)  # 2^-9 .. 448

@@ -12,7 +12,7 @@ from kernels.aot.toolkit import MEMBER, PACKAGE, RELEASES, Release, fetch, ptxas
 from kernels.spec import BuildError
 from tests.support.compiled import STATE
 
-# In the place of pip: keeps its arguments and leaves files in the folder after --dest.
+# Stands in for pip: keeps its arguments and leaves files in the folder after --dest.
 PIP = """
 import json, pathlib, sys
 folder = pathlib.Path(sys.argv[sys.argv.index("--dest") + 1])

@@ -103,7 +103,7 @@ def test_one_value_that_is_no_number_shows(way, name):
 
 
 class Recycling(InterpretedBank):
-    """Its second kernel writes nothing, into memory that holds what the first one made."""
+    """Lets the second kernel write nothing, into memory that holds what the first one made."""
 
     def __init__(self, arch):
         super().__init__(arch)

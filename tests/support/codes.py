@@ -1,10 +1,10 @@
-"""8-bit codes of two programs that may round a tie differently, and nothing else."""
+"""Comparison of the 8-bit codes of two programs, which may differ by how they round a tie."""
 
 import torch
 
 
 def places(codes):
-    """Codes as integers in the order of their values, neighbours one apart."""
+    """Returns codes as integers in the order of their values, neighbours one apart."""
     if codes.dtype == torch.int8:
         return codes.int()
     bits = codes.view(torch.uint8).int()
@@ -12,7 +12,7 @@ def places(codes):
 
 
 def assert_same_codes(got, want, share=1e-3):
-    """Equal but for at most `share` of them (or a single one), which are neighbours."""
+    """Codes are equal but for at most `share` of them (or a single one), which are neighbours."""
     assert got.dtype == want.dtype
     assert got.shape == want.shape
     apart = (places(got) - places(want)).abs()

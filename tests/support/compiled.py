@@ -16,5 +16,5 @@ STATE = Path(sys.prefix) / "scail-build"
 
 
 def compiled(*wanted: tuple[KernelSpec, Arch]) -> list[Cubin]:
-    """Proven cubins, in order."""
+    """Returns proven cubins, in order."""
     return compile_kernels(wanted, STATE)

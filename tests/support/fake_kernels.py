@@ -22,13 +22,13 @@ from kernels.trial import TIMED_PRODUCT, TIMED_TOKENS
 GPU = Gpu("NVIDIA GeForce RTX 4090", "GPU-1f2e", (8, 9), (12, 7), "565.57.01", 25 * 10**9, None)
 FP8 = torch.float8_e4m3fn
 F16, WIDE, NARROW, F32 = "i8_fp8_f16", "i8_fp8_f16_wide", "i8_fp8_f16_narrow", "i8_fp8_f32"
-FORM = [ATTENTION[name] for name in (F16, WIDE, NARROW, F32)]  # all of int8fp8 on sm89
+FORM = [ATTENTION[name] for name in (F16, WIDE, NARROW, F32)]  # all variants of int8fp8 on sm89
 PRODUCTS = [*GEMM["i8"].specs, *GEMM["i8_tall"].specs]
-QUANTISE = QUANTIZE[5120, FP8]  # a kernel without a variant
+QUANTISE = QUANTIZE[5120, FP8]  # a kernel that has no other variant
 
 
 def cubin(spec, arch=SM89):
-    """Its machine code begins with the toolkit's release, for a driver that looks at that."""
+    """Makes a cubin whose code begins with the toolkit's release, for a driver that looks at it."""
     toolkit = spec.tuning[arch].toolkit
     return Cubin(
         spec.name, arch.name, spec_digest(spec, arch), "", "kernel", 8, 1000, 0, 40, 8, toolkit,
@@ -47,7 +47,7 @@ class Time:
 
 
 class Fake:
-    """A GPU: computes small problems by the definitions, and takes the time it is told to."""
+    """A bank that computes small problems by the definitions and takes the time it is told to."""
 
     def __init__(self, arch=SM89, check_ms=1.0, **times):
         self.arch, self.time, self.check_ms = arch, Time(), check_ms

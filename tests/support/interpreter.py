@@ -1,10 +1,10 @@
 """Triton 3.6's CPU interpreter, corrected, behind the interface that kernels are launched through.
 
-As shipped it drops the carry and the ties when it rounds to E4M3, cuts instead of rounding to BF16,
-multiplies the bit patterns of BF16, and knows no block-scaled product (docs/reference/kernels.md
-5). Here
-values are decoded to FP32, computed, and encoded again with one rounding, as the GPU does. Loads
-and stores outside the arguments of the launch are errors.
+As shipped it drops the carry and the ties when it rounds to E4M3, multiplies the bit patterns of
+BF16, and fails at block-scaled products (docs/reference/kernels.md 5); it also cuts instead of
+rounding to BF16 (seen in tests/kernels/test_interpreter.py). Here values are decoded to FP32,
+computed, and encoded again with one rounding, as the GPU does. Loads and stores outside the
+arguments of the launch are errors.
 
 Not modelled: fused multiply-add, the approximate exp2 and reciprocal, and the truncation of sums
 inside a tensor core.
@@ -47,7 +47,7 @@ MMA_BYTES = 32  # of K that one MMA instruction consumes before it rounds its su
 
 
 def decode(handle: interpreter.TensorHandle) -> np.ndarray:
-    """The values: FP32 for the encoded formats, else what numpy holds."""
+    """Returns the values: FP32 for the encoded formats, else what numpy holds."""
     dtype = handle.dtype.scalar
     if dtype not in ENCODED:
         return handle.data
@@ -55,7 +55,7 @@ def decode(handle: interpreter.TensorHandle) -> np.ndarray:
 
 
 def encode(values: np.ndarray, dtype: tl.dtype) -> interpreter.TensorHandle:
-    """Rounds to nearest, ties to even."""
+    """Rounds values to nearest, ties to even, and stores them as the interpreter does."""
     storage = interpreter._get_np_dtype(dtype)
     if dtype not in ENCODED:
         return interpreter.TensorHandle(values.astype(storage), dtype)
@@ -95,7 +95,7 @@ class CorrectedBuilder(interpreter.InterpreterBuilder):
         return encode(result, dtype)
 
     def create_fma(self, x, y, z):
-        """One rounding, by way of FP64, in which the product of two FP32 is exact."""
+        """Rounds once, by way of FP64, in which the product of two FP32 is exact."""
         exact = decode(x).astype(np.float64) * decode(y) + decode(z)
         return encode(exact, z.dtype.scalar)
 
@@ -116,7 +116,9 @@ class CorrectedBuilder(interpreter.InterpreterBuilder):
     def create_dot_scaled(
         self, a, a_scale, a_format, b, b_scale, b_format, fast_math, a_k_pack, b_k_pack, d
     ):  # fmt: skip
-        """Scales are powers of two, one byte for each 32 values along K: [M, K/32], [N, K/32]."""
+        """Multiplies with scales that are powers of two, one byte for each 32 values along K:
+        [M, K/32], [N, K/32].
+        """
         left = self._scaled(a, a_scale, a_format)
         right = self._scaled(self.create_trans(b, (1, 0)), b_scale, b_format)
         return interpreter.TensorHandle(d.data + left @ right.T, d.dtype.scalar)
@@ -158,7 +160,7 @@ class CorrectedBuilder(interpreter.InterpreterBuilder):
 
     @contextmanager
     def within(self, arguments: Sequence[Argument]) -> Iterator[None]:
-        """Allows the memory of these tensors, and no other."""
+        """Allows a kernel the memory of these tensors, and no other."""
         tensors = [value for value in arguments if not isinstance(value, int | float)]
         spans = sorted((tensor.data_ptr(), tensor.nbytes) for tensor in tensors)
         self.begins = np.array([begin for begin, _ in spans], np.uint64)
@@ -191,6 +193,12 @@ def corrected() -> CorrectedBuilder:
 
 
 BUILDER = corrected()
+
+
+def different_archs(spec: KernelSpec) -> list[Arch]:
+    """Lists one architecture for each tile of a spec: the interpreter sees nothing else of them."""
+    by_tile = {tuple(tuning.blocks.items()): arch for arch, tuning in spec.tuning.items()}
+    return [*by_tile.values()]
 
 
 class InterpretedBank:

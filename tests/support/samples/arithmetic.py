@@ -1,4 +1,4 @@
-"""Device functions that do one thing each: what the interpreter's tests run."""
+"""Device functions that do one thing each, for the tests of the interpreter."""
 
 import triton
 import triton.language as tl

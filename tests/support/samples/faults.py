@@ -6,14 +6,14 @@ import triton.language as tl
 
 @triton.jit
 def fill(x_ptr, VALUE, COUNT, BLOCK: tl.constexpr):
-    """No fault."""
+    """Has no fault."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(x_ptr + at, tl.zeros([BLOCK], tl.float32) + VALUE, mask=at < COUNT)
 
 
 @triton.jit
 def spill(x_ptr, y_ptr, BLOCK: tl.constexpr):
-    """All of x is in registers until its sum is known."""
+    """Keeps all of x in registers until its sum is known, and spills."""
     at = tl.arange(0, BLOCK)
     x = tl.load(x_ptr + at)
     tl.store(y_ptr + at, x / tl.sum(x))

@@ -252,8 +252,6 @@ def _checked(case: KernelCase, place: KernelPlace, tokens: int) -> tuple[KernelJ
 
 def _begun(peer: Peer) -> PeerWork | str:
     """The peer's work, which has been done once, or why there is none."""
-    if peer.run is None:
-        return peer.missing
     try:
         work = peer.run()
         work()

@@ -1,4 +1,4 @@
-"""What a clip of a known scene is worth: are the limbs where they should be, in the right colours?
+"""Judges a clip of a known scene: are the limbs where they should be, in the right colours?
 
 The character is what differs from the empty room. Each pixel belongs to the limb whose true bones
 are nearest, and in colour to the part of the character that is most like it. The result and the
@@ -96,7 +96,7 @@ def iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
 
 
 def _distance(frames: Frames, truth: Frames, mask: NDArray[np.bool_]) -> float:
-    """Hellinger distance of the colours that lie where the true part is."""
+    """The Hellinger distance of the colours that lie where the true part is."""
     made, true = (
         cv2.calcHist([clip[mask].reshape(-1, 1, 3)], [0, 1, 2], None, [BINS] * 3, [0, 256] * 3)
         for clip in (frames, truth)

@@ -1,10 +1,9 @@
-"""Scenes as the transformer sees them: encoded once by the trained VAE and the image encoder.
+"""Encodes scenes once, by the trained VAE and the image encoder, as the transformer sees them.
 
-python -m benchmarks.nano.latents SCENES LATENTS --models FOLDER [--stay]
+python -m benchmarks.nano.latents SCENES LATENTS --models FOLDER
 """
 
 import argparse
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,20 +61,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("scenes", type=Path)
     parser.add_argument("latents", type=Path)
     parser.add_argument("--models", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--stay", action="store_true", help="wait for more scenes")
     args = parser.parse_args(argv)
     args.latents.mkdir(parents=True, exist_ok=True)
     device = torch.device("cpu")
     vae = load_vae(find_model(args.models, VAE), device, torch.float32)
     vision = VisionEncoder(find_model(args.models, IMAGE_ENCODER), device, torch.float32)
-    while True:
-        for path in sorted(args.scenes.glob("*[0-9].npz")):
-            target = args.latents / f"{path.stem}.safetensors"
-            if not target.exists():
-                write(encode(read(path), vae, vision), target)
-        if not args.stay:
-            break
-        time.sleep(5)
+    for path in sorted(args.scenes.glob("*[0-9].npz")):
+        target = args.latents / f"{path.stem}.safetensors"
+        if not target.exists():
+            write(encode(read(path), vae, vision), target)
 
 
 if __name__ == "__main__":

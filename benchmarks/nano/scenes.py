@@ -40,7 +40,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class ScenePlan:
-    """What a scene's number decides, before anything is drawn."""
+    """Everything that a scene's number decides, before anything is drawn."""
 
     look: Look
     pictured: NDArray[np.float32]  # [24, 3] mm
@@ -48,7 +48,7 @@ class ScenePlan:
 
 
 def plan(number: int, frames: int = FRAMES) -> ScenePlan:
-    """The same number, the same scene, on any machine."""
+    """Plans the scene of a number, the same on any machine."""
     rng = np.random.default_rng([20261123, number])
     look = random_look(rng)
     body = BodyProportions(*rng.uniform(0.92, 1.08, 5))
@@ -73,13 +73,13 @@ def scene(number: int) -> Scene:
 
 
 def draw(planned: ScenePlan) -> Frames:
-    """The true clip: what a perfect model would make."""
+    """Draws the true clip: what a perfect model would make."""
     drawn = [draw_dancer(pose, HEIGHT, WIDTH, planned.look) for pose in planned.joints[:, 0]]
     return np.stack(drawn)
 
 
 def write(number: int, folder: Path) -> Path:
-    """The scene as a file, made once; a killed run leaves none that is cut short."""
+    """Writes the scene once; a killed run leaves no file that is cut short."""
     path = folder / f"{number:07}.npz"
     if not path.exists():
         made, fresh = scene(number), path.with_suffix(".part.npz")

@@ -5,19 +5,17 @@ python -m benchmarks.nano.train_vae SCENES FOLDER --minutes 25
 
 import argparse
 import random
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.nano.autoencoder import decode, encode
-from benchmarks.nano.optimizer import NanoOptimizer
 from benchmarks.nano.scenes import read
 from benchmarks.nano.start import fresh_vae, normalise
-from benchmarks.nano.training import TrainingLog, keep, resume, schedule
+from benchmarks.nano.training import StepLoss, train
 from engine.media.framing import skeleton_to_network
 from engine.models.vae import Vae
 
@@ -31,7 +29,7 @@ RATES = (0.006, 1e-3)  # of Muon and of Adam
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """What a step looks at."""
+    """The part of a scene that a step looks at."""
 
     frames: int
     height: int
@@ -100,30 +98,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(SEED)
     vae = fresh_vae(WIDTH)
     inner = [p for p in vae.parameters() if p.ndim >= 3 and min(p.shape[0], p.shape[1]) >= 8]
-    chosen = {id(p) for p in inner}
-    optimizer = NanoOptimizer(inner, [p for p in vae.parameters() if id(p) not in chosen])
-    pool = ScenePool(args.scenes, random.Random(SEED))
+    rng = random.Random(SEED)
+    pool = ScenePool(args.scenes, rng)
     normalise(vae, torch.cat([pool.crop(PICTURES[0]) for _ in range(4)]).transpose(1, 2))
-    state = resume(args.folder / "vae.pt", vae, optimizer)
-    rng = random.Random(SEED + state.step)
-    pool.rng, log = rng, TrainingLog(args.folder / "vae.csv")
-    started = time.monotonic() - state.seconds
-    while (spent := time.monotonic() - started) < 60 * args.minutes:
-        rate = schedule(state.step, spent / (60 * args.minutes))
-        optimizer.set_rates(rate * RATES[0], rate * RATES[1])
-        crops = PICTURES if spent < STILL * 60 * args.minutes else CLIPS
+
+    def loss_of(done: float) -> StepLoss:
+        crops = PICTURES if done < STILL else CLIPS
         crop = rng.choices(crops, [crop.share for crop in crops])[0]
         loss, error = losses(vae, pool.crop(crop))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        state.step, state.seconds = state.step + 1, time.monotonic() - started
         kind = f"{crop.frames}{'s' if crop.skeleton else ''}"
-        log.add(state.step, state.seconds, kind, loss.item(), -10 * float(torch.log10(error / 4)))
-        if state.step % 50 == 0:
-            keep(args.folder / "vae.pt", vae, optimizer, state)
-    keep(args.folder / "vae.pt", vae, optimizer, state)
+        return StepLoss(loss, kind, -10 * float(torch.log10(error / 4)))
+
+    train(args.folder / "vae.pt", vae, inner, rng, SEED, args.minutes, RATES, loss_of)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,10 @@
 """Training of the nano models: it computes what the engine does, and learns from what it says."""
 
-# ruff: noqa: E402
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-from engine.config import LATENT_CHANNELS, NANO, TEXT_TOKENS
-from engine.models.dit import rope_tables
-from engine.models.vae import Vae
-
-ROOT = Path(__file__).resolve().parents[2]
 
 from benchmarks.nano import (
     autoencoder,
@@ -27,6 +19,9 @@ from benchmarks.nano import (
 )
 from benchmarks.nano.optimizer import NanoOptimizer, orthogonal
 from benchmarks.nano.transformer import BatchConditions, fresh_transformer, texts_of, velocity
+from engine.config import LATENT_CHANNELS, NANO, TEXT_TOKENS
+from engine.models.dit import rope_tables
+from engine.models.vae import Vae
 
 CELLS = (20, 12)  # rows and columns of a latent of the scenes' size
 

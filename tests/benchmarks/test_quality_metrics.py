@@ -1,23 +1,18 @@
 """Errors, PSNR and SSIM have their known values, and outliers are what they are said to be."""
 
-# ruff: noqa: E402
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from engine.config import TINY
-from engine.models.attention import sdpa
-from engine.models.dit import Context, Scail
-
-ROOT = Path(__file__).resolve().parents[2]
-
 from benchmarks.quality import outliers
 from benchmarks.quality.metrics import C1, WINDOW, cosine, psnr, relative_error, ssim
 from benchmarks.timing import WrongResult
+from engine.config import TINY
+from engine.models.attention import sdpa
+from engine.models.dit import Context, Scail
 
 
 def noise(*shape, seed=0):

@@ -21,7 +21,7 @@ def test_forty_layers_are_built_in_17_gb_and_3_gb_of_memory_at_40_mb_per_s(tmp_p
     free = shutil.disk_usage(tmp_path).free
     if free < FREE_BYTES:
         pytest.skip(f"{free / 1e9:.0f} GB of disk are free, {FREE_BYTES / 1e9:.0f} are needed")
-    command = [sys.executable, "benchmarks/synthetic.py", "build", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.support.synthetic", str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False

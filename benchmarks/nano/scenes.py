@@ -1,18 +1,13 @@
 """Synthetic scenes: a drawn character, its dance, the skeleton of that dance, and a picture of it.
 
 A scene is a function of its number. Numbers from `HELD_OUT` on are never trained on.
-
-python -m benchmarks.nano.scenes FOLDER --first 0 --count 1000      # writes what is missing
 """
 
-import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from benchmarks.nano.dance import BodyProportions, dance
 from benchmarks.nano.drawing import Look, draw_dancer, random_look
@@ -91,18 +86,3 @@ def write(number: int, folder: Path) -> Path:
 def read(path: Path) -> Scene:
     with np.load(path) as file:
         return Scene(file["picture"], file["frames"], file["skeleton"])
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--count", type=int, default=1000)
-    args = parser.parse_args(argv)
-    args.folder.mkdir(parents=True, exist_ok=True)
-    for number in tqdm(range(args.first, args.first + args.count), "scenes", disable=None):
-        write(number, args.folder)
-
-
-if __name__ == "__main__":
-    main()

@@ -14,6 +14,7 @@ from statistics import fmean
 import numpy as np
 from PIL import Image
 
+from benchmarks.cold_start.scene import own_arch
 from benchmarks.nano.drawing import draw_dancer
 from benchmarks.nano.judge import LimbVerdict, judge
 from benchmarks.nano.scenes import FPS, HEIGHT, HELD_OUT, WIDTH, Frames, ScenePlan, draw, plan
@@ -26,7 +27,6 @@ from benchmarks.quality.suite import (
     build,
     frames_of,
     networks,
-    own_arch,
     settings,
 )
 from benchmarks.record import Figure, Suite

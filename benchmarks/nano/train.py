@@ -1,13 +1,6 @@
-"""Trains the nano transformer by rectified flow; run again, it goes on where it stopped.
+"""Trains the nano transformer by rectified flow; run again, it goes on where it stopped."""
 
-python -m benchmarks.nano.train LATENTS FOLDER --models DIR --minutes 75
-"""
-
-import argparse
-import math
 import random
-import time
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.nano.latents import Encoded, load
+from benchmarks.nano.latents import load
 from benchmarks.nano.training import StepLoss, train
 from benchmarks.nano.transformer import (
     BatchConditions,
@@ -39,7 +32,6 @@ SHIFT = 3.0  # of the noise levels: more of the noisy ones, where poses are deci
 BODY = 2.0  # added to the weight of the loss where the skeleton is
 CROSS = ".cross_attn."  # has little to say here: Adam will do, and costs nothing
 RATES = (0.015, 1.5e-3)  # of Muon and of Adam
-RESCAN = 60.0  # s
 VISION_TOKENS, VISION_SEEN = 257, 63
 
 
@@ -81,21 +73,15 @@ def body_weight(pose: Tensor) -> Tensor:
 
 
 class LatentPool:
-    """Holds all encoded scenes there are; more may appear meanwhile."""
+    """Holds all encoded scenes."""
 
     def __init__(self, folder: Path, rng: random.Random) -> None:
-        self.folder, self.rng = folder, rng
-        self.scenes: dict[str, Encoded] = {}
-        self.scanned = -math.inf
+        self.rng = rng
+        self.scenes = [load(path) for path in sorted(folder.glob("*.safetensors"))]
 
     def batch(self, batch: Batch) -> tuple[Tensor, BatchConditions]:
         """Clean latents [B, 16, t, h, w] and all that is known of them."""
-        if time.monotonic() - self.scanned > RESCAN:
-            for path in self.folder.glob("*.safetensors"):
-                if path.stem not in self.scenes:
-                    self.scenes[path.stem] = load(path)
-            self.scanned = time.monotonic()
-        drawn = self.rng.choices(list(self.scenes.values()), k=batch.count)
+        drawn = self.rng.choices(self.scenes, k=batch.count)
         starts = [self.rng.randint(0, scene.clip.shape[1] - batch.frames) for scene in drawn]
         cuts = [slice(start, start + batch.frames) for start in starts]
         empty = self.rng.random() < NO_TEXT
@@ -120,24 +106,14 @@ def embedded(models: Path) -> list[Tensor]:
     return embed_prompts(PROMPTS, encoder, models, state_dir(), cpu, torch.float32)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("latents", type=Path)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--models", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--minutes", type=float, default=75.0, help="of the whole training")
-    args = parser.parse_args(argv)
-    if not any(args.latents.glob("*.safetensors")):
-        parser.error(
-            f"{args.latents} holds no latents: python -m benchmarks.nano.latents makes them"
-        )
-    args.folder.mkdir(parents=True, exist_ok=True)
+def train_transformer(latents: Path, folder: Path, models: Path, minutes: float) -> None:
+    """Leaves scail.pt and average.pt in the folder."""
     torch.manual_seed(SEED)
-    texts = texts_of(embedded(args.models))
+    texts = texts_of(embedded(models))
     model = fresh_transformer(NANO)
     inner = [p for name, p in model.blocks.named_parameters() if p.ndim == 2 and CROSS not in name]
     rng = random.Random(SEED)
-    pool = LatentPool(args.latents, rng)
+    pool = LatentPool(latents, rng)
 
     def loss_of(done: float) -> StepLoss:
         chances = [row for since, row in CHANCES if done >= since][-1]
@@ -147,9 +123,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         kind = f"{batch.frames}{'' if known.pose is not None else 'n'}"
         return StepLoss(losses(model, texts, clean, known, weight), kind, len(pool.scenes))
 
-    path = args.folder / "scail.pt"
-    train(path, model, inner, rng, SEED, args.minutes, RATES, loss_of, average=deepcopy(model))
-
-
-if __name__ == "__main__":
-    main()
+    path = folder / "scail.pt"
+    train(path, model, inner, rng, SEED, minutes, RATES, loss_of, average=deepcopy(model))

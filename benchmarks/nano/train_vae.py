@@ -1,11 +1,7 @@
-"""Trains the nano VAE on crops of scenes; run again, it goes on where it stopped.
+"""Trains the nano VAE on crops of scenes; run again, it goes on where it stopped."""
 
-python -m benchmarks.nano.train_vae SCENES FOLDER --minutes 25
-"""
-
-import argparse
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,10 +57,10 @@ def losses(vae: Vae, clips: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class ScenePool:
-    """Some scenes in memory, exchanged little by little; more of them may appear meanwhile."""
+    """Holds some scenes in memory, exchanged little by little."""
 
     def __init__(self, folder: Path, rng: random.Random) -> None:
-        self.folder, self.rng = folder, rng
+        self.paths, self.rng = sorted(folder.glob("*[0-9].npz")), rng
         self.held: list[tuple[Tensor, Tensor]] = []
 
     def crop(self, crop: Crop) -> Tensor:
@@ -73,7 +69,7 @@ class ScenePool:
 
     def _one(self, crop: Crop) -> Tensor:
         if len(self.held) < HELD or self.rng.random() < 0.2:
-            found = read(self.rng.choice(list(self.folder.glob("*[0-9].npz"))))
+            found = read(self.rng.choice(self.paths))
             half = skeleton_to_network(torch.from_numpy(found.skeleton))
             self.held.append((torch.from_numpy(found.frames), (half * 127.5 + 127.5).byte()))
             self.held = self.held[-HELD:]
@@ -86,20 +82,13 @@ class ScenePool:
         return clip.float() / 127.5 - 1
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("scenes", type=Path)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--minutes", type=float, default=25.0, help="of the whole training")
-    args = parser.parse_args(argv)
-    if not any(args.scenes.glob("*[0-9].npz")):
-        parser.error(f"{args.scenes} holds no scenes: python -m benchmarks.nano.scenes makes them")
-    args.folder.mkdir(parents=True, exist_ok=True)
+def train_vae(scenes: Path, folder: Path, minutes: float) -> None:
+    """Leaves vae.pt in the folder."""
     torch.manual_seed(SEED)
     vae = fresh_vae(WIDTH)
     inner = [p for p in vae.parameters() if p.ndim >= 3 and min(p.shape[0], p.shape[1]) >= 8]
     rng = random.Random(SEED)
-    pool = ScenePool(args.scenes, rng)
+    pool = ScenePool(scenes, rng)
     normalise(vae, torch.cat([pool.crop(PICTURES[0]) for _ in range(4)]).transpose(1, 2))
 
     def loss_of(done: float) -> StepLoss:
@@ -109,8 +98,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         kind = f"{crop.frames}{'s' if crop.skeleton else ''}"
         return StepLoss(loss, kind, -10 * float(torch.log10(error / 4)))
 
-    train(args.folder / "vae.pt", vae, inner, rng, SEED, args.minutes, RATES, loss_of)
-
-
-if __name__ == "__main__":
-    main()
+    train(folder / "vae.pt", vae, inner, rng, SEED, minutes, RATES, loss_of)

@@ -60,9 +60,8 @@ def train(
         resume(averaged, average, nothing)
     torch.manual_seed(seed + state.step)
     rng.seed(seed + state.step)
-    log, started, ended = TrainingLog(path.with_suffix(".csv")), time.monotonic(), False
-    started -= state.seconds
-    while not ended:
+    log, started = TrainingLog(path.with_suffix(".csv")), time.monotonic() - state.seconds
+    while state.seconds < 60 * minutes:
         done = (time.monotonic() - started) / (60 * minutes)
         rate = schedule(state.step, done)
         optimizer.set_rates(rate * rates[0], rate * rates[1])
@@ -75,8 +74,7 @@ def train(
         if average is not None:
             follow(average, model, min(AVERAGE, (1 + state.step) / (10 + state.step)))
         log.add(state.step, state.seconds, found.kind, found.loss.item(), found.other)
-        ended = state.seconds >= 60 * minutes
-        if ended or state.step % KEEP == 0:
+        if state.step % KEEP == 0 or state.seconds >= 60 * minutes:
             keep(path, model, optimizer, state)
             if average is not None:
                 keep(averaged, average, nothing, state)

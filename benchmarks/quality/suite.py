@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.cold_start.scene import own_arch
 from benchmarks.quality.blocks import Call, Walked, recorded, walk, worst
 from benchmarks.quality.metrics import psnr, relative_error, ssim
 from benchmarks.quality.outliers import write_outliers
@@ -36,7 +37,6 @@ from engine.demo.weights import demo_weights
 from engine.errors import Unavailable
 from engine.flow import Conditions, Recipe, Request
 from engine.load import Settings, load_exact, load_package
-from engine.machine.gpu import find_gpu
 from engine.models.attention import find_attention
 from engine.models.dit import Scail
 from engine.package.folder import Package, open_package
@@ -45,7 +45,7 @@ from engine.pose.networks import Networks
 from engine.recipes import PROMPT, RECIPES, check_request
 from engine.source import load_source
 from engine.stage_dump import StageDump
-from kernels.arch import ARCHS, SM89, Arch
+from kernels.arch import Arch
 from kernels.attention import FORMS, variants
 from kernels.launch import KernelBank
 from kernels.ops import Ops, native_ops, plain_attention, reference_ops
@@ -283,13 +283,6 @@ def settings(attention: str | None) -> Settings:
 
 def networks(scene: QualityScene) -> Networks:
     return Networks(scene.models, settings(None).device, state_dir())
-
-
-def own_arch() -> Arch:
-    """The architecture of the GPU; without one the first that packages are built for."""
-    gpu = find_gpu()
-    capability = SM89.capability if gpu is None else gpu.capability
-    return next((arch for arch in ARCHS if arch.capability == capability), SM89)
 
 
 SUITE = Suite(measure_quality, quality_table, quality_figures, quality_pictures)

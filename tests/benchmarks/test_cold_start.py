@@ -174,7 +174,7 @@ def test_the_table_shows_what_is_known():
     rows = rows_of("torch, cold", [made(interpreter=20.0, import_torch=100.0)])
     rows[-1] = replace(rows[-1], times_torch=1.2, cached=0.25)
     head, *lines = cold_table(rows).splitlines()
-    assert head.split() == ["median", "ms", "best", "worst", "x", "torch", "cached"]
+    assert head.split() == ["phase", "median", "ms", "best", "worst", "x", "torch", "cached"]
     assert lines[0].split() == ["torch,", "cold", "interpreter", "20", "20", "20"]
     assert lines[2].split() == ["torch,", "cold", "total", "120", "120", "120", "1.20", "25%"]
 

@@ -8,9 +8,9 @@ import torch
 
 from benchmarks.nano import (
     autoencoder,
-    export,
     judge,
     latents,
+    make,
     scenes,
     start,
     train,
@@ -295,7 +295,7 @@ def test_pixels_belong_to_the_limb_whose_bones_are_nearest():
 
 def test_half_precision_files_hold_what_was_trained(tmp_path):
     vae = noisy(Vae(8))
-    export.save(vae, tmp_path / "vae" / "wan_2.1_vae.safetensors")
+    make.save(vae, tmp_path / "vae" / "wan_2.1_vae.safetensors")
     from engine.models.vae import load_vae
 
     cpu = torch.device("cpu")

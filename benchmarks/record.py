@@ -35,7 +35,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """What `run.py` asks of a suite. Every suite's module calls its own `SUITE`.
+    """The functions of a suite that `run.py` calls. Every suite's module has one called `SUITE`.
 
     `Any` is the suite's own frozen row.
     """
@@ -48,7 +48,7 @@ class Suite:
 
 @dataclass(frozen=True, slots=True)
 class SuiteResult:
-    """What a suite found."""
+    """The findings of a suite."""
 
     checked_by: str  # how its results were checked before they were timed
     rows: list[dict[str, Any]]  # its table, in the suite's own fields
@@ -58,7 +58,7 @@ class SuiteResult:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A run."""
+    """One run of some suites on a machine."""
 
     date: str  # ISO 8601, UTC
     machine: Mapping[str, object]

@@ -1,4 +1,4 @@
-"""How suites measure and show: the same work several times, its spread, and a table of columns."""
+"""Measures the same work several times, and shows rows as a table of columns."""
 
 import statistics
 import time
@@ -16,7 +16,7 @@ Cell = str | int | float | None
 
 
 class WrongResult(Exception):
-    """What was to be timed is wrong, so its time means nothing."""
+    """Raised where the result of what was to be timed is wrong, so that its time means nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What suite `clip` found: its rows as a table, as figures, and as a picture of stacked bars."""
+"""The rows of suite `clip`, shown as a table, as figures, and as a picture of stacked bars."""
 
 import statistics
 from collections.abc import Callable, Sequence

@@ -43,7 +43,7 @@ STAGES = (
 
 
 class Spans:
-    """How long each named piece of work took, in order."""
+    """Keeps the time that each named piece of work took, in order."""
 
     def __init__(self, wait: Callable[[], object] = bool) -> None:
         """`wait` returns when the device has done what it was given."""

@@ -38,16 +38,16 @@ from engine.media.video import probe_video, read_video
 from engine.recipes import NEGATIVE_PROMPT, PROMPT, RECIPES
 from engine.stage_dump import StageDump
 
-Size = tuple[int, int]  # height, width
+FrameSize = tuple[int, int]  # height, width
 
-SIZES: tuple[Size, ...] = ((96, 64), (160, 96))  # for one core; upright, as the demo's picture
+SIZES: tuple[FrameSize, ...] = ((96, 64), (160, 96))  # for one core; upright, as the demo's picture
 FRAMES, RUNS = 5, 3
 NOISE_MS, NOISE_SHARE = 50.0, 0.05  # between two clocks around the same work
 
 
 @dataclass(frozen=True, slots=True)
 class ClipRun:
-    """One clip."""
+    """The times and the memory of one clip."""
 
     wall_ms: float
     stages_ms: dict[str, float]
@@ -59,17 +59,17 @@ def measure_clip(
     package: Path | None = None,
     models: Path | None = None,
     *,
-    sizes: Sequence[Size] = SIZES,
+    sizes: Sequence[FrameSize] = SIZES,
     frames: int = FRAMES,
     recipes: Sequence[str] = tuple(RECIPES)[::-1],
     runs: int = RUNS,
 ) -> tuple[str, list[ClipRow]]:
-    """How the clips were checked, and a row for each.
+    """Says how the clips were checked, and gives a row for each.
 
     Raises `BadRequest` for what cannot be asked, what loading and the pipeline raise, and
     `WrongResult` if a clip is not what was asked, or if its stages do not add up to its wall clock.
     """
-    _check_asked(sizes, frames, recipes, runs)
+    _check_asked(sizes, frames, recipes)
     with TemporaryDirectory(prefix="scail-clip-") as name:
         folder = Path(name)
         write_media(folder / "media", frames)
@@ -82,9 +82,7 @@ def measure_clip(
     return "frames and size of every MP4, stages against wall clocks", rows
 
 
-def _check_asked(sizes: Sequence[Size], frames: int, recipes: Sequence[str], runs: int) -> None:
-    if not sizes or not recipes or runs < 1:
-        raise BadRequest("Suite clip wants at least one size, one recipe and one run.")
+def _check_asked(sizes: Sequence[FrameSize], frames: int, recipes: Sequence[str]) -> None:
     for height, width in sizes:
         check_size(height, width)
     for recipe in recipes:
@@ -110,7 +108,7 @@ class Bench:
                 "models folder: README.md says what goes there."
             )
 
-    def row(self, recipe: str, size: Size, frames: int, runs: int) -> ClipRow:
+    def row(self, recipe: str, size: FrameSize, frames: int, runs: int) -> ClipRow:
         """Makes the first run, then `runs` more."""
         first = self._run(recipe, size, frames)
         found = [self._run(recipe, size, frames) for _ in range(runs)]
@@ -132,7 +130,7 @@ class Bench:
         threads = torch.get_num_threads()
         return self._loaded.gpu or f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
-    def _run(self, recipe: str, size: Size, frames: int) -> ClipRun:
+    def _run(self, recipe: str, size: FrameSize, frames: int) -> ClipRun:
         loaded, on_gpu = self._loaded, self._loaded.gpu is not None
         spans = Spans(torch.cuda.synchronize if on_gpu else bool)
         with TemporaryDirectory(dir=self._folder, prefix="job-") as name:
@@ -160,7 +158,7 @@ class Bench:
         return ClipRun(wall_ms, found, forwards, peak)
 
 
-def check_clip(clip: Clip, size: Size, frames: int) -> None:
+def check_clip(clip: Clip, size: FrameSize, frames: int) -> None:
     """Raises `WrongResult` unless the file holds what was asked for, made in one go."""
     info = probe_video(clip.path)
     held = sum(len(chunk) for chunk in read_video(info))

@@ -1,4 +1,4 @@
-"""What a cold start is measured on: a package, models beside it, its weights as safetensors.
+"""Makes what a cold start is measured on: a package, models, its weights as safetensors.
 
 Run by `cold_start.suite` in a process of its own; the last line is one JSON object of paths.
 """

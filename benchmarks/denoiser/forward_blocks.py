@@ -1,4 +1,4 @@
-"""One block of the transformer in each program, on the same tokens: ours, and PyTorch's.
+"""Compares one block of the transformer in our kernels and in PyTorch, on the same tokens.
 
 The plain block has the weights of ours, so that results are compared before times are taken. It
 runs with each attention of PyTorch, and all are timed in turns.
@@ -39,7 +39,7 @@ BlockRun = Callable[[], Tensor]  # -> tokens [S, D]
 
 @dataclass(frozen=True, slots=True)
 class BlockScene:
-    """One block of ours, and what blocks are given."""
+    """The weights of one block of ours, and the inputs of blocks."""
 
     weights: BlockWeights
     context_weights: ContextWeights

@@ -64,7 +64,7 @@ class StepRow:
 
 @dataclass(frozen=True, slots=True)
 class ForwardCase:
-    """What is estimated."""
+    """An evaluation that is to be estimated."""
 
     arch: Arch
     model: ModelConfig
@@ -76,7 +76,7 @@ Kernels: TypeAlias = Mapping[str, Mapping[str, Cubin]]  # of each step, by the n
 
 
 def measure_denoiser(sizes: Sequence[ClipShape] = SIZES) -> tuple[str, list[StepRow]]:
-    """How kernels were checked, and a row for each step. Raises what compiling raises."""
+    """Says how kernels were checked, and gives a row for each step."""
     rows: list[StepRow] = []
     for arch in ARCHS:
         kernels = kernels_of(arch)

@@ -12,12 +12,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.nano.dance import ARMS, LEGS
+from benchmarks.nano.dance import ARMS, LEGS, Array
 from benchmarks.nano.drawing import Look, draw_dancer
 from benchmarks.nano.scenes import HEIGHT, WIDTH, Frames, ScenePlan
 from engine.pose.camera import base_camera
-
-Reals = NDArray[np.floating]
 
 TRUNK, HEAD = (0, 3, 6, 9, 12), (12, 15)
 LIMBS = (*ARMS, *LEGS)  # chains of joints, the four that are judged
@@ -68,7 +66,7 @@ def limbs_of(joints: NDArray[np.floating]) -> NDArray[np.int8]:
     return np.argmin(far, axis=0).astype(np.int8)
 
 
-def _to_bone(pixels: Reals, start: Reals, end: Reals) -> Reals:
+def _to_bone(pixels: Array, start: Array, end: Array) -> Array:
     """Distance of pixels [H, W, 2] to bones between [T, 2] and [T, 2]: [T, H, W]."""
     axis = (end - start)[:, None, None]
     away = pixels - start[:, None, None]

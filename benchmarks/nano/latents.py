@@ -17,7 +17,7 @@ from engine.models.vision import VisionEncoder
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One scene. Kept in half precision."""
+    """One scene, kept in half precision."""
 
     clip: Tensor  # [16, t, h, w]
     pose: Tensor  # [16, t, h/2, w/2]

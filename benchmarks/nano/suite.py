@@ -48,7 +48,7 @@ EXACT = "exact"
 
 @dataclass(frozen=True, slots=True)
 class NanoRow:
-    """One program; means over the clips."""
+    """One program, judged by its means over the clips."""
 
     weights: str
     attention: str
@@ -71,7 +71,7 @@ class Task:
 
 
 def measure_nano(clips: int = CLIPS) -> tuple[str, list[NanoRow]]:
-    """How the figures were checked, and a row for each program, the exact one first."""
+    """Says how figures were checked, and gives a row for each program, the exact one first."""
     with tempfile.TemporaryDirectory(prefix="scail-nano-") as name:
         folder = Path(name)
         tasks = [task(HELD_OUT + number, folder) for number in range(clips)]
@@ -149,7 +149,7 @@ def nano_table(rows: Sequence[NanoRow]) -> str:
 
 
 def nano_figures(rows: Sequence[NanoRow]) -> list[Figure]:
-    """The same seeds give the same frames; the noise is half of the last digit."""
+    """Rounded figures: equal seeds give equal frames, so the noise is half of the last digit."""
     found: list[Figure] = []
     for row in rows:
         name, it = row.name, row.verdict

@@ -46,7 +46,7 @@ STILL = 0.35  # share of the time in which it sees pictures alone
 
 
 def losses(vae: Vae, clips: Tensor) -> tuple[Tensor, Tensor]:
-    """What is minimised, and the mean squared error of pixels in -1..1."""
+    """The loss that is minimised, and the mean squared error of pixels in -1..1."""
     latents = encode(vae, clips)
     made = decode(vae, latents + NOISE * torch.randn_like(latents))
     off = made - clips

@@ -29,7 +29,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class StepLoss:
-    """What a step is to lower, and what the log says of it."""
+    """The loss that a step is to lower, and what the log says of it."""
 
     loss: Tensor
     kind: str

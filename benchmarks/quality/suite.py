@@ -74,7 +74,7 @@ class QualityScene:
 
 @dataclass(frozen=True, slots=True)
 class Exact:
-    """What the exact model was told and made."""
+    """The conditions of the exact model, and what it made of them."""
 
     conditions: Conditions
     calls: tuple[Call, ...]  # the first and the last: with the skeleton, and perhaps without
@@ -85,7 +85,7 @@ class Exact:
 def measure_quality(
     checkpoint: Path | None = None, package: Path | None = None, models: Path | None = None
 ) -> tuple[str, list[QualityRow]]:
-    """How the figures were checked, and a row for each combination. Raises `WrongResult`."""
+    """Says how figures were checked, and gives a row for each combination. Raises `WrongResult`."""
     if checkpoint is None and package is not None:
         raise Unavailable("--package is measured against the checkpoint it was built from: add "
             "--checkpoint FILE.")  # fmt: skip

@@ -99,9 +99,6 @@ def test_what_a_cpu_cannot_say_is_said(measured):
 @pytest.mark.parametrize(
     ("asked", "sentence"),
     [
-        ({"sizes": []}, "at least one size"),
-        ({"recipes": []}, "one recipe"),
-        ({"runs": 0}, "one run"),
         ({"sizes": [(100, 64)]}, "multiple of 32. The nearest is 96"),
         ({"recipes": ["dance"]}, "no recipe 'dance'. Choose of: official, production"),
         ({"frames": 8}, "8 frames fill no whole latents; ask for 5 or 9"),

@@ -1,4 +1,4 @@
-"""Where a forward's time goes: work, limits, estimates, and times inside a block."""
+"""The estimate of a forward: work, limits, and times from machine code."""
 
 import re
 from collections import Counter
@@ -85,7 +85,7 @@ def test_each_step_is_measured_as_a_case_of_the_same_work(arch):
 
 
 def test_a_block_calls_each_operation_as_often_as_its_steps_are_counted():
-    """What `run_block` really calls, on tokens of a tiny model."""
+    """Counts what `run_block` really calls, on tokens of a tiny model."""
     called, counted = Counter(), Counter()
     with prepared(None, STATE / "nothing-is-said", dry=True) as place:
 

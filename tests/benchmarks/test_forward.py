@@ -125,7 +125,7 @@ def test_a_block_that_is_right_is_timed_in_turns_with_the_plain_one(place):
 
 
 def wrong(ops, name):
-    """The same but for one operation, whose result is that of other tokens."""
+    """Breaks one operation: its result is that of other tokens."""
     right = getattr(ops, name)
     return replace(ops, **{name: lambda *given: right(*given).flip(0)})
 
@@ -185,7 +185,7 @@ def test_a_forward_that_gives_another_result_each_time_is_no_result(place):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 @pytest.mark.parametrize("program", [["run.py", "forward"], ["run.py", "gpu"], ["first_hour.py"]])
 def test_without_a_gpu_it_says_how_to_run_dry(program, tmp_path):
-    """From a folder that is not the project's: the path comes from the install."""
+    """Runs in a folder that is not the project's."""
     script, *suite = program
     command = [sys.executable, str(ROOT / "benchmarks" / script), *suite, "--out", "found"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

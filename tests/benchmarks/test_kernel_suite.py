@@ -48,7 +48,7 @@ DEVICE = torch.device("cpu")
 
 
 def cubin(loop, **changes):
-    """As ptxas made the INT8 product for an RTX 4090."""
+    """The INT8 product as ptxas made it for an RTX 4090."""
     made = Cubin("gemm", "sm89", "", "", "gemm_kernel", 8, 49152, 0, 218, 18816, "12.6", loop, b"")
     return replace(made, **changes)
 
@@ -300,7 +300,7 @@ def test_a_folder_without_cubins_is_one_sentence_that_says_how_to_make_them(tmp_
 
 @pytest.mark.parametrize("suite", ["gpu", "forward", "vae"])
 def test_a_gpu_machine_needs_torch_and_numpy_and_nothing_that_draws_compiles_or_renders(suite):
-    """What the suite's module imports, in a process of its own."""
+    """Asks a process of its own what the suite's module imports."""
     program = (
         "import sys; from benchmarks import run; run.suite_of(sys.argv[1]); "
         "print(*{name.partition('.')[0] for name in sys.modules})"

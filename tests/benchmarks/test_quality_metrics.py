@@ -74,7 +74,7 @@ def test_ssim_of_even_frames_is_that_of_their_means():
 
 @pytest.mark.parametrize("size", [(11, 11), (24, 37)])
 def test_ssim_is_that_of_windows_taken_one_by_one(size):
-    """By the formula of the paper with SciPy's Gaussian, whose 11 values are those of 1.5 * 3.5."""
+    """By the paper's formula, with SciPy's Gaussian, whose 11 values are those of 1.5 * 3.5."""
     got, want = noise(2, *size, 3), noise(2, *size, 3, seed=1)
     want[1] = (0.7 * got[1].float() + 0.3 * want[1].float()).byte()
 

@@ -33,7 +33,7 @@ ATTENTIONS = ["int8fp8", "int8", "fp8", "sdpa"]
 
 @pytest.fixture(scope="module", autouse=True)
 def state():
-    """Where compiled kernels are kept for all tests."""
+    """Keeps compiled kernels where all tests have them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCAIL_STATE", str(STATE))
         yield

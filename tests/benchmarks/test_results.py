@@ -40,7 +40,7 @@ def verdicts(before, after):
 
 
 def compared(tmp_path, capsys, before, after, *options):
-    """What `run.py compare` prints and how it ends."""
+    """Runs `run.py compare`: its exit status and what it prints."""
     paths = [tmp_path / "before.json", tmp_path / "after.json"]
     for path, one in zip(paths, (before, after)):
         write_record(path, one) if isinstance(one, Record) else path.write_text(one)

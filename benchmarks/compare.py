@@ -51,7 +51,7 @@ class FigureChange:
 
     @property
     def allowed(self) -> float:
-        """How far the figure may move by chance, in its unit."""
+        """The distance that the figure may move by chance, in its unit."""
         assert self.before is not None and self.after is not None
         timed = self.after.source == "measured" and self.after.unit in TIMED
         floor = FLOOR * abs(self.before.value) if timed else 0.0

@@ -1,4 +1,4 @@
-"""Every check and measurement that a GPU can answer, one after the other, into one JSON file.
+"""Runs every check and measurement that a GPU can answer, and keeps them in one JSON file.
 
 Run by `first_hour.sh`. A step that fails or takes too long is recorded with what it said, and the
 next one runs. Steps are programs that also run alone: their commands are in the file.
@@ -49,59 +49,43 @@ class Done:
 def steps(
     arch: str, folder: Path, package: Path | None, models: Path | None, dry: bool
 ) -> list[HourStep]:
-    """In order of what is most worth knowing. `folder` takes what they make."""
-    python, kernels, tiny = sys.executable, folder / "kernels", folder / "tiny"
-    forward = (python, "benchmarks/denoiser/forward.py")
-    size = ("--width", "64", "--height", "64", "--frames", "5") if dry else ()
-    small = ("--steps", "2") if dry else ("--width", "256", "--height", "448")
+    """The steps in order of what is most worth knowing. `folder` takes what they make."""
+    python, tiny = sys.executable, folder / "tiny"
+    bench = (python, "benchmarks/run.py")
     clip = (python, "-m", "engine", "generate", *DEMO)
+    small = ("--steps", "2", "--width", "64", "--height", "64", "--frames", "5")
+    size = small if dry else ("--width", "256", "--height", "448")
+    tried = ("--dry",) if dry else ()
+    query = "name,driver_version,clocks.sm,clocks.max.sm,power.draw,power.limit,memory.used"
     found = [
         HourStep("info", "which GPU, driver and limits", (python, "-m", "engine", "info"), 60),
-        HourStep(
-            "smi", "clocks, power and other programs",
-            ("nvidia-smi", "--query-gpu=name,driver_version,clocks.sm,clocks.max.sm,power.draw,"
-             "power.limit,memory.used,memory.total", "--format=csv"), 60,
-        ),
-        HourStep(
-            "kernels", "do all load, is each right, how fast is it",
-            (python, "benchmarks/kernel/gpu.py", "run", "--dry", "--only", "rms",
-             "--out", str(folder / "gpu.jsonl"), str(kernels))
-            if dry else (python, "benchmarks/run.py", "kernels"), 1800,
-        ),
-        HourStep(
-            "tiny package", "does a build work here",
+        HourStep("smi", "clocks, power and other programs",
+            ("nvidia-smi", f"--query-gpu={query},memory.total", "--format=csv"), 60),
+        HourStep("kernels", "do all load, is each right, how fast is it",
+            (*bench, "gpu", "--out", str(folder / "gpu.jsonl"), *tried,
+             *(("--only", "rms") if dry else ())), 1800),
+        HourStep("tiny package", "does a build work here",
             (python, "build_engine.py", "--preset", "tiny", "--arch", arch, "--out", str(tiny)),
-            900,
-        ),
+            900),
         HourStep("clip", "does the whole program run",
-             (*clip, *small, *size, "--package", str(tiny / arch), "--out", str(folder / "a.mp4")),
-             900),
-        HourStep("build", "the kernels of the 14B model",
-             (*forward, "build", str(kernels), "--arch", arch), 900),
-        HourStep(
-            "forward", "which variants win, how long is a step, how much memory",
-            (*forward, "run", *(["--dry"] if dry else [str(kernels)]),
-             "--out", str(folder / "forward.jsonl")), 1800,
-        ),
-        HourStep(
-            "cold start", "how long until the first job and the first forward",
-            (python, "benchmarks/cold_start/suite.py", *(["--runs", "1"] if dry else ["--jit"])),
-            1800,
-        ),
+            (*clip, *size, "--package", str(tiny / arch), "--out", str(folder / "a.mp4")), 900),
+        HourStep("forward", "which variants win, how long is a step, how much memory",
+            (*bench, "forward", "--out", str(folder / "forward.jsonl"), *tried), 1800),
+        HourStep("cold start", "how long until the first job and the first forward",
+            (*bench, "cold-start", *(("--runs", "1") if dry else ())), 1800),
     ]  # fmt: skip
-    skipped = {"smi", "build"} if dry else set()
     if package is not None:
         held = ("--package", str(package), *(("--models", str(models)) if models else ()))
         out = ("--stages", str(folder / "stages"), "--out", str(folder / "b.mp4"))
         real = (*clip, "--recipe", "production", *held, *out)
         found.append(HourStep("real clip", "how long is a clip of a real package", real, 3600))
-        cold = (python, "benchmarks/cold_start/suite.py", *held)
+        cold = (*bench, "cold-start", *held)
         found.append(HourStep("real cold start", "the same with all weights", cold, 3600))
-    return [step for step in found if step.name not in skipped]
+    return [step for step in found if not dry or step.name != "smi"]
 
 
 def run(step: HourStep, away: Mapping[str, str]) -> Done:
-    """One step. `away`: texts of this machine, and what is written in their place."""
+    """Runs a step. `away`: texts of this machine, and what is written in their place."""
     begin = time.monotonic()
     try:
         with subprocess.Popen(
@@ -144,7 +128,7 @@ def parsed(text: str) -> tuple[tuple[object, ...], str]:
 
 
 def write(out: Path, done: Sequence[Done]) -> None:
-    """All steps until now, whole or not at all."""
+    """Writes all steps until now, or leaves the file as it was."""
     part = out.with_name(f"{out.name}.part")
     part.write_text(json.dumps({"first_hour": [asdict(one) for one in done]}, indent=1) + "\n")
     part.replace(out)

@@ -6,7 +6,7 @@
 #   benchmarks/gpu.sh --dry          anywhere with the .venv: the same steps, interpreted, tiny
 #
 # Needs torch and numpy there; no Triton, no compiler. Results: $OUT/gpu.jsonl (here without OUT).
-# Options go to `benchmarks/kernel/gpu.py run`: --only attention, --budget 240.
+# Options go to `benchmarks/run.py gpu`: --only attention, --budget 240.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,9 +15,9 @@ if [[ -x .venv/bin/python ]]; then python=.venv/bin/python; fi
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 
 if [[ "${1:-}" == build ]]; then
-  exec "$python" benchmarks/kernel/gpu.py build .gpu
+  exec "$python" benchmarks/run.py cubins .gpu --arch sm90
 fi
 if command -v nvidia-smi >/dev/null; then
   nvidia-smi --query-gpu=name,driver_version,clocks.sm,power.draw --format=csv,noheader
 fi
-exec timeout 530 "$python" benchmarks/kernel/gpu.py run .gpu --out "${OUT:-.}/gpu.jsonl" "$@"
+exec timeout 530 "$python" benchmarks/run.py gpu --kernels .gpu --out "${OUT:-.}/gpu.jsonl" "$@"

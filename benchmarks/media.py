@@ -68,7 +68,7 @@ SCENES = (
 
 
 def measure_media() -> tuple[str, list[Row]]:
-    """How the renderer was checked, and the times. Raises `WrongResult`."""
+    """Says how the renderer was checked, and gives the times. Raises `WrongResult`."""
     if not torch.cuda.is_available():
         keep_freed_memory()  # as the worker does: a third of base64's time is fresh pages
     threads = torch.get_num_threads(), cv2.getNumThreads()

@@ -1,4 +1,4 @@
-"""How every picture of a suite looks, and how it is written: PNG to look at, SVG to print."""
+"""The look of every picture of a suite, which is written as PNG to look at and SVG to print."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -35,7 +35,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """What `run.py` asks of a suite. Every suite's module calls its own `SUITE`.
+    """The functions of a suite that `run.py` calls. Every suite's module has one called `SUITE`.
 
     `Any` is the suite's own frozen row.
     """
@@ -48,7 +48,7 @@ class Suite:
 
 @dataclass(frozen=True, slots=True)
 class SuiteResult:
-    """What a suite found."""
+    """The findings of a suite."""
 
     checked_by: str  # how its results were checked before they were timed
     rows: list[dict[str, Any]]  # its table, in the suite's own fields
@@ -58,7 +58,7 @@ class SuiteResult:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A run."""
+    """One run of some suites on a machine."""
 
     date: str  # ISO 8601, UTC
     machine: Mapping[str, object]
@@ -114,21 +114,12 @@ def encode(record: Record) -> dict[str, object]:
         twice = next((one for one in names if names.count(one) > 1), None)
         if twice is not None:
             raise BadRecord(f"Two figures of {name} are called {twice}: no run could be compared")
-        strange = _not_finite(asdict(suite), name)
-        if strange is not None:
-            raise BadRecord(f"{strange} is not finite: a suite gives None for what it cannot say")
+        try:
+            json.dumps(asdict(suite), allow_nan=False)
+        except ValueError as error:
+            why = "a number is not finite; a suite gives None for what it cannot say"
+            raise BadRecord(f"{name}: {why}") from error
     return {"schema": SCHEMA, **asdict(record)}
-
-
-def _not_finite(value: object, where: str) -> str | None:
-    """Where the first number lies that is not finite."""
-    if isinstance(value, dict):
-        found = (_not_finite(held, f"{where}.{key}") for key, held in value.items())
-    elif isinstance(value, list | tuple):
-        found = (_not_finite(held, f"{where}[{n}]") for n, held in enumerate(value))
-    else:
-        return where if isinstance(value, float) and not math.isfinite(value) else None
-    return next((name for name in found if name is not None), None)
 
 
 def write_record(path: Path, record: Record) -> None:

@@ -1,4 +1,4 @@
-"""How suites measure and show: the same work several times, its spread, and a table of columns."""
+"""Measures the same work several times, and shows rows as a table of columns."""
 
 import statistics
 import time
@@ -16,7 +16,7 @@ Cell = str | int | float | None
 
 
 class WrongResult(Exception):
-    """What was to be timed is wrong, so its time means nothing."""
+    """Raised where the result of what was to be timed is wrong, so that its time means nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +79,17 @@ def spread(times: Sequence[float]) -> tuple[float, float] | None:
 def columns(heads: Mapping[str, str], lines: Sequence[Sequence[Cell]], first: str = "") -> str:
     """A table for a terminal. `heads`: the formats of the columns right of the names, by title.
 
-    Each line begins with its name. Words stand left, numbers right; None stays empty.
+    Each line begins with its name. Words stand left, numbers right; None stays empty, and a column
+    of nothing else is left out.
     """
     shown = [[first, *heads]]
     for name, *cells in lines:
         formats = zip(cells, heads.values())
         shown.append([str(name), *("" if c is None else format(c, form) for c, form in formats)])
+    held = [n for n in range(len(shown[0])) if any(line[n] for line in shown[1:])]
+    shown = [[line[n] for n in held] for line in shown]
     widths = [max(map(len, column)) for column in zip(*shown)]
-    words = [any(isinstance(line[at], str) for line in lines) for at in range(len(widths))]
+    words = [any(isinstance(line[n], str) for line in lines) for n in held]
     return "\n".join(
         "  ".join(
             f"{cell:<{width}}" if is_word else f"{cell:>{width}}"

@@ -1,4 +1,4 @@
-"""What suite `clip` found: its rows as a table, as figures, and as a picture of stacked bars."""
+"""The rows of suite `clip`, shown as a table, as figures, and as a picture of stacked bars."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -61,7 +61,6 @@ class ClipRow:
     stages: tuple[StageTime, ...]  # in order; motion capture is absent where it was not measured
     forward_ms: tuple[float, ...]  # each evaluation of that run; with guidance one is two forwards
     forwards: int  # of the transformer
-    vae_alone_ms: float  # the same latents decoded once more and nothing else: an own wall clock
     peak_mib: float
     peak_of: str  # "GPU memory", or "RSS" of this process without ffmpeg's
     unmeasured: str  # "" or why a stage is absent
@@ -89,7 +88,6 @@ def _table(rows: Sequence[ClipRow]) -> str:
         "": lambda row: f"{row.height}x{row.width}x{row.frames}",
         "ms +- noise": lambda row: "",
         **{f"  {name}": stage(name) for name in STAGES},
-        "VAE decode alone": lambda row: f"{row.vae_alone_ms:.0f}",
         "a forward": lambda row: f"{_forward_ms(row):.1f}",
         "forwards": lambda row: f"{row.forwards}",
         "s a clip": lambda row: f"{row.s:.2f} +-{(row.worst_s - row.best_s) / 2:.2f}",

@@ -1,4 +1,4 @@
-"""What suite `clip` renders, and with what: a drawn dancer, a drawn dance, a package.
+"""The job of suite `clip`: a drawn dancer, a drawn dance, and a package that renders them.
 
 The files come as those of a job do: by the worker's own download over HTTP. The server is on this
 machine, so the time has everything but the network.
@@ -52,7 +52,7 @@ class Loaded:
 
 
 def load(folder: Path, package: Path | None, models: Path | None) -> Loaded:
-    """The package, or the tiny one, made in `folder`; no prompt has been seen before.
+    """Loads the package, or a tiny one made in `folder`; no prompt has been seen before.
 
     Raises `WrongResult` if the tiny one cannot be made, and what `choose_package` and
     `load_package` raise.
@@ -78,7 +78,7 @@ def dance_joints(count: int) -> Floats:
 
 
 def write_media(folder: Path, count: int) -> None:
-    """The picture, and `count` frames of somebody else who dances."""
+    """Writes the picture, and `count` frames of somebody else who dances."""
     folder.mkdir()
     copyfile(PICTURE, folder / PICTURE.name)
     drawn = (draw_dancer(one[0], *_DRAWN_SIZE, Look()) for one in dance_joints(count))
@@ -90,7 +90,7 @@ def _enlarged(frame: Tensor) -> Tensor:
 
 
 def fetch(job: Path, network: Internet) -> tuple[Path, Path]:
-    """Picture and video of a job, in its folder, as the worker gets them."""
+    """Downloads picture and video of a job into its folder, as the worker does."""
     address = f"http://{_HOST}"
     image = fetch_url(f"{address}/{PICTURE.name}", Wanted("image_url", "picture", job), network)
     video = fetch_url(f"{address}/{_VIDEO}", Wanted("video_url", "video", job), network)

@@ -43,13 +43,12 @@ STAGES = (
 
 
 class Spans:
-    """How long each named piece of work took, in order."""
+    """Keeps the time that each named piece of work took, in order."""
 
     def __init__(self, wait: Callable[[], object] = bool) -> None:
         """`wait` returns when the device has done what it was given."""
         self._wait = wait
         self._found: list[tuple[str, float]] = []
-        self.latents: Tensor | None = None  # the last that were decoded
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -100,13 +99,9 @@ def timed_pipeline(
 
 
 def timed_encoders(encoders: Encoders, spans: Spans) -> Encoders:
-    def decode(latents: Tensor) -> Iterator[Tensor]:
-        spans.latents = latents
-        return spans.each(VAE_DECODE, encoders.decode(latents))
-
     return replace(
         encoders,
-        decode=decode,
+        decode=lambda latents: spans.each(VAE_DECODE, encoders.decode(latents)),
         vision_home=TimedResident(encoders.vision_home, VISION, spans),
         vae_home=TimedResident(encoders.vae_home, VAE_ENCODE, spans),
     )

@@ -6,7 +6,6 @@ it meets a prompt that nobody embedded yet and memory that was never touched.
 """
 
 import re
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,6 @@ from benchmarks.clip.stages import (
     FETCH,
     FORWARDS,
     STAGES,
-    VAE_DECODE,
     Spans,
     stages,
     timed_pipeline,
@@ -40,16 +38,16 @@ from engine.media.video import probe_video, read_video
 from engine.recipes import NEGATIVE_PROMPT, PROMPT, RECIPES
 from engine.stage_dump import StageDump
 
-Size = tuple[int, int]  # height, width
+FrameSize = tuple[int, int]  # height, width
 
-SIZES: tuple[Size, ...] = ((96, 64), (160, 96))  # for one core; upright, as the demo's picture
+SIZES: tuple[FrameSize, ...] = ((96, 64), (160, 96))  # for one core; upright, as the demo's picture
 FRAMES, RUNS = 5, 3
 NOISE_MS, NOISE_SHARE = 50.0, 0.05  # between two clocks around the same work
 
 
 @dataclass(frozen=True, slots=True)
 class ClipRun:
-    """One clip."""
+    """The times and the memory of one clip."""
 
     wall_ms: float
     stages_ms: dict[str, float]
@@ -61,17 +59,17 @@ def measure_clip(
     package: Path | None = None,
     models: Path | None = None,
     *,
-    sizes: Sequence[Size] = SIZES,
+    sizes: Sequence[FrameSize] = SIZES,
     frames: int = FRAMES,
     recipes: Sequence[str] = tuple(RECIPES)[::-1],
     runs: int = RUNS,
 ) -> tuple[str, list[ClipRow]]:
-    """How the clips were checked, and a row for each.
+    """Says how the clips were checked, and gives a row for each.
 
     Raises `BadRequest` for what cannot be asked, what loading and the pipeline raise, and
     `WrongResult` if a clip is not what was asked, or if its stages do not add up to its wall clock.
     """
-    _check_asked(sizes, frames, recipes, runs)
+    _check_asked(sizes, frames, recipes)
     with TemporaryDirectory(prefix="scail-clip-") as name:
         folder = Path(name)
         write_media(folder / "media", frames)
@@ -81,16 +79,10 @@ def measure_clip(
         with served(folder / "media") as network:
             bench = Bench(loaded, folder, network)
             rows = [bench.row(recipe, size, frames, runs) for size in sizes for recipe in recipes]
-    return (
-        "frames and size of every MP4, stages against wall clocks, VAE decode against a clock of "
-        "its own",
-        rows,
-    )
+    return "frames and size of every MP4, stages against wall clocks", rows
 
 
-def _check_asked(sizes: Sequence[Size], frames: int, recipes: Sequence[str], runs: int) -> None:
-    if not sizes or not recipes or runs < 1:
-        raise BadRequest("Suite clip wants at least one size, one recipe and one run.")
+def _check_asked(sizes: Sequence[FrameSize], frames: int, recipes: Sequence[str]) -> None:
     for height, width in sizes:
         check_size(height, width)
     for recipe in recipes:
@@ -116,17 +108,12 @@ class Bench:
                 "models folder: README.md says what goes there."
             )
 
-    def row(self, recipe: str, size: Size, frames: int, runs: int) -> ClipRow:
-        """Makes the first run, then `runs` more with the decoder alone after each."""
+    def row(self, recipe: str, size: FrameSize, frames: int, runs: int) -> ClipRow:
+        """Makes the first run, then `runs` more."""
         first = self._run(recipe, size, frames)
-        found, alone = [], []
-        for _ in range(runs):
-            found.append(self._run(recipe, size, frames))
-            alone.append(self._vae_alone())
+        found = [self._run(recipe, size, frames) for _ in range(runs)]
         middle = sorted(found, key=lambda run: run.wall_ms)[(runs - 1) // 2]
         times = [_times(name, middle, found) for name in STAGES]
-        vae = next(time for time in times if time.name == VAE_DECODE)
-        check_alone(min(alone), vae)
         seconds = [run.wall_ms / 1000 for run in found]
         evaluated = middle.forward_ms
         return ClipRow(
@@ -134,7 +121,7 @@ class Bench:
             middle.wall_ms / 1000, min(seconds), max(seconds), first.wall_ms / 1000,
             tuple(time for time in times if time.name != CAPTURE or not self._unmeasured),
             evaluated, len(evaluated) * (1 if RECIPES[recipe].cfg == 1 else 2),
-            statistics.median(alone), max(run.peak_mib for run in found),
+            max(run.peak_mib for run in found),
             "RSS" if self._loaded.gpu is None else "GPU memory", self._unmeasured,
         )  # fmt: skip
 
@@ -143,9 +130,9 @@ class Bench:
         threads = torch.get_num_threads()
         return self._loaded.gpu or f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
-    def _run(self, recipe: str, size: Size, frames: int) -> ClipRun:
+    def _run(self, recipe: str, size: FrameSize, frames: int) -> ClipRun:
         loaded, on_gpu = self._loaded, self._loaded.gpu is not None
-        self._spans = spans = Spans(torch.cuda.synchronize if on_gpu else bool)
+        spans = Spans(torch.cuda.synchronize if on_gpu else bool)
         with TemporaryDirectory(dir=self._folder, prefix="job-") as name:
             job, out = Path(name), Path(name, "clip.mp4")
             networks = None if self._unmeasured else loaded.networks
@@ -171,18 +158,8 @@ class Bench:
         require(right, f"{recipe}: {len(forwards)} evaluations were timed, {want} belong to it")
         return ClipRun(wall_ms, found, forwards, peak)
 
-    def _vae_alone(self) -> float:
-        """ms to decode the latents of the last clip, while nobody encodes beside it."""
-        pipeline, latents = self._loaded.pipeline, self._spans.latents
-        assert latents is not None
-        with pipeline.memory.stage("decode"), pipeline.encoders.vae_home.present():
-            start = time.monotonic()
-            for _ in pipeline.encoders.decode(latents):
-                pass
-            return 1000 * (time.monotonic() - start)
 
-
-def check_clip(clip: Clip, size: Size, frames: int) -> None:
+def check_clip(clip: Clip, size: FrameSize, frames: int) -> None:
     """Raises `WrongResult` unless the file holds what was asked for, made in one go."""
     info = probe_video(clip.path)
     held = sum(len(chunk) for chunk in read_video(info))
@@ -201,13 +178,6 @@ def check_sum(stages_ms: Mapping[str, float], wall_ms: float) -> None:
     least = min(stages_ms, key=lambda name: stages_ms[name])
     fits = stages_ms[least] >= -noise_ms
     require(fits, f"{least}: {stages_ms[least]:.0f} ms are left for it by what it contains")
-
-
-def check_alone(alone_ms: float, inside: StageTime) -> None:
-    """Raises `WrongResult` if the best time of a stage by itself is not near that in a clip."""
-    low, high = inside.best_ms / 2 - NOISE_MS, inside.best_ms * 2 + NOISE_MS
-    agrees = low <= alone_ms <= high
-    require(agrees, f"{inside.name}: {inside.best_ms:.0f} ms in a clip, {alone_ms:.0f} by itself")
 
 
 def reset_peak(on_gpu: bool) -> None:

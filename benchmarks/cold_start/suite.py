@@ -1,4 +1,4 @@
-"""Suite `cold-start`: a worker from nothing to its first forward, in fresh processes, by phase.
+"""Suite `cold-start`: times a worker from nothing to its first forward, phase by phase.
 
 Beside it: PyTorch's import alone, which no worker can undercut; the same weights through
 safetensors; the weights read to nowhere. This process holds neither PyTorch nor NumPy, so that
@@ -59,7 +59,7 @@ class PhaseRow:
 
 @dataclass(frozen=True, slots=True)
 class StartScene:
-    """What is started: files, and the arguments of each way."""
+    """The files that are started from, and the arguments of each way."""
 
     package: Path
     models: Path
@@ -85,7 +85,7 @@ class StartScene:
 def measure_cold_start(
     package: Path | None = None, models: Path | None = None, *, runs: int = RUNS
 ) -> tuple[str, list[PhaseRow]]:
-    """How it was checked, and a row for each phase of each way to start.
+    """Says how it was checked, and gives a row for each phase of each way to start.
 
     Raises `WrongResult` if a start fails, takes a time that its phases do not add up to, or ends in
     numbers that are not finite.
@@ -131,7 +131,7 @@ def prepare(folder: Path, package: Path | None, models: Path | None) -> StartSce
 
 
 def start(way: str, scene: StartScene) -> Start:
-    """One start in a process of its own. Raises `WrongResult`."""
+    """Makes one start in a process of its own. Raises `WrongResult`."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with TemporaryFile("w+") as errors:
         began = time.monotonic()

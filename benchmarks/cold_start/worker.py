@@ -1,4 +1,4 @@
-"""One start of a process, phase by phase: what `cold_start.suite` runs in a process of its own.
+"""Starts a program phase by phase: `cold_start.suite` runs this in a process of its own.
 
 python benchmarks/cold_start/worker.py BEGAN WAY [PATH...]
 

@@ -35,7 +35,7 @@ MEMORY_LIMIT = 0.05  # of the plan
 
 @dataclass(frozen=True, slots=True)
 class ForwardRow:
-    """One size. None: the machine gives no times."""
+    """The times of one size; None where the machine gives no times."""
 
     arch: str
     size: str

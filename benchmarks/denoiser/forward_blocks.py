@@ -1,23 +1,21 @@
-"""One block of the transformer in each program, on the same tokens: ours, and PyTorch's.
+"""Compares one block of the transformer in our kernels and in PyTorch, on the same tokens.
 
 The plain block has the weights of ours, so that results are compared before times are taken. It
-runs with each attention of PyTorch, compiled, and compiled with FP8 linears, all timed in turns.
+runs with each attention of PyTorch, and all are timed in turns.
 """
 
 import statistics
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.denoiser.forward_place import ForwardPlace, name_of
 from benchmarks.denoiser.random_package import RandomWeights, random_package
 from benchmarks.kernel.gpu import difference
-from benchmarks.kernel.peers import COMPILER, TORCHAO, TRITON, PeerLibrary, lacking
 from benchmarks.timing import interleaved, require, spread
 from engine.config import TEXT_TOKENS
 from engine.denoise.block import (
@@ -33,18 +31,15 @@ from engine.denoise.block import (
 from engine.memory import VISION_TOKENS, ClipShape
 from engine.models.attention import sdpa
 from engine.models.dit import Block, Context, Rope, rope_tables
-from kernels.ops import Ops
 
 UPDATE_LIMIT = 0.12  # relative error of what a block adds: E4M3 twice in each product, and INT8
-FP8_LIMIT = 0.12  # the same of torchao: E4M3 twice in each product, all else BF16
-BF16_LIMIT = 0.03  # tokens and all between operations in BF16
 
 BlockRun = Callable[[], Tensor]  # -> tokens [S, D]
 
 
 @dataclass(frozen=True, slots=True)
 class BlockScene:
-    """One block of ours, and what blocks are given."""
+    """The weights of one block of ours, and the inputs of blocks."""
 
     weights: BlockWeights
     context_weights: ContextWeights
@@ -75,14 +70,12 @@ def drawn_scene(place: ForwardPlace, shape: ClipShape) -> BlockScene:
     )
 
 
-def our_block(
-    place: ForwardPlace, scene: BlockScene, ops: Ops | None = None
-) -> Callable[[Tensor], Tensor]:
-    """Runs one block on tokens [S, D], which it changes; by other operations if `ops` is given."""
+def our_block(place: ForwardPlace, scene: BlockScene) -> Callable[[Tensor], Tensor]:
+    """Runs one block on tokens [S, D], which it changes."""
     context = scene.context
     keys = context_keys(place.ops, scene.context_weights, context.text, context.vision)
     modulation = block_modulation(scene.weights, scene.modulation)
-    return lambda x: run_block(ops or place.ops, scene.weights, keys, x, modulation, scene.rope)
+    return lambda x: run_block(place.ops, scene.weights, keys, x, modulation, scene.rope)
 
 
 def plain_block(place: ForwardPlace, scene: BlockScene) -> Block:
@@ -113,63 +106,19 @@ def plain_block(place: ForwardPlace, scene: BlockScene) -> Block:
     return block.requires_grad_(False).eval()
 
 
-@dataclass(frozen=True, slots=True)
-class PeerForm:
-    """The plain block in one of the ways in which people make it faster."""
-
-    program: str
-    needs: tuple[PeerLibrary, ...]  # beside a GPU
-    limit: float  # of the relative error of what it adds
-    finish: Callable[[nn.Module], nn.Module]
-
-
-def compiled(block: nn.Module) -> nn.Module:
-    """Compiles when it is called first. Not `dynamic`: the second size would get kernels for any
-    size.
-    """
-    block.compile(dynamic=False)
-    return block
-
-
-def fp8_rows(block: nn.Module) -> nn.Module:
-    """Makes linears of E4M3: weights with a scale a row, inputs with a scale a token."""
-    from torchao.quantization import (  # pyright: ignore[reportMissingImports] - of one peer
-        Float8DynamicActivationFloat8WeightConfig,
-        PerRow,
-        quantize_,
-    )
-
-    quantize_(block, Float8DynamicActivationFloat8WeightConfig(granularity=PerRow()))
-    return compiled(block)
-
-
-FORMS = (
-    PeerForm("PyTorch, compiled", (TRITON, COMPILER), BF16_LIMIT, compiled),
-    PeerForm("PyTorch, torchao FP8, compiled", (TRITON, COMPILER, TORCHAO), FP8_LIMIT, fp8_rows),
-)
-
-
 def measure_blocks(place: ForwardPlace, shape: ClipShape) -> float | None:
     """Seconds of 40 plain BF16 blocks with the best attention of PyTorch; says all times."""
     scene = drawn_scene(place, shape)
     plain, ours = plain_block(place, scene), our_block(place, scene)
     plains = plain_works(place, shape, scene, plain)
     update = next(iter(plains.values()))() - scene.x
-    error = check_block(place, shape, "ours", ours(scene.x.clone()).sub_(scene.x), update)
+    error, cosine = difference(ours(scene.x.clone()).sub_(scene.x), update)
+    place.say("check", size=name_of(shape), error=error, cosine=cosine, limit=UPDATE_LIMIT,
+        ok=error <= UPDATE_LIMIT)  # fmt: skip
     require(error <= UPDATE_LIMIT, f"{name_of(shape)}: a block is off by {error:.1e}")
-    quick = {backend: place.clock(run) for backend, run in plains.items()}
-    best = min(quick, key=lambda backend: quick[backend] or 0.0)
     held = scene.x.clone()
     works = {plain_name(place, backend): run for backend, run in plains.items()}
     works["ours"] = lambda: ours(held)
-    for form in FORMS:
-        note = lacking(form.needs, place.device.type == "cuda")
-        make = lambda form=form: under(best, form.finish(deepcopy(plain)), scene)  # noqa: E731
-        work = note or begun(place, shape, form, make, scene.x, update)
-        if isinstance(work, str):
-            say_block(place, shape, form.program, [], work)
-        else:
-            works[form.program] = work
     del update
     times = interleaved(works, place.clock)
     for program, found in times.items():
@@ -196,29 +145,7 @@ def plain_works(
     return found
 
 
-def begun(
-    place: ForwardPlace,
-    shape: ClipShape,
-    form: PeerForm,
-    make: Callable[[], BlockRun],
-    x: Tensor,
-    update: Tensor,
-) -> BlockRun | str:
-    """What runs a peer, compiled and found right; or why there is none. `update`: what the block
-    should add to the tokens.
-    """
-    try:
-        work = make()
-        added = work() - x
-    except (RuntimeError, ImportError, AssertionError) as error:  # torchao asserts its GPU
-        return first_line(error)
-    error = check_block(place, shape, form.program, added, update, form.limit)
-    if error <= form.limit:
-        return work
-    return f"wrong: off by {error:.1e}, limit {form.limit}, so there is no time"
-
-
-def under(backend: SDPBackend, block: nn.Module, scene: BlockScene) -> BlockRun:
+def under(backend: SDPBackend, block: Block, scene: BlockScene) -> BlockRun:
     """Runs a plain block with this attention of PyTorch and no other."""
 
     def run() -> Tensor:
@@ -226,23 +153,6 @@ def under(backend: SDPBackend, block: nn.Module, scene: BlockScene) -> BlockRun:
             return block(scene.x, scene.modulation, scene.context, scene.rope)
 
     return run
-
-
-def check_block(
-    place: ForwardPlace,
-    shape: ClipShape,
-    program: str,
-    got: Tensor,
-    want: Tensor,
-    limit: float = UPDATE_LIMIT,
-) -> float:
-    """The relative error of what was added to the tokens [S, D], which is also said."""
-    error, cosine = difference(got, want)
-    place.say(
-        "check", size=name_of(shape), program=program, error=error, cosine=cosine, limit=limit,
-        ok=error <= limit,
-    )  # fmt: skip
-    return error
 
 
 def plain_name(place: ForwardPlace, backend: SDPBackend) -> str:

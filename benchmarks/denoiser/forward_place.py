@@ -37,7 +37,7 @@ StepTimer = Callable[[Callable[[], object]], float | None]  # ms, the median of 
 
 @dataclass(frozen=True, slots=True)
 class ForwardPlace:
-    """Where the transformer runs, and with what."""
+    """A device, and everything that runs the transformer on it."""
 
     arch: Arch
     device: torch.device
@@ -52,7 +52,7 @@ class ForwardPlace:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What plain models are measured in."""
+        """The numbers that plain models are measured in."""
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
     def say(self, step: str, **facts: object) -> None:

@@ -29,7 +29,7 @@ def estimated_ms(work: LaunchWork, cubin: Cubin, arch: Arch) -> float:
 
 
 def why(step: LaunchStep, work: LaunchWork, cubin: Cubin, arch: Arch) -> str:
-    """What the machine code says of the time above the limit."""
+    """Explains the time above the limit by the machine code."""
     if cubin.loop is None:
         if step.kind == ROPE and work.traffic > work.moved:
             return (

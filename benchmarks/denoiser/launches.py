@@ -1,4 +1,4 @@
-"""The steps of a block of the transformer: the work of each kernel, and its time.
+"""The steps of a block of the transformer, and the work of each kernel.
 
 A step is a kernel of `engine.denoise.block.run_block`, or the few behind one operation; those that
 do the same work twice are one step with a count. Work is that of S tokens of the 14B model with a
@@ -8,23 +8,16 @@ is left out.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from functools import wraps
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Literal
 
-import torch
-
-from benchmarks.denoiser.forward_blocks import BlockScene, our_block
-from benchmarks.denoiser.forward_place import ForwardPlace
 from benchmarks.denoiser.random_package import form_of
 from benchmarks.kernel.cases import SHORT
-from benchmarks.timing import WrongResult
 from engine.config import HEAD_SIZE, TEXT_TOKENS, ModelConfig
 from engine.memory import VISION_TOKENS
 from kernels.arch import Arch
 from kernels.attention import variants
 from kernels.gemm import GEMM
-from kernels.ops import Ops
 
 KEYS = TEXT_TOKENS + VISION_TOKENS
 
@@ -112,12 +105,6 @@ STEPS = (
     LaunchStep("down + residual", FEED_FORWARD, "gemm_residual", "down + residual", 1,
         product("dim", "inner", 8)),
 )  # fmt: skip
-ORDER = (
-    "modulate", "qkv", "rope", "attention", "quantise", "o + residual",
-    "modulate", "cross q", "1 / rms of cross q", "cross attention", "quantise", "o + residual",
-    "modulate", "up + GELU", "quantise the inner", "down + residual",
-)  # fmt: skip
-_BY_NAME = {step.name: step for step in STEPS}
 
 
 def work_of(step: LaunchStep, model: ModelConfig, tokens: int) -> LaunchWork:
@@ -143,65 +130,3 @@ def candidates(step: LaunchStep, model: ModelConfig, arch: Arch) -> list[str]:
         case "rope":
             return ["rope.i8"]  # of the form int8fp8
     return [step.case]
-
-
-# --- times
-
-
-class Stopwatch(Protocol):
-    def mark(self) -> None:
-        """Notes a point between two steps."""
-        ...
-
-    def laps_ms(self) -> list[float]:
-        """The times between marks, when all work is done."""
-        ...
-
-
-class CudaStopwatch:
-    """Events on the current stream: the host does not wait between steps."""
-
-    def __init__(self) -> None:
-        self.events: list[torch.cuda.Event] = []
-
-    def mark(self) -> None:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        self.events.append(event)
-
-    def laps_ms(self) -> list[float]:
-        self.events[-1].synchronize()
-        return [a.elapsed_time(b) for a, b in zip(self.events, self.events[1:])]
-
-
-def timed(ops: Ops, stopwatch: Stopwatch, called: list[str]) -> Ops:
-    """The same operations between two marks each; their names go to `called`."""
-
-    def between(name: str, op: Callable[..., object]) -> Callable[..., object]:
-        @wraps(op)
-        def run(*given: object) -> object:
-            stopwatch.mark()
-            result = op(*given)
-            stopwatch.mark()
-            called.append(name)
-            return result
-
-        return run
-
-    return replace(ops, **{f.name: between(f.name, getattr(ops, f.name)) for f in fields(ops)})
-
-
-def timed_block(place: ForwardPlace, scene: BlockScene, stopwatch: Stopwatch) -> dict[str, float]:
-    """Milliseconds of each step in one block; `between`: what is in no step, from the first to the
-    last mark. Raises `WrongResult` if the block does not do what `ORDER` says.
-    """
-    called: list[str] = []
-    our_block(place, scene, timed(place.ops, stopwatch, called))(scene.x.clone())
-    expected = [_BY_NAME[name].op for name in ORDER]
-    if called != expected:
-        raise WrongResult(f"a block called {called}, expected {expected}: mend launches.ORDER")
-    laps = stopwatch.laps_ms()
-    found = dict.fromkeys(_BY_NAME, 0.0)
-    for name, ms in zip(ORDER, laps[::2], strict=True):
-        found[name] += ms
-    return found | {"between": sum(laps[1::2])}

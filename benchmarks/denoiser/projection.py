@@ -111,7 +111,7 @@ def without_pose(size: ClipShape) -> int:
 
 
 def evaluations(recipe: Recipe) -> tuple[int, int]:
-    """How many a clip of one window takes: those that see the skeleton, those that do not."""
+    """The evaluations of a clip of one window: those that see the skeleton, those that do not."""
     places = [n / recipe.steps for n in range(recipe.steps)]
     seen = sum(recipe.pose_from <= place < recipe.pose_until for place in places)
     times = 1 if recipe.cfg == 1 else 2
@@ -154,7 +154,7 @@ def projection_figures(rows: Sequence[ProjectionRow]) -> list[Figure]:
 
 
 def projection_pictures(rows: Sequence[ProjectionRow], folder: Path, stem: str) -> list[Path]:
-    """One picture: seconds of a forward with their bars, and the limits."""
+    """Draws seconds of a forward with their bars, and the limits."""
     forwards = [row for row in rows if row.what == "one forward"]
     labels = [f"{row.gpu}\n{row.size}" for row in forwards]
     fig, [axes] = pictures.figure(9.0, 1.8 + 0.6 * len(forwards))

@@ -1,4 +1,4 @@
-"""What each kernel is measured on: its inputs, whether its result is right, and the work it does.
+"""The cases that kernels are measured on: inputs, a check of the result, and the work that is done.
 
 Results are compared with the references beside the kernels, on a sample of rows where the whole
 would not fit. Inputs are standard normal values, drawn anew for every size.

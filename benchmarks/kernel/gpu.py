@@ -43,7 +43,7 @@ RESERVE_S = 30  # of the budget, for a step that has begun
 
 @dataclass(frozen=True, slots=True)
 class KernelPlace:
-    """Where kernels run and are timed."""
+    """A device on which kernels run and are timed."""
 
     arch: Arch
     bank: Bank
@@ -236,7 +236,7 @@ def rival_rows(
 
 
 def wrong_rows(rows: Sequence[KernelRow]) -> list[str]:
-    """What is wrong in each kernel that is."""
+    """A sentence for each kernel whose result is wrong."""
     return [f"{row.name}, {row.note}" for row in rows if row.note.startswith(WRONG)]
 
 
@@ -252,8 +252,6 @@ def _checked(case: KernelCase, place: KernelPlace, tokens: int) -> tuple[KernelJ
 
 def _begun(peer: Peer) -> PeerWork | str:
     """The peer's work, which has been done once, or why there is none."""
-    if peer.run is None:
-        return peer.missing
     try:
         work = peer.run()
         work()

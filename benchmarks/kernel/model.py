@@ -1,4 +1,4 @@
-"""What a GPU could do at best with a kernel: its limits, and an estimate from the machine code.
+"""Models a GPU: the limits of a kernel, and an estimate of its rate from the machine code.
 
 The estimate is no measurement. It takes one iteration of the main loop as a closed queue, solved by
 mean value analysis: the warps of a scheduler ask for its tensor core, its issue slots and its unit
@@ -78,7 +78,7 @@ def flop_a_cycle(instruction: str) -> int:
 
 
 def peak_tflops(mix: Mix, gpu: GpuModel) -> float:
-    """What the tensor cores alone would do with this mix of instructions."""
+    """The rate of the tensor cores alone with this mix of instructions."""
     work = sum(flop(name) * count for name, count in mix.mma.items())
     cycles = sum(flop(name) * count / flop_a_cycle(name) for name, count in mix.mma.items())
     return work / cycles * gpu.multiprocessors * gpu.ghz / 1000
@@ -124,7 +124,7 @@ def iterations_a_cycle(needs: Sequence[float], warps: int) -> float:
 
 
 def blocks_together(cubin: Cubin, gpu: GpuModel) -> int:
-    """How many blocks of a kernel one multiprocessor holds."""
+    """The number of blocks of a kernel that one multiprocessor holds."""
     registers = -(-cubin.registers // 8) * 8 * 32 * cubin.warps
     return min(REGISTERS // registers, gpu.shared_bytes // (cubin.shared_bytes + SHARED_RESERVED))
 

@@ -1,15 +1,13 @@
-"""The same work in other libraries: which they are, how to get one, and what runs it.
+"""Other libraries that do the work of our kernels, and what runs them.
 
 Their inputs are ready before the clock starts; ours are too, quantisation is a kernel of its own.
 The result of a kernel's peer is not checked here.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
-from shutil import which
 
 import torch
 import torch.nn.functional as F
@@ -26,42 +24,10 @@ PeerTimer = Callable[[PeerWork], float | None]  # ms; None: runs, but has no clo
 
 
 @dataclass(frozen=True, slots=True)
-class PeerLibrary:
-    """What a peer needs, and how to get it."""
-
-    name: str
-    install: str
-    module: str = ""  # that is imported
-    programs: tuple[str, ...] = ()  # of which one has to be found, where it is no module
-
-
-SAGE = PeerLibrary("sageattention", "pip install sageattention==1.0.6", "sageattention")
-DIFFUSERS = PeerLibrary("diffusers", "pip install diffusers==0.42.1", "diffusers")
-TRITON = PeerLibrary("triton", "pip install triton==3.6.0", "triton")
-COMPILER = PeerLibrary("C compiler", "apt-get install gcc", programs=("gcc", "clang"))
-TORCHAO = PeerLibrary("torchao", "pip install torchao==0.18.0", "torchao")
-
-
-def lacking(libraries: Sequence[PeerLibrary], on_gpu: bool) -> str:
-    """Why a peer that needs these does not run here, and how to change that; "": it does."""
-    lacks = [f"{one.name}: not here; {one.install}" for one in libraries if not _is_here(one)]
-    if lacks or on_gpu:
-        return ", ".join(lacks)
-    return f"{' + '.join(one.name for one in libraries)}: needs a GPU"
-
-
-def _is_here(library: PeerLibrary) -> bool:
-    if library.programs:
-        return any(which(program) for program in library.programs)
-    return find_spec(library.module) is not None
-
-
-@dataclass(frozen=True, slots=True)
 class Peer:
     name: str
     flop: float
-    run: Callable[[], PeerWork] | None  # makes inputs, returns the work
-    missing: str = ""  # how to get it, where it is not installed
+    run: Callable[[], PeerWork]  # makes inputs, returns the work
     beside: str = ATTENTION  # the work of ours that it is timed in turns with
 
 
@@ -71,8 +37,7 @@ def peers(tokens: int) -> Iterator[Peer]:
     for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
         name = backend.name.removesuffix("_ATTENTION").lower()
         yield Peer(f"torch sdpa {name} bf16", flop, partial(_sdpa, tokens, backend))
-    missing = lacking((SAGE,), on_gpu=True)
-    yield Peer("sageattention", flop, None if missing else partial(_sage, tokens), missing)
+    yield Peer("sageattention", flop, partial(_sage, tokens))
     for name, (n, k) in PRODUCTS.items():
         work = 2.0 * tokens * n * k
         for fast in (True, False):
@@ -98,9 +63,11 @@ def _sdpa(tokens: int, backend: SDPBackend) -> PeerWork:
 
 
 def _sage(tokens: int) -> PeerWork:
-    """INT8 attention. Its own quantisation is inside, as it has no interface without."""
-    q, k, v = _heads_first(tokens)
+    """INT8 attention of `pip install sageattention==1.0.6`. Its own quantisation is inside, as it
+    has no interface without.
+    """
     attend = import_module("sageattention").sageattn
+    q, k, v = _heads_first(tokens)
     return lambda: attend(q, k, v, tensor_layout="HND")
 
 

@@ -39,7 +39,7 @@ class KernelRow:
 
 
 def measure_kernels() -> tuple[str, list[KernelRow]]:
-    """How kernels were checked, and a row for each of every architecture."""
+    """Says how kernels were checked, and gives a row for each of every architecture."""
     rows = []
     for arch in ARCHS:
         everything = cases(arch, SCAIL_14B)
@@ -49,7 +49,7 @@ def measure_kernels() -> tuple[str, list[KernelRow]]:
 
 
 def static_row(case: KernelCase, arch: Arch, cubins: dict[str, Cubin]) -> KernelRow:
-    """What machine code says of a case: of its kernels the one with the most registers."""
+    """Describes a case by its machine code: of several kernels the one with the most registers."""
     held = max((cubins[spec.name] for spec in case.specs), key=lambda cubin: cubin.registers)
     mix = held.loop
     return KernelRow(

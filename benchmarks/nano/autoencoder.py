@@ -78,7 +78,7 @@ def _up(layer: AutoencoderLayer, x: Tensor) -> Tensor:
 
 
 def _causal(conv: AutoencoderLayer, x: Tensor) -> Tensor:
-    """Every frame with the two before it, zeros before the first."""
+    """Convolves every frame with the two before it, zeros before the first."""
     if x.shape[1] == 1:  # a picture sees the last tap alone
         weight = conv.weight[:, :, 2]
         return _each(x, lambda y: F.conv2d(y, weight, conv.bias, padding=weight.shape[-1] // 2))
@@ -101,7 +101,7 @@ def _norm(norm: AutoencoderLayer, x: Tensor) -> Tensor:
 
 
 def _each(x: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
-    """On all frames of all clips as one batch of pictures."""
+    """Works on all frames of all clips as one batch of pictures."""
     y = work(x.flatten(0, 1))
     return y.unflatten(0, x.shape[:2])
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from benchmarks.nano.paint import Array
 from engine.errors import BadRequest
 
-Array = NDArray[np.floating]
 Curve = Callable[[Array], Array]
 
 BEATS_PER_MINUTE = 110.0
@@ -52,7 +52,7 @@ class BodyProportions:
 
 @dataclass(frozen=True, slots=True)
 class Pose:
-    """What the parts of a body do in T frames. Angles in radians about x, y, z; side 0 is left."""
+    """The motion of a body in T frames. Angles in radians about x, y, z; side 0 is left."""
 
     pelvis: Array  # [T, 3] mm
     turn: Array  # [T, 3] of the pelvis against the room
@@ -255,7 +255,7 @@ def _footwork(beat: Array, facing: Curve, rng: np.random.Generator) -> tuple[Arr
 
 
 def _moves(beats: float, rng: np.random.Generator) -> Curve:
-    """Where the hands are at a beat: one move a phrase, each melting into the next."""
+    """The places of the hands at a beat: one move a phrase, each melting into the next."""
     phrases = int(beats / PHRASE_BEATS) + 2
     order = [int(i) for _ in range(phrases) for i in rng.permutation(len(_MOVES))][:phrases]
     sway = rng.uniform(0.85, 1.1)
@@ -315,7 +315,7 @@ _MOVES = (_wave, _roll, _sky, _crown, _swing)
 
 
 def _grounded(pose: Pose, body: BodyProportions) -> Pose:
-    """The same pose, as much lower as it takes for the legs to reach every step with bent knees."""
+    """Lowers a pose as much as it takes for the legs to reach every step with bent knees."""
     joints = skeleton(pose, body)
     gap = pose.ankles - joints[:, [1, 2]]
     level = (gap[..., [0, 2]] ** 2).sum(-1)

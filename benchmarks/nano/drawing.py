@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from benchmarks.nano.dance import ARMS, FLOOR, LEGS, SIDES, unit
-from benchmarks.nano.paint import Array, Colour, Cone, ConePart, cover, inside, paint
+from benchmarks.nano.paint import Array, Cone, ConePart, Tint, cover, inside, paint
 from engine.errors import BadMedia
 from engine.pose.camera import Camera, base_camera
 
@@ -23,16 +23,16 @@ Hair = Literal["short", "bob", "ponytail", "bun"]
 class Look:
     """Colours and proportions of a drawing. Lengths are shares of the limb they cover."""
 
-    skin: Colour = (226, 170, 138)
-    hair: Colour = (66, 40, 38)
-    top: Colour = (238, 108, 91)
-    stripe: Colour = (255, 226, 190)
-    trousers: Colour = (47, 66, 102)
-    shoes: Colour = (250, 247, 240)
-    soles: Colour = (238, 108, 91)
-    wall: Colour = (250, 229, 205)
-    disc: Colour = (255, 203, 140)
-    floor: Colour = (214, 176, 148)
+    skin: Tint = (226, 170, 138)
+    hair: Tint = (66, 40, 38)
+    top: Tint = (238, 108, 91)
+    stripe: Tint = (255, 226, 190)
+    trousers: Tint = (47, 66, 102)
+    shoes: Tint = (250, 247, 240)
+    soles: Tint = (238, 108, 91)
+    wall: Tint = (250, 229, 205)
+    disc: Tint = (255, 203, 140)
+    floor: Tint = (214, 176, 148)
     style: Hair = "bob"
     sleeves: float = 0.34  # of the arm
     legs: float = 0.93  # of the leg
@@ -41,10 +41,10 @@ class Look:
     head: float = 1.14
 
 
-_SKINS: tuple[Colour, ...] = (
+_SKINS: tuple[Tint, ...] = (
     (244, 205, 176), (226, 170, 138), (190, 130, 96), (141, 90, 64), (92, 58, 44),
 )  # fmt: skip
-_HAIRS: tuple[Colour, ...] = (
+_HAIRS: tuple[Tint, ...] = (
     (34, 28, 32), (66, 40, 38), (120, 72, 44), (196, 150, 90), (150, 52, 40), (150, 150, 150),
 )  # fmt: skip
 
@@ -54,7 +54,7 @@ def random_look(rng: np.random.Generator) -> Look:
     styles: tuple[Hair, ...] = ("short", "bob", "ponytail", "bun")
     hue = rng.uniform(0, 1)
 
-    def tint(turn: float, vivid: float, light: float) -> Colour:
+    def tint(turn: float, vivid: float, light: float) -> Tint:
         """A colour so far round the wheel from this look's hue, a little at random."""
         angle = 2 * np.pi * (hue + turn + rng.uniform(-0.04, 0.04) + np.array([0, 1 / 3, 2 / 3]))
         level = light * (1 - vivid * (0.5 - 0.5 * np.cos(angle))) * rng.uniform(0.9, 1)
@@ -364,11 +364,11 @@ def _face(at: Array, head: BodyFrame, towards: float, look: Look) -> Iterator[Co
         yield ConePart(smile, lip, ink=0, shade=0)
 
 
-def _mixed(colour: Colour, other: Colour, share: float) -> Colour:
+def _mixed(colour: Tint, other: Tint, share: float) -> Tint:
     red, green, blue = (int(a + (b - a) * share) for a, b in zip(colour, other))
     return red, green, blue
 
 
-def _deeper(colour: Colour, share: float) -> Colour:
+def _deeper(colour: Tint, share: float) -> Tint:
     red, green, blue = (int(value * share) for value in colour)
     return red, green, blue

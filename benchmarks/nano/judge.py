@@ -1,4 +1,4 @@
-"""What a clip of a known scene is worth: are the limbs where they should be, in the right colours?
+"""Judges a clip of a known scene: are the limbs where they should be, in the right colours?
 
 The character is what differs from the empty room. Each pixel belongs to the limb whose true bones
 are nearest, and in colour to the part of the character that is most like it. The result and the
@@ -12,12 +12,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.nano.dance import ARMS, LEGS
+from benchmarks.nano.dance import ARMS, LEGS, Array
 from benchmarks.nano.drawing import Look, draw_dancer
 from benchmarks.nano.scenes import HEIGHT, WIDTH, Frames, ScenePlan
 from engine.pose.camera import base_camera
-
-Reals = NDArray[np.floating]
 
 TRUNK, HEAD = (0, 3, 6, 9, 12), (12, 15)
 LIMBS = (*ARMS, *LEGS)  # chains of joints, the four that are judged
@@ -68,7 +66,7 @@ def limbs_of(joints: NDArray[np.floating]) -> NDArray[np.int8]:
     return np.argmin(far, axis=0).astype(np.int8)
 
 
-def _to_bone(pixels: Reals, start: Reals, end: Reals) -> Reals:
+def _to_bone(pixels: Array, start: Array, end: Array) -> Array:
     """Distance of pixels [H, W, 2] to bones between [T, 2] and [T, 2]: [T, H, W]."""
     axis = (end - start)[:, None, None]
     away = pixels - start[:, None, None]
@@ -96,7 +94,7 @@ def iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
 
 
 def _distance(frames: Frames, truth: Frames, mask: NDArray[np.bool_]) -> float:
-    """Hellinger distance of the colours that lie where the true part is."""
+    """The Hellinger distance of the colours that lie where the true part is."""
     made, true = (
         cv2.calcHist([clip[mask].reshape(-1, 1, 3)], [0, 1, 2], None, [BINS] * 3, [0, 256] * 3)
         for clip in (frames, truth)

@@ -1,17 +1,12 @@
-"""Scenes as the transformer sees them: encoded once by the trained VAE and the image encoder.
+"""Encodes scenes once, by the trained VAE and the image encoder, as the transformer sees them."""
 
-python -m benchmarks.nano.latents SCENES LATENTS --models FOLDER [--stay]
-"""
-
-import argparse
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm import tqdm
 
 from benchmarks.nano.scenes import Scene, read
 from engine.media.framing import skeleton_to_network
@@ -22,7 +17,7 @@ from engine.models.vision import VisionEncoder
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One scene. Kept in half precision."""
+    """One scene, kept in half precision."""
 
     clip: Tensor  # [16, t, h, w]
     pose: Tensor  # [16, t, h/2, w/2]
@@ -57,26 +52,13 @@ def load(path: Path) -> Encoded:
     return Encoded(**load_file(path))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("scenes", type=Path)
-    parser.add_argument("latents", type=Path)
-    parser.add_argument("--models", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--stay", action="store_true", help="wait for more scenes")
-    args = parser.parse_args(argv)
-    args.latents.mkdir(parents=True, exist_ok=True)
+def encode_scenes(scenes: Path, latents: Path, models: Path) -> None:
+    """Writes the latents of every scene that has none yet."""
+    latents.mkdir(parents=True, exist_ok=True)
     device = torch.device("cpu")
-    vae = load_vae(find_model(args.models, VAE), device, torch.float32)
-    vision = VisionEncoder(find_model(args.models, IMAGE_ENCODER), device, torch.float32)
-    while True:
-        for path in sorted(args.scenes.glob("*[0-9].npz")):
-            target = args.latents / f"{path.stem}.safetensors"
-            if not target.exists():
-                write(encode(read(path), vae, vision), target)
-        if not args.stay:
-            break
-        time.sleep(5)
-
-
-if __name__ == "__main__":
-    main()
+    vae = load_vae(find_model(models, VAE), device, torch.float32)
+    vision = VisionEncoder(find_model(models, IMAGE_ENCODER), device, torch.float32)
+    for path in tqdm(sorted(scenes.glob("*[0-9].npz")), "latents", disable=None):
+        target = latents / f"{path.stem}.safetensors"
+        if not target.exists():
+            write(encode(read(path), vae, vision), target)

@@ -1,4 +1,4 @@
-"""What trains the nano models: Muon for the matrices within, Adam for everything else.
+"""The optimizer of the nano models: Muon for the matrices within, Adam for everything else.
 
 Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest orthogonal matrix, found by
 Newton-Schulz iterations, so that all directions of a layer learn at one speed. On small models that

@@ -13,7 +13,7 @@ from benchmarks.nano.dance import ease
 from engine.pose.camera import Camera
 
 Array = NDArray[np.floating]
-Colour = tuple[int, int, int]
+Tint = tuple[int, int, int]
 Cone = tuple[Array, Array, float, float]  # two ends [3] mm and their radii, mm
 
 FINE = 896  # pixels of a picture's longer side at which outlines have the widths given here
@@ -24,7 +24,7 @@ class ConePart:
     """One colour, blended from round cones, perhaps cut to other shapes."""
 
     cones: Sequence[Cone]
-    colour: Colour
+    colour: Tint
     blend: float = 0.0  # mm over which the cones melt into each other
     ink: float = 1.0  # strength of the outline
     shade: float = 1.0  # strength of light and shadow
@@ -122,7 +122,7 @@ def _past(points: Array, cone: Cone, camera: Camera) -> Array:
 
 
 def inside(distance: Array) -> Array:
-    """How much of a pixel is covered, 0..1, by a shape at this distance from its centre."""
+    """The share of a pixel, 0..1, that a shape at this distance from its centre covers."""
     return np.clip(0.5 - distance, 0, 1)
 
 

@@ -1,18 +1,13 @@
 """Synthetic scenes: a drawn character, its dance, the skeleton of that dance, and a picture of it.
 
 A scene is a function of its number. Numbers from `HELD_OUT` on are never trained on.
-
-python -m benchmarks.nano.scenes FOLDER --first 0 --count 1000      # writes what is missing
 """
 
-import argparse
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from benchmarks.nano.dance import BodyProportions, dance
 from benchmarks.nano.drawing import Look, draw_dancer, random_look
@@ -40,7 +35,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class ScenePlan:
-    """What a scene's number decides, before anything is drawn."""
+    """Everything that a scene's number decides, before anything is drawn."""
 
     look: Look
     pictured: NDArray[np.float32]  # [24, 3] mm
@@ -48,7 +43,7 @@ class ScenePlan:
 
 
 def plan(number: int, frames: int = FRAMES) -> ScenePlan:
-    """The same number, the same scene, on any machine."""
+    """Plans the scene of a number, the same on any machine."""
     rng = np.random.default_rng([20261123, number])
     look = random_look(rng)
     body = BodyProportions(*rng.uniform(0.92, 1.08, 5))
@@ -73,13 +68,13 @@ def scene(number: int) -> Scene:
 
 
 def draw(planned: ScenePlan) -> Frames:
-    """The true clip: what a perfect model would make."""
+    """Draws the true clip: what a perfect model would make."""
     drawn = [draw_dancer(pose, HEIGHT, WIDTH, planned.look) for pose in planned.joints[:, 0]]
     return np.stack(drawn)
 
 
 def write(number: int, folder: Path) -> Path:
-    """The scene as a file, made once; a killed run leaves none that is cut short."""
+    """Writes the scene once; a killed run leaves no file that is cut short."""
     path = folder / f"{number:07}.npz"
     if not path.exists():
         made, fresh = scene(number), path.with_suffix(".part.npz")
@@ -91,18 +86,3 @@ def write(number: int, folder: Path) -> Path:
 def read(path: Path) -> Scene:
     with np.load(path) as file:
         return Scene(file["picture"], file["frames"], file["skeleton"])
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--count", type=int, default=1000)
-    args = parser.parse_args(argv)
-    args.folder.mkdir(parents=True, exist_ok=True)
-    for number in tqdm(range(args.first, args.first + args.count), "scenes", disable=None):
-        write(number, args.folder)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Where the training of the VAE begins: colours already pass, everything else is random."""
+"""The VAE as its training begins: colours already pass, everything else is random."""
 
 from collections.abc import Iterable
 
@@ -54,7 +54,7 @@ def fresh_vae(width: int) -> Vae:
 
 @torch.no_grad()
 def normalise(vae: AutoencoderLayer, clips: Tensor) -> None:
-    """Folds into the outermost layers what gives latents of clips [B, 3, T, H, W] mean 0, spread 1.
+    """Changes the outermost layers so that latents of clips [B, 3, T, H, W] have mean 0, spread 1.
 
     With m and s of what the encoder says now, a raw value r becomes r / s + k, and back.
     """
@@ -72,7 +72,7 @@ def normalise(vae: AutoencoderLayer, clips: Tensor) -> None:
 
 
 def _repeat(time_conv: AutoencoderLayer, is_down: bool) -> None:
-    """Down: the mean of two frames. Up: the frame twice."""
+    """Begins as the mean of two frames on the way down, and as the frame twice on the way up."""
     nn.init.zeros_(time_conv.weight)
     nn.init.zeros_(time_conv.bias)
     taps, count = ((1, 2), 1) if is_down else ((2,), 2)
@@ -82,7 +82,7 @@ def _repeat(time_conv: AutoencoderLayer, is_down: bool) -> None:
 
 
 def _through_norm(conv: AutoencoderLayer, head: AutoencoderLayer) -> None:
-    """The last convolution before a head gives colours both signs, and the head takes them back."""
+    """Gives colours both signs in the last convolution before a head, which takes them back."""
     conv.weight[3:6], conv.bias[3:6] = -conv.weight[:3], 0.0
     conv.weight[6], conv.bias[6] = 0.0, STEADY
     _pass(head, (-1, 1, 1))
@@ -90,7 +90,7 @@ def _through_norm(conv: AutoencoderLayer, head: AutoencoderLayer) -> None:
 
 
 def _in_units(vae: AutoencoderLayer) -> None:
-    """The outermost layers speak in the units of the official latents."""
+    """Puts the outermost layers into the units of the official latents."""
     _pass(vae.conv1, (0, 0, 0))
     _pass(vae.conv2, (0, 0, 0))
     mean, std = torch.tensor(LATENT_MEAN), torch.tensor(LATENT_STD)
@@ -102,7 +102,7 @@ def _in_units(vae: AutoencoderLayer) -> None:
 
 
 def _pass(conv: AutoencoderLayer, taps: tuple[int | slice, ...], share: float = 1.0) -> None:
-    """The first three channels go through as they are."""
+    """Lets the first three channels through as they are."""
     conv.weight[:3], conv.bias[:3] = 0.0, 0.0
     for channel in range(3):
         conv.weight[(channel, channel, *taps)] = share

@@ -14,6 +14,7 @@ from statistics import fmean
 import numpy as np
 from PIL import Image
 
+from benchmarks.cold_start.scene import own_arch
 from benchmarks.nano.drawing import draw_dancer
 from benchmarks.nano.judge import LimbVerdict, judge
 from benchmarks.nano.scenes import FPS, HEIGHT, HELD_OUT, WIDTH, Frames, ScenePlan, draw, plan
@@ -26,7 +27,6 @@ from benchmarks.quality.suite import (
     build,
     frames_of,
     networks,
-    own_arch,
     settings,
 )
 from benchmarks.record import Figure, Suite
@@ -49,7 +49,7 @@ EXACT = "exact"
 
 @dataclass(frozen=True, slots=True)
 class NanoRow:
-    """One program; means over the clips."""
+    """One program, judged by its means over the clips."""
 
     weights: str
     attention: str
@@ -72,7 +72,7 @@ class Task:
 
 
 def measure_nano(clips: int = CLIPS) -> tuple[str, list[NanoRow]]:
-    """How the figures were checked, and a row for each program, the exact one first."""
+    """Says how figures were checked, and gives a row for each program, the exact one first."""
     with tempfile.TemporaryDirectory(prefix="scail-nano-") as name:
         folder = Path(name)
         tasks = [task(HELD_OUT + number, folder) for number in range(clips)]
@@ -150,7 +150,7 @@ def nano_table(rows: Sequence[NanoRow]) -> str:
 
 
 def nano_figures(rows: Sequence[NanoRow]) -> list[Figure]:
-    """The same seeds give the same frames; the noise is half of the last digit."""
+    """Rounded figures: equal seeds give equal frames, so the noise is half of the last digit."""
     found: list[Figure] = []
     for row in rows:
         name, it = row.name, row.verdict

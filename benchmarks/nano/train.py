@@ -1,13 +1,6 @@
-"""Trains the nano transformer by rectified flow; run again, it goes on where it stopped.
+"""Trains the nano transformer by rectified flow; run again, it goes on where it stopped."""
 
-python -m benchmarks.nano.train LATENTS FOLDER --models DIR --minutes 75
-"""
-
-import argparse
-import math
 import random
-import time
-from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.nano.latents import Encoded, load
-from benchmarks.nano.optimizer import NanoOptimizer
-from benchmarks.nano.training import TrainingLog, keep, resume, schedule
+from benchmarks.nano.latents import load
+from benchmarks.nano.training import StepLoss, train
 from benchmarks.nano.transformer import (
     BatchConditions,
     Texts,
@@ -40,14 +32,12 @@ SHIFT = 3.0  # of the noise levels: more of the noisy ones, where poses are deci
 BODY = 2.0  # added to the weight of the loss where the skeleton is
 CROSS = ".cross_attn."  # has little to say here: Adam will do, and costs nothing
 RATES = (0.015, 1.5e-3)  # of Muon and of Adam
-AVERAGE = 0.997  # of the averaged weights, which are the ones kept
-RESCAN = 60.0  # s
 VISION_TOKENS, VISION_SEEN = 257, 63
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Latent frames of a window and how many windows a step has."""
+    """The latent frames of a window, and how many windows a step has."""
 
     frames: int
     count: int
@@ -83,30 +73,23 @@ def body_weight(pose: Tensor) -> Tensor:
 
 
 class LatentPool:
-    """All encoded scenes there are; more may appear meanwhile."""
+    """Holds all encoded scenes."""
 
     def __init__(self, folder: Path, rng: random.Random) -> None:
-        self.folder, self.rng = folder, rng
-        self.scenes: dict[str, Encoded] = {}
-        self.scanned = -math.inf
+        self.rng = rng
+        self.scenes = [load(path) for path in sorted(folder.glob("*.safetensors"))]
 
     def batch(self, batch: Batch) -> tuple[Tensor, BatchConditions]:
         """Clean latents [B, 16, t, h, w] and all that is known of them."""
-        if time.monotonic() - self.scanned > RESCAN:
-            for path in self.folder.glob("*.safetensors"):
-                if path.stem not in self.scenes:
-                    self.scenes[path.stem] = load(path)
-            self.scanned = time.monotonic()
-        drawn = self.rng.choices(list(self.scenes.values()), k=batch.count)
+        drawn = self.rng.choices(self.scenes, k=batch.count)
         starts = [self.rng.randint(0, scene.clip.shape[1] - batch.frames) for scene in drawn]
         cuts = [slice(start, start + batch.frames) for start in starts]
         empty = self.rng.random() < NO_TEXT
         choices = EMPTY if empty else [n for n in range(len(PROMPTS)) if n not in EMPTY]
         has_pose = self.rng.random() >= NO_POSE
         pose = torch.stack([scene.pose[:, cut] for scene, cut in zip(drawn, cuts)]).float()
-        return torch.stack(
-            [scene.clip[:, cut] for scene, cut in zip(drawn, cuts)]
-        ).float(), BatchConditions(
+        clean = torch.stack([scene.clip[:, cut] for scene, cut in zip(drawn, cuts)]).float()
+        return clean, BatchConditions(
             texts=torch.tensor(self.rng.choices(choices, k=batch.count)),
             vision=torch.stack([scene.vision for scene in drawn])[:, self._seen()].float(),
             reference=torch.stack([scene.reference for scene in drawn]).float(),
@@ -123,57 +106,22 @@ def embedded(models: Path) -> list[Tensor]:
     return embed_prompts(PROMPTS, encoder, models, state_dir(), cpu, torch.float32)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("latents", type=Path)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--models", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--minutes", type=float, default=75.0, help="of the whole training")
-    args = parser.parse_args(argv)
-    if not any(args.latents.glob("*.safetensors")):
-        parser.error(
-            f"{args.latents} holds no latents: python -m benchmarks.nano.latents makes them"
-        )
-    args.folder.mkdir(parents=True, exist_ok=True)
+def train_transformer(latents: Path, folder: Path, models: Path, minutes: float) -> None:
+    """Leaves scail.pt and average.pt in the folder."""
     torch.manual_seed(SEED)
-    texts = texts_of(embedded(args.models))
+    texts = texts_of(embedded(models))
     model = fresh_transformer(NANO)
     inner = [p for name, p in model.blocks.named_parameters() if p.ndim == 2 and CROSS not in name]
-    chosen = {id(p) for p in inner}
-    optimizer = NanoOptimizer(inner, [p for p in model.parameters() if id(p) not in chosen])
-    state = resume(args.folder / "scail.pt", model, optimizer)
-    average = deepcopy(model)
-    resume(args.folder / "average.pt", average, NanoOptimizer([], []))
-    torch.manual_seed(SEED + state.step)
-    rng = random.Random(SEED + state.step)
-    pool, log = LatentPool(args.latents, rng), TrainingLog(args.folder / "scail.csv")
-    started = time.monotonic() - state.seconds
-    while (spent := time.monotonic() - started) < 60 * args.minutes:
-        done = spent / (60 * args.minutes)
-        rate = schedule(state.step, done)
-        optimizer.set_rates(rate * RATES[0], rate * RATES[1])
+    rng = random.Random(SEED)
+    pool = LatentPool(latents, rng)
+
+    def loss_of(done: float) -> StepLoss:
         chances = [row for since, row in CHANCES if done >= since][-1]
         batch = rng.choices(BATCHES, chances)[0]
         clean, known = pool.batch(batch)
         weight = torch.ones(()) if known.pose is None else body_weight(known.pose)
-        loss = losses(model, texts, clean, known, weight)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        state.step, state.seconds = state.step + 1, time.monotonic() - started
-        decay = min(AVERAGE, (1 + state.step) / (10 + state.step))
-        with torch.no_grad():
-            for slow, fast in zip(average.parameters(), model.parameters()):
-                slow.lerp_(fast, 1 - decay)
         kind = f"{batch.frames}{'' if known.pose is not None else 'n'}"
-        log.add(state.step, state.seconds, kind, loss.item(), len(pool.scenes))
-        if state.step % 100 == 0:
-            keep(args.folder / "scail.pt", model, optimizer, state)
-            keep(args.folder / "average.pt", average, NanoOptimizer([], []), state)
-    keep(args.folder / "scail.pt", model, optimizer, state)
-    keep(args.folder / "average.pt", average, NanoOptimizer([], []), state)
+        return StepLoss(losses(model, texts, clean, known, weight), kind, len(pool.scenes))
 
-
-if __name__ == "__main__":
-    main()
+    path = folder / "scail.pt"
+    train(path, model, inner, rng, SEED, minutes, RATES, loss_of, average=deepcopy(model))

@@ -1,23 +1,17 @@
-"""Trains the nano VAE on crops of scenes; run again, it goes on where it stopped.
+"""Trains the nano VAE on crops of scenes; run again, it goes on where it stopped."""
 
-python -m benchmarks.nano.train_vae SCENES FOLDER --minutes 25
-"""
-
-import argparse
 import random
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.nano.autoencoder import decode, encode
-from benchmarks.nano.optimizer import NanoOptimizer
 from benchmarks.nano.scenes import read
 from benchmarks.nano.start import fresh_vae, normalise
-from benchmarks.nano.training import TrainingLog, keep, resume, schedule
+from benchmarks.nano.training import StepLoss, train
 from engine.media.framing import skeleton_to_network
 from engine.models.vae import Vae
 
@@ -31,7 +25,7 @@ RATES = (0.006, 1e-3)  # of Muon and of Adam
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """What a step looks at."""
+    """The part of a scene that a step looks at."""
 
     frames: int
     height: int
@@ -52,7 +46,7 @@ STILL = 0.35  # share of the time in which it sees pictures alone
 
 
 def losses(vae: Vae, clips: Tensor) -> tuple[Tensor, Tensor]:
-    """What is minimised, and the mean squared error of pixels in -1..1."""
+    """The loss that is minimised, and the mean squared error of pixels in -1..1."""
     latents = encode(vae, clips)
     made = decode(vae, latents + NOISE * torch.randn_like(latents))
     off = made - clips
@@ -63,10 +57,10 @@ def losses(vae: Vae, clips: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class ScenePool:
-    """Some scenes in memory, exchanged little by little; more of them may appear meanwhile."""
+    """Holds some scenes in memory, exchanged little by little."""
 
     def __init__(self, folder: Path, rng: random.Random) -> None:
-        self.folder, self.rng = folder, rng
+        self.paths, self.rng = sorted(folder.glob("*[0-9].npz")), rng
         self.held: list[tuple[Tensor, Tensor]] = []
 
     def crop(self, crop: Crop) -> Tensor:
@@ -75,7 +69,7 @@ class ScenePool:
 
     def _one(self, crop: Crop) -> Tensor:
         if len(self.held) < HELD or self.rng.random() < 0.2:
-            found = read(self.rng.choice(list(self.folder.glob("*[0-9].npz"))))
+            found = read(self.rng.choice(self.paths))
             half = skeleton_to_network(torch.from_numpy(found.skeleton))
             self.held.append((torch.from_numpy(found.frames), (half * 127.5 + 127.5).byte()))
             self.held = self.held[-HELD:]
@@ -88,43 +82,20 @@ class ScenePool:
         return clip.float() / 127.5 - 1
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("scenes", type=Path)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--minutes", type=float, default=25.0, help="of the whole training")
-    args = parser.parse_args(argv)
-    if not any(args.scenes.glob("*[0-9].npz")):
-        parser.error(f"{args.scenes} holds no scenes: python -m benchmarks.nano.scenes makes them")
-    args.folder.mkdir(parents=True, exist_ok=True)
+def train_vae(scenes: Path, folder: Path, minutes: float) -> None:
+    """Leaves vae.pt in the folder."""
     torch.manual_seed(SEED)
     vae = fresh_vae(WIDTH)
     inner = [p for p in vae.parameters() if p.ndim >= 3 and min(p.shape[0], p.shape[1]) >= 8]
-    chosen = {id(p) for p in inner}
-    optimizer = NanoOptimizer(inner, [p for p in vae.parameters() if id(p) not in chosen])
-    pool = ScenePool(args.scenes, random.Random(SEED))
+    rng = random.Random(SEED)
+    pool = ScenePool(scenes, rng)
     normalise(vae, torch.cat([pool.crop(PICTURES[0]) for _ in range(4)]).transpose(1, 2))
-    state = resume(args.folder / "vae.pt", vae, optimizer)
-    rng = random.Random(SEED + state.step)
-    pool.rng, log = rng, TrainingLog(args.folder / "vae.csv")
-    started = time.monotonic() - state.seconds
-    while (spent := time.monotonic() - started) < 60 * args.minutes:
-        rate = schedule(state.step, spent / (60 * args.minutes))
-        optimizer.set_rates(rate * RATES[0], rate * RATES[1])
-        crops = PICTURES if spent < STILL * 60 * args.minutes else CLIPS
+
+    def loss_of(done: float) -> StepLoss:
+        crops = PICTURES if done < STILL else CLIPS
         crop = rng.choices(crops, [crop.share for crop in crops])[0]
         loss, error = losses(vae, pool.crop(crop))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        state.step, state.seconds = state.step + 1, time.monotonic() - started
         kind = f"{crop.frames}{'s' if crop.skeleton else ''}"
-        log.add(state.step, state.seconds, kind, loss.item(), -10 * float(torch.log10(error / 4)))
-        if state.step % 50 == 0:
-            keep(args.folder / "vae.pt", vae, optimizer, state)
-    keep(args.folder / "vae.pt", vae, optimizer, state)
+        return StepLoss(loss, kind, -10 * float(torch.log10(error / 4)))
 
-
-if __name__ == "__main__":
-    main()
+    train(folder / "vae.pt", vae, inner, rng, SEED, minutes, RATES, loss_of)

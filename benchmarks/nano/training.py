@@ -1,17 +1,24 @@
-"""What both trainings share: going on where one stopped, a rate that falls, a log."""
+"""The loop of both trainings: going on where one stopped, a rate that falls, an average, a log."""
 
 import math
+import random
+import time
 from collections import defaultdict
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from benchmarks.nano.optimizer import NanoOptimizer
 
 WARM_UP = 50  # steps
 FALLING = 0.4  # share of the time, at the end, in which the rate falls to zero
 REPORT = 25  # steps between two lines on the terminal
+KEEP = 50  # steps between two files
+AVERAGE = 0.997  # of the averaged weights
 
 
 @dataclass(slots=True)
@@ -20,13 +27,72 @@ class State:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class StepLoss:
+    """The loss that a step is to lower, and what the log says of it."""
+
+    loss: Tensor
+    kind: str
+    other: float
+
+
+def train(
+    path: Path,
+    model: nn.Module,
+    matrices: Collection[nn.Parameter],
+    rng: random.Random,
+    seed: int,
+    minutes: float,
+    rates: tuple[float, float],
+    loss_of: Callable[[float], StepLoss],
+    average: nn.Module | None = None,
+) -> None:
+    """Trains until the minutes are over, those of runs before this one included.
+
+    `matrices` are learned by Muon, the rest by Adam, at these `rates`. `loss_of` is given the share
+    of the time that has gone. `average` follows the weights and is kept in average.pt.
+    """
+    chosen = {id(parameter) for parameter in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    optimizer, nothing = NanoOptimizer(matrices, others), NanoOptimizer([], [])
+    state, averaged = resume(path, model, optimizer), path.with_name("average.pt")
+    if average is not None:
+        resume(averaged, average, nothing)
+    torch.manual_seed(seed + state.step)
+    rng.seed(seed + state.step)
+    log, started = TrainingLog(path.with_suffix(".csv")), time.monotonic() - state.seconds
+    while state.seconds < 60 * minutes:
+        done = (time.monotonic() - started) / (60 * minutes)
+        rate = schedule(state.step, done)
+        optimizer.set_rates(rate * rates[0], rate * rates[1])
+        found = loss_of(done)
+        optimizer.zero_grad()
+        found.loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        state.step, state.seconds = state.step + 1, time.monotonic() - started
+        if average is not None:
+            follow(average, model, min(AVERAGE, (1 + state.step) / (10 + state.step)))
+        log.add(state.step, state.seconds, found.kind, found.loss.item(), found.other)
+        if state.step % KEEP == 0 or state.seconds >= 60 * minutes:
+            keep(path, model, optimizer, state)
+            if average is not None:
+                keep(averaged, average, nothing, state)
+
+
+@torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, decay: float) -> None:
+    for slow, fast in zip(average.parameters(), model.parameters()):
+        slow.lerp_(fast, 1 - decay)
+
+
 def schedule(step: int, done: float) -> float:
-    """Share of the full rate after so many steps, when `done` of the time has gone."""
+    """The share of the full rate after so many steps, when `done` of the time has gone."""
     return min(1.0, (step + 1) / WARM_UP, max(0.0, 1 - done) / FALLING)
 
 
 def keep(path: Path, model: nn.Module, optimizer: Optimizer, state: State) -> None:
-    """All or nothing."""
+    """Writes the whole file or nothing."""
     fresh = path.with_suffix(".part")
     kept = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), **asdict(state)}
     torch.save(kept, fresh)

@@ -52,7 +52,7 @@ class Texts:
 
 @dataclass(frozen=True, slots=True)
 class BatchConditions:
-    """What is known about a batch of clips."""
+    """Everything that is known about a batch of clips."""
 
     texts: Tensor  # [B] numbers of texts
     vision: Tensor  # [B, 257, clip_dim]; in training fewer, drawn at random
@@ -62,7 +62,7 @@ class BatchConditions:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What cross attention looks at: each text once, however many clips have it."""
+    """The keys of cross attention: each text once, however many clips have it."""
 
     texts: Tensor  # [P, L, D]
     chosen: Tensor  # [B]
@@ -71,7 +71,7 @@ class Told:
 
 
 def texts_of(padded: list[Tensor]) -> Texts:
-    """From encoded prompts [512, text_dim] that are zero where padded."""
+    """Takes encoded prompts [512, text_dim] that are zero where padded."""
     counts = [int(text.abs().sum(1).ne(0).sum()) for text in padded]
     longest = max(counts) + 1
     bias = torch.full((len(padded), longest), -math.inf)
@@ -165,9 +165,9 @@ def _sinusoids(timesteps: Tensor) -> Tensor:
 def fresh_transformer(config: ModelConfig) -> Scail:
     """Blocks begin as the identity, some heads looking where an animator would look first.
 
-    A constant in the biases of q and k, turned by RoPE, makes logits that depend on the distance of
-    two tokens alone: the reference at the same place and the skeleton are found from the first step
-    on, in place of after thousands.
+    A constant in the biases of q and k, rotated by RoPE, makes logits that depend on the distance
+    of two tokens alone: the reference at the same place and the skeleton are found from the first
+    step on, in place of after thousands.
     """
     model = Scail(config)
     blocks: TransformerLayer = model.blocks
@@ -196,14 +196,14 @@ def _look(kind: str) -> tuple[Tensor, Tensor]:
     """Biases [K] of q and k whose rotated product is largest where `kind` says."""
     if kind == "free":
         return torch.zeros(HEAD_SIZE), torch.zeros(HEAD_SIZE)
-    lengths, turns = [], []
+    lengths, angles = [], []
     for axis, size in enumerate(ROPE_DIMS):
         rates = ROPE_THETA ** -(torch.arange(0, size, 2) / size)
         told = (rates > NEAREST) & (kind == "skeleton" or axis > 0)
         lengths.append(PEAK * told)
         far = POSE_COLUMN_SHIFT if kind == "skeleton" and axis == 2 else 0
-        turns.append(rates * far)
-    length, turn = torch.cat(lengths), torch.cat(turns)
-    q = torch.stack([length * turn.cos(), length * turn.sin()], dim=1).flatten()
+        angles.append(rates * far)
+    length, angle = torch.cat(lengths), torch.cat(angles)
+    q = torch.stack([length * angle.cos(), length * angle.sin()], dim=1).flatten()
     k = torch.stack([length, torch.zeros_like(length)], dim=1).flatten()
     return q, k

@@ -54,7 +54,7 @@ class BlockError:
 
 @dataclass(frozen=True, slots=True)
 class Walked:
-    """All blocks in one evaluation."""
+    """The errors of all blocks in one evaluation, and the velocities after them."""
 
     errors: tuple[BlockError, ...]
     velocity: Tensor  # [16, t, h, w], after the 8-bit blocks

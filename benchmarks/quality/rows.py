@@ -1,4 +1,4 @@
-"""What suite `quality` found: its rows as a table, as figures, and as pictures."""
+"""The rows of suite `quality`, shown as a table, as figures, and as pictures."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -87,7 +87,7 @@ def quality_figures(rows: Sequence[QualityRow]) -> list[Figure]:
 
 
 def quality_pictures(rows: Sequence[QualityRow], folder: Path, stem: str) -> list[Path]:
-    """For each scene the worst frame of each form of weights, and the errors of all blocks.
+    """Draws for each scene the worst frame of each form of weights, and the errors of all blocks.
 
     The frames are those of the last run on this machine. Raises `WrongResult` if they are gone.
     """

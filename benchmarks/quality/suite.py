@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.cold_start.scene import own_arch
 from benchmarks.quality.blocks import Call, Walked, recorded, walk, worst
 from benchmarks.quality.metrics import psnr, relative_error, ssim
 from benchmarks.quality.outliers import write_outliers
@@ -36,7 +37,6 @@ from engine.demo.weights import demo_weights
 from engine.errors import Unavailable
 from engine.flow import Conditions, Recipe, Request, Settings
 from engine.load import load_exact, load_package
-from engine.machine.gpu import find_gpu
 from engine.models.attention import find_attention
 from engine.models.dit import Scail
 from engine.package.folder import Package, open_package
@@ -46,7 +46,7 @@ from engine.program import ModelSettings, choose_package
 from engine.recipes import PROMPT, RECIPES, check_settings
 from engine.source import load_source
 from engine.stage_dump import StageDump
-from kernels.arch import ARCHS, SM89, Arch
+from kernels.arch import Arch
 from kernels.attention import FORMS, variants
 from kernels.launch import KernelBank
 from kernels.ops import Ops, native_ops, plain_attention, reference_ops
@@ -75,7 +75,7 @@ class QualityScene:
 
 @dataclass(frozen=True, slots=True)
 class Exact:
-    """What the exact model was told and made."""
+    """The conditions of the exact model, and what it made of them."""
 
     conditions: Conditions
     calls: tuple[Call, ...]  # the first and the last: with the skeleton, and perhaps without
@@ -86,7 +86,7 @@ class Exact:
 def measure_quality(
     checkpoint: Path | None = None, package: Path | None = None, models: Path | None = None
 ) -> tuple[str, list[QualityRow]]:
-    """How the figures were checked, and a row for each combination. Raises `WrongResult`."""
+    """Says how figures were checked, and gives a row for each combination. Raises `WrongResult`."""
     if checkpoint is None and package is not None:
         raise Unavailable("--package is measured against the checkpoint it was built from: add "
             "--checkpoint FILE.")  # fmt: skip
@@ -291,13 +291,6 @@ def settings(attention: str | None) -> ModelSettings:
 
 def networks(scene: QualityScene) -> Networks:
     return Networks(scene.models, settings(None).device, state_dir())
-
-
-def own_arch() -> Arch:
-    """The architecture of the GPU; without one the first that packages are built for."""
-    gpu = find_gpu()
-    capability = SM89.capability if gpu is None else gpu.capability
-    return next((arch for arch in ARCHS if arch.capability == capability), SM89)
 
 
 SUITE = Suite(measure_quality, quality_table, quality_figures, quality_pictures)

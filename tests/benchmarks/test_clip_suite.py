@@ -1,7 +1,5 @@
 """Suite `clip`: its stages add up to wall clocks, and what it cannot know it says."""
 
-# ruff: noqa: E402
-import argparse
 import json
 import time
 from dataclasses import asdict, replace
@@ -12,23 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.nano.dancer import PICTURE
-from engine.config import state_dir
-from engine.demo.weights import demo_weights
-from engine.errors import BadMedia, BadRequest
-from engine.flow import Clip
-from engine.machine.resident import Resident
-from engine.media.mp4 import encode_mp4
-from engine.media.video import probe_video
-from engine.pose.extract import Dance
-from kernels.arch import SM89
-from tests.support.built import tiny_package
-from tests.support.dancers import HEIGHT, WIDTH, Dancers, body, detection, frames, picture
-
-ROOT = Path(__file__).resolve().parents[2]
-
 from benchmarks.clip import suite as clip_suite
-from benchmarks.clip.prices import PRICES, price_of
 from benchmarks.clip.rows import ClipRow, StageTime, clip_figures, clip_pictures, clip_table
 from benchmarks.clip.scene import dance_joints, fetch, served, write_media
 from benchmarks.clip.stages import (
@@ -43,7 +25,19 @@ from benchmarks.clip.stages import (
     TimedResident,
     stages,
 )
+from benchmarks.nano.dancer import PICTURE
 from benchmarks.timing import WrongResult
+from engine.config import state_dir
+from engine.demo.weights import demo_weights
+from engine.errors import BadMedia, BadRequest
+from engine.flow import Clip
+from engine.machine.resident import Resident
+from engine.media.mp4 import encode_mp4
+from engine.media.video import probe_video
+from engine.pose.extract import Dance
+from kernels.arch import SM89
+from tests.support.built import tiny_package
+from tests.support.dancers import HEIGHT, WIDTH, Dancers, body, detection, frames, picture
 
 LAPS = {"media": 100.0, "conditioning": 50.0, "denoise": 1000.0, "decode": 200.0}
 
@@ -57,8 +51,7 @@ def row(**changes):
     )
     made = ClipRow(
         "production", "tiny", 96, 64, 9, "CPU, 1 thread", 3, 1.6, 1.5, 1.9, 2.5, held,
-        (100.0,) * 6, 6, 95.0, 5.625, 512.0, "RSS", None, "a CPU is not sold by the clip",
-        "Motion capture is not measured.",
+        (100.0,) * 6, 6, 512.0, "RSS", "Motion capture is not measured.",
     )  # fmt: skip
     return replace(made, **changes)
 
@@ -90,16 +83,14 @@ def test_a_row_says_what_was_made_and_is_json(measured):
     assert (found.name, found.frames) == ("production tiny 64x64x5", 5)
     assert found.forwards == len(found.forward_ms) == 6
     assert all(ms > 0 for ms in found.forward_ms)
-    assert found.frames_per_s == pytest.approx(5 / found.s)
     assert 50 < found.peak_mib < 50_000
     assert json.loads(json.dumps(asdict(found)))["stages"][0]["name"] == "fetch"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here, and it may have a price")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
 def test_what_a_cpu_cannot_say_is_said(measured):
     _, [found] = measured
     assert found.device.startswith("CPU, ")
-    assert found.usd is None
     assert found.unmeasured.startswith("Motion capture is not measured")
     assert "No NLF model" in found.unmeasured
     assert str(state_dir()) not in found.unmeasured  # results are kept, paths are nobody's business
@@ -108,9 +99,6 @@ def test_what_a_cpu_cannot_say_is_said(measured):
 @pytest.mark.parametrize(
     ("asked", "sentence"),
     [
-        ({"sizes": []}, "at least one size"),
-        ({"recipes": []}, "one recipe"),
-        ({"runs": 0}, "one run"),
         ({"sizes": [(100, 64)]}, "multiple of 32. The nearest is 96"),
         ({"recipes": ["dance"]}, "no recipe 'dance'. Choose of: official, production"),
         ({"frames": 8}, "8 frames fill no whole latents; ask for 5 or 9"),
@@ -138,18 +126,6 @@ def test_two_clocks_that_disagree_give_no_time():
 def test_a_stage_that_is_less_than_nothing_gives_no_time():
     with pytest.raises(WrongResult, match="sampler: -200 ms are left for it"):
         clip_suite.check_sum({"forwards": 1200.0, "sampler": -200.0}, 1000.0)
-
-
-@pytest.mark.parametrize(
-    ("alone_ms", "agrees"), [(600, True), (1900, True), (440, False), (2100, False)]
-)
-def test_a_stage_takes_by_itself_about_what_it_takes_in_a_clip(alone_ms, agrees):
-    inside = StageTime("VAE decode", 1500.0, 1000.0, 9000.0)
-    if agrees:
-        clip_suite.check_alone(alone_ms, inside)
-    else:
-        with pytest.raises(WrongResult, match="1000 ms in a clip"):
-            clip_suite.check_alone(alone_ms, inside)
 
 
 def test_an_mp4_of_other_frames_or_size_or_one_begun_twice_gives_no_time(tmp_path):
@@ -270,18 +246,11 @@ def test_the_table_fits_100_columns_and_says_what_is_absent():
     text = clip_table([row(), row(height=512, width=896, frames=81)] * 3)
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
-    assert sum(line.startswith("  motion capture") for line in lines) == 2  # four, then two clips
-    assert "not measured" in next(line for line in lines if line.startswith("  motion capture"))
+    captures = [line.strip() for line in lines if line.startswith("  motion capture")]
+    assert captures == 2 * ["motion capture"]  # four clips, then two; nothing in either
     assert lines.count("Motion capture is not measured.") == 1
-    assert lines.count("USD a clip: unknown, a CPU is not sold by the clip.") == 1
     seconds = next(line for line in lines if line.startswith("s a clip"))
     assert seconds.split()[3:5] == ["1.60", "+-0.20"]
-
-
-def test_a_price_makes_an_estimate_and_says_so():
-    text = clip_table([row(usd=0.00248, price="a list")])
-    assert "0.00248" in text
-    assert "USD a clip: an estimate, the time by the price in a list." in text
 
 
 def test_with_guidance_an_evaluation_is_two_forwards():
@@ -307,51 +276,3 @@ def test_the_picture_has_every_clip_and_says_what_is_absent(tmp_path):
     assert png.read_bytes().startswith(b"\x89PNG")
     texts = ("1.60 s", "12.00 s", "video encode", "motion capture (not measured)")
     assert all(f"<!-- {text} -->" in svg.read_text() for text in texts)
-
-
-# Asking
-
-
-def test_sizes_and_recipes_come_from_a_command_line():
-    assert clip_suite.sizes_of("128x224, 256x448") == ((128, 224), (256, 448))
-    assert clip_suite.recipes_of("production, official") == ("production", "official")
-
-
-@pytest.mark.parametrize(
-    "text", ["", "128", "128x", "128x224,", "-128x224", "1e3x64", "9999999x64"]
-)
-def test_a_size_that_is_none_is_an_error(text):
-    with pytest.raises(argparse.ArgumentTypeError, match="HEIGHTxWIDTH"):
-        clip_suite.sizes_of(text)
-
-
-@pytest.mark.parametrize(
-    ("gpu", "usd_per_s"),
-    [
-        ("NVIDIA GeForce RTX 4090", 0.00031),
-        ("NVIDIA RTX 6000 Ada Generation", 0.00053),
-        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", 0.00111),
-        ("NVIDIA H100 80GB HBM3", 0.00116),
-        ("NVIDIA A100-SXM4-80GB", 0.00076),
-        ("nvidia h200", 0.00155),
-        ("NVIDIA GeForce RTX 5090", None),  # not in the list that prices are from
-        ("NVIDIA RTX A4000", None),  # not the A40
-        ("NVIDIA GeForce RTX 3090", None),
-        ("", None),
-        (None, None),
-    ],
-)
-def test_a_gpu_has_the_price_of_its_name_or_none(gpu, usd_per_s):
-    price = price_of(gpu)
-    assert price.usd_per_s == usd_per_s
-    assert price.source
-    assert (price.usd_per_h is None) is (usd_per_s is None)
-
-
-def test_prices_are_those_of_the_guide():
-    guide = (ROOT / "docs" / "deploy.md").read_text()
-    shown = {price.names[0]: price.usd_per_s for price in PRICES}
-    for name in ("RTX 4090", "L40S", "RTX PRO 6000"):
-        line = next(line for line in guide.splitlines() if line.startswith(f"| {name}"))
-        assert f"${shown[name]:.5f}/s" in line
-    assert price_of("NVIDIA H200").usd_per_h == pytest.approx(5.58)

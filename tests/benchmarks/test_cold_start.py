@@ -1,7 +1,7 @@
 """The start of a worker: its phases are the whole of it, and it stays near PyTorch's own import."""
 
-# ruff: noqa: E402
 import json
+import os
 import re
 import subprocess
 import sys
@@ -10,14 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from engine.config import state_dir
-from engine.demo.weights import demo_weights
-from kernels.arch import SM89
-from tests.support.built import tiny_package
-from tests.support.compiled import STATE
-
-ROOT = Path(__file__).resolve().parents[2]
 
 from benchmarks.cold_start import suite as cold_start
 from benchmarks.cold_start.suite import (
@@ -33,8 +25,15 @@ from benchmarks.cold_start.suite import (
     start,
 )
 from benchmarks.cold_start.worker import READY, Laps
-from benchmarks.figures import Figure
+from benchmarks.record import Figure
 from benchmarks.timing import WrongResult
+from engine.config import state_dir
+from engine.demo.weights import demo_weights
+from kernels.arch import SM89
+from tests.support.built import tiny_package
+from tests.support.compiled import STATE
+
+ROOT = Path(__file__).resolve().parents[2]
 
 LIMIT, GOAL = 6.0, 3.0  # times the import of torch, with its interpreter
 MOST_ROUNDS = 4  # the best counts: times depend on what else a machine does
@@ -114,7 +113,9 @@ def test_what_is_timed_from_the_first_line_on_has_imported_nothing():
 
 
 def test_who_starts_the_processes_maps_no_file_that_is_to_leave_the_page_cache():
-    program = "import sys; import benchmarks.cold_start.suite; print(*sys.modules)"
+    program = (
+        "import sys; from benchmarks import run; run.suite_of('cold-start'); print(*sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -173,14 +174,14 @@ def test_the_table_shows_what_is_known():
     rows = rows_of("torch, cold", [made(interpreter=20.0, import_torch=100.0)])
     rows[-1] = replace(rows[-1], times_torch=1.2, cached=0.25)
     head, *lines = cold_table(rows).splitlines()
-    assert head.split() == ["median", "ms", "best", "worst", "x", "torch", "cached"]
+    assert head.split() == ["phase", "median", "ms", "best", "worst", "x", "torch", "cached"]
     assert lines[0].split() == ["torch,", "cold", "interpreter", "20", "20", "20"]
     assert lines[2].split() == ["torch,", "cold", "total", "120", "120", "120", "1.20", "25%"]
 
 
 def test_phases_of_several_runs_are_figures_and_those_of_one_are_not():
     several = [made(interpreter=20.0, import_torch=ms) for ms in (100.0, 180.0, 120.0)]
-    rows = [*rows_of("torch, warm", several), *rows_of("jit, warm", several[:1])]
+    rows = [*rows_of("torch, warm", several), *rows_of("read, warm", several[:1])]
     assert [row.runs for row in rows] == [3, 3, 3, 1, 1, 1]
     assert cold_figures(rows) == [
         Figure("torch, warm: interpreter", 20.0, "ms", 0.0, "lower", "measured"),
@@ -217,23 +218,12 @@ def test_all_ways_are_measured_warm_and_cold(monkeypatch):
     assert totals["read, warm"].ms < totals["torch, warm"].ms < totals["engine, warm"].ms
 
 
-@pytest.mark.slow
-def test_kernels_are_compiled_at_run_time_for_the_comparison(scene, tmp_path):
-    (tmp_path / "toolkits").symlink_to(STATE / "toolkits")
-    found = start("jit", replace(scene, state=tmp_path))
-    assert found.facts["kernels"] > 10
-    assert found.phases["kernels compiled"] > 1000
-    assert len(list((tmp_path / "cubins").iterdir())) >= found.facts["kernels"]
-
-
-def test_the_script_refuses_a_package_that_is_not_there(tmp_path):
-    command = [
-        sys.executable,
-        "benchmarks/cold_start/suite.py",
-        "--package",
-        str(tmp_path / "nowhere"),
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def test_a_package_that_is_not_there_is_refused(tmp_path):
+    command = [sys.executable, "benchmarks/run.py", "cold-start", "--package"]
+    done = subprocess.run(
+        [*command, str(tmp_path / "nowhere")], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 1
     assert "error: Nothing to start: " in done.stderr and "does not exist" in done.stderr
     with pytest.raises(json.JSONDecodeError):

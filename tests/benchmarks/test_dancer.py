@@ -41,7 +41,7 @@ def bend_degrees(joints, root, middle, end):
 
 
 def bulge(joints, root, middle, end, towards):
-    """How far (mm) the middle joint lies off the line from root to end, in a direction."""
+    """The distance (mm) of the middle joint from the line from root to end, in a direction."""
     start, line = joints[..., root, :], unit(joints[..., end, :] - joints[..., root, :])
     gap = joints[..., middle, :] - start
     return ((gap - line * (gap * line).sum(-1, keepdims=True)) * towards).sum(-1)

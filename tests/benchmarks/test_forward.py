@@ -1,6 +1,5 @@
 """The forward of random weights: built as a package is, right before it is timed, dry on a CPU."""
 
-# ruff: noqa: E402
 import json
 import os
 import subprocess
@@ -11,6 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import first_hour, run
+from benchmarks.denoiser.forward import ForwardRow, forward_figures, measure_sizes, tflop
+from benchmarks.denoiser.forward_blocks import drawn_scene, measure_blocks, plain_block
+from benchmarks.denoiser.forward_place import DRY_SIZES, prepared
+from benchmarks.denoiser.random_package import RandomWeights, drawn, form_of, random_package
+from benchmarks.first_hour import HourStep, parsed, steps
+from benchmarks.timing import WrongResult
 from engine.config import SCAIL_14B, TINY, ModelConfig
 from engine.denoise.block import BlockWeights, Weight
 from engine.memory import ClipShape
@@ -20,32 +26,12 @@ from kernels.fp8 import LIMITS
 from tests.support.built import tiny_package
 
 ROOT = Path(__file__).resolve().parents[2]
-
-from benchmarks import first_hour
-from benchmarks.denoiser import forward_blocks
-from benchmarks.denoiser.forward import main, tflop, verdict
-from benchmarks.denoiser.forward_blocks import (
-    FORMS,
-    PeerForm,
-    compiled,
-    drawn_scene,
-    eager,
-    measure_blocks,
-)
-from benchmarks.denoiser.forward_place import DRY_SIZES, ForwardPlace, prepared
-from benchmarks.first_hour import HourStep, parsed, steps
-from benchmarks.kernel.peers import DIFFUSERS, PeerLibrary, lacking
-from benchmarks.kernel.suite import difference
-from benchmarks.random_package import RandomWeights, drawn, form_of, random_package
-from benchmarks.timing import WrongResult
-
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def place(tmp_path):
-    args = type("Arguments", (), {"dry": True, "out": tmp_path / "found.jsonl"})()
-    with prepared(args) as made:
+    with prepared(None, tmp_path / "found.jsonl", dry=True) as made:
         yield made
 
 
@@ -110,9 +96,7 @@ def test_the_work_is_that_of_the_specification(size, work):
 
 def test_the_plain_block_stands_for_the_weights_of_ours(place):
     scene = drawn_scene(place, DRY_SIZES[0])
-    plain = forward_blocks.plain_block(
-        TINY, scene.weights, scene.context_weights, torch.float32, forward_blocks.sdpa
-    )
+    plain = plain_block(place, scene)
     names = {"ffn.0": "up", "ffn.2": "down", "self_attn.o": "o", "cross_attn.q": "cross_q"}
     for name, field in names.items():
         linear, own = plain.get_submodule(name), getattr(scene.weights, field)
@@ -123,21 +107,7 @@ def test_the_plain_block_stands_for_the_weights_of_ours(place):
     torch.testing.assert_close(plain.self_attn.v.weight, v)
 
 
-def test_a_block_that_is_right_gets_its_line_and_one_that_is_wrong_no_time(place):
-    measure_blocks(place, DRY_SIZES[0])
-    found = lines(place.out)
-    checks = {line["program"]: line for line in found if line["step"] == "check"}
-    assert [*checks] == ["ours", FORMS[0].program] and all(one["ok"] for one in checks.values())
-    assert 0 < checks["ours"]["error"] < 0.06
-    assert 0 < checks[FORMS[0].program]["error"] < 0.02  # the same weights, in BF16
-    blocks = {line["program"]: line["note"] for line in found if line["step"] == "block"}
-    assert {*blocks} == {"PyTorch float32, sdpa math", "ours", *(form.program for form in FORMS)}
-    for form in FORMS:
-        note = blocks[form.program]
-        assert note == ("" if form.on_cpu else lacking(form.needs, on_gpu=False))
-
-
-def test_blocks_are_timed_in_turns_and_the_plain_one_gives_the_seconds(place):
+def test_a_block_that_is_right_is_timed_in_turns_with_the_plain_one(place):
     order = []
 
     def clock(work):
@@ -145,18 +115,17 @@ def test_blocks_are_timed_in_turns_and_the_plain_one_gives_the_seconds(place):
         return float(len(order))
 
     seconds = measure_blocks(replace(place, clock=clock), DRY_SIZES[0])
-    first, *rounds = order  # the first chooses the best attention
-    assert len(rounds) == 9 and len({*rounds}) == 3
-    assert rounds[:3] == rounds[3:6] == rounds[6:] and rounds[0] is first
-    found = {line["program"]: line for line in lines(place.out) if line["step"] == "block"}
-    plain, ours = found["PyTorch float32, sdpa math"], found["ours"]
-    assert (plain["ms"], ours["ms"], found[FORMS[0].program]["ms"]) == (5, 6, 7)
-    assert plain["noise_ms"] == ours["noise_ms"] == 3
-    assert seconds == pytest.approx(TINY.layers * 5e-3)
+    assert len(order) == 6 and order[:2] == order[2:4] == order[4:]
+    check, *found = lines(place.out)
+    assert check["step"] == "check" and check["ok"] and 0 < check["error"] < 0.06
+    blocks = {line["program"]: line for line in found}
+    plain, ours = blocks["PyTorch float32, sdpa math"], blocks["ours"]
+    assert (plain["ms"], ours["ms"], plain["noise_ms"]) == (3, 4, 2)
+    assert seconds == pytest.approx(TINY.layers * 3e-3)
 
 
 def wrong(ops, name):
-    """The same but for one operation, whose result is that of other tokens."""
+    """Breaks one operation: its result is that of other tokens."""
     right = getattr(ops, name)
     return replace(ops, **{name: lambda *given: right(*given).flip(0)})
 
@@ -168,129 +137,33 @@ def test_a_block_that_is_wrong_gets_no_time(place, name):
     assert [line["step"] for line in lines(place.out)] == ["check"]
 
 
-def begun_of(place, finish, limit=0.02, needs=()):
-    """What `begun` gives for diffusers' block in a form of ours, and the line about it."""
-    shape, scene = DRY_SIZES[0], drawn_scene(place, DRY_SIZES[0])
-    plain = plain_of(scene)
-    update = plain(scene.x, scene.modulation, scene.context, scene.rope) - scene.x
-    form = PeerForm("theirs", (DIFFUSERS, *needs), True, limit, finish)
-
-    def begin():
-        return forward_blocks.diffusers_block(TINY, plain, scene, form.finish)
-
-    work = forward_blocks.begun(place, shape, form, begin, scene.x, update)
-    return work, lines(place.out)[-1]
-
-
-def plain_of(scene):
-    given = scene.weights, scene.context_weights, torch.float32, forward_blocks.sdpa
-    return forward_blocks.plain_block(TINY, *given)
-
-
-def refuse(block):
-    raise AssertionError("requires CUDA compute capability 8.9\nand more")
-
-
-def spoil(block):
-    block.ffn.net[2].weight.data = -block.ffn.net[2].weight
-    return block
-
-
-def blow_up_block(block):
-    block.ffn.net[2].bias.data.fill_(float("nan"))
-    return block
-
-
-@pytest.mark.parametrize(
-    ("finish", "note"),
-    [
-        (refuse, "requires CUDA compute capability 8.9"),
-        (spoil, "wrong: off by 1.3e+00, limit 0.02, so there is no time"),
-        (blow_up_block, "wrong: off by nan, limit 0.02, so there is no time"),
-    ],
-    ids=["refuses", "wrong", "NaN"],
-)
-def test_a_peer_that_refuses_or_is_wrong_is_a_line_without_a_time(place, finish, note):
-    work, line = begun_of(place, finish)
-    assert work is None
-    if finish is spoil:
-        note, line["note"] = (text[:16] + text[23:] for text in (note, line["note"]))
-    assert (line["program"], line["ms"], line["note"]) == ("theirs", None, note)
-
-
-def test_a_peer_that_is_not_here_is_a_line_that_says_how_to_get_it(place):
-    absent = PeerLibrary("other", "block", "pip install other==3", "no_such_module")
-    work, line = begun_of(place, eager, needs=(absent,))
-    assert work is None
-    assert line["note"] == "other: not here; pip install other==3"
-
-
-@pytest.mark.slow
-def test_the_compiled_block_of_diffusers_is_right_too(place):
-    """Half a minute of a C++ compiler."""
-    work, line = begun_of(place, compiled)
-    assert line["step"] == "check" and line["ok"] and line["error"] < 0.02
-    assert torch.equal(work(), work())
-
-
-def test_the_block_of_diffusers_has_every_weight_of_the_plain_one(place):
-    """A weight that changes, changes both alike."""
-    scene = drawn_scene(place, DRY_SIZES[0])
-    plain = plain_of(scene)
-    given = scene.x, scene.modulation, scene.context, scene.rope
-    before = plain(*given)
-    for name, weight in plain.state_dict().items():
-        kept = weight.clone()
-        weight.mul_(-0.5)
-        want = plain(*given)
-        got = forward_blocks.diffusers_block(TINY, plain, scene, eager)()
-        assert difference(got - scene.x, want - scene.x)[0] < 0.02, name
-        if not name.endswith("bias"):
-            assert difference(want - scene.x, before - scene.x)[0] > 0.02, name
-        weight.copy_(kept)
-
-
-@pytest.mark.parametrize(
-    ("arch", "ours", "plain", "floor", "goal"),
-    [
-        (SM90, 2.9, 8.0, True, True),
-        (SM90, 3.9, 8.0, True, False),
-        (SM90, 3.9, 4.0, False, False),  # fast enough, and not faster than BF16
-        (SM90, 4.1, 8.0, False, False),
-        (SM120, 4.0, 15.0, True, True),
-        (SM90, None, 8.0, None, None),
-        (SM90, 3.0, None, None, None),
-    ],
-)
-def test_floor_and_goal_want_seconds_and_a_ratio(arch, ours, plain, floor, goal):
-    found = verdict(arch, ClipShape(512, 896, 81), ours, plain)
-    assert (found["floor"], found["goal"]) == (floor, goal)
-
-
-def test_a_size_without_a_figure_has_no_verdict():
-    found = verdict(SM90, ClipShape(64, 64, 5), 1.0, 3.0)
-    assert (found["times_bf16"], found["floor"], found["goal"]) == (3.0, None, None)
-
-
-# --- the programs
+# --- the suite
 
 
 def test_the_dry_run_goes_through_all_steps_and_gives_no_times(tmp_path, capsys):
-    main(["run", "--dry", "--out", str(tmp_path / "found.jsonl")])
+    run.main(["forward", "--dry", "--out", str(tmp_path / "found.jsonl")])
     found = lines(tmp_path / "found.jsonl")
-    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == found
+    *said, last = capsys.readouterr().out.splitlines()
+    assert [json.loads(line) for line in said[: len(found)]] == found
     assert [line["step"] for line in found] == [
-        "machine", "weights", "forward", "forward", "check", "check", *["block"] * 5, "result",
+        "machine", "weights", "forward", "forward", "check", "block", "block", "result",
     ]  # fmt: skip
     assert [line["way"] for line in found if line["step"] == "forward"] == ["launched", "graph"]
     assert all(line["ms"] is None for line in found if "ms" in line)
     assert found[2]["tokens"] == DRY_SIZES[0].tokens == 84
+    suite = json.loads(last)["suites"]["forward"]
+    assert suite["rows"][0]["size"] == "64x96x5" and suite["figures"] == []
+
+
+def test_seconds_of_a_forward_are_its_figure():
+    [figure] = forward_figures([ForwardRow("sm90", "512x896x81", 3.1, 6.2, 2.0)])
+    assert (figure.name, figure.value) == ("sm90 512x896x81 evaluation", 3.1)
 
 
 def test_a_forward_that_is_not_finite_is_no_result(place):
     broken = replace(place, ops=replace(place.ops, gemm_residual=blow_up))
     with pytest.raises(WrongResult, match=r"64x96x5, launched: not finite"):
-        measure_all(broken)
+        measure_sizes(broken)
 
 
 def blow_up(rows, weight, bias, gate, x):
@@ -306,35 +179,21 @@ def test_a_forward_that_gives_another_result_each_time_is_no_result(place):
 
     broken = replace(place, ops=replace(place.ops, rms_inverse=uneven))
     with pytest.raises(WrongResult, match=r"launched: two equal runs differ"):
-        measure_all(broken)
-
-
-def measure_all(place: ForwardPlace):
-    from benchmarks.denoiser.forward import measure
-
-    measure(place)
+        measure_sizes(broken)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
-@pytest.mark.parametrize("program", ["denoiser/forward", "first_hour"])
+@pytest.mark.parametrize("program", [["run.py", "forward"], ["run.py", "gpu"], ["first_hour.py"]])
 def test_without_a_gpu_it_says_how_to_run_dry(program, tmp_path):
-    given = ["run", str(tmp_path)] if program != "first_hour" else []
-    command = [sys.executable, f"benchmarks/{program}.py", *given, "--out", str(tmp_path / "f")]
+    """Runs in a folder that is not the project's."""
+    script, *suite = program
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *suite, "--out", "found"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert "there is no GPU here. Use --dry" in done.stderr[:1].lower() + done.stderr[1:].replace(
-        "There", "there"
-    )
-
-
-def test_folder_or_dry_must_be_given(capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["run"])
-    assert end.value.code == 2
-    assert "the folder of `build` is needed" in capsys.readouterr().err
+    assert "there is no gpu here. use --dry" in done.stderr.lower()
 
 
 # --- the first hour
@@ -386,6 +245,8 @@ def test_every_program_of_the_steps_is_there_and_names_are_unique(tmp_path):
         for step in found:
             scripts = [part for part in step.command if part.endswith(".py")]
             assert all((ROOT / script).is_file() for script in scripts)
+            if "benchmarks/run.py" in step.command:
+                run.parse(step.command[2:])  # the options are those of the suite
 
 
 def test_the_form_of_the_random_weights_is_the_default_of_a_build():

@@ -1,24 +1,16 @@
 """Training of the nano models: it computes what the engine does, and learns from what it says."""
 
-# ruff: noqa: E402
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from engine.config import LATENT_CHANNELS, NANO, TEXT_TOKENS
-from engine.models.dit import rope_tables
-from engine.models.vae import Vae
-
-ROOT = Path(__file__).resolve().parents[2]
-
 from benchmarks.nano import (
     autoencoder,
-    export,
     judge,
     latents,
+    make,
     scenes,
     start,
     train,
@@ -27,6 +19,9 @@ from benchmarks.nano import (
 )
 from benchmarks.nano.optimizer import NanoOptimizer, orthogonal
 from benchmarks.nano.transformer import BatchConditions, fresh_transformer, texts_of, velocity
+from engine.config import LATENT_CHANNELS, NANO, TEXT_TOKENS
+from engine.models.dit import rope_tables
+from engine.models.vae import Vae
 
 CELLS = (20, 12)  # rows and columns of a latent of the scenes' size
 
@@ -300,7 +295,7 @@ def test_pixels_belong_to_the_limb_whose_bones_are_nearest():
 
 def test_half_precision_files_hold_what_was_trained(tmp_path):
     vae = noisy(Vae(8))
-    export.save(vae, tmp_path / "vae" / "wan_2.1_vae.safetensors")
+    make.save(vae, tmp_path / "vae" / "wan_2.1_vae.safetensors")
     from engine.models.vae import load_vae
 
     cpu = torch.device("cpu")

@@ -1,23 +1,18 @@
 """Errors, PSNR and SSIM have their known values, and outliers are what they are said to be."""
 
-# ruff: noqa: E402
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from engine.config import TINY
-from engine.models.attention import sdpa
-from engine.models.dit import Context, Scail
-
-ROOT = Path(__file__).resolve().parents[2]
-
 from benchmarks.quality import outliers
 from benchmarks.quality.metrics import C1, WINDOW, cosine, psnr, relative_error, ssim
 from benchmarks.timing import WrongResult
+from engine.config import TINY
+from engine.models.attention import sdpa
+from engine.models.dit import Context, Scail
 
 
 def noise(*shape, seed=0):
@@ -79,7 +74,7 @@ def test_ssim_of_even_frames_is_that_of_their_means():
 
 @pytest.mark.parametrize("size", [(11, 11), (24, 37)])
 def test_ssim_is_that_of_windows_taken_one_by_one(size):
-    """By the formula of the paper with SciPy's Gaussian, whose 11 values are those of 1.5 * 3.5."""
+    """By the paper's formula, with SciPy's Gaussian, whose 11 values are those of 1.5 * 3.5."""
     got, want = noise(2, *size, 3), noise(2, *size, 3, seed=1)
     want[1] = (0.7 * got[1].float() + 0.3 * want[1].float()).byte()
 

@@ -1,24 +1,18 @@
 """The picture that all is judged on: the nano model dances what it never saw, in 8 bits too."""
 
-# ruff: noqa: E402
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-from kernels.arch import SM89
-from tests.support.compiled import STATE
-
-ROOT = Path(__file__).resolve().parents[2]
 
 from benchmarks.nano import suite
 from benchmarks.nano.judge import LimbVerdict
 from benchmarks.nano.scenes import HELD_OUT, WIDTH
 from benchmarks.nano.suite import EXACT, NanoRow, nano_figures, nano_pictures, nano_table
-from benchmarks.quality.suite import PLAIN, build, networks, settings
+from benchmarks.quality.suite import PLAIN, QualityScene, build, networks, settings
 from engine.demo.presets import SHIPPED
 from engine.load import load_exact, load_package
 from engine.program import choose_package
+from kernels.arch import SM89
+from tests.support.compiled import STATE
 
 LEAST_IOU, LEAST_PSNR = 0.6, 21.0  # 0.45 is the floor of the issue, 0.6 its goal
 MOST_LOST_DB, MOST_LOST_IOU = 1.0, 0.03
@@ -43,7 +37,7 @@ def tasks(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(tasks):
     shipped = SHIPPED.weights(STATE)
-    return suite.QualityScene("nano", shipped.checkpoint, shipped.models, tasks[0].request, {})
+    return QualityScene("nano", shipped.checkpoint, shipped.models, tasks[0].request, {})
 
 
 def dances(pipeline, tasks):

@@ -9,8 +9,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from benchmarks import vae as benchmark
-from benchmarks.kernel.peers import PeerLibrary
+from benchmarks.clip import vae as benchmark
 from engine.errors import EngineError
 from engine.golden import vae as golden_vae
 from engine.models.vae import Vae
@@ -339,21 +338,8 @@ def test_between_clips_it_holds_the_buffers_and_after_a_release_nothing():
 
 def test_the_benchmark_compares_before_it_measures():
     job = benchmark.DecodeJob(torch.device("cpu"), torch.float32, 8, 16, 24, 3)
-    found = benchmark.measure(job, None, runs=1)
-    assert found["frames"] == [9, 16, 24]
-    assert max(found["errors"].values()) < 2e-3
-    assert found["ms"].keys() == {"diffusers", "plain", "buffers"}
-    ms = found["ms"]
-    assert found["faster_than_diffusers"] == pytest.approx(ms["diffusers"] / ms["buffers"])
-    assert found["faster_than_plain"] == pytest.approx(ms["plain"] / ms["buffers"])
-    assert found["missing"] == ""
-
-
-def test_without_the_library_the_benchmark_compares_with_the_plain_one_and_says_how_to_get_it():
-    job = benchmark.DecodeJob(torch.device("cpu"), torch.float32, 8, 16, 24, 3)
-    absent = PeerLibrary("other", "its decoder", "pip install other==1.2", "no_such_module")
-    found = benchmark.measure(job, None, 1, absent)
-    assert found["missing"] == "other: not here; pip install other==1.2"
-    assert found["ms"].keys() == {"plain", "buffers"} and found["errors"].keys() == {"buffers"}
-    assert found["errors"]["buffers"] < 2e-3
-    assert found["faster_than_diffusers"] is None
+    plain, buffers = benchmark.decode_rows(job, None, runs=1)
+    assert (plain.way, buffers.way) == ("plain", "buffers")
+    assert plain.frames == buffers.frames == (9, 16, 24)
+    assert plain.error == 0 < buffers.error < 2e-3
+    assert plain.ms > 0 and buffers.ms > 0

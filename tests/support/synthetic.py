@@ -1,6 +1,6 @@
 """A checkpoint of the size of the 14B model, from one layer's file: the disk holds 1.3 GB, not 33.
 
-python benchmarks/synthetic.py build DIR [--weights mixed]     what a build takes, as JSON
+python -m tests.support.synthetic DIR [--weights mixed]        what a build takes, as JSON
 """
 
 import argparse
@@ -30,7 +30,7 @@ LAYER_FILE = "one-layer-bf16.safetensors"
 
 
 class Repeated:
-    """One layer of a checkpoint in place of many. An `engine.build.quantize.WeightSource`."""
+    """An `engine.build.quantize.WeightSource` with one layer of a checkpoint in place of many."""
 
     def __init__(self, one: Checkpoint, layers: int) -> None:
         self.config = replace(one.config, layers=layers)
@@ -98,12 +98,10 @@ def build(folder: Path, form: str, layers: int = SCAIL_14B.layers) -> dict[str, 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("action", choices=["build"])
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--weights", choices=FORMS, default="fp8")
-    parser.add_argument("--layers", type=int, default=SCAIL_14B.layers)
     args = parser.parse_args(argv)
-    print(json.dumps(build(args.folder, args.weights, args.layers)))
+    print(json.dumps(build(args.folder, args.weights)))
 
 
 if __name__ == "__main__":

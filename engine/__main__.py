@@ -19,7 +19,7 @@ from engine.command_line import Parser, end_on_signals, path, run
 from engine.config import models_dir, state_dir
 from engine.demo.presets import SHIPPED, Preset, preset_of
 from engine.errors import BadRequest, EngineError
-from engine.flow import Align, Motion, Request, Settings, override
+from engine.flow import Align, Fit, Motion, Request, Settings, override
 from engine.golden.verify import recompute
 from engine.load import load_exact, load_package
 from engine.machine.gpu import Gpu, arch_of, find_gpu, require_driver
@@ -286,6 +286,9 @@ def _add_generate_options(command: Parser) -> None:
 
     add = command.add_argument_group("size and time").add_argument
     _add_size_options(add)
+
+    add("--fit", choices=get_args(Fit), help="crop the picture to the size (the default), or resize "
+        "the clip to the picture's shape within it")  # fmt: skip
 
     add = command.add_argument_group("output").add_argument
     add("--out", type=path, required=True, metavar="CLIP.mp4")

@@ -62,7 +62,7 @@ def test_forty_layers_are_built_in_17_gb_and_3_gb_of_memory_at_40_mb_per_s(tmp_p
     free = shutil.disk_usage(tmp_path).free
     if free < FREE_BYTES:
         pytest.skip(f"{free / 1e9:.0f} GB of disk are free, {FREE_BYTES / 1e9:.0f} are needed")
-    command = [sys.executable, "-m", "benchmarks.synthetic", "build", str(tmp_path)]
+    command = [sys.executable, "-m", "tests.support.synthetic", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     shutil.rmtree(tmp_path)  # 1.3 GB of a layer: pytest keeps folders
     assert done.returncode == 0, done.stderr

@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def generate(args: argparse.Namespace) -> None:
-    """The main job."""
+    """Makes a clip."""
     device = _device()
     chosen = None if args.package is None else choose_package(args.package, device)
     demo = _demo(args, chosen)
@@ -95,7 +95,7 @@ def generate(args: argparse.Namespace) -> None:
 
 
 def _check_models(args: argparse.Namespace, request: Request) -> None:
-    """That options about models do not contradict each other."""
+    """Refuses options about models that contradict each other."""
     if args.checkpoint is not None and args.package is not None:
         raise BadRequest("Give --checkpoint or --package, not both.")
     idle_models = args.models is not None and request.kind != "video"  # it captures motion too
@@ -133,14 +133,14 @@ def _load(
 
 
 def _demo(args: argparse.Namespace, chosen: ChosenPackage | None) -> Preset | None:
-    """The demo model that is meant: the shipped one where nothing is named, or the package's."""
+    """Finds the demo model that is meant: the package's, or the shipped one if nothing is named."""
     if args.checkpoint is not None:
         return None
     return SHIPPED if chosen is None else preset_of(chosen.package.manifest.model)
 
 
 def pose(args: argparse.Namespace) -> None:
-    """Motion capture alone."""
+    """Captures the motion of a dance, without a clip."""
     wanted = override(Settings(RECIPES["official"]), args)
     check_settings(wanted)
     inputs = [args.video] if args.image is None else [args.video, args.image]
@@ -169,7 +169,7 @@ def pose(args: argparse.Namespace) -> None:
 
 
 def verify(args: argparse.Namespace) -> None:
-    """Recompute golden data, one JSON line a check."""
+    """Recomputes golden data and prints one JSON line a check."""
     failed = 0
     for check in recompute(args.folder):
         failed += check.ok is False
@@ -178,7 +178,7 @@ def verify(args: argparse.Namespace) -> None:
 
 
 def info(args: argparse.Namespace) -> None:
-    """What this machine has and what would run on it, as one JSON object."""
+    """Prints what this machine has and what would run on it, as one JSON object."""
     if args.verify and args.package is None:
         raise BadRequest("--verify belongs to --package, which is not given.")
     gpu = find_gpu()
@@ -198,7 +198,7 @@ def info(args: argparse.Namespace) -> None:
 
 
 def hub_check(args: argparse.Namespace) -> None:
-    """Whether hub.json and tests.json agree, a line a problem."""
+    """Prints where hub.json and tests.json disagree, a line a problem."""
     problems = check_hub(args.folder)
     for problem in problems:
         print(problem)
@@ -208,13 +208,13 @@ def hub_check(args: argparse.Namespace) -> None:
 
 
 def _packages(path: Path) -> list[Package]:
-    """A package, or all of a folder of packages. Raises `BadPackage` if there is none."""
+    """Opens a package, or all of a folder of packages. Raises `BadPackage` if there is none."""
     folders = [folder for _, folder in find_packages(path)]
     return [open_package(folder) for folder in folders or [path]]
 
 
 def _choice(gpu: Gpu | None, packages: Sequence[Package]) -> dict[str, object]:
-    """Which package would run here and why, or why none would."""
+    """Tells which package would run here and why, or why none would."""
     if not packages:
         where = "the CPU" if gpu is None else "the GPU"
         return {"runs": f"the exact model in plain PyTorch on {where}", "variants": None}
@@ -286,9 +286,8 @@ def _add_generate_options(command: Parser) -> None:
 
     add = command.add_argument_group("size and time").add_argument
     _add_size_options(add)
-
-    add("--fit", choices=get_args(Fit), help="crop the picture to the size (the default), or resize "
-        "the clip to the picture's shape within it")  # fmt: skip
+    add("--fit", choices=get_args(Fit), help="a picture of another shape is cut (crop, the "
+        "default), or the clip takes its shape (resize)")  # fmt: skip
 
     add = command.add_argument_group("output").add_argument
     add("--out", type=path, required=True, metavar="CLIP.mp4")

@@ -144,7 +144,7 @@ def _planner(
 
 @dataclass(frozen=True, slots=True)
 class _ModelFiles:
-    """Where the models beside the transformer are."""
+    """The files of the models beside the transformer."""
 
     folder: Path
     text: Path

@@ -51,7 +51,10 @@ Stage: TypeAlias = Literal["conditioning", "denoise", "decode"]
 
 @dataclass(frozen=True, slots=True)
 class ClipShape:
-    """What is denoised at once. Raises `BadRequest` for what no clip has."""
+    """The clip that is planned: its size, and what is denoised at once.
+
+    Raises `BadRequest` for numbers that no clip has.
+    """
 
     height: int
     width: int
@@ -111,7 +114,7 @@ class Evaluation:
 
     @property
     def around(self) -> int:
-        """The same beside a graph, which has an x of its own and the memory of the blocks."""
+        """The most beside a graph, which has an x of its own and the memory of the blocks."""
         held = TOKENS_HELD * self.stream
         return max(self.embedding, held, held - self.stream + self.head)
 
@@ -136,7 +139,7 @@ class Footprint:
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """What is on the GPU, and when."""
+    """One way to share the GPU: what is on it, and when."""
 
     does: str
     graphs: bool  # blocks are recorded
@@ -154,7 +157,7 @@ LADDER = (
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """What will be resident, and the peak of each stage, with all allowances."""
+    """The bytes that will be resident, and the peak of each stage, with all allowances."""
 
     rung: Rung
     shape: ClipShape
@@ -180,8 +183,8 @@ class MemoryPlan:
 def plan(
     manifest: Manifest, shape: ClipShape, encoders: EncoderBytes, free_bytes: int
 ) -> MemoryPlan:
-    """The highest rung on which the clip fits into `free_bytes`: what NVML says before this process
-    has a CUDA context.
+    """Chooses the highest rung on which the clip fits into `free_bytes`, as NVML tells it before
+    this process has a CUDA context.
 
     Raises `TooLarge` if none does, with the need and what would fit.
     """
@@ -194,8 +197,8 @@ def plan(
 
 
 def next_rung(plan: MemoryPlan, stage: Stage) -> MemoryPlan | None:
-    """After a stage ran out of memory in spite of the plan: the next rung that needs less in this
-    stage, or None if there is none.
+    """Chooses the next rung that needs less in a stage which ran out of memory; None if there is
+    none.
     """
     for rung in LADDER[LADDER.index(plan.rung) + 1 :]:
         lower = _on(rung, plan.shape, plan.footprint, plan.free_bytes)
@@ -224,7 +227,9 @@ def _launched(fp: Footprint, contexts: int) -> int:
 
 
 def _recorded(fp: Footprint, contexts: int) -> int:
-    """Evaluations of one kind are launched at first, beside the graphs of the kind before, and then
+    """Counts the most bytes with CUDA graphs.
+
+    Evaluations of one kind are launched at first, beside the graphs of the kind before, and then
     recorded. Graphs share the memory between their kernels.
     """
     graphs, between, needs = 0, 0, []
@@ -267,7 +272,7 @@ def _footprint(
 
 
 def _held_weights(manifest: Manifest) -> tuple[int, int, int]:
-    """Of the blocks, of what lies outside of them, and what rounding adds."""
+    """Counts bytes: of the blocks, of what lies outside of them, and what rounding adds."""
     names = {field.name for field in fields(BlockWeights)}
     blocks = [entry.nbytes for entry in manifest.tensors if _part(entry) in names]
     outside = [
@@ -280,7 +285,7 @@ def _held_weights(manifest: Manifest) -> tuple[int, int, int]:
 
 
 def _part(entry: Entry) -> str | None:
-    """Of a block, what the tensor belongs to: `qkv` of `blocks.3.qkv.q`. None: of no block."""
+    """Names a tensor's part of its block: `qkv` of `blocks.3.qkv.q`. None: it is in none."""
     place, *rest = entry.name.split(".")
     return rest[1] if place == "blocks" and len(rest) > 1 else None
 
@@ -316,7 +321,7 @@ LAUNCHES = (
 
 
 def largest_moment(dim: int, ffn: int) -> int:
-    """Bytes a token at the launch that finds most in memory, x not counted."""
+    """Counts the bytes a token at the launch that finds most in memory, without x."""
     held = list(_allocations(dim, ffn))
     order = {name: place for place, name in enumerate(LAUNCHES)}
     return max(
@@ -326,7 +331,7 @@ def largest_moment(dim: int, ffn: int) -> int:
 
 
 def _allocations(dim: int, ffn: int) -> Iterator[tuple[int, str, str]]:
-    """Bytes a token, the launch they are made for, the last one before they are given back."""
+    """Yields bytes a token, the launch that makes them, the last before they are given back."""
     scales = 4 * (dim // HEAD) // Q_BLOCK + 4 * (dim // HEAD) // K_BLOCK
     rows, inner_rows = dim + 4, ffn + 4
     yield rows, "norm", "qkv"

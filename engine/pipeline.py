@@ -45,7 +45,7 @@ class Pipeline:
         request: Request,
         out: Path,
         comment: str,
-        stages: StageDump,
+        dump: StageDump,
         watch: Watch = unwatched,
     ) -> Clip:
         """Writes the clip to `out`, all of it or nothing. Raises an `EngineError`.
@@ -55,7 +55,7 @@ class Pipeline:
         clock = Clock()
         with clock("media"):
             source = self._source(request)
-            stages.keep_skeleton(source)
+            dump.keep_skeleton(source)
         watch("media", 1.0)
         self.memory.prepare(request, source)
         attempt = self.memory.attempt
@@ -63,10 +63,10 @@ class Pipeline:
             conditions = attempt("conditioning", lambda: condition(self.encoders, request, source))
         watch("conditioning", 1.0)
         with clock("denoise"):
-            latents = attempt("denoise", lambda: self._latents(request, conditions, stages, watch))
+            latents = attempt("denoise", lambda: self._latents(request, conditions, dump, watch))
         with clock("decode"):
             attempt("decode", lambda: self._write(latents, source, out, comment, watch))
-        stages.keep_timings(clock.laps)
+        dump.keep_timings(clock.laps)
         frames, (height, width) = len(source.skeleton), source.image.shape[1:]
         seed, notes = request.settings.seed, tuple(self.memory.notes)
         return Clip(out, width, height, frames, source.fps, seed, clock.laps, notes)
@@ -81,12 +81,12 @@ class Pipeline:
             ) from error
 
     def _latents(
-        self, request: Request, conditions: Conditions, stages: StageDump, watch: Watch
+        self, request: Request, conditions: Conditions, dump: StageDump, watch: Watch
     ) -> Tensor:
-        with stages.watch(self.denoiser.recorded):
+        with dump.recording(self.denoiser.recorded):
             latents = self.denoise(request, conditions, watch)
             self.require_finite(latents)
-            stages.keep_latents(conditions, latents)
+            dump.keep_latents(conditions, latents)
         return latents
 
     def _write(

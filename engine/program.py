@@ -39,7 +39,7 @@ DEFAULT_ATTENTION = "int8fp8"  # the more exact of the 8-bit forms
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """How the models are run."""
+    """The device, the precision and the program that models are run with."""
 
     device: torch.device
     precision: str  # a key of PRECISIONS

@@ -1,6 +1,4 @@
-"""Which models are on the GPU while a clip is made: as its memory plan says, and fewer where that
-was not enough.
-"""
+"""Keeps on the GPU what the memory plan of a clip says, and less where that was not enough."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Movable:
-    """What a plan decides about."""
+    """The models and switches that a plan decides about."""
 
     blocks: Resident
     vision: Resident
@@ -43,24 +41,23 @@ class Memory:
 
     @classmethod
     def unplanned(cls) -> "Memory":
-        """All models stay where they are."""
+        """Makes a memory that plans nothing: all models stay where they are."""
         return cls(None, Movable(Resident(), Resident(), Resident(), bool, {}))
 
     def prepare(self, request: Request, source: Source) -> None:
-        """Raises `TooLarge` for a clip that fits in no way."""
+        """Plans a clip and follows the plan. Raises `TooLarge` if it fits in no way."""
         self.notes, self._stage = [], "conditioning"
         if self._planner is not None:
             self._follow(self._planner(shape_of(request, source)))
 
     def foresee(self, shape: ClipShape) -> MemoryPlan | None:
-        """The plan of such a clip, which is not followed; None if nothing is planned. Raises
-        `TooLarge`.
-        """
+        """Plans a clip, and leaves the models; None if nothing is planned. Raises `TooLarge`."""
         return None if self._planner is None else self._planner(shape)
 
     def attempt(self, stage: Stage, work: Callable[[], T]) -> T:
-        """What the work of a stage returns; begun again, with less on the GPU, each time that it
-        runs out of memory. Raises `TooLarge` when nothing is left to be moved.
+        """Does the work of a stage, again with less on the GPU whenever it runs out of memory.
+
+        Returns what the work returns. Raises `TooLarge` when nothing is left to be moved.
         """
         while True:
             try:
@@ -80,7 +77,7 @@ class Memory:
                 torch.cuda.empty_cache()  # the next stage needs it in other pieces
 
     def step_down(self, error: torch.OutOfMemoryError) -> None:
-        """After a stage ran out of memory: less of it for all that follows, or `TooLarge`."""
+        """Follows a lower rung after a stage ran out of memory, or raises `TooLarge`."""
         clear_frames(error.__traceback__)  # they hold the tensors of what failed
         lower = None if self._plan is None else next_rung(self._plan, self._stage)
         if lower is None:
@@ -111,7 +108,7 @@ class Memory:
 
 
 def shape_of(request: Request, source: Source) -> ClipShape:
-    """What of a clip decides the memory it takes."""
+    """Reads off a request and its media what decides the memory that the clip takes."""
     recipe, frames = request.settings.recipe, len(source.skeleton)
     height, width = source.image.shape[1:]
     unseen = "first" if recipe.pose_from > 0 else "last" if recipe.pose_until < 1 else "never"

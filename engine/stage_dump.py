@@ -60,7 +60,7 @@ class StageDump:
         self._keep(LATENTS, save(tensors))
 
     @contextmanager
-    def watch(self, model: nn.Module | None) -> Iterator[None]:
+    def recording(self, model: nn.Module | None) -> Iterator[None]:
         """Writes `activations.safetensors` at the end of the block.
 
         For each channel that enters a linear it holds the largest magnitude and the mean square

@@ -164,8 +164,8 @@ def _exact_side(
     """Does everything that the exact model is needed for."""
     exact = load_exact(scene.checkpoint, [], scene.models, networks(scene), settings(None))
     is_calibrated = not scene.packages and CALIBRATED in scene.builds
-    model, stages = _model(exact), StageDump(folder / STAGES if is_calibrated else None)
-    with stages.watch(model):
+    model, dump = _model(exact), StageDump(folder / STAGES if is_calibrated else None)
+    with dump.recording(model):
         made = {name: _run_exact(exact, scene, recipe) for name, recipe in scene.recipes.items()}
     packages = scene.packages or {name: build(scene, name, arch, folder) for name in scene.builds}
     walks: _Walks = {}

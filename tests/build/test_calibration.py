@@ -309,8 +309,8 @@ def tensors(tmp_path_factory):
     model = Scail(TINY, sdpa)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    stages = StageDump(folder)
-    with stages.watch(model), torch.no_grad():
+    dump = StageDump(folder)
+    with dump.recording(model), torch.no_grad():
         context = Context(torch.randn(7, TINY.dim), torch.randn(257, TINY.dim))
         model(torch.randn(16, 2, 4, 4), 500.0, context, torch.randn(16, 1, 4, 4), None)
     return load_file(folder / ACTIVATIONS)

@@ -9,17 +9,17 @@ is left out.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from benchmarks.denoiser.random_package import form_of
 from benchmarks.kernel.cases import SHORT
-from engine.config import HEAD_SIZE, TEXT_TOKENS, ModelConfig
+from engine.config import HEAD_SIZE, SCAIL_14B, TEXT_TOKENS
 from engine.memory import VISION_TOKENS
 from kernels.arch import Arch
 from kernels.attention import variants
 from kernels.gemm import GEMM
 
 KEYS = TEXT_TOKENS + VISION_TOKENS
+D, F = SCAIL_14B.dim, SCAIL_14B.ffn
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class LaunchWork:
     bits: int = 8  # of the operands of its products
 
 
-WorkOf = Callable[[float, int, int], LaunchWork]  # of S tokens, D and the width within
+WorkOf = Callable[[float], LaunchWork]  # of S tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,41 +46,28 @@ class LaunchStep:
     work: WorkOf
 
 
-Width = Literal["dim", "qkv", "inner"]
-
-
-def _width(name: Width, d: int, f: int) -> int:
-    return {"dim": d, "qkv": 3 * d, "inner": f}[name]
-
-
-def product(n: Width, k: Width, written: int) -> WorkOf:
+def product(n: int, k: int, written: int) -> WorkOf:
     """A product [S, k] x [k, n] of 8 bits that writes `written` bytes for each value."""
 
-    def work(s: float, d: int, f: int) -> LaunchWork:
-        wide, deep = _width(n, d, f), _width(k, d, f)
-        moved = s * deep + wide * deep + written * s * wide
-        return LaunchWork(2 * s * wide * deep, moved, moved)
+    def work(s: float) -> LaunchWork:
+        moved = s * k + n * k + written * s * n
+        return LaunchWork(2 * s * n * k, moved, moved)
 
     return work
 
 
-def rows(nbytes: int, traffic: int | None = None, width: Width = "dim") -> WorkOf:
+def rows(width: int, nbytes: int, traffic: int | None = None) -> WorkOf:
     """A pass over tokens that moves so many bytes for each value; ours moves `traffic`."""
-
-    def work(s: float, d: int, f: int) -> LaunchWork:
-        values = s * _width(width, d, f)
-        return LaunchWork(moved=nbytes * values, traffic=(traffic or nbytes) * values)
-
-    return work
+    return lambda s: LaunchWork(moved=nbytes * s * width, traffic=(traffic or nbytes) * s * width)
 
 
-def self_attention(s: float, d: int, _: int) -> LaunchWork:
-    return LaunchWork(4 * s * s * d, 5 * s * d, 5 * s * d, s * s * d / HEAD_SIZE)
+def self_attention(s: float) -> LaunchWork:
+    return LaunchWork(4 * s * s * D, 5 * s * D, 5 * s * D, s * s * D / HEAD_SIZE)
 
 
-def cross_attention(s: float, d: int, _: int) -> LaunchWork:
-    moved = 4 * s * d + 8 * KEYS * d
-    return LaunchWork(4 * s * KEYS * d, moved, moved, s * KEYS * d / HEAD_SIZE, 16)
+def cross_attention(s: float) -> LaunchWork:
+    moved = 4 * s * D + 8 * KEYS * D
+    return LaunchWork(4 * s * KEYS * D, moved, moved, s * KEYS * D / HEAD_SIZE, 16)
 
 
 ATTENTION, PRODUCTS, FEED_FORWARD = "self attention", "products of attention", "feed forward"
@@ -88,31 +75,26 @@ CROSS, ROWS, ROPE = "cross attention", "norms and rows", "RMSNorm and RoPE"
 KINDS = (ATTENTION, PRODUCTS, FEED_FORWARD, CROSS, ROPE, ROWS)
 
 STEPS = (
-    LaunchStep("modulate", ROWS, "modulate", "modulate", 3, rows(5)),
-    LaunchStep("qkv", PRODUCTS, "gemm", "qkv", 1, product("qkv", "dim", 2)),
+    LaunchStep("modulate", ROWS, "modulate", "modulate", 3, rows(D, 5)),
+    LaunchStep("qkv", PRODUCTS, "gemm", "qkv", 1, product(3 * D, D, 2)),
     # kernels.rope: q and k are read twice, v and k again
-    LaunchStep("rope", ROPE, "rope", "rope", 1, rows(9, traffic=17)),
+    LaunchStep("rope", ROPE, "rope", "rope", 1, rows(D, 9, traffic=17)),
     LaunchStep("attention", ATTENTION, "attention", "attention", 1, self_attention),
-    LaunchStep("quantise", ROWS, "quantize", "quantize", 2, rows(3)),
+    LaunchStep("quantise", ROWS, "quantize", "quantize", 2, rows(D, 3)),
     LaunchStep("o + residual", PRODUCTS, "gemm_residual", "o + residual", 2,
-        product("dim", "dim", 8)),
-    LaunchStep("cross q", PRODUCTS, "gemm", "qkv", 1, product("dim", "dim", 2)),
-    LaunchStep("1 / rms of cross q", ROPE, "rms_inverse", "rms_inverse", 1, rows(2)),
+        product(D, D, 8)),
+    LaunchStep("cross q", PRODUCTS, "gemm", "qkv", 1, product(D, D, 2)),
+    LaunchStep("1 / rms of cross q", ROPE, "rms_inverse", "rms_inverse", 1, rows(D, 2)),
     LaunchStep("cross attention", CROSS, "cross_attention", "cross_attention", 1, cross_attention),
-    LaunchStep("up + GELU", FEED_FORWARD, "gemm_gelu", "up + gelu", 1, product("inner", "dim", 2)),
+    LaunchStep("up + GELU", FEED_FORWARD, "gemm_gelu", "up + gelu", 1, product(F, D, 2)),
     LaunchStep("quantise the inner", FEED_FORWARD, "quantize", "quantize", 1,
-        rows(3, width="inner")),
+        rows(F, 3)),
     LaunchStep("down + residual", FEED_FORWARD, "gemm_residual", "down + residual", 1,
-        product("dim", "inner", 8)),
+        product(D, F, 8)),
 )  # fmt: skip
 
 
-def work_of(step: LaunchStep, model: ModelConfig, tokens: int) -> LaunchWork:
-    """The work of one launch with S tokens."""
-    return step.work(float(tokens), model.dim, model.ffn)
-
-
-def candidates(step: LaunchStep, model: ModelConfig, arch: Arch) -> list[str]:
+def candidates(step: LaunchStep, arch: Arch) -> list[str]:
     """The cases of `kernel.cases` that do it; of several a worker takes the fastest at start-up."""
     form = form_of(arch)[1]
     dtype = form.down if step.name in ("quantise the inner", "down + residual") else form.others
@@ -125,7 +107,7 @@ def candidates(step: LaunchStep, model: ModelConfig, arch: Arch) -> list[str]:
         case "modulate":
             return [f"modulate.{SHORT[dtype]}"]
         case "quantize":
-            width = model.ffn if step.name == "quantise the inner" else model.dim
+            width = F if step.name == "quantise the inner" else D
             return [f"quantize.{SHORT[dtype]} {width}"]
         case "rope":
             return ["rope.i8"]  # of the form int8fp8

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from benchmarks import pictures
 from benchmarks.denoiser.forward_place import SIZES, name_of
-from benchmarks.denoiser.suite import ForwardCase, Kernels, StepRow, estimated_rows, kernels_of
+from benchmarks.denoiser.suite import Kernels, StepRow, estimated_rows, kernels_of
 from benchmarks.kernel.model import GPUS, limits_ms
 from benchmarks.record import Figure, Suite
 from benchmarks.timing import columns
-from engine.config import SCAIL_14B
 from engine.errors import BadRequest
 from engine.flow import Recipe
 from engine.memory import ClipShape
@@ -65,21 +64,24 @@ def assumptions() -> list[str]:
     """Everything that a projection takes for granted, in sentences."""
     shares = ", ".join(f"{name} {share:.0%} ({who})" for name, (share, who) in PEERS.items())
     clocks = ", ".join(f"{gpu.name} {gpu.seen_ghz:g} GHz" for gpu in GPUS.values())
+    counts = ", ".join(
+        "{} {} with the skeleton and {} without".format(name, *evaluations(recipe))
+        for name, recipe in RECIPES.items()
+    )
     return [
-        "A clip is its denoising alone: encoders, VAE and files are not in it. It is one window.",
-        *(f"{name}: {_recipe_words(recipe)}." for name, recipe in RECIPES.items()),
+        "A clip is its denoising alone, in one window: encoders, VAE and files are not in it.",
+        f"Its forwards: {counts}.",
         "A clock is the rated one; the bar begins at the highest that others saw in kernels "
         f"({clocks}).",
-        "The figure is what main loops allow. It knows nothing of tails, epilogues and power, so "
-        "the truth is likelier above it than below. The bar ends where the best public systems "
-        f"are, as shares of the 8-bit rate: {shares}.",
+        "The figure is what main loops allow, without tails, epilogues and limits of power. The "
+        f"bar ends where the best public systems are, as shares of the 8-bit rate: {shares}.",
     ]
 
 
 def projected(arch: Arch, size: ClipShape, kernels: Kernels) -> list[ProjectionRow]:
     """A forward and the clips of each recipe."""
     bars = [
-        bar(arch, estimated_rows(ForwardCase(arch, SCAIL_14B, size, tokens), kernels))
+        bar(arch, estimated_rows(arch, size, tokens, kernels))
         for tokens in (size.tokens, without_pose(size))
     ]
     rows = []
@@ -116,12 +118,6 @@ def evaluations(recipe: Recipe) -> tuple[int, int]:
     seen = sum(recipe.pose_from <= place < recipe.pose_until for place in places)
     times = 1 if recipe.cfg == 1 else 2
     return times * seen, times * (recipe.steps - seen)
-
-
-def _recipe_words(recipe: Recipe) -> str:
-    seen, unseen = evaluations(recipe)
-    rest = f", {unseen} without its tokens" if unseen else ""
-    return f"{recipe.steps} steps, CFG {recipe.cfg:g}: {seen} forwards with the skeleton{rest}"
 
 
 # --- shown

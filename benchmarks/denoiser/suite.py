@@ -17,14 +17,13 @@ from benchmarks.denoiser.launches import (
     KINDS,
     STEPS,
     candidates,
-    work_of,
 )
 from benchmarks.kernel.cases import cases
 from benchmarks.kernel.cubins import compiled
 from benchmarks.kernel.model import GPUS, limits_ms
 from benchmarks.record import Figure, Suite
 from benchmarks.timing import Cell, columns
-from engine.config import SCAIL_14B, ModelConfig
+from engine.config import SCAIL_14B
 from engine.memory import ClipShape
 from kernels.aot.cubin import Cubin
 from kernels.arch import ARCHS, Arch
@@ -62,16 +61,6 @@ class StepRow:
         return self.limit_ms / self.ms
 
 
-@dataclass(frozen=True, slots=True)
-class ForwardCase:
-    """An evaluation that is to be estimated."""
-
-    arch: Arch
-    model: ModelConfig
-    size: ClipShape
-    tokens: int  # S
-
-
 Kernels: TypeAlias = Mapping[str, Mapping[str, Cubin]]  # of each step, by the names of cases
 
 
@@ -81,7 +70,7 @@ def measure_denoiser(sizes: Sequence[ClipShape] = SIZES) -> tuple[str, list[Step
     for arch in ARCHS:
         kernels = kernels_of(arch)
         for size in sizes:
-            rows += estimated_rows(ForwardCase(arch, SCAIL_14B, size, size.tokens), kernels)
+            rows += estimated_rows(arch, size, size.tokens, kernels)
     return "the proofs of their machine code alone: all times are estimates", rows
 
 
@@ -90,23 +79,23 @@ def kernels_of(arch: Arch) -> Kernels:
     cubins = compiled(arch)
     spec_of = {case.name: case.specs[0].name for case in cases(arch, SCAIL_14B)}
     return {
-        step.name: {name: cubins[spec_of[name]] for name in candidates(step, SCAIL_14B, arch)}
+        step.name: {name: cubins[spec_of[name]] for name in candidates(step, arch)}
         for step in STEPS
     }
 
 
-def estimated_rows(forward: ForwardCase, kernels: Kernels) -> list[StepRow]:
+def estimated_rows(arch: Arch, size: ClipShape, tokens: int, kernels: Kernels) -> list[StepRow]:
     """Rows from the machine code of each step's kernels, the fastest of several."""
-    arch, model, rows = forward.arch, forward.model, []
+    rows = []
     for step in STEPS:
-        work = work_of(step, model, forward.tokens)
+        work = step.work(tokens)
         times = {name: estimated_ms(work, c, arch) for name, c in kernels[step.name].items()}
         name = min(times, key=times.__getitem__)
         limits = limits_ms(work.flop, work.moved, work.exponentials, work.bits, arch)
-        limit, launches = max(limits.values()), step.count * model.layers
+        limit, launches = max(limits.values()), step.count * SCAIL_14B.layers
         rows.append(
             StepRow(
-                arch.name, GPUS[arch].name, name_of(forward.size), forward.tokens, step.name,
+                arch.name, GPUS[arch].name, name_of(size), tokens, step.name,
                 step.kind, launches, launches * work.flop / 1e12, launches * work.moved / 1e9,
                 "+".join(unit for unit, ms in limits.items() if ms > BOTH * limit),
                 launches * limit, launches * times[name], name,

@@ -18,7 +18,7 @@ from kernels.arch import SM89, SM90, SM120, Arch
 SCHEDULERS = 4  # of a multiprocessor
 REGISTERS = 65536  # of a multiprocessor
 SPECIAL_CYCLES = 8  # that one MUFU instruction keeps a scheduler's unit busy
-WAIT_CYCLES = 250  # for memory and barriers, in each iteration
+WAIT_CYCLES = 250  # for memory and barriers in each iteration: docs/reference/kernels.md 2.3
 SHARED_RESERVED = 1024  # bytes of a block that the driver takes
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from benchmarks.nano.paint import Array
 from engine.errors import BadRequest
 
+Array = NDArray[np.floating]
 Curve = Callable[[Array], Array]
 
 BEATS_PER_MINUTE = 110.0

@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from benchmarks.nano.dance import ARMS, FLOOR, LEGS, SIDES, unit
-from benchmarks.nano.paint import Array, Cone, ConePart, Tint, cover, inside, paint
+from benchmarks.nano.dance import ARMS, FLOOR, LEGS, SIDES, Array, unit
+from benchmarks.nano.paint import Cone, ConePart, Tint, cover, inside, paint
 from engine.errors import BadMedia
 from engine.pose.camera import Camera, base_camera
 

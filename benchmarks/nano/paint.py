@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from benchmarks.nano.dance import ease
+from benchmarks.nano.dance import Array, ease
 from engine.pose.camera import Camera
 
-Array = NDArray[np.floating]
 Tint = tuple[int, int, int]
 Cone = tuple[Array, Array, float, float]  # two ends [3] mm and their radii, mm
 

@@ -11,9 +11,8 @@ from benchmarks.denoiser.forward import tflop
 from benchmarks.denoiser.forward_blocks import drawn_scene, our_block
 from benchmarks.denoiser.forward_place import DRY_SIZES, prepared
 from benchmarks.denoiser.gaps import DRAM_SHARE
-from benchmarks.denoiser.launches import KEYS, KINDS, STEPS, candidates, work_of
+from benchmarks.denoiser.launches import KEYS, KINDS, STEPS, candidates
 from benchmarks.denoiser.suite import (
-    ForwardCase,
     denoiser_figures,
     denoiser_pictures,
     denoiser_table,
@@ -50,7 +49,7 @@ def rows(kernels):
         row
         for arch in ARCHS
         for size in (LARGE, SMALL)
-        for row in estimated_rows(ForwardCase(arch, SCAIL_14B, size, size.tokens), kernels[arch])
+        for row in estimated_rows(arch, size, size.tokens, kernels[arch])
     ]
 
 
@@ -64,7 +63,7 @@ def of(rows, arch, size="512x896x81"):
 @pytest.mark.parametrize(("size", "work"), [(SMALL, 1456), (LARGE, 3152)], ids=["416", "512"])
 def test_the_steps_together_do_the_work_of_the_specification(size, work):
     """docs/reference/performance.md B."""
-    found = sum(40 * step.count * work_of(step, SCAIL_14B, size.tokens).flop for step in STEPS)
+    found = sum(40 * step.count * step.work(size.tokens).flop for step in STEPS)
     assert found / 1e12 == pytest.approx(tflop(SCAIL_14B, size))
     assert found / 1e12 == pytest.approx(work, rel=1e-3)
 
@@ -73,8 +72,8 @@ def test_the_steps_together_do_the_work_of_the_specification(size, work):
 def test_each_step_is_measured_as_a_case_of_the_same_work(arch):
     by_name = {case.name: case for case in cases(arch, SCAIL_14B)}
     for step in STEPS:
-        work = work_of(step, SCAIL_14B, 1000)
-        for name in candidates(step, SCAIL_14B, arch):
+        work = step.work(1000)
+        for name in candidates(step, arch):
             case = by_name[name]
             if step.name == "cross q":  # the same kernel as qkv, a third as wide
                 assert work.flop == case.flop(1000) / 3
@@ -107,7 +106,7 @@ def test_a_block_calls_each_operation_as_often_as_its_steps_are_counted():
 @pytest.mark.parametrize(("arch", "seconds"), [(SM89, 0.74), (SM120, 0.58), (SM90, 0.99)])
 def test_exponentials_of_attention_take_what_the_specification_says(arch, seconds):
     """docs/reference/performance.md B, the last line."""
-    work = work_of(BY_NAME["attention"], SCAIL_14B, LARGE.tokens)
+    work = BY_NAME["attention"].work(LARGE.tokens)
     limits = limits_ms(work.flop, work.moved, work.exponentials, work.bits, arch)
     assert 40 * limits["MUFU"] / 1000 == pytest.approx(seconds, abs=0.01)
 

@@ -18,9 +18,8 @@ from benchmarks.denoiser.projection import (
     projection_table,
     without_pose,
 )
-from benchmarks.denoiser.suite import ForwardCase, estimated_rows, kernels_of
+from benchmarks.denoiser.suite import estimated_rows, kernels_of
 from benchmarks.kernel.model import GPUS
-from engine.config import SCAIL_14B
 from engine.errors import BadRequest
 from engine.memory import ClipShape
 from engine.recipes import RECIPES
@@ -35,12 +34,7 @@ def forwards():
     """Estimates of one forward, by architecture, out of the store of the compile tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SCAIL_STATE", str(STATE))
-        return {
-            arch: estimated_rows(
-                ForwardCase(arch, SCAIL_14B, LARGE, LARGE.tokens), kernels_of(arch)
-            )
-            for arch in ARCHS
-        }
+        return {arch: estimated_rows(arch, LARGE, LARGE.tokens, kernels_of(arch)) for arch in ARCHS}
 
 
 def test_a_recipe_is_so_many_forwards_with_and_without_the_skeleton():
@@ -91,7 +85,7 @@ def test_a_projection_is_shown_with_its_bar_and_is_no_measurement(tmp_path):
     ] == [(6.5, 4.5, "estimate"), (650.0, 450.0, "estimate")]
     table = projection_table([row, clip])
     assert table.startswith("PROJECTED, measured on none of these GPUs")
-    assert "50 steps, CFG 4: 100 forwards" in table
+    assert "official 100 with the skeleton and 0" in table
     assert all(len(line) <= 100 for line in table.splitlines())
     assert table.splitlines()[2].split()[5:9] == ["6.5", "6.0", "15.0", "5.3"]
     made = projection_pictures([row, clip], tmp_path, "projection")

@@ -3,9 +3,10 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-from torch import Tensor
+if TYPE_CHECKING:  # whoever reads settings alone does not wait for PyTorch
+    from torch import Tensor
 
 Motion = Literal["video", "pose", "joints"]  # a dance, a rendered skeleton video, SMPL joints
 Align = Literal["exact", "official"]  # the best fit, or what the official program's solver finds
@@ -79,8 +80,8 @@ class Request:
 class Source:
     """The media of a job at the size of the result."""
 
-    image: Tensor  # [3, H, W] fp32, about -1..1
-    skeleton: Tensor  # [T, H, W, 3] u8, or drawn at half that size; T = 4k + 1
+    image: "Tensor"  # [3, H, W] fp32, about -1..1
+    skeleton: "Tensor"  # [T, H, W, 3] u8, or drawn at half that size; T = 4k + 1
     fps: float
     audio: Path | None  # a file whose sound, if it has any, belongs to the clip
 
@@ -89,11 +90,11 @@ class Source:
 class Conditions:
     """All that the transformer is told about the clip, the same at every step."""
 
-    text: Tensor  # [L, text_dim]
-    negative: Tensor | None  # [L, text_dim]; None: no guidance
-    vision: Tensor  # [257, clip_dim]
-    reference: Tensor  # [16, 1, h, w] latent of the picture
-    pose: Tensor  # [16, t, h/2, w/2] latent of the half-size skeleton
+    text: "Tensor"  # [L, text_dim]
+    negative: "Tensor | None"  # [L, text_dim]; None: no guidance
+    vision: "Tensor"  # [257, clip_dim]
+    reference: "Tensor"  # [16, 1, h, w] latent of the picture
+    pose: "Tensor"  # [16, t, h/2, w/2] latent of the half-size skeleton
 
 
 @dataclass(frozen=True, slots=True)

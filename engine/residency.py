@@ -11,7 +11,7 @@ import torch
 
 from engine.errors import TooLarge
 from engine.flow import Request, Source
-from engine.machine.resident import Resident
+from engine.machine.resident import Resident, nothing
 from engine.memory import ClipShape, MemoryPlan, Rung, Stage, next_rung
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Memory:
     @classmethod
     def unplanned(cls) -> "Memory":
         """Makes a memory that plans nothing: all models stay where they are."""
-        return cls(None, Movable(Resident(), Resident(), Resident(), bool, {}))
+        return cls(None, Movable(Resident(), Resident(), Resident(), lambda _: None, {}))
 
     def prepare(self, request: Request, source: Source) -> None:
         """Plans a clip and follows the plan. Raises `TooLarge` if it fits in no way."""
@@ -72,7 +72,7 @@ class Memory:
         try:
             yield
         finally:
-            self._models.after.get(name, bool)()
+            self._models.after.get(name, nothing)()
             if self._plan is not None:
                 torch.cuda.empty_cache()  # the next stage needs it in other pieces
 

@@ -22,7 +22,7 @@ from engine.build.quantize import Made, Quantization, groups, package_bytes, pad
 from engine.build.report import TensorError, lines, report
 from engine.build.tensorrt import build_program, unavailable
 from engine.config import LIMITS, ModelConfig
-from engine.denoise.block import FP8, MIXED
+from engine.denoise.block import BLOCK_FORMATS
 from engine.diskcache import remembered_sha256
 from engine.errors import BadRequest
 from engine.machine.heap import keep_freed_memory
@@ -39,7 +39,6 @@ log = logging.getLogger(__name__)
 
 WeightsForm: TypeAlias = Literal["fp8", "mixed"]
 PROGRAMS = ("native", "tensorrt")
-FORMS = {"fp8": FP8, "mixed": MIXED}
 AHEAD = 2  # groups that are made while one is written; each needs 0.4 GB at 14B
 REPORT, PLANS = "report.json", "plans"
 PLAN_SECONDS = 300.0  # a plan of the 14B model takes less than a second
@@ -117,9 +116,9 @@ def weights_form(order: Order) -> WeightsForm:
 
 def quantization(order: Order, form: WeightsForm, checkpoint: Checkpoint) -> Quantization:
     if order.calibration is None:
-        return Quantization(checkpoint, FORMS[form])
+        return Quantization(checkpoint, BLOCK_FORMATS[form])
     return Quantization(
-        checkpoint, FORMS[form], load_activations(order.calibration, checkpoint.config)
+        checkpoint, BLOCK_FORMATS[form], load_activations(order.calibration, checkpoint.config)
     )
 
 

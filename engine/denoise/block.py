@@ -45,6 +45,7 @@ class BlockFormat:
 FP8 = BlockFormat(down=torch.float8_e4m3fn, others=torch.float8_e4m3fn)
 INT8 = BlockFormat(down=torch.int8, others=torch.int8)
 MIXED = BlockFormat(down=torch.float8_e4m3fn, others=torch.int8)  # docs/reference/kernels.md 4
+BLOCK_FORMATS: Mapping[str, BlockFormat] = {"fp8": FP8, "mixed": MIXED}  # as --weights calls them
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from engine.build.quantize import Quantization, groups
 from engine.config import ModelConfig
 from engine.denoise.block import (
+    BLOCK_FORMATS,
     FP8,
     INT8,
     MIXED,
@@ -49,7 +50,7 @@ VARIANTS = {
     "i8_i8": (SM89, INT8),
 }
 KINDS = (BlockWeights, ContextWeights)
-FORMS = {"fp8": FP8, "int8": INT8, "mixed": MIXED}
+FORMATS = BLOCK_FORMATS | {"int8": INT8}
 
 
 class Scene:
@@ -200,12 +201,12 @@ def test_a_block_with_padded_text_stays_near_the_official_program(golden, record
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("case", ["a", "b"])
 def test_all_blocks_of_references_stay_near_the_official_program(golden, recorded, case, form):
     scene = recorded(golden, case)
     count = len(scene.blocks)
-    got, want = scene.fused(reference_ops(), FORMS[form], count), scene.exact(count)
+    got, want = scene.fused(reference_ops(), FORMATS[form], count), scene.exact(count)
     assert relative_error(got, want) < RELATIVE_ERROR
     # three blocks with both operands of every product in E4M3 are 4.6 % off: a cosine of 0.99896
     assert cosine(got, want) > (0.9985 if form == "fp8" else COSINE)

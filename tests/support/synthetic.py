@@ -19,13 +19,12 @@ from torch import Tensor
 from engine.build.make import write_weights
 from engine.build.quantize import Quantization
 from engine.config import SCAIL_14B, ModelConfig
-from engine.denoise.block import FP8, MIXED
+from engine.denoise.block import BLOCK_FORMATS
 from engine.models.checkpoint import Checkpoint
 from engine.models.dit import Scail
 from engine.package.folder import PARTIAL, PackageWriter
 from engine.package.manifest import WEIGHTS
 
-FORMS = {"fp8": FP8, "mixed": MIXED}
 LAYER_FILE = "one-layer-bf16.safetensors"
 
 
@@ -81,7 +80,7 @@ def build(folder: Path, form: str, layers: int = SCAIL_14B.layers) -> dict[str, 
     shutil.rmtree(f"{home}{PARTIAL}", ignore_errors=True)
     begin = time.perf_counter()
     with PackageWriter(home, f"synthetic {form}") as writer:
-        write_weights(writer, Quantization(weights, FORMS[form]))
+        write_weights(writer, Quantization(weights, BLOCK_FORMATS[form]))
         seconds = time.perf_counter() - begin
         written = (folder / f"synthetic{PARTIAL}" / WEIGHTS).stat().st_size
     shutil.rmtree(f"{home}{PARTIAL}")
@@ -99,7 +98,7 @@ def build(folder: Path, form: str, layers: int = SCAIL_14B.layers) -> dict[str, 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--weights", choices=FORMS, default="fp8")
+    parser.add_argument("--weights", choices=BLOCK_FORMATS, default="fp8")
     args = parser.parse_args(argv)
     print(json.dumps(build(args.folder, args.weights)))
 

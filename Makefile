@@ -37,7 +37,7 @@ lint: setup
 
 # a process a core, each with one thread: two threads of one test would only wait for each other
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n auto --maxprocesses 4 --dist loadfile --durations 20
 
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not gpu"

@@ -161,7 +161,7 @@ def test_a_run_that_is_stopped_leaves_nothing(files, number):
     command = [
         sys.executable, "-m", "engine", "generate", "--image", files / "ok.png",
         "--pose", files / "pose.mp4", "--out", files / "clip.mp4",
-        "--width", "640", "--height", "640", "--steps", "1",
+        "--width", "320", "--height", "320", "--steps", "1",
     ]  # fmt: skip
     before = sorted(files.iterdir())
     # a shell's background job ignores Ctrl-C, and so would its children

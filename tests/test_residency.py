@@ -107,12 +107,13 @@ def test_a_model_that_arrives_in_part_leaves_again_and_may_be_tried_again(diary)
     assert diary == ["-m", *["+m", "-m"] * 2, "+m", "used"]
 
 
-def test_without_functions_nothing_moves():
-    home = Resident()
-    home.settle(stays=False)
-    with home.present():
-        pass
-    home.settle(stays=True)
+def test_without_functions_a_model_is_used_and_left_where_it_is():
+    home, diary = Resident(), []
+    for stays in (False, True):
+        home.settle(stays=stays)
+        with home.present():
+            diary.append(stays)
+    assert diary == [False, True]
 
 
 # --- all models

@@ -13,6 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -122,7 +123,7 @@ def given(tmp_path_factory):
 def test_health_and_validate_are_answered(worker, given):
     told = worker.output(action="health")
     assert (told["status"], told["problem"], told["gpu"]) == ("ready", None, "CPU")
-    assert told["engine"].startswith("scail-engine 0.1.0 sm89 ")
+    assert told["engine"].startswith(f"scail-engine {version('scail-engine')} sm89 ")
     assert told["start_ms"]["load"] > 0
     told = worker.output(**given, action="validate")
     assert (told["width"], told["height"], told["num_frames"], told["forwards"]) == (96, 64, 9, 1)

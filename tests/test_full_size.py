@@ -1,4 +1,4 @@
-"""Jobs of the real size with weights that are random: slow, so not part of `make test`."""
+"""Jobs of the real size with random weights; slow. Times are printed and not asserted."""
 
 import json
 import os
@@ -17,12 +17,11 @@ from engine.demo.weights import demo_weights
 from engine.media.video import probe_video
 
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = 300
 GIB = 2**30
 
 LAYERS = 40
 FREE_BYTES = 25e9  # the weights, and one layer to build them from
-MOST_BYTES, MOST_MEMORY_GB, LEAST_MB_PER_S = 17e9, 3.0, 40.0
+MOST_BYTES, MOST_MEMORY_GB = 17e9, 3.0
 
 
 def generate(golden, folder, name):
@@ -43,22 +42,21 @@ def generate(golden, folder, name):
 
 @pytest.mark.slow
 @pytest.mark.golden
-@pytest.mark.timeout(2 * SECONDS + 120)
-def test_the_example_renders_in_time_and_memory_and_the_same_twice(golden, tmp_path):
+@pytest.mark.timeout(3600)
+def test_the_example_renders_in_4_gib_and_the_same_twice(golden, tmp_path):
     for name in ("first", "again"):
         seconds, peak_bytes = generate(golden, tmp_path, name)
         print(f"{name}: {seconds:.0f} s, {peak_bytes / GIB:.2f} GiB")
         info = probe_video(tmp_path / f"{name}.mp4")
         assert (info.width, info.height, info.frames, info.fps) == (896, 512, 65, 16)
-        assert seconds < SECONDS
         assert peak_bytes < 4 * GIB
     first, again = (load_file(tmp_path / n / "latents.safetensors") for n in ("first", "again"))
     assert torch.equal(first["latents"], again["latents"])
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_forty_layers_are_built_in_17_gb_and_3_gb_of_memory_at_40_mb_per_s(tmp_path):
+@pytest.mark.timeout(3600)
+def test_forty_layers_are_built_in_17_gb_and_3_gb_of_memory(tmp_path):
     free = shutil.disk_usage(tmp_path).free
     if free < FREE_BYTES:
         pytest.skip(f"{free / 1e9:.0f} GB of disk are free, {FREE_BYTES / 1e9:.0f} are needed")
@@ -71,4 +69,3 @@ def test_forty_layers_are_built_in_17_gb_and_3_gb_of_memory_at_40_mb_per_s(tmp_p
     assert found["layers"] == LAYERS
     assert 16e9 < found["bytes"] <= MOST_BYTES
     assert found["peak_memory_gb"] <= MOST_MEMORY_GB
-    assert found["mb_per_s"] >= LEAST_MB_PER_S

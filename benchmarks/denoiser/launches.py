@@ -27,7 +27,6 @@ D, F = SCAIL_14B.dim, SCAIL_14B.ffn
 class LaunchStep:
     name: str
     kind: str  # steps of one kind share a colour
-    op: str  # field of `kernels.ops.Ops`
     case: str  # of `kernel.cases`, for a `way` to multiply and a `dtype` of rows
     count: int  # in a block
     work: WorkOf
@@ -39,24 +38,20 @@ CROSS, ROWS, ROPE = "cross attention", "norms and rows", "RMSNorm and RoPE"
 KINDS = (ATTENTION, PRODUCTS, FEED_FORWARD, CROSS, ROPE, ROWS)
 
 STEPS = (
-    LaunchStep("modulate", ROWS, "modulate", "modulate.{dtype}", 3, rows(D, 5)),
-    LaunchStep("qkv", PRODUCTS, "gemm", "gemm.{way} qkv", 1, product(3 * D, D, 2)),
+    LaunchStep("modulate", ROWS, "modulate.{dtype}", 3, rows(D, 5)),
+    LaunchStep("qkv", PRODUCTS, "gemm.{way} qkv", 1, product(3 * D, D, 2)),
     # kernels.rope: q and k are read twice, v and k again
-    LaunchStep("rope", ROPE, "rope", "rope.i8", 1, rows(D, 9, again=8)),
-    LaunchStep("attention", ATTENTION, "attention", "attention", 1, self_attention(D)),
-    LaunchStep("quantise", ROWS, "quantize", f"quantize.{{dtype}} {D}", 2, rows(D, 3)),
-    LaunchStep("o + residual", PRODUCTS, "gemm_residual", "gemm.{way} o + residual", 2,
-        product(D, D, 8)),
-    LaunchStep("cross q", PRODUCTS, "gemm", "gemm.{way} qkv", 1, product(D, D, 2)),
-    LaunchStep("1 / rms of cross q", ROPE, "rms_inverse", "rms_inverse", 1, rows(D, 2)),
-    LaunchStep("cross attention", CROSS, "cross_attention", "cross_attention", 1,
-        cross_attention(D, KEYS)),
-    LaunchStep("up + GELU", FEED_FORWARD, "gemm_gelu", "gemm.{way} up + gelu", 1,
-        product(F, D, 2)),
-    LaunchStep("quantise the inner", FEED_FORWARD, "quantize", f"quantize.{{dtype}} {F}", 1,
-        rows(F, 3), is_down=True),
-    LaunchStep("down + residual", FEED_FORWARD, "gemm_residual", "gemm.{way} down + residual", 1,
-        product(D, F, 8), is_down=True),
+    LaunchStep("rope", ROPE, "rope.i8", 1, rows(D, 9, again=8)),
+    LaunchStep("attention", ATTENTION, "attention", 1, self_attention(D)),
+    LaunchStep("quantise", ROWS, f"quantize.{{dtype}} {D}", 2, rows(D, 3)),
+    LaunchStep("o + residual", PRODUCTS, "gemm.{way} o + residual", 2, product(D, D, 8)),
+    LaunchStep("cross q", PRODUCTS, "gemm.{way} qkv", 1, product(D, D, 2)),
+    LaunchStep("1 / rms of cross q", ROPE, "rms_inverse", 1, rows(D, 2)),
+    LaunchStep("cross attention", CROSS, "cross_attention", 1, cross_attention(D, KEYS)),
+    LaunchStep("up + GELU", FEED_FORWARD, "gemm.{way} up + gelu", 1, product(F, D, 2)),
+    LaunchStep("quantise the inner", FEED_FORWARD, f"quantize.{{dtype}} {F}", 1, rows(F, 3), True),
+    LaunchStep("down + residual", FEED_FORWARD, "gemm.{way} down + residual", 1,
+        product(D, F, 8), True),
 )  # fmt: skip
 
 

@@ -28,9 +28,7 @@ PEERS = {
     "sm90": 0.36,  # the same
     "sm120": 0.37,  # TurboDiffusion, Wan2.1-T2V-14B 720p
 }
-ASSUMED = """
-A clip is its denoising alone, in one window: encoders, VAE and files are not in it. The bar is from
-the highest clock that others saw in kernels to the share of the 8-bit rate that others reach."""
+TITLE = "PROJECTED, measured on none of these GPUs. A clip is its denoising alone, in one window"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,13 +103,13 @@ def evaluations(recipe: Recipe) -> tuple[int, int]:
 
 
 def projection_table(rows: Sequence[ProjectionRow]) -> str:
-    """Seconds with their bars, and what they rest on."""
+    """Seconds with their bars."""
     heads = {"size": "", "what": "", "seconds": ".1f", "from": ".1f", "to": ".1f", "limit": ".1f"}
     lines = [
         (row.gpu, row.size, row.what, row.seconds, row.fastest_s, row.slowest_s, row.limit_s)
         for row in rows
     ]
-    return f"PROJECTED, measured on none of these GPUs\n{columns(heads, lines)}{ASSUMED}"
+    return f"{TITLE}\n{columns(heads, lines)}"
 
 
 def projection_figures(rows: Sequence[ProjectionRow]) -> list[Figure]:

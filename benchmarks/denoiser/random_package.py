@@ -117,14 +117,14 @@ def drawn(package: Package, name: str, device: torch.device) -> Tensor:
 
     if dtype in LIMITS:
         return to_8bit(randn(LIMITS[dtype] / SPREAD), dtype)
-    part = name.removeprefix("blocks.").partition(".")[2] if name.startswith("blocks.") else ""
-    if part.endswith(".s"):
+    part = name.rpartition(".")[2]
+    if part == "s":
         codes = package.entry(f"{name.removesuffix('s')}q")
         limit = LIMITS[getattr(torch, codes.dtype)]
         return torch.full(entry.shape, SPREAD / limit * codes.shape[1] ** -0.5, device=device)
     if part == "smooth":
         return torch.ones(entry.shape, device=device)
-    if part.startswith(("norm_", "cross_norm_", "text_norm_", "vision_norm_")):
+    if "norm_" in part:  # of queries and keys
         return randn(0.1, mean=QUERY_SIZE)
     if len(entry.shape) == 2 and "modulation" not in name:
         return randn(entry.shape[1] ** -0.5).to(dtype)

@@ -151,30 +151,23 @@ def denoiser_figures(rows: Sequence[StepRow]) -> list[Figure]:
 
 
 def denoiser_pictures(rows: Sequence[StepRow], folder: Path, stem: str) -> list[Path]:
-    """A picture for each size: seconds of a forward by kind of step, limits beside times."""
-    made = []
-    for size in dict.fromkeys(row.size for row in rows):
-        of_size = [row for row in rows if row.size == size]
-        made += _picture(size, of_size, folder, f"{stem}-{size}")
-    return made
-
-
-def _picture(size: str, rows: Sequence[StepRow], folder: Path, stem: str) -> list[Path]:
-    bars: dict[str, dict[str, list[float]]] = {}
+    """Draws seconds of a forward by kind of step, limits beside times, the sizes side by side."""
     gpu_names = {arch.name: gpu.name for arch, gpu in GPUS.items()}
+    bars: dict[str, dict[str, dict[str, list[float]]]] = {}
     for row in rows:
+        of_size = bars.setdefault(row.size, {})
         for label, ms in (("limit", row.limit_ms), ("estimate", row.ms)):
-            bar = bars.setdefault(f"{gpu_names[row.arch]}\n{label}", {})
+            bar = of_size.setdefault(f"{gpu_names[row.arch]}\n{label}", {})
             bar[row.kind] = [bar.get(row.kind, [0.0])[0] + ms / 1000]
-    fig, [axes] = pictures.figure(9.0, 1.6 + 0.62 * len(bars))
-    for at, total in enumerate(pictures.stacked_bars(axes, [*bars.values()], KINDS)):
-        axes.text(total, at, f" {total:.2f} s", va="center")
-    axes.set_yticks(range(len(bars)), [*bars])
-    axes.margins(x=0.1)
-    axes.set_xlabel("seconds of one forward")
-    title = f"One forward at {size}. Limit: rated clocks, nothing lost. Estimate: not measured."
-    fig.suptitle(title, fontsize=12)
-    fig.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    fig, parts = pictures.figure(12.0, 6.0, len(bars))
+    for axes, (size, of_size) in zip(parts, bars.items()):
+        for at, total in enumerate(pictures.stacked_bars(axes, [*of_size.values()], KINDS)):
+            axes.text(total, at, f" {total:.2f} s", va="center")
+        axes.set_yticks(range(len(of_size)), [*of_size])
+        axes.margins(x=0.15)
+        axes.set_xlabel(f"seconds of one forward of {size}")
+    fig.suptitle("Limit: rated clocks, nothing lost. Estimate: not measured.", fontsize=12)
+    fig.legend(*parts[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return pictures.save(fig, folder, stem)
 
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,7 +37,6 @@ RUNS_MS = 200  # of repeated launches for one median
 FEWEST, MOST = 5, 50  # runs
 WRONG = "WRONG"  # how the note of a wrong result begins
 CHECKED_TOKENS = (1, 77, 300)  # one, odd, past several tiles
-RESERVE_S = 30  # of the budget, for a step that has begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,49 +55,37 @@ def measure_gpu(
     *,
     dry: bool = False,
     only: Sequence[str] = ("",),
-    budget: float = 480.0,
 ) -> tuple[str, list[KernelRow]]:
-    """Checks, then times. `only`: beginnings of names; `budget`: seconds.
+    """Checks, then times. `only`: beginnings of names.
 
     Raises `Unavailable` without cubins, and `WrongResult` after all is measured if anything is
     wrong.
     """
-    deadline = time.monotonic() + budget - RESERVE_S
     tokens, others = ((130,), lambda _: ()) if dry else (TOKENS, peers)
     with _place(kernels, dry) as place:
         everything = cases(place.arch, TINY if dry else SCAIL_14B)
         chosen = [case for case in everything if case.name.startswith(tuple(only))]
         say(out, "machine", {"date": time.strftime("%Y-%m-%d"), **machine()})
-        checks = {case.name: partial(check, case, place) for case in chosen}
-        wrong = wrong_rows(run_steps("check", checks, out, deadline))
+        checks = [row for case in chosen for row in said(out, "check", check(case, place))]
+        wrong = wrong_rows(checks)
         right = [case for case in chosen if case.name not in wrong]
-        timings = {}
+        rows: list[KernelRow] = []
         for count in tokens:
             theirs = [*others(count)]
             for group in dict.fromkeys(case.group for case in right):
                 ours = [case for case in right if case.group == group]
                 beside = [peer for peer in theirs if peer.beside == group]
-                timings[f"{group}, {count}"] = partial(rival_rows, ours, beside, place, count)
-        rows = run_steps("time", timings, out, deadline)
+                rows += said(out, "time", rival_rows(ours, beside, place, count))
     wrong |= wrong_rows(rows)
     if wrong:
         raise WrongResult("wrong results: " + "; ".join(f"{k}, {wrong[k]}" for k in wrong))
     return "the references beside the kernels", rows
 
 
-def run_steps(
-    kind: str, steps: Mapping[str, Callable[[], list[KernelRow]]], out: Path, deadline: float
-) -> list[KernelRow]:
-    """Says and returns the rows of all steps that there is time for."""
-    rows = []
-    for name, step in steps.items():
-        if time.monotonic() > deadline:
-            say(out, kind, {"name": name, "skipped": "no time left"})
-            continue
-        found = step()
-        for row in found:
-            say(out, kind, asdict(row))
-        rows += found
+def said(out: Path, step: str, rows: list[KernelRow]) -> list[KernelRow]:
+    """Writes rows as soon as they are known, and returns them."""
+    for row in rows:
+        say(out, step, asdict(row))
     return rows
 
 

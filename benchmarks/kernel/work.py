@@ -38,8 +38,5 @@ def self_attention(dim: int) -> WorkOf:
 def cross_attention(dim: int, keys: int) -> WorkOf:
     """Attention of all tokens to so many keys of text and picture, in 16 bits."""
     return lambda s: LaunchWork(
-        4 * s * keys * dim,
-        4 * s * dim + 8 * keys * dim,
-        exponentials=s * keys * dim / HEAD_SIZE,
-        bits=16,
+        4 * s * keys * dim, 4 * s * dim + 8 * keys * dim, 0.0, s * keys * dim / HEAD_SIZE, 16
     )

@@ -150,15 +150,19 @@ def test_the_dry_run_goes_through_all_steps_and_gives_no_times(tmp_path, capsys)
     assert len(suite["rows"]) == 4 and suite["figures"] == []
 
 
-def test_seconds_of_the_faster_way_are_the_figure_of_a_forward():
+def test_what_has_times_is_a_figure_and_memory_stands_beside_the_plan():
     rows = [
         ForwardRow("sm90", "512x896x81", "launched", 3.3, None, 21_000_000_000, 21_900_000_000),
         ForwardRow("sm90", "512x896x81", "graph", 3.1, None, 22_000_000_000, 21_900_000_000),
         ForwardRow("sm90", "512x896x81", "our block", 3.0, 0.06),
+        ForwardRow("sm90", "512x896x81", "plain block", None),
     ]
-    [figure] = forward_figures(rows)
-    assert (figure.name, figure.value) == ("sm90 512x896x81 evaluation", 3.1)
-    _, launched, _, block = (line.split() for line in forward_table(rows).splitlines())
+    assert [(figure.name, figure.value) for figure in forward_figures(rows)] == [
+        ("sm90 512x896x81 launched", 3.3),
+        ("sm90 512x896x81 graph", 3.1),
+        ("sm90 512x896x81 our block", 3.0),
+    ]
+    _, launched, _, block, _ = (line.split() for line in forward_table(rows).splitlines())
     assert launched == ["512x896x81", "sm90", "launched", "3.30", "21000", "21900"]
     assert block == ["512x896x81", "sm90", "our", "block", "3.00", "0.060"]
 

@@ -289,13 +289,6 @@ def test_the_gpu_script_runs_dry_and_keeps_a_line_for_each_step(tmp_path):
     assert len(json.loads(found)["suites"]["gpu"]["rows"]) == 2
 
 
-def test_the_gpu_script_stops_in_time_and_says_what_it_left_out(tmp_path):
-    done = gpu_script("--only", "rms", "--budget", "10", out=tmp_path)
-    lines = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
-    assert done.returncode == 0
-    assert [line.get("skipped") for line in lines[1:]] == 2 * ["no time left"]
-
-
 def test_a_folder_without_cubins_is_one_sentence_that_says_how_to_make_them(tmp_path):
     with pytest.raises(Unavailable, match=r"(?s)no cubins in .*run\.py cubins DIR"):
         cubins.load(tmp_path)

@@ -83,7 +83,7 @@ def test_a_projection_is_shown_with_its_bar_and_is_no_measurement(tmp_path):
     ] == [(6.5, 4.5, "estimate"), (650.0, 450.0, "estimate")]
     table = projection_table([row, clip])
     assert table.startswith("PROJECTED, measured on none of these GPUs")
-    assert "encoders, VAE and files are not in it" in table
+    assert "A clip is its denoising alone, in one window" in table
     assert all(len(line) <= 100 for line in table.splitlines())
     assert table.splitlines()[2].split()[5:9] == ["6.5", "6.0", "15.0", "5.3"]
     made = projection_pictures([row, clip], tmp_path, "projection")

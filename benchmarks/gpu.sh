@@ -6,7 +6,7 @@
 #   benchmarks/gpu.sh --dry          anywhere with the .venv: the same steps, interpreted, tiny
 #
 # Needs torch and numpy there; no Triton, no compiler. Results: $OUT/gpu.jsonl (here without OUT).
-# Options go to `benchmarks/run.py gpu`: --only attention, --budget 240.
+# Options go to `benchmarks/run.py gpu`: --only attention.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -50,7 +50,7 @@ SUITES = {
     "quality": ("benchmarks.quality.suite", ("checkpoint", "package", "models")),
     "cold-start": ("benchmarks.cold_start.suite", ("package", "models", "runs")),
     "reading": ("benchmarks.cold_start.reading", ("file", "runs")),
-    "gpu": ("benchmarks.kernel.gpu", ("kernels", "out", "dry", "only", "budget")),
+    "gpu": ("benchmarks.kernel.gpu", ("kernels", "out", "dry", "only")),
     "forward": ("benchmarks.denoiser.forward", ("kernels", "out", "dry")),
     "vae": ("benchmarks.clip.vae", ("kernels", "runs")),
     "nano": ("benchmarks.nano.suite", ()),
@@ -171,7 +171,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, metavar="FILE", help="gets a line after each step")
     add("--dry", action="store_true", default=None, help="on a CPU: tiny, without times")
     add("--only", nargs="+", metavar="NAME", help="gpu: beginnings of kernels' names")
-    add("--budget", type=float, metavar="SECONDS", help="gpu: when to stop")
     return parser
 
 

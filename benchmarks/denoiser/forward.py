@@ -1,47 +1,85 @@
-"""Suite `forward`: one evaluation of the 14B transformer on this GPU, beside other programs.
+"""Suite `forward`: one evaluation of the 14B transformer on this GPU, beside a plain BF16 block.
 
-Weights are drawn on the GPU. Blocks of ours are held against the plain ones with the same weights
-before a time is taken. A file gets a line of JSON after each step. Memory is compared with the
-plan. `--dry` does the same on a CPU, tiny, without times.
+Weights are drawn on the GPU. A block of ours is held against the plain one of the same weights
+before both are timed in turns. A file gets a line of JSON after each time; memory stands beside the
+plan. `--dry` does the same by references on a CPU, tiny, without times.
 """
 
 import gc
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+import hashlib
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.denoiser.forward_blocks import UPDATE_LIMIT, measure_blocks
-from benchmarks.denoiser.forward_place import ForwardPlace, name_of, prepared
-from benchmarks.denoiser.random_package import RandomWeights, random_package
-from benchmarks.kernel.gpu import gpu_facts
-from benchmarks.record import Figure, Suite
-from benchmarks.timing import columns, require
-from engine.config import LATENT_CHANNELS, TEXT_TOKENS, ModelConfig
-from engine.denoise.cuda_graphs import GraphedBlocks
+from benchmarks.denoiser.launches import SIZES, name_of
+from benchmarks.denoiser.random_package import RandomWeights, form_of, random_package
+from benchmarks.kernel.cubins import compiled, load
+from benchmarks.kernel.gpu import current_stream, here, median_ms, relative_error, run_once, say
+from benchmarks.kernel.peers import PeerTimer
+from benchmarks.record import Figure, Suite, machine
+from benchmarks.timing import columns, interleaved, require
+from engine.config import LATENT_CHANNELS, SCAIL_14B, TEXT_TOKENS, TINY, ModelConfig, state_dir
+from engine.denoise import block as fused
+from engine.denoise.cuda_graphs import CudaGraphRecorder, GraphedBlocks, GraphRecorder
 from engine.denoise.packaged import PackagedDenoiser
 from engine.denoise.sampler import grid
-from engine.errors import TooLarge
 from engine.flow import Conditions, Recipe
+from engine.machine.gpu import find_gpu
+from engine.machine.kernel_choice import attention_kernel, choose_variants, gemm_ways
 from engine.memory import VISION_TOKENS, ClipShape, EncoderBytes, MemoryPlan, plan
+from engine.models.attention import sdpa
+from engine.models.dit import Block, Context, Rope, rope_tables
+from kernels.arch import SM90, Arch
+from kernels.launch import KernelBank
+from kernels.ops import Ops, native_ops, reference_ops
+from kernels.trial import event_ms
 
+NO_ENCODERS = EncoderBytes(0, 0, 0)  # in this process
+DRY_SIZES = (ClipShape(64, 96, 5),)
 RECIPE = Recipe("euler", 4, 1.0, 5.0)
-MEMORY_LIMIT = 0.05  # of the plan
+UPDATE_LIMIT = 0.12  # relative error of what a block adds: E4M3 twice in each product, and INT8
+WAYS = ("launched", "graph")
+# The attention of the plain block is the first of these that runs on the GPU.
+BACKENDS = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH)
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardRow:
-    """The times of one size; None where the machine gives no times."""
+    """A time of one size."""
 
     arch: str
     size: str
-    seconds: float | None  # of an evaluation by our kernels, the faster of launched and graph
-    bf16_seconds: float | None  # of as many plain blocks in BF16
-    times_bf16: float | None  # how much faster ours is
+    what: str  # an evaluation in one of `WAYS`; "our block", "plain block": as many as the model's
+    seconds: float | None  # None: the machine gives no times
+    error: float | None = None  # relative, of what our block adds
+    peak_bytes: int | None = None  # the most that the GPU held for this process until now
+    planned_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardPlace:
+    """A device, and everything that runs the transformer on it."""
+
+    arch: Arch
+    device: torch.device
+    model: ModelConfig
+    ops: Ops
+    record: GraphRecorder
+    sizes: Sequence[ClipShape]
+    clock: PeerTimer
+    free_bytes: int  # before this process touched the GPU
+    out: Path
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
 
 
 def measure_forward(
@@ -53,120 +91,211 @@ def measure_forward(
     return f"the plain block with the same weights, off by at most {UPDATE_LIMIT:g}", rows
 
 
+@contextmanager
+def prepared(kernels: Path | None, out: Path, dry: bool) -> Iterator[ForwardPlace]:
+    """`kernels`: what `run.py cubins` wrote, else they are compiled.
+
+    Raises `UnsupportedGpu` and what loading kernels raises.
+    """
+    if dry:
+        cpu, free = torch.device("cpu"), 2**62
+        again = lambda run: partial(run_once, run)  # noqa: E731 - in place of a graph
+        yield ForwardPlace(SM90, cpu, TINY, reference_ops(), again, DRY_SIZES, run_once, free, out)
+        return
+    arch, gpu, device = here(), find_gpu(), torch.device("cuda:0")
+    assert gpu is not None
+    cubins = [*(compiled(arch) if kernels is None else load(kernels)).values()]
+    torch.zeros(1, device=device)  # the context that the launcher shares
+    form = form_of(arch)[1]
+    with KernelBank([], arch, current_stream) as bank:
+        codes = "".join(sorted(cubin.sha256 for cubin in cubins))
+        digest = hashlib.sha256(codes.encode()).hexdigest()
+        choices = choose_variants(cubins, digest, gpu, bank, device, state_dir(), event_ms)
+        say(out, "variants", {"ops": [asdict(choice) for choice in choices.ops]})
+        ways = gemm_ways(choices, {form.down, form.others})
+        ops = native_ops(bank, arch, attention=attention_kernel(choices, "int8fp8"), gemm=ways)
+        free = gpu.free_bytes or gpu.memory_bytes
+        yield ForwardPlace(
+            arch, device, SCAIL_14B, ops, CudaGraphRecorder(), SIZES, median_ms, free, out
+        )
+        torch.cuda.synchronize()
+
+
 @torch.inference_mode()
 def measure_sizes(place: ForwardPlace) -> list[ForwardRow]:
-    """A row for each size that this machine has the memory for, the smallest first."""
-    place.say("machine", **gpu_facts())
+    """Rows of each size, the smallest first. Raises `TooLarge` for one that has no place."""
+    say(place.out, "machine", machine())
     rows = []
     for shape in sorted(place.sizes, key=lambda shape: shape.tokens):
-        encoders = EncoderBytes(0, 0, 0)  # not in this process
-        free = place.free_bytes
         manifest = random_package(place.model, place.arch).manifest
-        try:
-            planned = plan(manifest, shape, encoders, 2**62 if free is None else free)
-        except TooLarge as error:
-            place.say("skipped", size=name_of(shape), why=str(error))
-            continue
-        ours = measure_evaluation(place, shape, planned)
-        _give_back(place)
-        plain = measure_blocks(place, shape)
-        _give_back(place)
-        faster = None if ours is None or plain is None else plain / ours
-        rows.append(ForwardRow(place.arch.name, name_of(shape), ours, plain, faster))
-        place.say("result", size=name_of(shape), seconds=ours, bf16_seconds=plain,
-            times_bf16=faster)  # fmt: skip
+        planned = plan(manifest, shape, NO_ENCODERS, place.free_bytes)
+        for found in (evaluations(place, shape, planned), blocks(place, shape)):
+            for row in found:
+                say(place.out, "forward", asdict(row))
+                rows.append(row)
+            gc.collect()  # a denoiser and its residency hold each other
+            if place.on_gpu:
+                torch.cuda.empty_cache()
     return rows
 
 
-def tflop(model: ModelConfig, shape: ClipShape) -> float:
-    """The work of one evaluation, keys of text and picture known (docs/reference/performance.md
-    B).
-    """
-    tokens, dim = shape.tokens, model.dim
-    products = 2 * tokens * dim * (6 * dim + 2 * model.ffn)
-    attention = 4 * tokens * dim * (tokens + TEXT_TOKENS + VISION_TOKENS)
-    return model.layers * (products + attention) / 1e12
+# --- an evaluation
 
 
-def measure_evaluation(place: ForwardPlace, shape: ClipShape, planned: MemoryPlan) -> float | None:
-    """Seconds of an evaluation, as a graph where the plan has graphs; says times and memory."""
-    on_gpu = place.device.type == "cuda"
-    begin = time.perf_counter()
-    if on_gpu:
+def evaluations(place: ForwardPlace, shape: ClipShape, planned: MemoryPlan) -> Iterator[ForwardRow]:
+    """An evaluation launched, and as a graph where the plan has graphs."""
+    size = name_of(shape)
+    if place.on_gpu:
         torch.cuda.reset_peak_memory_stats()
     weights = RandomWeights(random_package(place.model, place.arch), place.device)
-    denoiser = PackagedDenoiser(weights, place.ops, partial(GraphedBlocks, record=place.capture))
-    place.say("weights", seconds=round(time.perf_counter() - begin, 1))
+    denoiser = PackagedDenoiser(weights, place.ops, partial(GraphedBlocks, record=place.record))
     latents, conditions = drawn_conditions(place, shape)
     velocity = denoiser.bind(conditions, RECIPE)
-    told = grid(RECIPE.sampler, RECIPE.steps, RECIPE.shift).timesteps[0]
-    run = partial(velocity, latents, range(shape.grid[0]), 0, told)
-    work, found, last = tflop(place.model, shape), [], None
-    for way in ("launched", "graph") if planned.rung.graphs else ("launched",):
+    time = grid(RECIPE.sampler, RECIPE.steps, RECIPE.shift).timesteps[0]
+    run = partial(velocity, latents, range(shape.grid[0]), 0, time)
+    denoiser.use_graphs(False)
+    launched = run().clone()
+    for way in WAYS if planned.rung.graphs else WAYS[:1]:
         denoiser.use_graphs(way == "graph")
-        result = run().clone()
-        again = run().clone()  # recorded now, if it is a graph
-        require(bool(again.isfinite().all()), f"{name_of(shape)}, {way}: not finite")
-        require(torch.equal(result, again), f"{name_of(shape)}, {way}: two equal runs differ")
-        same = last is None or torch.equal(result, last)
-        require(same, f"{name_of(shape)}: the graph differs from its launches")
-        last = result
+        run()  # records a graph, so that the next run is one
+        again = run()
+        require(bool(again.isfinite().all()), f"{size}, {way}: not finite")
+        require(torch.equal(again, launched), f"{size}, {way}: two equal runs differ")
         ms = place.clock(run)
-        found += [] if ms is None else [ms / 1e3]
-        rate = None if ms is None else round(work / ms * 1e3, 1)
-        place.say("forward", size=name_of(shape), tokens=shape.tokens, way=way, ms=ms, tflops=rate)
-    if on_gpu and place.free_bytes is not None:
-        say_memory(place, shape, planned, place.free_bytes)
+        seconds = None if ms is None else ms / 1e3
+        peak, planned_bytes = peak_bytes(place), planned.peaks["denoise"]
+        yield ForwardRow(place.arch.name, size, way, seconds, None, peak, planned_bytes)
     denoiser.forget()
-    return min(found, default=None)
 
 
-def say_memory(place: ForwardPlace, shape: ClipShape, planned: MemoryPlan, free_bytes: int) -> None:
-    """Says the most that the GPU held for this process: its pool at its largest, and all outside
-    the pool.
-    """
-    outside = free_bytes - torch.cuda.mem_get_info()[0] - torch.cuda.memory_reserved()
-    peak = outside + torch.cuda.max_memory_reserved()
-    plan_bytes = planned.peaks["denoise"]
-    place.say(
-        "memory", size=name_of(shape), rung=planned.rung.does, planned_bytes=plan_bytes,
-        peak_bytes=peak, allocated_bytes=torch.cuda.max_memory_allocated(),
-        of_plan=round(peak / plan_bytes, 4), ok=abs(peak / plan_bytes - 1) <= MEMORY_LIMIT,
-    )  # fmt: skip
+def peak_bytes(place: ForwardPlace) -> int | None:
+    """The pool of the GPU at its largest, and all that this process has outside the pool."""
+    if not place.on_gpu:
+        return None
+    outside = place.free_bytes - torch.cuda.mem_get_info()[0] - torch.cuda.memory_reserved()
+    return outside + torch.cuda.max_memory_reserved()
 
 
 def drawn_conditions(place: ForwardPlace, shape: ClipShape) -> tuple[Tensor, Conditions]:
     """Noise, and a clip whose prompt fills all 512 tokens."""
-    time_, rows, columns_ = shape.grid[0], shape.height // 8, shape.width // 8
-    randn = partial(torch.randn, generator=torch.Generator(place.device).manual_seed(1))
-    draw = partial(randn, device=place.device)
+    time, height, width = shape.grid[0], shape.height // 8, shape.width // 8
+    generator = torch.Generator(place.device).manual_seed(1)
+    draw = partial(torch.randn, generator=generator, device=place.device)
     conditions = Conditions(
         draw(TEXT_TOKENS, place.model.text_dim),
         None,
         draw(VISION_TOKENS, place.model.clip_dim),
-        draw(LATENT_CHANNELS, 1, rows, columns_),
-        draw(LATENT_CHANNELS, time_, rows // 2, columns_ // 2),
+        draw(LATENT_CHANNELS, 1, height, width),
+        draw(LATENT_CHANNELS, time, height // 2, width // 2),
     )
-    return draw(LATENT_CHANNELS, time_, rows, columns_), conditions
+    return draw(LATENT_CHANNELS, time, height, width), conditions
 
 
-def _give_back(place: ForwardPlace) -> None:
-    gc.collect()  # a denoiser and its residency hold each other
-    if place.device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
+# --- a block beside the plain one
+
+
+@dataclass(frozen=True, slots=True)
+class BlockScene:
+    """The weights of one block of ours, and the inputs of blocks."""
+
+    weights: fused.BlockWeights
+    context_weights: fused.ContextWeights
+    x: Tensor  # [S, D]
+    modulation: Tensor  # [6, D]
+    context: Context
+    rope: Rope
+
+
+def drawn_scene(place: ForwardPlace, shape: ClipShape) -> BlockScene:
+    """Random weights and tokens, the same in every run."""
+    weights = RandomWeights(random_package(place.model, place.arch), place.device)
+    held = weights.read(name for name in weights.package.names if name.startswith("blocks.0."))
+    generator = torch.Generator(place.device).manual_seed(2)
+    draw = partial(torch.randn, generator=generator, device=place.device)
+    dim, time = place.model.dim, shape.grid[0]
+    read = lambda name: held[f"blocks.0.{name}"]  # noqa: E731
+    return BlockScene(
+        fused.assemble(fused.BlockWeights, read),
+        fused.assemble(fused.ContextWeights, read),
+        draw(shape.tokens, dim),
+        0.5 * draw(6, dim),
+        Context(draw(TEXT_TOKENS, dim), draw(VISION_TOKENS, dim)),
+        rope_tables((time, shape.height // 16, shape.width // 16), True, place.device),
+    )
+
+
+def our_block(place: ForwardPlace, scene: BlockScene) -> Callable[[Tensor], Tensor]:
+    """Runs one block on tokens [S, D], which it changes."""
+    context = scene.context
+    keys = fused.context_keys(place.ops, scene.context_weights, context.text, context.vision)
+    modulation = fused.block_modulation(scene.weights, scene.modulation)
+    return lambda x: fused.run_block(place.ops, scene.weights, keys, x, modulation, scene.rope)
+
+
+def plain_block(place: ForwardPlace, scene: BlockScene) -> Block:
+    """The block of `engine.models.dit` that the weights of a scene stand for, in BF16 on a GPU."""
+    weights, context = scene.weights, scene.context_weights
+    dtype = torch.bfloat16 if place.on_gpu else torch.float32
+    with torch.device("meta"):
+        block = Block(replace(place.model, ffn=len(weights.up.bias)), sdpa)
+    held: dict[str, Tensor] = {
+        "modulation": weights.modulation[None],
+        "self_attn.norm_q.weight": weights.norm_q,
+        "self_attn.norm_k.weight": weights.norm_k,
+        "norm3.weight": weights.norm3_scale + 1,
+        "norm3.bias": weights.norm3_shift,
+        "cross_attn.norm_q.weight": context.cross_norm_q,
+        "cross_attn.norm_k.weight": context.text_norm_k,
+        "cross_attn.norm_k_img.weight": context.vision_norm_k,
+    }
+    for field, names in fused.LINEARS.items():  # random weights are not smoothed
+        linear: fused.Weight = getattr(context if field in ("text", "vision") else weights, field)
+        parts = linear.rows.dequantize().chunk(len(names)), linear.bias.chunk(len(names))
+        for name, matrix, bias in zip(names, *parts, strict=True):
+            held[f"{name}.weight"], held[f"{name}.bias"] = matrix.to(dtype), bias.to(dtype)
+    block.load_state_dict({name: t.to(place.device) for name, t in held.items()}, assign=True)
+    return block.requires_grad_(False).eval()
+
+
+def blocks(place: ForwardPlace, shape: ClipShape) -> Iterator[ForwardRow]:
+    """A block of ours and the plain one, both times the layers of the model."""
+    scene = drawn_scene(place, shape)
+    plain, ours = plain_block(place, scene), our_block(place, scene)
+
+    def run_plain() -> Tensor:
+        with sdpa_kernel([*BACKENDS], set_priority=True):
+            return plain(scene.x, scene.modulation, scene.context, scene.rope)
+
+    update = run_plain() - scene.x
+    error = relative_error(ours(scene.x.clone()).sub_(scene.x), update)
+    require(error <= UPDATE_LIMIT, f"{name_of(shape)}: a block is off by {error:.1e}")
+    del update
+    held = scene.x.clone()
+    works = {"our block": partial(ours, held), "plain block": run_plain}
+    for what, times in interleaved(works, place.clock).items():
+        seconds = place.model.layers * statistics.median(times) / 1e3 if times else None
+        off = error if what == "our block" else None
+        yield ForwardRow(place.arch.name, name_of(shape), what, seconds, off)
+
+
+# --- shown
 
 
 def forward_table(rows: Sequence[ForwardRow]) -> str:
-    heads = {"arch": "", "seconds": ".2f", "BF16": ".2f", "times": ".2f"}
-    lines = [(row.size, row.arch, row.seconds, row.bf16_seconds, row.times_bf16) for row in rows]
+    heads = {"arch": "", "what": "", "seconds": ".2f", "error": ".3f", "peak MB": ".0f",
+        "planned MB": ".0f"}  # fmt: skip
+    lines = [
+        (row.size, row.arch, row.what, row.seconds, row.error,
+         *(None if count is None else count / 1e6 for count in (row.peak_bytes, row.planned_bytes)))
+        for row in rows
+    ]  # fmt: skip
     return columns(heads, lines)
 
 
 def forward_figures(rows: Sequence[ForwardRow]) -> list[Figure]:
-    """Seconds of ours; each is a median of which no spread is kept."""
+    """Seconds of all that has times, of which no spread is kept."""
     return [
-        Figure(f"{row.arch} {row.size} evaluation", row.seconds, "s", 0.0)
+        Figure(f"{row.arch} {row.size} {row.what}", row.seconds, "s", 0.0)
         for row in rows
         if row.seconds is not None
     ]

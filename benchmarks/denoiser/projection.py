@@ -1,18 +1,19 @@
 """Suite `projection`: how long a forward and a clip may take on GPUs that nobody here has.
 
-A projection is the estimate from machine code. Its bar begins at the highest clocks that others saw
-in kernels, and reaches to what the best public systems get. Nothing here was measured.
+A projection is the estimate from machine code: what main loops allow at the rated clock, without
+tails, epilogues and limits of power. Its bar begins at the highest clocks that others saw in
+kernels, and reaches to what the best public systems get. Nothing here was measured.
 """
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import pictures
-from benchmarks.denoiser.forward_place import SIZES, name_of
+from benchmarks.denoiser.launches import SIZES, name_of
 from benchmarks.denoiser.suite import Kernels, StepRow, estimated_rows, kernels_of
 from benchmarks.kernel.model import GPUS, limits_ms
+from benchmarks.kernel.work import LaunchWork
 from benchmarks.record import Figure, Suite
 from benchmarks.timing import columns
 from engine.errors import BadRequest
@@ -23,11 +24,11 @@ from kernels.arch import ARCHS, Arch
 
 # Shares of the 8-bit rate that the best public system reaches (docs/reference/performance.md C0)
 PEERS = {
-    "sm89": (0.32, "LightX2V, Wan2.1-I2V-14B 480p"),
-    "sm90": (0.36, "LightX2V, Wan2.1-I2V-14B 480p"),
-    "sm120": (0.37, "TurboDiffusion, Wan2.1-T2V-14B 720p"),
+    "sm89": 0.32,  # LightX2V, Wan2.1-I2V-14B 480p
+    "sm90": 0.36,  # the same
+    "sm120": 0.37,  # TurboDiffusion, Wan2.1-T2V-14B 720p
 }
-MODEL = "machine code"
+TITLE = "PROJECTED, measured on none of these GPUs. A clip is its denoising alone, in one window"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,6 @@ class ProjectionRow:
     fastest_s: float
     slowest_s: float
     limit_s: float  # rated clocks, nothing lost
-    basis: str
 
 
 def measure_projection(
@@ -60,24 +60,6 @@ def measure_projection(
     return "nothing: no time was measured, machine code alone is behind it", rows
 
 
-def assumptions() -> list[str]:
-    """Everything that a projection takes for granted, in sentences."""
-    shares = ", ".join(f"{name} {share:.0%} ({who})" for name, (share, who) in PEERS.items())
-    clocks = ", ".join(f"{gpu.name} {gpu.seen_ghz:g} GHz" for gpu in GPUS.values())
-    counts = ", ".join(
-        "{} {} with the skeleton and {} without".format(name, *evaluations(recipe))
-        for name, recipe in RECIPES.items()
-    )
-    return [
-        "A clip is its denoising alone, in one window: encoders, VAE and files are not in it.",
-        f"Its forwards: {counts}.",
-        "A clock is the rated one; the bar begins at the highest that others saw in kernels "
-        f"({clocks}).",
-        "The figure is what main loops allow, without tails, epilogues and limits of power. The "
-        f"bar ends where the best public systems are, as shares of the 8-bit rate: {shares}.",
-    ]
-
-
 def projected(arch: Arch, size: ClipShape, kernels: Kernels) -> list[ProjectionRow]:
     """A forward and the clips of each recipe."""
     bars = [
@@ -87,11 +69,8 @@ def projected(arch: Arch, size: ClipShape, kernels: Kernels) -> list[ProjectionR
     rows = []
     counted = {f"{name} clip": evaluations(recipe) for name, recipe in RECIPES.items()}
     for what, counts in ({"one forward": (1, 0)} | counted).items():
-        figure, fastest, slowest, limit = (
-            sum(n * part[at] for n, part in zip(counts, bars)) for at in range(4)
-        )
-        name = arch.name, GPUS[arch].name, name_of(size), what
-        rows.append(ProjectionRow(*name, figure, fastest, slowest, limit, MODEL))
+        times = (sum(n * part[at] for n, part in zip(counts, bars)) for at in range(4))
+        rows.append(ProjectionRow(arch.name, GPUS[arch].name, name_of(size), what, *times))
     return rows
 
 
@@ -101,9 +80,9 @@ def bar(arch: Arch, rows: Sequence[StepRow]) -> tuple[float, float, float, float
     limit = sum(row.limit_ms for row in rows) / 1000
     figure = sum(row.ms for row in rows) / 1000
     fastest = sum(row.ms / (quick if row.tflop else 1) for row in rows) / 1000
-    work = 1e12 * sum(row.tflop for row in rows)
-    best = limits_ms(work, 0, 0, 8, arch)["tensor"] / 1000
-    return figure, fastest, max(figure, best / PEERS[arch.name][0]), limit
+    work = LaunchWork(1e12 * sum(row.tflop for row in rows))
+    best = limits_ms(work, arch)["tensor"] / 1000
+    return figure, fastest, max(figure, best / PEERS[arch.name]), limit
 
 
 def without_pose(size: ClipShape) -> int:
@@ -124,18 +103,13 @@ def evaluations(recipe: Recipe) -> tuple[int, int]:
 
 
 def projection_table(rows: Sequence[ProjectionRow]) -> str:
-    """Seconds with their bars, then what they rest on."""
-    heads = {"size": "", "what": "", "seconds": ".1f", "from": ".1f", "to": ".1f", "limit": ".1f",
-        "based on": ""}  # fmt: skip
+    """Seconds with their bars."""
+    heads = {"size": "", "what": "", "seconds": ".1f", "from": ".1f", "to": ".1f", "limit": ".1f"}
     lines = [
-        (row.gpu, row.size, row.what, row.seconds, row.fastest_s, row.slowest_s, row.limit_s,
-         row.basis)
+        (row.gpu, row.size, row.what, row.seconds, row.fastest_s, row.slowest_s, row.limit_s)
         for row in rows
-    ]  # fmt: skip
-    said = ["PROJECTED, measured on none of these GPUs", columns(heads, lines), "Assumptions"]
-    for sentence in assumptions():
-        said += textwrap.wrap(sentence, 98, initial_indent="  - ", subsequent_indent="    ")
-    return "\n".join(said)
+    ]
+    return f"{TITLE}\n{columns(heads, lines)}"
 
 
 def projection_figures(rows: Sequence[ProjectionRow]) -> list[Figure]:
@@ -152,25 +126,27 @@ def projection_figures(rows: Sequence[ProjectionRow]) -> list[Figure]:
 def projection_pictures(rows: Sequence[ProjectionRow], folder: Path, stem: str) -> list[Path]:
     """Draws seconds of a forward with their bars, and the limits."""
     forwards = [row for row in rows if row.what == "one forward"]
-    labels = [f"{row.gpu}\n{row.size}" for row in forwards]
+    places = range(len(forwards))
+    labels = [
+        f"{row.gpu}, {row.size}\n{row.seconds:.1f} s ({row.fastest_s:.1f} to {row.slowest_s:.1f})"
+        for row in forwards
+    ]
+    seconds = [row.seconds for row in forwards]
+    faster = [row.seconds - row.fastest_s for row in forwards]
+    slower = [row.slowest_s - row.seconds for row in forwards]
     fig, [axes] = pictures.figure(9.0, 1.8 + 0.6 * len(forwards))
-    for at, row in enumerate(forwards):
-        around = [[row.seconds - row.fastest_s], [row.slowest_s - row.seconds]]
-        name, limit = ("projected", "limit at the rated clock") if at == 0 else (None, None)
-        axes.errorbar(
-            [row.seconds], [at], xerr=around, fmt="o", capsize=6, lw=2.5, ms=8,
-            color=pictures.COLOURS[0], label=name,
-        )  # fmt: skip
-        axes.plot([row.limit_s], [at], "|", ms=20, mew=3, color=pictures.COLOURS[3], label=limit)
-        axes.annotate(
-            f"{row.seconds:.1f} s ({row.fastest_s:.1f} to {row.slowest_s:.1f})",
-            (row.slowest_s, at), (10, 0), textcoords="offset points", va="center",
-        )  # fmt: skip
-    axes.set_yticks(range(len(labels)), labels)
+    axes.errorbar(
+        seconds, places, xerr=[faster, slower], fmt="o", capsize=6, lw=2.5, ms=8,
+        color=pictures.COLOURS[0], label="projected",
+    )  # fmt: skip
+    limits = [row.limit_s for row in forwards]
+    axes.plot(limits, places, "|", ms=20, mew=3, color=pictures.COLOURS[3],
+        label="limit at the rated clock")  # fmt: skip
+    axes.set_yticks(places, labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
-    axes.set_xlim(0, 1.35 * max(row.slowest_s for row in forwards))
+    axes.set_xlim(left=0)
     axes.set_xlabel("seconds of one forward")
-    fig.suptitle(f"Projected from {MODEL}: not measured on these GPUs", fontsize=12)
+    fig.suptitle("Projected from machine code: not measured on these GPUs", fontsize=12)
     fig.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return pictures.save(fig, folder, stem)
 

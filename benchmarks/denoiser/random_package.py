@@ -7,23 +7,17 @@ alone, so that it is the same however often it is asked for.
 
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from math import prod
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from engine.config import ModelConfig
-from engine.denoise.block import (
-    FP8,
-    LINEARS,
-    MIXED,
-    BlockFormat,
-    BlockWeights,
-    ContextWeights,
-    Weight,
-)
+from engine.denoise import block as fused
+from engine.denoise.block import BlockFormat
 from engine.machine.upload import PackageWeights, Take
 from engine.models.dit import Scail
 from engine.package.folder import Package
@@ -36,12 +30,14 @@ LARGE = 2**20  # values from which a matrix outside the blocks has two bytes a v
 QUERY_SIZE = 1.5  # of queries and keys: attention then looks at few of 48,832 tokens
 SPREAD = 4  # standard deviations from the mean to the largest code
 
+TensorShape = tuple[str, str, tuple[int, ...]]  # name, dtype, shape
+
 
 class RandomPackage(Package):
     """An `engine.package.folder.Package` without a folder."""
 
     def read(self, name: str) -> Tensor:
-        return drawn(self.manifest, self.entry(name), torch.device("cpu"))
+        return drawn(self, name, torch.device("cpu"))
 
 
 class RandomWeights(PackageWeights):
@@ -51,48 +47,33 @@ class RandomWeights(PackageWeights):
         wanted = {*names}
         for name in self.package.names:
             if name in wanted:
-                take(name, drawn(self.package.manifest, self.package.entry(name), self.device))
+                take(name, drawn(self.package, name, self.device))
 
 
 def random_package(model: ModelConfig, arch: Arch) -> RandomPackage:
-    manifest = random_manifest(model, arch)
-    entries = {entry.name: entry for entry in manifest.tensors}
+    """The package that a build would make for this architecture where nobody says otherwise."""
+    name, form = form_of(arch)
+    ffn = -(-model.ffn // FFN_MULTIPLE) * FFN_MULTIPLE
+    entries, offset = {}, 0
+    for key, dtype, shape in _tensors(model, ffn, form):
+        nbytes = prod(shape) * ITEM_BYTES[dtype]
+        entries[key] = Entry(key, dtype, shape, offset, nbytes, "")
+        offset = aligned(offset + nbytes)
+    manifest = Manifest(
+        arch=arch.name, driver_floor="{}.{}".format(*arch.driver), engine="0", toolchain={},
+        wheels={}, sources=(), model=model, padded_ffn=ffn, weights=name, native=Native(()),
+        tensorrt={"absent": "random weights have none."}, prompts=None,
+        tensors=tuple(entries.values()),
+    )  # fmt: skip
     return RandomPackage(Path("random weights"), "0" * 64, manifest, (), entries, {})
 
 
-def form_of(arch: Arch) -> tuple[str, BlockFormat]:
+def form_of(arch: Arch) -> tuple[Literal["mixed", "fp8"], BlockFormat]:
     """The formats that a build chooses for an architecture where nobody says otherwise."""
-    return ("mixed", MIXED) if arch.int8_is_faster else ("fp8", FP8)
+    return ("mixed", fused.MIXED) if arch.int8_is_faster else ("fp8", fused.FP8)
 
 
-def random_manifest(model: ModelConfig, arch: Arch) -> Manifest:
-    name, form = form_of(arch)
-    ffn = -(-model.ffn // FFN_MULTIPLE) * FFN_MULTIPLE
-    tensors, offset = [], 0
-    for key, dtype, shape in _tensors(model, ffn, form):
-        nbytes = prod(shape) * ITEM_BYTES[dtype]
-        tensors.append(Entry(key, dtype, shape, offset, nbytes, ""))
-        offset = aligned(offset + nbytes)
-    return Manifest(
-        arch=arch.name,
-        driver_floor="{}.{}".format(*arch.driver),
-        engine="0",
-        toolchain={},
-        wheels={},
-        sources=(),
-        model=model,
-        padded_ffn=ffn,
-        weights="mixed" if name == "mixed" else "fp8",
-        native=Native(()),
-        tensorrt={"absent": "random weights have none."},
-        prompts=None,
-        tensors=tuple(tensors),
-    )
-
-
-def _tensors(
-    model: ModelConfig, ffn: int, form: BlockFormat
-) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+def _tensors(model: ModelConfig, ffn: int, form: BlockFormat) -> Iterator[TensorShape]:
     """Name, dtype and shape, in load order."""
     with torch.device("meta"):
         state = Scail(replace(model, layers=0)).state_dict()
@@ -103,33 +84,31 @@ def _tensors(
         is_large = tensor.ndim == 2 and tensor.numel() >= LARGE
         outside.append((name, "bfloat16" if is_large else "float32", tuple(flat.shape)))
     yield from (one for one in outside if not one[0].startswith("head."))
-    for kind in (ContextWeights, BlockWeights):
+    for kind in (fused.ContextWeights, fused.BlockWeights):
         for n in range(model.layers):
-            yield from _of_block(f"blocks.{n}.", kind, model.dim, ffn, form)
+            for name in fused.tensor_names(kind):
+                yield f"blocks.{n}.{name}", *_in_block(name, model.dim, ffn, form)
     yield from (one for one in outside if one[0].startswith("head."))
 
 
-def _of_block(
-    block: str, kind: type, dim: int, ffn: int, form: BlockFormat
-) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    tables = {"modulation": (6, dim), "smooth": (2, dim)}
-    for field in fields(kind):
-        if field.type is not Weight:
-            yield block + field.name, "float32", tables.get(field.name, (dim,))
-            continue
-        width = ffn if field.name == "down" else dim
-        rows = ffn if field.name == "up" else dim * len(LINEARS[field.name])
-        dtype = form.down if field.name == "down" else form.others
-        yield f"{block}{field.name}.q", str(dtype).removeprefix("torch."), (rows, width)
-        yield f"{block}{field.name}.s", "float32", (rows,)
-        yield f"{block}{field.name}.bias", "float32", (rows,)
+def _in_block(name: str, dim: int, ffn: int, form: BlockFormat) -> tuple[str, tuple[int, ...]]:
+    """Dtype and shape of a tensor of a block."""
+    field, _, end = name.partition(".")
+    if not end:
+        return "float32", {"modulation": (6, dim), "smooth": (2, dim)}.get(name, (dim,))
+    rows = ffn if field == "up" else dim * len(fused.LINEARS[field])
+    if end != "q":
+        return "float32", (rows,)
+    dtype, width = (form.down, ffn) if field == "down" else (form.others, dim)
+    return str(dtype).removeprefix("torch."), (rows, width)
 
 
-def drawn(manifest: Manifest, entry: Entry, device: torch.device) -> Tensor:
+def drawn(package: Package, name: str, device: torch.device) -> Tensor:
     """A tensor of random values: matrices keep the size of what they multiply, norms are near one,
     the rest is small.
     """
-    name, dtype = entry.name, getattr(torch, entry.dtype)
+    entry = package.entry(name)
+    dtype = getattr(torch, entry.dtype)
     generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
 
     def randn(scale: float, mean: float = 0.0) -> Tensor:
@@ -138,22 +117,16 @@ def drawn(manifest: Manifest, entry: Entry, device: torch.device) -> Tensor:
 
     if dtype in LIMITS:
         return to_8bit(randn(LIMITS[dtype] / SPREAD), dtype)
-    part = name.removeprefix("blocks.").partition(".")[2] if name.startswith("blocks.") else ""
-    if part.endswith(".s"):
-        shape, limit = _codes(manifest, name)
-        return torch.full(entry.shape, SPREAD / limit * shape[1] ** -0.5, device=device)
+    part = name.rpartition(".")[2]
+    if part == "s":
+        codes = package.entry(f"{name.removesuffix('s')}q")
+        limit = LIMITS[getattr(torch, codes.dtype)]
+        return torch.full(entry.shape, SPREAD / limit * codes.shape[1] ** -0.5, device=device)
     if part == "smooth":
         return torch.ones(entry.shape, device=device)
-    if part.startswith(("norm_", "cross_norm_", "text_norm_", "vision_norm_")):
+    if "norm_" in part:  # of queries and keys
         return randn(0.1, mean=QUERY_SIZE)
     if len(entry.shape) == 2 and "modulation" not in name:
         return randn(entry.shape[1] ** -0.5).to(dtype)
     is_norm = len(entry.shape) == 1 and name.endswith("weight")
     return randn(0.1, mean=1.0 if is_norm else 0.0).to(dtype)
-
-
-def _codes(manifest: Manifest, name: str) -> tuple[tuple[int, ...], float]:
-    """The shape and the limit of the codes that the scales `name` belong to."""
-    codes = f"{name.removesuffix('s')}q"
-    entry = next(entry for entry in manifest.tensors if entry.name == codes)
-    return entry.shape, LIMITS[getattr(torch, entry.dtype)]

@@ -4,23 +4,17 @@ Every step of a block for every architecture: its work, what the GPU could do at
 from machine code. What is measured on a GPU is in suites `gpu` and `forward`.
 """
 
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 from benchmarks import pictures
-from benchmarks.denoiser.forward_place import SIZES, name_of
-from benchmarks.denoiser.gaps import estimated_ms, why
-from benchmarks.denoiser.launches import (
-    KINDS,
-    STEPS,
-    candidates,
-)
+from benchmarks.denoiser.launches import KINDS, SIZES, STEPS, candidates, name_of
 from benchmarks.kernel.cases import cases
 from benchmarks.kernel.cubins import compiled
-from benchmarks.kernel.model import GPUS, limits_ms
+from benchmarks.kernel.model import GPUS, demands, estimated_tflops, limits_ms
+from benchmarks.kernel.work import LaunchWork
 from benchmarks.record import Figure, Suite
 from benchmarks.timing import Cell, columns
 from engine.config import SCAIL_14B
@@ -29,7 +23,7 @@ from kernels.aot.cubin import Cubin
 from kernels.arch import ARCHS, Arch
 
 BOTH = 0.97  # two units this close to each other both bind
-LISTED = 3  # of the losses of a forward
+DRAM_SHARE = 0.85  # of the rated bandwidth: assumed in estimates, docs/reference/performance.md F2
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +31,7 @@ class StepRow:
     """A step in all layers of one forward."""
 
     arch: str
-    gpu: str
     size: str
-    tokens: int
     step: str
     kind: str
     count: int  # launches of it in a forward
@@ -48,17 +40,14 @@ class StepRow:
     bound: str  # which unit the limit comes from: tensor, memory, MUFU
     limit_ms: float  # the GPU at its rated clock, perfectly used
     ms: float
-    kernel: str  # of several the one whose estimate is best
-    gap: str  # what stands between `ms` and the limit, and what would win it back
+    # where there is a main loop: parts of the time of its tensor cores that an iteration needs
+    issue: float | None  # to issue its instructions
+    mufu: float | None  # for exponentials
+    warps: int | None  # of a scheduler
 
     @property
     def lost_ms(self) -> float:
         return self.ms - self.limit_ms
-
-    @property
-    def share(self) -> float:
-        """The part of the time that the limit is."""
-        return self.limit_ms / self.ms
 
 
 Kernels: TypeAlias = Mapping[str, Mapping[str, Cubin]]  # of each step, by the names of cases
@@ -91,18 +80,30 @@ def estimated_rows(arch: Arch, size: ClipShape, tokens: int, kernels: Kernels) -
         work = step.work(tokens)
         times = {name: estimated_ms(work, c, arch) for name, c in kernels[step.name].items()}
         name = min(times, key=times.__getitem__)
-        limits = limits_ms(work.flop, work.moved, work.exponentials, work.bits, arch)
+        kernel = kernels[step.name][name]
+        limits = limits_ms(work, arch)
         limit, launches = max(limits.values()), step.count * SCAIL_14B.layers
+        need = None if kernel.loop is None else demands(kernel, arch)
         rows.append(
             StepRow(
-                arch.name, GPUS[arch].name, name_of(size), tokens, step.name,
-                step.kind, launches, launches * work.flop / 1e12, launches * work.moved / 1e9,
+                arch.name, name_of(size), step.name, step.kind,
+                launches, launches * work.flop / 1e12, launches * work.moved / 1e9,
                 "+".join(unit for unit, ms in limits.items() if ms > BOTH * limit),
-                launches * limit, launches * times[name], name,
-                why(step, work, kernels[step.name][name], arch),
+                launches * limit, launches * times[name],
+                None if need is None else need.issue / need.tensor,
+                None if need is None else need.special / need.tensor,
+                None if need is None else need.warps,
             )
         )  # fmt: skip
     return rows
+
+
+def estimated_ms(work: LaunchWork, cubin: Cubin, arch: Arch) -> float:
+    """The time of one launch: the main loop, or memory at `DRAM_SHARE` of its rate."""
+    memory = (work.moved + work.again) / (DRAM_SHARE * GPUS[arch].gigabytes_s) / 1e6
+    if cubin.loop is None:
+        return memory
+    return max(memory, work.flop / estimated_tflops(cubin, arch) / 1e9)
 
 
 # --- shown
@@ -116,36 +117,26 @@ def groups(rows: Iterable[StepRow]) -> dict[tuple[str, str], list[StepRow]]:
     return found
 
 
-def largest_losses(rows: Sequence[StepRow], count: int = LISTED) -> list[StepRow]:
-    """The steps of one forward that lose most."""
-    return sorted(rows, key=lambda row: -row.lost_ms)[:count]
-
-
 def denoiser_table(rows: Sequence[StepRow]) -> str:
-    """A table and a gap list for each forward."""
+    """A table for each forward."""
     return "\n\n".join(_forward_table(group) for group in groups(rows).values())
 
 
 def _forward_table(rows: Sequence[StepRow]) -> str:
-    first, limit, ms = rows[0], sum(row.limit_ms for row in rows), sum(row.ms for row in rows)
     heads = {"count": "d", "TFLOP": ".1f", "GB": ".1f", "bound by": "", "limit ms": ".1f",
-        "est ms": ".1f", "share": ".0%", "lost ms": ".1f"}  # fmt: skip
+        "est ms": ".1f", "lost ms": ".1f", "issue": ".0%", "MUFU": ".0%",
+        "warps": "d"}  # fmt: skip
     lines: list[Sequence[Cell]] = [
         (row.step, row.count, row.tflop or None, row.gigabytes, row.bound, row.limit_ms, row.ms,
-         row.share, row.lost_ms)
+         row.lost_ms, row.issue, row.mufu, row.warps)
         for row in rows
     ]  # fmt: skip
+    limit, ms = sum(row.limit_ms for row in rows), sum(row.ms for row in rows)
     work, moved = sum(row.tflop for row in rows), sum(row.gigabytes for row in rows)
-    lines.append(("the forward", None, work, moved, None, limit, ms, limit / ms, ms - limit))
-    said = [
-        f"{first.gpu} ({first.arch}), one forward of {first.size}, {first.tokens} tokens: ESTIMATE",
-        columns(heads, lines),
-        "Largest losses, and what would win them back",
-    ]
-    for at, row in enumerate(largest_losses(rows), start=1):
-        text = f"{at}. {row.step}, {row.lost_ms:.0f} ms, {row.lost_ms / ms:.0%}: {row.gap}."
-        said += textwrap.wrap(text, 98, initial_indent="  ", subsequent_indent="     ")
-    return "\n".join(said)
+    whole = limit, ms, ms - limit, None, None, None
+    lines.append(("the forward", None, work, moved, None, *whole))
+    title = f"{rows[0].arch}, one forward of {rows[0].size}: ESTIMATE"
+    return f"{title} (issue, MUFU: shares of tensor time)\n{columns(heads, lines)}"
 
 
 def denoiser_figures(rows: Sequence[StepRow]) -> list[Figure]:
@@ -160,31 +151,23 @@ def denoiser_figures(rows: Sequence[StepRow]) -> list[Figure]:
 
 
 def denoiser_pictures(rows: Sequence[StepRow], folder: Path, stem: str) -> list[Path]:
-    """A picture for each size: seconds of a forward by kind of step, limits beside times."""
-    made = []
-    for size in dict.fromkeys(row.size for row in rows):
-        of_size = [row for row in rows if row.size == size]
-        made += _picture(size, of_size, folder, f"{stem}-{size}")
-    return made
-
-
-def _picture(size: str, rows: Sequence[StepRow], folder: Path, stem: str) -> list[Path]:
-    bars: dict[str, dict[str, list[float]]] = {}
-    for group in groups(rows).values():
-        for label, field in (("limit", "limit_ms"), ("estimate", "ms")):
-            bar = bars.setdefault(f"{group[0].gpu}\n{label}", {})
-            for row in group:
-                before = bar.get(row.kind, [0.0])[0]
-                bar[row.kind] = [before + getattr(row, field) / 1000]
-    fig, [axes] = pictures.figure(9.0, 1.6 + 0.62 * len(bars))
-    for at, total in enumerate(pictures.stacked_bars(axes, [*bars.values()], KINDS)):
-        axes.text(total, at, f" {total:.2f} s", va="center")
-    axes.set_yticks(range(len(bars)), [*bars])
-    axes.margins(x=0.1)
-    axes.set_xlabel("seconds of one forward")
-    title = f"One forward at {size}. Limit: rated clocks, nothing lost. Estimate: not measured."
-    fig.suptitle(title, fontsize=12)
-    fig.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    """Draws seconds of a forward by kind of step, limits beside times, the sizes side by side."""
+    gpu_names = {arch.name: gpu.name for arch, gpu in GPUS.items()}
+    bars: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for row in rows:
+        of_size = bars.setdefault(row.size, {})
+        for label, ms in (("limit", row.limit_ms), ("estimate", row.ms)):
+            bar = of_size.setdefault(f"{gpu_names[row.arch]}\n{label}", {})
+            bar[row.kind] = [bar.get(row.kind, [0.0])[0] + ms / 1000]
+    fig, parts = pictures.figure(12.0, 6.0, len(bars))
+    for axes, (size, of_size) in zip(parts, bars.items()):
+        for at, total in enumerate(pictures.stacked_bars(axes, [*of_size.values()], KINDS)):
+            axes.text(total, at, f" {total:.2f} s", va="center")
+        axes.set_yticks(range(len(of_size)), [*of_size])
+        axes.margins(x=0.15)
+        axes.set_xlabel(f"seconds of one forward of {size}")
+    fig.suptitle("Limit: rated clocks, nothing lost. Estimate: not measured.", fontsize=12)
+    fig.legend(*parts[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return pictures.save(fig, folder, stem)
 
 

@@ -11,40 +11,28 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from benchmarks.kernel import work
+from benchmarks.kernel.work import WorkOf
 from engine.config import ModelConfig
+from kernels import cross_attention as crossing
+from kernels import gemm as product
+from kernels import modulate as norm
+from kernels import rope as rotation
 from kernels.arch import Arch
 from kernels.attention import ATTENTION, attention, attention_reference, formats
-from kernels.cross_attention import (
-    CROSS_ATTENTION,
-    cross_attention,
-    cross_attention_reference,
-    cross_keys,
-)
+from kernels.cross_attention import CROSS_ATTENTION, cross_keys
 from kernels.fp8 import Rows, quantize_rows
-from kernels.gemm import (
-    GEMM,
-    Gemm,
-    gemm,
-    gemm_gelu,
-    gemm_gelu_reference,
-    gemm_reference,
-    gemm_residual,
-    gemm_residual_reference,
-)
+from kernels.gemm import GEMM, Gemm
 from kernels.layout import HEAD, LOGIT_SCALE, Qkv8, quantize_qkv
-from kernels.modulate import (
-    modulate,
-    modulate_reference,
-    modulate_spec,
-    quantize,
-    quantize_spec,
-)
-from kernels.rope import rms_inverse, rms_inverse_spec, rope, rope_reference, rope_specs
 from kernels.spec import Bank, KernelSpec
 
 SAMPLE = 128  # rows that are compared
 TEXT, VISION = 77, 257  # keys of cross attention; the other 435 rows of text are padding
 SHORT = {torch.int8: "i8", torch.float8_e4m3fn: "fp8"}
+LIMIT, ATTENTION_LIMIT = 1e-2, 0.09  # relative errors up to which a result is right
+
+Normal = Callable[..., Tensor]  # draws standard normal values of a shape
+Launch = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,69 +49,71 @@ class KernelCase:
 
     name: str
     specs: tuple[KernelSpec, ...]
-    limit: float  # relative error up to which a result is right
-    flop: Callable[[int], float]  # for S tokens
-    moved: Callable[[int], float]  # bytes: every input read once, every output written once
-    prepare: Callable[[Bank, int, torch.device], KernelJob]
+    work: WorkOf
+    prepare: Callable[[Bank, Normal, int], KernelJob]  # for S tokens
+    limit: float = LIMIT
+
+    @property
+    def group(self) -> str:
+        """The name of what it does: "attention", "qkv". Cases of one group do the same work."""
+        kind = self.name.partition(".")[0]
+        if kind == "gemm":
+            return self.name.split()[1]
+        return kind if kind == "attention" else self.name
 
 
 def cases(arch: Arch, model: ModelConfig) -> list[KernelCase]:
     """Everything that is compiled for an architecture."""
-    found = [
-        *_attention(model), *_gemm(model), *_row_kernels(model), _cross_attention(model),
-    ]  # fmt: skip
+    found = [*_attention(model), *_products(model), *_rows(model), _cross_attention(model)]
     return [case for case in found if all(arch in spec.tuning for spec in case.specs)]
+
+
+def normal(seed: int, device: torch.device) -> Normal:
+    return partial(torch.randn, generator=torch.Generator(device).manual_seed(seed), device=device)
 
 
 # --- products
 
 
-def _gemm(model: ModelConfig) -> Iterator[KernelCase]:
+def _products(model: ModelConfig) -> Iterator[KernelCase]:
     dim, ffn = model.dim, model.ffn
     for name, form in GEMM.items():
-        yield _product(f"gemm.{name} qkv", form, form.bias, 3 * dim, dim)
-        yield _product(f"gemm.{name} o + residual", form, form.residual, dim, dim)
-        yield _product(f"gemm.{name} up + gelu", form, form.gelu, ffn, dim)
-        yield _product(f"gemm.{name} down + residual", form, form.residual, dim, ffn)
+        qkv = partial(_to_bf16, product.gemm, product.gemm_reference, form, 3 * dim, dim)
+        up = partial(_to_bf16, product.gemm_gelu, product.gemm_gelu_reference, form, ffn, dim)
+        o, down = partial(_residual, form, dim, dim), partial(_residual, form, dim, ffn)
+        gelu, added = (form.gelu,), (form.residual,)
+        yield KernelCase(f"gemm.{name} qkv", (form.bias,), work.product(3 * dim, dim, 2), qkv)
+        # x is read and written: 8 bytes a value
+        yield KernelCase(f"gemm.{name} o + residual", added, work.product(dim, dim, 8), o)
+        yield KernelCase(f"gemm.{name} up + gelu", gelu, work.product(ffn, dim, 2), up)
+        yield KernelCase(f"gemm.{name} down + residual", added, work.product(dim, ffn, 8), down)
 
 
-def _product(name: str, form: Gemm, spec: KernelSpec, n: int, k: int) -> KernelCase:
-    written = 8 if spec is form.residual else 2  # bytes a value: x is read and written
-
-    def prepare(bank: Bank, tokens: int, device: torch.device) -> KernelJob:
-        normal = _normal(tokens, device)
-        a, b = (quantize_rows(normal(rows, k), form.dtype) for rows in (tokens, n))
-        bias, gate = normal(n), normal(n)
-        if spec is form.residual:
-            return _residual_job(bank, form, a, b, bias, gate, normal(tokens, n))
-        launch, reference = (
-            (gemm, gemm_reference) if spec is form.bias else (gemm_gelu, gemm_gelu_reference)
-        )
-        run = partial(launch, bank, form, a, b, bias)
-        rows = _sample(tokens, device)
-
-        def compare() -> tuple[Tensor, Tensor]:
-            return run()[rows], reference(_take(a, rows), b, bias)
-
-        return KernelJob(run, compare)
-
-    return KernelCase(
-        name, (spec,), 1e-2,
-        flop=lambda s: 2.0 * s * n * k,
-        moved=lambda s: float(s * k + n * k + written * s * n),
-        prepare=prepare,
-    )  # fmt: skip
+def _operands(form: Gemm, n: int, k: int, normal: Normal, tokens: int) -> tuple[Rows, Rows, Tensor]:
+    """Draws A [S, k], B [n, k] and a bias [n]."""
+    a, b = (quantize_rows(normal(rows, k), form.dtype) for rows in (tokens, n))
+    return a, b, normal(n)
 
 
-def _residual_job(
-    bank: Bank, form: Gemm, a: Rows, b: Rows, bias: Tensor, gate: Tensor, x: Tensor
-) -> KernelJob:
-    run = partial(gemm_residual, bank, form, a, b, bias, gate, x)
-    rows = _sample(len(x), x.device)
+def _to_bf16(
+    launch: Launch, reference: Launch, form: Gemm, n: int, k: int,
+    bank: Bank, normal: Normal, tokens: int,
+) -> KernelJob:  # fmt: skip
+    a, b, bias = _operands(form, n, k, normal, tokens)
+    run = partial(launch, bank, form, a, b, bias)
+    rows = _sample(bias, tokens)
+    return KernelJob(run, lambda: (run()[rows], reference(_take(a, rows), b, bias)))
+
+
+def _residual(form: Gemm, n: int, k: int, bank: Bank, normal: Normal, tokens: int) -> KernelJob:
+    a, b, bias = _operands(form, n, k, normal, tokens)
+    gate, x = normal(n), normal(tokens, n)
+    run = partial(product.gemm_residual, bank, form, a, b, bias, gate, x)
+    rows = _sample(bias, tokens)
 
     def compare() -> tuple[Tensor, Tensor]:
         before, want = x[rows], x[rows]
-        gemm_residual_reference(_take(a, rows), b, bias, gate, want)
+        product.gemm_residual_reference(_take(a, rows), b, bias, gate, want)
         run()
         return x[rows] - before, want - before
 
@@ -134,152 +124,107 @@ def _residual_job(
 
 
 def _attention(model: ModelConfig) -> Iterator[KernelCase]:
+    done = work.self_attention(model.dim)
     for spec in ATTENTION.values():
-        qk, v, v_limit = formats(spec)
-
-        def prepare(
-            bank: Bank,
-            tokens: int,
-            device: torch.device,
-            spec: KernelSpec = spec,
-            form: tuple[torch.dtype, float, torch.dtype] = (qk, v_limit, v),
-        ) -> KernelJob:
-            normal = _normal(tokens, device)
-            q, k, values = (normal(tokens, model.dim // HEAD, HEAD) for _ in range(3))
-            qkv = quantize_qkv(q, k, values, *form)
-            run = partial(attention, bank, spec, qkv)
-            rows = _sample(tokens, device)
-
-            def compare() -> tuple[Tensor, Tensor]:
-                return run()[rows], attention_rows(q[rows], k, values)
-
-            return KernelJob(run, compare)
-
-        yield KernelCase(
-            spec.name, (spec,), 0.09,
-            flop=lambda s: 4.0 * s * s * model.dim,
-            moved=lambda s: 5.0 * s * model.dim,
-            prepare=prepare,
-        )  # fmt: skip
+        prepare = partial(_attend, spec, model.dim // HEAD)
+        yield KernelCase(spec.name, (spec,), done, prepare, ATTENTION_LIMIT)
 
 
-def attention_rows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Exact attention of some queries [R, N, K], head by head: FP64 logits need much memory."""
-    heads = [
-        attention_reference(q[:, n : n + 1], k[:, n : n + 1], v[:, n : n + 1])
-        for n in range(q.shape[1])
-    ]
-    return torch.cat(heads, dim=1)
+def _attend(spec: KernelSpec, heads: int, bank: Bank, normal: Normal, tokens: int) -> KernelJob:
+    """The result is compared with exact attention, whatever the format of the kernel."""
+    q, k, v = (normal(tokens, heads, HEAD) for _ in range(3))
+    qk_dtype, v_dtype, v_limit = formats(spec)
+    run = partial(attention, bank, spec, quantize_qkv(q, k, v, qk_dtype, v_limit, v_dtype))
+    rows = _sample(q, tokens)
+    return KernelJob(run, lambda: (run()[rows], attention_reference(q[rows], k, v)))
 
 
 def _cross_attention(model: ModelConfig) -> KernelCase:
     dim = model.dim
-    keys = TEXT + 1 + VISION
 
-    def prepare(bank: Bank, tokens: int, device: torch.device) -> KernelJob:
-        normal = _normal(tokens, device)
+    def prepare(bank: Bank, normal: Normal, tokens: int) -> KernelJob:
         q, weight = normal(tokens, dim).bfloat16(), 1 + 0.1 * normal(dim)
         text = cross_keys(normal(TEXT + 1, dim), normal(TEXT + 1, dim), weight, 512 - TEXT)
         vision = cross_keys(normal(VISION, dim), normal(VISION, dim), weight)
-        inverse = q.float().square().mean(dim=1).add(1e-6).rsqrt()
-        run = partial(cross_attention, bank, q, inverse, text, vision)
-        rows = _sample(tokens, device)
+        inverse = rotation.rms_inverse_reference(q, dim, 1)[0]
+        run = partial(crossing.cross_attention, bank, q, inverse, text, vision)
+        rows = _sample(q, tokens)
+        want = partial(crossing.cross_attention_reference, q[rows], inverse[rows], text, vision)
+        return KernelJob(run, lambda: (run()[rows], want()))
 
-        def compare() -> tuple[Tensor, Tensor]:
-            return run()[rows], cross_attention_reference(q[rows], inverse[rows], text, vision)
-
-        return KernelJob(run, compare)
-
-    return KernelCase(
-        CROSS_ATTENTION.name, (CROSS_ATTENTION,), 1e-2,
-        flop=lambda s: 4.0 * s * keys * dim,
-        moved=lambda s: 4.0 * s * dim + 8.0 * keys * dim,
-        prepare=prepare,
-    )  # fmt: skip
+    done = work.cross_attention(dim, TEXT + 1 + VISION)
+    return KernelCase(CROSS_ATTENTION.name, (CROSS_ATTENTION,), done, prepare)
 
 
 # --- rows
 
 
-def _row_kernels(model: ModelConfig) -> Iterator[KernelCase]:
+def _rows(model: ModelConfig) -> Iterator[KernelCase]:
     dim, ffn = model.dim, model.ffn
     for dtype, short in SHORT.items():
-        spec = modulate_spec(dim, dtype)
-        yield _rows(f"modulate.{short}", (spec,), 5 * dim, partial(_modulate, dim, dtype))
+        spec, prepare = norm.modulate_spec(dim, dtype), partial(_modulate, dim, dtype)
+        yield KernelCase(f"modulate.{short}", (spec,), work.rows(dim, 5), prepare)
         for width in (dim, ffn):
-            spec = quantize_spec(width, dtype)
-            prepare = partial(_quantize, width, dtype)
-            yield _rows(f"quantize.{short} {width}", (spec,), 3 * width, prepare)
-        yield _rows(
-            f"rope.{short}", tuple(rope_specs(dim, dtype)), 9 * dim, partial(_rope, dim, dtype)
-        )
-    spec = rms_inverse_spec(dim, 1)
-    yield _rows("rms_inverse", (spec,), 2 * dim, partial(_rms_inverse, dim))
+            spec, prepare = norm.quantize_spec(width, dtype), partial(_quantize, width, dtype)
+            yield KernelCase(f"quantize.{short} {width}", (spec,), work.rows(width, 3), prepare)
+        specs, prepare = tuple(rotation.rope_specs(dim, dtype)), partial(_rope, dim, dtype)
+        yield KernelCase(f"rope.{short}", specs, work.rows(dim, 9), prepare)
+    prepare = partial(_rms_inverse, dim)
+    yield KernelCase(
+        "rms_inverse", (rotation.rms_inverse_spec(dim, 1),), work.rows(dim, 2), prepare
+    )
 
 
-def _rows(
-    name: str,
-    specs: tuple[KernelSpec, ...],
-    moved: int,
-    prepare: Callable[[Bank, int, torch.device], KernelJob],
-) -> KernelCase:
-    return KernelCase(name, specs, 1e-2, lambda _: 0.0, lambda s: float(s * moved), prepare)
-
-
-def _modulate(
-    dim: int, dtype: torch.dtype, bank: Bank, tokens: int, device: torch.device
-) -> KernelJob:
-    normal = _normal(tokens, device)
+def _modulate(dim: int, dtype: torch.dtype, bank: Bank, normal: Normal, tokens: int) -> KernelJob:
     x, shift, scale = normal(tokens, dim), normal(dim), 0.2 * normal(dim)
-    run = partial(modulate, bank, x, shift, scale, dtype)
-    want = partial(modulate_reference, x, shift, scale, dtype)
-    return KernelJob(run, lambda: (run().dequantize(), want().dequantize()))
+    return _whole(partial(norm.modulate, bank), norm.modulate_reference, x, shift, scale, dtype)
 
 
-def _quantize(
-    width: int, dtype: torch.dtype, bank: Bank, tokens: int, device: torch.device
+def _quantize(width: int, dtype: torch.dtype, bank: Bank, normal: Normal, tokens: int) -> KernelJob:
+    return _whole(
+        partial(norm.quantize, bank), quantize_rows, normal(tokens, width).bfloat16(), dtype
+    )
+
+
+def _rope(dim: int, dtype: torch.dtype, bank: Bank, normal: Normal, tokens: int) -> KernelJob:
+    qkv, angles = normal(tokens, 3 * dim).bfloat16(), normal(tokens, HEAD // 2)
+    norms = 1 + 0.1 * normal(dim), 1 + 0.1 * normal(dim)
+    tables = angles.cos(), angles.sin()
+    return _whole(
+        partial(rotation.rope, bank), rotation.rope_reference, qkv, *norms, *tables, dtype
+    )
+
+
+def _rms_inverse(dim: int, bank: Bank, normal: Normal, tokens: int) -> KernelJob:
+    x = normal(tokens, dim).bfloat16()
+    return _whole(partial(rotation.rms_inverse, bank), rotation.rms_inverse_reference, x, dim, 1)
+
+
+def _whole(
+    launch: Callable[..., object], reference: Callable[..., object], *operands: object
 ) -> KernelJob:
-    x = _normal(tokens, device)(tokens, width).bfloat16()
-    run = partial(quantize, bank, x, dtype)
-    return KernelJob(run, lambda: (run().dequantize(), quantize_rows(x, dtype).dequantize()))
-
-
-def _rope(dim: int, dtype: torch.dtype, bank: Bank, tokens: int, device: torch.device) -> KernelJob:
-    normal = _normal(tokens, device)
-    qkv = normal(tokens, 3 * dim).bfloat16()
-    norm_q, norm_k = 1 + 0.1 * normal(dim), 1 + 0.1 * normal(dim)
-    angles = normal(tokens, HEAD // 2)
-    operands = qkv, norm_q, norm_k, angles.cos(), angles.sin()
-    run = partial(rope, bank, *operands, dtype)
-
-    def compare() -> tuple[Tensor, Tensor]:
-        return _qkv_values(run()), _qkv_values(rope_reference(*operands, dtype))
-
-    return KernelJob(run, compare)
-
-
-def _rms_inverse(dim: int, bank: Bank, tokens: int, device: torch.device) -> KernelJob:
-    x = _normal(tokens, device)(tokens, dim).bfloat16()
-    run = partial(rms_inverse, bank, x, dim, 1)
-    return KernelJob(run, lambda: (run()[0], x.float().square().mean(dim=1).add(1e-6).rsqrt()))
+    """Compares all that a kernel makes with what its reference makes of the same operands."""
+    run = partial(launch, *operands)
+    return KernelJob(run, lambda: (_values(run()), _values(reference(*operands))))
 
 
 # --- parts
 
 
-def _normal(seed: int, device: torch.device) -> Callable[..., Tensor]:
-    return partial(torch.randn, generator=torch.Generator(device).manual_seed(seed), device=device)
-
-
-def _sample(count: int, device: torch.device) -> Tensor:
-    """Rows that are compared, the first and the last among them."""
-    return torch.linspace(0, count - 1, min(count, SAMPLE), device=device).round().long()
+def _sample(like: Tensor, count: int) -> Tensor:
+    """Rows that are compared, the first and the last among them, on the device of `like`."""
+    return torch.linspace(0, count - 1, min(count, SAMPLE), device=like.device).round().long()
 
 
 def _take(rows: Rows, index: Tensor) -> Rows:
     return Rows(rows.q[index], rows.s[index])
 
 
-def _qkv_values(qkv: Qkv8) -> Tensor:
-    q, k, v = qkv.dequantize()
-    return torch.cat([q / LOGIT_SCALE, k, v])
+def _values(made: object) -> Tensor:
+    """The numbers that a result stands for."""
+    if isinstance(made, Qkv8):
+        q, k, v = made.dequantize()
+        return torch.cat([q / LOGIT_SCALE, k, v])
+    made = made.dequantize() if isinstance(made, Rows) else made
+    assert isinstance(made, Tensor)
+    return made

@@ -8,20 +8,18 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from engine.config import SCAIL_14B, state_dir
 from engine.errors import Unavailable
 from kernels.aot.compile import compile_kernels
 from kernels.aot.cubin import Cubin, cubin_from_record
 from kernels.arch import ARCHS, SM90, Arch
+from kernels.fp8 import LIMITS
 from kernels.ops import native_specs
 
 
 def compiled(arch: Arch) -> dict[str, Cubin]:
     """Every kernel of a 14B package, of both 8-bit dtypes, proven, by the names of specs."""
-    dtypes = [torch.int8, torch.float8_e4m3fn]
-    specs = native_specs(SCAIL_14B.dim, SCAIL_14B.ffn, dtypes, arch)
+    specs = native_specs(SCAIL_14B.dim, SCAIL_14B.ffn, LIMITS, arch)
     made = compile_kernels([(spec, arch) for spec in specs], state_dir())
     return {cubin.name: cubin for cubin in made}
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from benchmarks.kernel.work import LaunchWork
 from kernels.aot.cubin import Cubin
 from kernels.aot.sass import Mix
 from kernels.arch import SM89, SM90, SM120, Arch
@@ -129,22 +130,14 @@ def blocks_together(cubin: Cubin, gpu: GpuModel) -> int:
     return min(REGISTERS // registers, gpu.shared_bytes // (cubin.shared_bytes + SHARED_RESERVED))
 
 
-def limit_ms(flop: float, moved: float, mix: Mix | None, gpu: GpuModel) -> float:
-    """The time of arithmetic or of memory traffic, whichever takes longer."""
-    arithmetic = flop / peak_tflops(mix, gpu) / 1e9 if mix is not None else 0.0
-    return max(arithmetic, moved / gpu.gigabytes_s / 1e6)
-
-
-def limits_ms(
-    flop: float, moved: float, exponentials: float, bits: int, arch: Arch
-) -> dict[str, float]:
+def limits_ms(work: LaunchWork, arch: Arch) -> dict[str, float]:
     """The least time of each unit of the GPU, whatever instructions a kernel has: the tensor cores
-    at their best rate for operands of `bits`, memory for `moved` bytes, MUFU.
+    at their best rate for such operands, memory at its rated one, MUFU.
     """
     gpu = GPUS[arch]
     cycles = gpu.multiprocessors * gpu.ghz * 1e6  # of all multiprocessors in a millisecond
     return {
-        "tensor": flop / BEST_A_CYCLE[arch][bits] / cycles,
-        "memory": moved / gpu.gigabytes_s / 1e6,
-        "MUFU": exponentials / SPECIAL_A_CYCLE / cycles,
+        "tensor": work.flop / BEST_A_CYCLE[arch][work.bits] / cycles,
+        "memory": work.moved / gpu.gigabytes_s / 1e6,
+        "MUFU": work.exponentials / SPECIAL_A_CYCLE / cycles,
     }

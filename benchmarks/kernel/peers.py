@@ -14,11 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-HEADS, HEAD = 40, 128
-DIM, FFN = HEADS * HEAD, 13824
+from benchmarks.kernel.work import LaunchWork
+from engine.config import HEAD_SIZE, SCAIL_14B
+
+DIM, FFN, HEADS, HEAD = SCAIL_14B.dim, SCAIL_14B.ffn, SCAIL_14B.heads, HEAD_SIZE
 PRODUCTS = {"qkv": (3 * DIM, DIM), "o": (DIM, DIM), "up": (FFN, DIM), "down": (DIM, FFN)}  # N, K
 ATTENTION = "attention"  # the work of a peer that is no product
 
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # of q, k, v [1, N, S, K] bf16
 PeerWork = Callable[[], object]
 PeerTimer = Callable[[PeerWork], float | None]  # ms; None: runs, but has no clock
 
@@ -26,7 +29,7 @@ PeerTimer = Callable[[PeerWork], float | None]  # ms; None: runs, but has no clo
 @dataclass(frozen=True, slots=True)
 class Peer:
     name: str
-    flop: float
+    work: LaunchWork
     run: Callable[[], PeerWork]  # makes inputs, returns the work
     beside: str = ATTENTION  # the work of ours that it is timed in turns with
 
@@ -36,39 +39,32 @@ def peers(tokens: int) -> Iterator[Peer]:
     flop = 4.0 * tokens * tokens * DIM
     for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
         name = backend.name.removesuffix("_ATTENTION").lower()
-        yield Peer(f"torch sdpa {name} bf16", flop, partial(_sdpa, tokens, backend))
-    yield Peer("sageattention", flop, partial(_sage, tokens))
+        run = partial(_attention, tokens, partial(_sdpa, backend))
+        yield Peer(f"torch sdpa {name} bf16", LaunchWork(flop, bits=16), run)
+    yield Peer("sageattention", LaunchWork(flop), partial(_attention, tokens, _sage))
     for name, (n, k) in PRODUCTS.items():
-        work = 2.0 * tokens * n * k
+        work = LaunchWork(2.0 * tokens * n * k)
         for fast in (True, False):
             label = f"torch _scaled_mm {name}{' fast' if fast else ''}"
             yield Peer(label, work, partial(_scaled_mm, tokens, n, k, fast), beside=name)
         yield Peer(f"torch _int_mm {name}", work, partial(_int_mm, tokens, n, k), beside=name)
 
 
-def _heads_first(tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v [1, N, S, K] bf16."""
+def _attention(tokens: int, attend: Attend) -> PeerWork:
     q, k, v = torch.randn(3, 1, HEADS, tokens, HEAD, device="cuda", dtype=torch.bfloat16)
-    return q, k, v
+    return lambda: attend(q, k, v)
 
 
-def _sdpa(tokens: int, backend: SDPBackend) -> PeerWork:
-    q, k, v = _heads_first(tokens)
-
-    def run() -> Tensor:
-        with sdpa_kernel(backend):
-            return F.scaled_dot_product_attention(q, k, v)
-
-    return run
+def _sdpa(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with sdpa_kernel(backend):
+        return F.scaled_dot_product_attention(q, k, v)
 
 
-def _sage(tokens: int) -> PeerWork:
+def _sage(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """INT8 attention of `pip install sageattention==1.0.6`. Its own quantisation is inside, as it
     has no interface without.
     """
-    attend = import_module("sageattention").sageattn
-    q, k, v = _heads_first(tokens)
-    return lambda: attend(q, k, v, tensor_layout="HND")
+    return import_module("sageattention").sageattn(q, k, v, tensor_layout="HND")
 
 
 def _scaled_mm(tokens: int, n: int, k: int, fast: bool) -> PeerWork:

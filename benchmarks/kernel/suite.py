@@ -29,10 +29,8 @@ class KernelRow:
     estimated_tflops: float | None = None  # from the machine code: not measured
     tokens: int | None = None
     error: float | None = None  # relative, against the reference
-    cosine: float | None = None
     ms: float | None = None  # median
     tflops: float | None = None
-    gigabytes_s: float | None = None
     share: float | None = None  # of what the GPU could do at best
     note: str = ""
     noise_ms: float | None = None  # half of the spread of several medians
@@ -65,12 +63,10 @@ def static_row(case: KernelCase, arch: Arch, cubins: dict[str, Cubin]) -> Kernel
 def kernel_table(rows: Sequence[KernelRow]) -> str:
     """Columns for a terminal; "est" is an estimate and no measurement."""
     heads = {"arch": "", "regs": "d", "KiB": ".0f", "i/mma": ".2f", "est TF": ".0f", "tokens": "d",
-        "error": ".1e", "cosine": ".5f", "ms": ".3f", "TF": ".0f", "GB/s": ".0f", "share": ".0%",
-        "note": ""}  # fmt: skip
+        "error": ".1e", "ms": ".3f", "TF": ".0f", "share": ".0%", "note": ""}  # fmt: skip
     lines = [
         (row.name, row.arch, row.registers, row.shared_kib, row.instructions_per_mma,
-         row.estimated_tflops, row.tokens, row.error, row.cosine, row.ms, row.tflops,
-         row.gigabytes_s, row.share, row.note)
+         row.estimated_tflops, row.tokens, row.error, row.ms, row.tflops, row.share, row.note)
         for row in rows
     ]  # fmt: skip
     return columns(heads, lines)

@@ -11,15 +11,22 @@ import pytest
 import torch
 
 from benchmarks import first_hour, run
-from benchmarks.denoiser.forward import ForwardRow, forward_figures, measure_sizes, tflop
-from benchmarks.denoiser.forward_blocks import drawn_scene, measure_blocks, plain_block
-from benchmarks.denoiser.forward_place import DRY_SIZES, prepared
+from benchmarks.denoiser.forward import (
+    DRY_SIZES,
+    ForwardRow,
+    blocks,
+    drawn_scene,
+    forward_figures,
+    forward_table,
+    measure_sizes,
+    plain_block,
+    prepared,
+)
 from benchmarks.denoiser.random_package import RandomWeights, drawn, form_of, random_package
 from benchmarks.first_hour import HourStep, parsed, steps
 from benchmarks.timing import WrongResult
 from engine.config import SCAIL_14B, TINY, ModelConfig
 from engine.denoise.block import BlockWeights, Weight
-from engine.memory import ClipShape
 from engine.package.folder import open_package
 from kernels.arch import SM89, SM90, SM120
 from kernels.fp8 import LIMITS
@@ -73,9 +80,9 @@ def test_a_tensor_depends_on_its_name_alone_and_uses_its_codes():
 
 
 def test_all_tensors_are_finite_and_norms_outside_the_blocks_are_near_one():
-    manifest = random_package(TINY, SM90).manifest
-    for entry in manifest.tensors:
-        tensor = drawn(manifest, entry, CPU)
+    package = random_package(TINY, SM90)
+    for entry in package.manifest.tensors:
+        tensor = drawn(package, entry.name, CPU)
         assert tensor.dtype == getattr(torch, entry.dtype)
         assert tuple(tensor.shape) == entry.shape
         assert tensor.float().isfinite().all()
@@ -84,14 +91,6 @@ def test_all_tensors_are_finite_and_norms_outside_the_blocks_are_near_one():
 
 
 # --- what is compared
-
-
-@pytest.mark.parametrize(
-    ("size", "work"), [((416, 672, 81), 1456), ((512, 896, 81), 3152), ((704, 1280, 81), 9891)]
-)
-def test_the_work_is_that_of_the_specification(size, work):
-    """docs/reference/performance.md B."""
-    assert tflop(SCAIL_14B, ClipShape(*size)) == pytest.approx(work, rel=1e-3)
 
 
 def test_the_plain_block_stands_for_the_weights_of_ours(place):
@@ -114,14 +113,11 @@ def test_a_block_that_is_right_is_timed_in_turns_with_the_plain_one(place):
         order.append(work)
         return float(len(order))
 
-    seconds = measure_blocks(replace(place, clock=clock), DRY_SIZES[0])
+    ours, plain = blocks(replace(place, clock=clock), DRY_SIZES[0])
     assert len(order) == 6 and order[:2] == order[2:4] == order[4:]
-    check, *found = lines(place.out)
-    assert check["step"] == "check" and check["ok"] and 0 < check["error"] < 0.06
-    blocks = {line["program"]: line for line in found}
-    plain, ours = blocks["PyTorch float32, sdpa math"], blocks["ours"]
-    assert (plain["ms"], ours["ms"], plain["noise_ms"]) == (3, 4, 2)
-    assert seconds == pytest.approx(TINY.layers * 3e-3)
+    assert (ours.what, plain.what) == ("our block", "plain block")
+    assert 0 < ours.error < 0.06
+    assert (ours.seconds, plain.seconds) == (TINY.layers * 3e-3, TINY.layers * 4e-3)
 
 
 def wrong(ops, name):
@@ -133,8 +129,7 @@ def wrong(ops, name):
 @pytest.mark.parametrize("name", ["attention", "cross_attention", "gemm", "gemm_gelu"])
 def test_a_block_that_is_wrong_gets_no_time(place, name):
     with pytest.raises(WrongResult, match=r"64x96x5: a block is off by \d"):
-        measure_blocks(replace(place, ops=wrong(place.ops, name)), DRY_SIZES[0])
-    assert [line["step"] for line in lines(place.out)] == ["check"]
+        list(blocks(replace(place, ops=wrong(place.ops, name)), DRY_SIZES[0]))
 
 
 # --- the suite
@@ -145,19 +140,31 @@ def test_the_dry_run_goes_through_all_steps_and_gives_no_times(tmp_path, capsys)
     found = lines(tmp_path / "found.jsonl")
     *said, last = capsys.readouterr().out.splitlines()
     assert [json.loads(line) for line in said[: len(found)]] == found
-    assert [line["step"] for line in found] == [
-        "machine", "weights", "forward", "forward", "check", "block", "block", "result",
+    assert [line["step"] for line in found] == ["machine"] + 4 * ["forward"]
+    assert [line["what"] for line in found[1:]] == [
+        "launched", "graph", "our block", "plain block",
     ]  # fmt: skip
-    assert [line["way"] for line in found if line["step"] == "forward"] == ["launched", "graph"]
-    assert all(line["ms"] is None for line in found if "ms" in line)
-    assert found[2]["tokens"] == DRY_SIZES[0].tokens == 84
+    assert {line["size"] for line in found[1:]} == {"64x96x5"}
+    assert all(line["seconds"] is None for line in found[1:])
     suite = json.loads(last)["suites"]["forward"]
-    assert suite["rows"][0]["size"] == "64x96x5" and suite["figures"] == []
+    assert len(suite["rows"]) == 4 and suite["figures"] == []
 
 
-def test_seconds_of_a_forward_are_its_figure():
-    [figure] = forward_figures([ForwardRow("sm90", "512x896x81", 3.1, 6.2, 2.0)])
-    assert (figure.name, figure.value) == ("sm90 512x896x81 evaluation", 3.1)
+def test_what_has_times_is_a_figure_and_memory_stands_beside_the_plan():
+    rows = [
+        ForwardRow("sm90", "512x896x81", "launched", 3.3, None, 21_000_000_000, 21_900_000_000),
+        ForwardRow("sm90", "512x896x81", "graph", 3.1, None, 22_000_000_000, 21_900_000_000),
+        ForwardRow("sm90", "512x896x81", "our block", 3.0, 0.06),
+        ForwardRow("sm90", "512x896x81", "plain block", None),
+    ]
+    assert [(figure.name, figure.value) for figure in forward_figures(rows)] == [
+        ("sm90 512x896x81 launched", 3.3),
+        ("sm90 512x896x81 graph", 3.1),
+        ("sm90 512x896x81 our block", 3.0),
+    ]
+    _, launched, _, block, _ = (line.split() for line in forward_table(rows).splitlines())
+    assert launched == ["512x896x81", "sm90", "launched", "3.30", "21000", "21900"]
+    assert block == ["512x896x81", "sm90", "our", "block", "3.00", "0.060"]
 
 
 def test_a_forward_that_is_not_finite_is_no_result(place):

@@ -11,14 +11,8 @@ import pytest
 import torch
 
 from benchmarks.kernel import cubins
-from benchmarks.kernel.cases import KernelCase, KernelJob, cases
-from benchmarks.kernel.gpu import (
-    KernelPlace,
-    difference,
-    rival_rows,
-    rivals,
-    wrong_rows,
-)
+from benchmarks.kernel.cases import KernelCase, KernelJob, cases, normal
+from benchmarks.kernel.gpu import KernelPlace, check, relative_error, rival_rows, wrong_rows
 from benchmarks.kernel.model import (
     GPUS,
     WAIT_CYCLES,
@@ -27,11 +21,12 @@ from benchmarks.kernel.model import (
     flop,
     flop_a_cycle,
     iterations_a_cycle,
-    limit_ms,
+    limits_ms,
     peak_tflops,
 )
 from benchmarks.kernel.peers import PRODUCTS, Peer, peers
 from benchmarks.kernel.suite import KernelRow, kernel_figures, kernel_table
+from benchmarks.kernel.work import LaunchWork
 from benchmarks.timing import interleaved
 from engine.config import SCAIL_14B, TINY
 from engine.errors import Unavailable
@@ -39,6 +34,7 @@ from kernels.aot.cubin import Cubin
 from kernels.aot.sass import Mix
 from kernels.arch import ARCHS, SM89, SM90, SM120
 from kernels.gemm import GEMM
+from kernels.spec import KernelError
 from tests.support.interpreter import InterpretedBank
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,31 +113,29 @@ def test_a_queue_alone_takes_the_sum_of_its_times_and_a_full_one_the_longest():
     assert rates == sorted(rates)
 
 
-def test_the_limit_is_arithmetic_or_memory_whichever_takes_longer():
-    gpu = GPUS[SM89]
-    assert limit_ms(660.6e9, 0, INT8_LOOP, gpu) == pytest.approx(1, rel=1e-3)
-    assert limit_ms(660.6e9, 2 * 1008e6, INT8_LOOP, gpu) == pytest.approx(2)
-    assert limit_ms(0, 1008e6, None, gpu) == pytest.approx(1)
+def test_each_unit_of_a_gpu_has_a_limit_of_its_own():
+    limits = limits_ms(LaunchWork(660.6e9, 2 * 1008e6, exponentials=16 * 128 * 2.52e6), SM89)
+    assert limits == pytest.approx({"tensor": 1, "memory": 2, "MUFU": 1}, rel=1e-3)
+    assert limits_ms(LaunchWork(660.6e9, bits=16), SM89)["tensor"] == pytest.approx(4, rel=1e-3)
 
 
-def test_relative_error_and_cosine_of_results():
-    assert difference(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 0.0])) == pytest.approx(
-        (4 / 3, 0.6)
+def test_the_relative_error_of_a_result():
+    assert relative_error(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 0.0])) == pytest.approx(
+        4 / 3
     )
-    assert difference(torch.ones(3), torch.ones(3).bfloat16()) == pytest.approx((0, 1))
-    assert difference(torch.ones(3), torch.zeros(3))[0] > 1e9
+    assert relative_error(torch.ones(3), torch.ones(3).bfloat16()) == 0
+    assert relative_error(torch.ones(3), torch.zeros(3)) > 1e9
 
 
 def place(clock):
-    cubins = {spec.name: cubin(INT8_LOOP) for form in GEMM.values() for spec in form.specs}
-    return KernelPlace(SM89, InterpretedBank(SM89), DEVICE, cubins, clock)
+    return KernelPlace(SM89, InterpretedBank(SM89), DEVICE, clock)
 
 
 def case_with(got, want, name="gemm.i8 qkv"):
     """A case of a product of 2 x 10^9 operations for each token."""
     job = KernelJob(lambda: None, lambda: (got, want))
     spec = GEMM["i8"].bias
-    return KernelCase(name, (spec,), 1e-2, lambda s: 2e9 * s, lambda s: 0.0, lambda *_: job)
+    return KernelCase(name, (spec,), lambda s: LaunchWork(2e9 * s), lambda *_: job)
 
 
 def test_a_right_result_gets_its_time_its_rate_and_its_share_of_the_limit():
@@ -150,7 +144,7 @@ def test_a_right_result_gets_its_time_its_rate_and_its_share_of_the_limit():
     assert (row.ms, row.error, row.tokens) == (10.0, pytest.approx(0), 1000)
     assert row.tflops == pytest.approx(200)
     assert row.share == pytest.approx(200 / 660.6, rel=1e-3)
-    assert wrong_rows([row]) == []
+    assert wrong_rows([row]) == {}
 
 
 @pytest.mark.parametrize("got", [1.02, float("nan"), 0.0])
@@ -159,8 +153,22 @@ def test_a_wrong_result_has_no_time_and_those_beside_it_have(got):
     right, clock = case_with(torch.ones(3), torch.ones(3)), Heating()
     rows = rival_rows([wrong, right], [], place(clock), 1000)
     assert [row.ms for row in rows] == [None, 2.0] and len(clock.ran) == 3
-    [said] = wrong_rows(rows)
-    assert said.startswith("gemm.fp8 qkv, WRONG, 1000 tokens: relative error")
+    [(name, said)] = wrong_rows(rows).items()
+    assert name == "gemm.fp8 qkv"
+    assert said.startswith("WRONG, 1000 tokens: relative error")
+
+
+def test_small_sizes_are_checked_until_one_is_wrong_or_fails():
+    right = check(case_with(torch.ones(3), torch.ones(3)), place(None))
+    assert [(row.tokens, row.note) for row in right] == [(1, ""), (77, ""), (300, "")]
+    [wrong] = check(case_with(torch.zeros(3), torch.ones(3)), place(None))
+    assert wrong.tokens == 1 and wrong.note.startswith("WRONG, 1 tokens: relative error")
+
+    def fail(*_):
+        raise KernelError("gemm: no such kernel")
+
+    [failed] = check(replace(case_with(None, None), prepare=fail), place(None))
+    assert wrong_rows([failed]) == {"gemm.i8 qkv": "WRONG, 1 tokens: gemm: no such kernel"}
 
 
 class Heating:
@@ -194,8 +202,8 @@ def test_a_kernel_and_its_peers_are_timed_in_turns_and_a_peer_that_fails_is_not(
 
     clock = Heating()
     others = [
-        Peer("right", 2e12, lambda: lambda: "peer", beside="qkv"),
-        Peer("refuses", 2e12, refuse, beside="qkv"),
+        Peer("right", LaunchWork(2e12), lambda: lambda: "peer", beside="qkv"),
+        Peer("refuses", LaunchWork(2e12), refuse, beside="qkv"),
     ]
     ours = [case_with(torch.ones(3), torch.ones(3))]
     rows = rival_rows(ours, others, place(clock), 1000)
@@ -208,22 +216,17 @@ def test_a_kernel_and_its_peers_are_timed_in_turns_and_a_peer_that_fails_is_not(
 
 
 @pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
-def test_each_case_and_each_peer_is_in_one_group_and_peers_stand_beside_cases(arch):
-    everything, others = cases(arch, SCAIL_14B), [*peers(100)]
-    groups = rivals(everything, others)
-    assert sorted(case.name for ours, _ in groups for case in ours) == sorted(
-        case.name for case in everything
-    )
-    met = {peer.name: {case.name for case in ours} for ours, theirs in groups for peer in theirs}
-    assert len(met) == len(others)
-    for name, beside in met.items():
-        product = next((product for product in PRODUCTS if f"mm {product}" in name), None)
+def test_each_peer_stands_beside_the_cases_that_do_its_work(arch):
+    everything = cases(arch, SCAIL_14B)
+    for peer in peers(100):
+        beside = {case.name for case in everything if case.group == peer.beside}
+        product = next((product for product in PRODUCTS if f"mm {product}" in peer.name), None)
         if product is None:
-            assert beside and all(other.startswith("attention") for other in beside)
+            assert beside and all(name.startswith("attention") for name in beside)
         else:
             forms = {n for n, form in GEMM.items() if arch in form.bias.tuning}
-            assert forms and all(other.split()[1] == product for other in beside)
-            assert {other.split()[0] for other in beside} == {f"gemm.{form}" for form in forms}
+            assert forms and all(name.split()[1] == product for name in beside)
+            assert {name.split()[0] for name in beside} == {f"gemm.{form}" for form in forms}
 
 
 def test_a_table_shows_what_is_known_and_leaves_out_the_rest():
@@ -232,7 +235,7 @@ def test_a_table_shows_what_is_known_and_leaves_out_the_rest():
         KernelRow("gemm.i8 qkv", "sm90", tokens=29757, error=0.0017, ms=4.321, share=0.61),
     ]
     head, first, second = (line.split() for line in kernel_table(rows).splitlines())
-    assert "cosine" not in head and "note" not in head
+    assert "note" not in head
     assert first == ["gemm.i8", "qkv", "sm89", "218", "48", "1.91", "590"]
     assert second == ["gemm.i8", "qkv", "sm90", "29757", "1.7e-03", "4.321", "61%"]
 
@@ -254,16 +257,16 @@ def test_every_case_has_a_name_of_its_own_and_work_that_grows_with_tokens(arch):
     found = cases(arch, SCAIL_14B)
     assert len({case.name for case in found}) == len(found)
     for case in found:
-        assert case.flop(2000) + case.moved(2000) > case.flop(1000) + case.moved(1000)
+        small, large = case.work(1000), case.work(2000)
+        assert large.flop + large.moved > small.flop + small.moved > 0
 
 
 @pytest.mark.parametrize("arch", [SM89, SM120], ids=lambda arch: arch.name)
 @pytest.mark.parametrize("name", ["gemm.i8 o + residual", "quantize.fp8 512", "cross_attention"])
 def test_cases_are_right_in_the_interpreter(arch, name):
     case = next(case for case in cases(arch, TINY) if case.name == name)
-    error, cosine = difference(*case.prepare(InterpretedBank(arch), 77, DEVICE).compare())
-    assert error < case.limit
-    assert cosine > 0.999
+    job = case.prepare(InterpretedBank(arch), normal(77, DEVICE), 77)
+    assert relative_error(*job.compare()) < case.limit
 
 
 def gpu_script(*arguments, out):
@@ -278,19 +281,12 @@ def test_the_gpu_script_runs_dry_and_keeps_a_line_for_each_step(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == ["machine"] + 6 * ["check"] + 2 * ["time"]
     assert {line["tokens"] for line in lines if line["step"] == "check"} == {1, 77, 300}
-    assert all(line["ok"] for line in lines if line["step"] == "check")
+    assert all(line["note"] == "" for line in lines[1:])
     assert all(line["error"] < 1e-2 for line in lines[1:])
     assert all(line["ms"] is None for line in lines if line["step"] == "time")
     *_, gemm, rms, _, found = done.stdout.splitlines()
     assert (gemm.split()[0], rms.split()[0]) == ("gemm.fp8", "rms_inverse")
     assert len(json.loads(found)["suites"]["gpu"]["rows"]) == 2
-
-
-def test_the_gpu_script_stops_in_time_and_says_what_it_left_out(tmp_path):
-    done = gpu_script("--only", "rms", "--budget", "10", out=tmp_path)
-    lines = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
-    assert done.returncode == 0
-    assert [line.get("skipped") for line in lines[1:]] == 2 * ["no time left"]
 
 
 def test_a_folder_without_cubins_is_one_sentence_that_says_how_to_make_them(tmp_path):

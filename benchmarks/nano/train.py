@@ -107,7 +107,7 @@ def embedded(models: Path) -> list[Tensor]:
 
 
 def train_transformer(latents: Path, folder: Path, models: Path, minutes: float) -> None:
-    """Leaves scail.pt and average.pt in the folder."""
+    """Leaves scail.pt in the folder, which has the average of the weights too."""
     torch.manual_seed(SEED)
     texts = texts_of(embedded(models))
     model = fresh_transformer(NANO)

@@ -14,13 +14,12 @@ from PIL import Image
 from benchmarks.pictures import COLOURS, figure, save
 from benchmarks.quality.blocks import BlockError
 from benchmarks.record import Figure
-from benchmarks.timing import columns, require
+from benchmarks.timing import columns
 from engine.config import state_dir
 
 T = TypeVar("T")
 EQUAL_DB = 120.0  # stands for frames that do not differ: one level in one value is less
 KEPT = "quality"  # the folder below `state_dir()` for the worst frames
-SHOWN_BLOCKS = 6  # at most, of a model with many
 BRIGHTER = 8  # times the difference of a worst frame
 
 
@@ -37,7 +36,6 @@ class QualityRow:
     worst_psnr_db: float
     worst_frame: int
     ssim: float  # mean of the frames
-    worst_ssim: float
     blocks: tuple[BlockError, ...]
 
     @property
@@ -51,24 +49,15 @@ class QualityRow:
 
 
 def quality_table(rows: Sequence[QualityRow]) -> str:
-    """Frames and latents of every row, then the tokens after some blocks. 100 columns."""
-    heads = {"latents %": ".2f", "PSNR dB": ".1f", "worst": ".1f", "frame": "d", "SSIM": ".4f",
-        "worst ": ".4f"}  # fmt: skip
+    """Columns for a terminal, as errors and levels against the exact model."""
+    heads = {"latents %": ".2f", "last block %": ".2f", "PSNR dB": ".1f", "worst": ".1f",
+        "SSIM": ".4f"}  # fmt: skip
     lines = [
-        (row.name, 100 * row.latent_error, row.psnr_db, row.worst_psnr_db, row.worst_frame,
-         row.ssim, row.worst_ssim)
+        (row.name, 100 * row.latent_error, 100 * row.blocks[-1].through_error, row.psnr_db,
+         row.worst_psnr_db, row.ssim)
         for row in rows
     ]  # fmt: skip
-    count = max(len(row.blocks) for row in rows)
-    places = sorted({round(n) for n in np.linspace(0, count - 1, SHOWN_BLOCKS)})
-    errors = [
-        (row.name, *(100 * row.blocks[n].through_error for n in places if n < len(row.blocks)))
-        for row in rows
-    ]
-    about = f"{EQUAL_DB:.0f} dB: no difference. Relative error of the tokens after a block, %:"
-    return "\n".join(
-        [columns(heads, lines), about, columns({f"block {n}": ".2f" for n in places}, errors)]
-    )
+    return columns(heads, lines)
 
 
 def quality_figures(rows: Sequence[QualityRow]) -> list[Figure]:
@@ -89,7 +78,7 @@ def quality_figures(rows: Sequence[QualityRow]) -> list[Figure]:
 def quality_pictures(rows: Sequence[QualityRow], folder: Path, stem: str) -> list[Path]:
     """Draws for each scene the worst frame of each form of weights, and the errors of all blocks.
 
-    The frames are those of the last run on this machine. Raises `WrongResult` if they are gone.
+    The frames are those of the last run on this machine.
     """
     made: list[Path] = []
     for scene in _in_order(row.scene for row in rows):
@@ -157,10 +146,7 @@ def _draw_part(axes: Axes, rows: Sequence[QualityRow]) -> None:
 
 def _pair(row: QualityRow) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """The exact frame and the 8-bit one."""
-    what = f"The worst frame of {row.name} is not kept here; run the suite again"
-    require(row.picture.is_file(), what)
-    both = np.array(Image.open(row.picture).convert("RGB"))
-    left, right = np.split(both, 2, axis=1)
+    left, right = np.split(np.array(Image.open(row.picture).convert("RGB")), 2, axis=1)
     return left, right
 
 

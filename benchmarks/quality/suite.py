@@ -142,12 +142,17 @@ def measure_scene(scene: QualityScene, folder: Path) -> Iterator[QualityRow]:
         torch.cuda.empty_cache()
     for weights, path in packages.items():
         for attention in attentions(arch):
-            how = settings(attention)
-            chosen = choose_package(path, how.device)
-            loaded = load_package(chosen, scene.models, networks(scene), how)
+            loaded = packaged(scene, path, attention)
             for recipe in scene.recipes:
                 walks = walked[weights, recipe, attention]
                 yield _row(scene, recipe, weights, attention, loaded, made[recipe], walks)
+
+
+def packaged(scene: QualityScene, package: Path, attention: str | None) -> Pipeline:
+    """The pipeline of a package of the scene's model."""
+    how = settings(attention)
+    chosen = choose_package(package, how.device)
+    return load_package(chosen, scene.models, networks(scene), how)
 
 
 def attentions(arch: Arch) -> list[str]:
@@ -222,7 +227,7 @@ def _row(
         scene.name, recipe, weights, attention,
         relative_error(latents, exact.latents),
         math.fsum(levels) / len(levels), levels[last], last,
-        math.fsum(likeness) / len(likeness), min(likeness), worst(walks),
+        math.fsum(likeness) / len(likeness), worst(walks),
     )  # fmt: skip
     row.picture.parent.mkdir(parents=True, exist_ok=True)
     side_by_side = torch.cat([exact.frames[last], frames[last]], dim=1)

@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from benchmarks.quality import outliers
-from benchmarks.quality.metrics import C1, WINDOW, cosine, psnr, relative_error, ssim
+from benchmarks.quality.metrics import C1, WINDOW, psnr, relative_error, ssim
 from benchmarks.timing import WrongResult
 from engine.config import TINY
 from engine.models.attention import sdpa
@@ -36,23 +36,15 @@ def test_the_error_is_a_share_of_what_is_wanted():
     assert relative_error(want, 0 * want) == math.inf
 
 
-def test_the_cosine_does_not_see_the_length():
-    want = torch.tensor([1.0, 0.0])
-    assert cosine(5 * want, want) == pytest.approx(1)
-    assert cosine(torch.tensor([1.0, 1.0]), want) == pytest.approx(math.sqrt(0.5))
-    assert cosine(-want, want) == pytest.approx(-1)
-
-
-@pytest.mark.parametrize("measure", [relative_error, cosine])
-def test_values_that_are_not_finite_or_not_alike_are_refused(measure):
+def test_values_that_are_not_finite_or_not_alike_are_refused():
     good = torch.ones(3)
     for bad in (torch.tensor([1.0, math.nan, 1.0]), torch.tensor([1.0, math.inf, 1.0])):
         with pytest.raises(WrongResult, match="not finite"):
-            measure(bad, good)
+            relative_error(bad, good)
         with pytest.raises(WrongResult, match="not finite"):
-            measure(good, bad)
+            relative_error(good, bad)
     with pytest.raises(WrongResult, match=r"Compared \[3\] with \[2\]"):
-        measure(good, good[:2])
+        relative_error(good, good[:2])
 
 
 # --- frames
@@ -92,20 +84,6 @@ def test_ssim_is_that_of_windows_taken_one_by_one(size):
             parts.append(top / ((ux**2 + uy**2 + 6.5025) * (vx + vy + 58.5225)))
         assert found == pytest.approx(np.mean(parts), abs=1e-9)
     assert ssim(got, want)[1] > ssim(got, want)[0]
-
-
-@pytest.mark.parametrize("measure", [psnr, ssim])
-def test_what_is_no_clip_of_bytes_is_refused(measure):
-    good = grey(3)
-    for bad in (good.float(), good[0], good[..., :2]):
-        with pytest.raises(WrongResult, match="Frames are"):
-            measure(bad, good)
-    with pytest.raises(WrongResult, match="Compared"):
-        measure(good[:, :12], good)
-    with pytest.raises(WrongResult, match="no frame"):
-        measure(good[:0], good[:0])
-    with pytest.raises(WrongResult, match="wants 11 pixels a side, has 10x20"):
-        ssim(good[:, :10], good[:, :10])
 
 
 # --- outliers
@@ -152,8 +130,7 @@ def pair(tiny):
 
 def test_outliers_leave_the_function_nearly_as_it_was(pair):
     (want, _), (got, _) = pair
-    assert cosine(got, want) > 0.99
-    assert relative_error(got, want) > 1e-4  # the GELU
+    assert 1e-4 < relative_error(got, want) < 0.14  # the GELU
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,13 @@ from statistics import fmean
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from benchmarks.nano.dance import ARMS, LEGS, Array
 from benchmarks.nano.drawing import draw_dancer
 from benchmarks.nano.scenes import HEIGHT, WIDTH, Frames, ScenePlan
+from benchmarks.quality.metrics import psnr
 from engine.pose.camera import base_camera
 
 TRUNK, HEAD = (0, 3, 6, 9, 12), (12, 15)
@@ -38,11 +40,10 @@ def judge(frames: Frames, truth: Frames, planned: ScenePlan) -> LimbVerdict:
     made, real = (body_of(clip, room) for clip in (frames, truth))
     near = limbs_of(planned.joints[:, 0])
     limbs = [near == number for number in range(len(LIMBS))]
-    off = frames.astype(np.float64) - truth
     return LimbVerdict(
         limb_iou=fmean(iou(made & limb, real & limb) for limb in limbs),
         identity=fmean(_distance(frames, truth, real & limb) for limb in limbs),
-        psnr=float(10 * np.log10(255**2 / max(float(np.mean(off * off)), 1e-9))),
+        psnr=psnr(torch.from_numpy(frames), torch.from_numpy(truth)),
     )
 
 

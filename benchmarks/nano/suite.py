@@ -4,7 +4,6 @@ Runs with suite `quality`. Exact first, then each form of weights with each atte
 start from the same noise. What the figures mean: `nano/judge.py`.
 """
 
-import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+import torch
 from PIL import Image
 
 from benchmarks.cold_start.scene import own_arch
@@ -19,13 +19,13 @@ from benchmarks.nano.drawing import draw_dancer
 from benchmarks.nano.judge import LimbVerdict, judge
 from benchmarks.nano.scenes import FPS, HEIGHT, HELD_OUT, WIDTH, Frames, ScenePlan, draw, plan
 from benchmarks.pictures import COLOURS, figure, save
-from benchmarks.quality.rows import EQUAL_DB
+from benchmarks.quality.metrics import psnr
 from benchmarks.quality.suite import (
     PLAIN,
     QualityScene,
     attentions,
     build,
-    frames_of,
+    made_of,
     networks,
     packaged,
     settings,
@@ -114,16 +114,13 @@ def dance(pipeline: Pipeline, one: Task) -> Frames:
     """The frames [T, H, W, 3] that the engine makes, before a video compresses them."""
     source = load_source(one.request, pipeline.capture)
     told = condition(pipeline.encoders, one.request, source)
-    latents = pipeline.denoise(one.request, told)
-    pipeline.require_finite(latents)
-    return frames_of(pipeline, latents).numpy()
+    return made_of(pipeline, one.request, told)[1].numpy()
 
 
 def likeness(clips: Sequence[Frames], others: Sequence[Frames]) -> float:
-    """PSNR of all frames of all clips, dB; at most `EQUAL_DB`."""
-    off = np.concatenate(clips).astype(np.float64) - np.concatenate(others)
-    square = float(np.square(off).mean())
-    return min(EQUAL_DB, 10 * math.log10(255**2 / square)) if square else EQUAL_DB
+    """PSNR of all frames of all clips, dB."""
+    made, wanted = (torch.from_numpy(np.concatenate(side)) for side in (clips, others))
+    return psnr(made, wanted)
 
 
 def mean(verdicts: Sequence[LimbVerdict]) -> LimbVerdict:

@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks.timing import require
 
 PEAK = 255.0  # of a pixel
+EQUAL_DB = 120.0  # stands for frames that do not differ: one level in one value is less
 WINDOW, SIGMA = 11, 1.5
 C1, C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 
@@ -31,22 +32,15 @@ def relative_error(got: Tensor, want: Tensor) -> float:
     return 0.0 if apart == 0 else apart / size if size > 0 else math.inf
 
 
-def psnr(got: Tensor, want: Tensor) -> list[float]:
-    """The dB of each frame, [n, H, W, 3] u8 both; infinite where nothing differs."""
-    errors = [
-        (a.float() - b.float()).square().mean(dtype=torch.float64).item()
-        for a, b in zip(got, want, strict=True)
-    ]
-    return [10 * math.log10(PEAK**2 / error) if error else math.inf for error in errors]
+def psnr(got: Tensor, want: Tensor) -> float:
+    """The dB of all pixels of frames or clips of bytes; at most `EQUAL_DB`."""
+    require(got.shape == want.shape, f"Compared {list(got.shape)} with {list(want.shape)}")
+    error = (got.float() - want.float()).square().mean(dtype=torch.float64).item()
+    return min(EQUAL_DB, 10 * math.log10(PEAK**2 / error)) if error else EQUAL_DB
 
 
-def ssim(got: Tensor, want: Tensor) -> list[float]:
-    """The SSIM of each frame, [n, H, W, 3] u8 both, over all windows and the three colours."""
-    return [_frame_ssim(a, b) for a, b in zip(got, want, strict=True)]
-
-
-def _frame_ssim(got: Tensor, want: Tensor) -> float:
-    """[H, W, 3] u8 both."""
+def ssim(got: Tensor, want: Tensor) -> float:
+    """The SSIM of two frames [H, W, 3] u8, over all windows and the three colours."""
     x, y = (side.permute(2, 0, 1).double() for side in (got, want))
     mean_x, mean_y = _blurred(x), _blurred(y)
     var_x = _blurred(x * x) - mean_x**2

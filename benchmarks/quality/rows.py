@@ -18,7 +18,6 @@ from benchmarks.timing import columns
 from engine.config import state_dir
 
 T = TypeVar("T")
-EQUAL_DB = 120.0  # stands for frames that do not differ: one level in one value is less
 KEPT = "quality"  # the folder below `state_dir()` for the worst frames
 BRIGHTER = 8  # times the difference of a worst frame
 

@@ -54,9 +54,7 @@ def started(scene):
 def made(**phases):
     """A start of these phases in ms."""
     total = sum(phases.values())
-    return Start(
-        {name.replace("_", " "): ms for name, ms in phases.items()}, total, total, (), True
-    )
+    return Start({name.replace("_", " "): ms for name, ms in phases.items()}, total, total, ())
 
 
 def test_phases_follow_each_other_and_add_up_to_the_time_since_the_parent_began():
@@ -81,7 +79,6 @@ def test_the_phases_of_a_real_start_add_up_to_what_its_parent_waited(started):
     assert sum(started.phases.values()) == pytest.approx(started.total_ms, abs=NOISE_MS)
     # what follows the last phase is a line through a pipe
     assert 0 <= started.seen_ms - started.total_ms < 500
-    assert started.is_right
 
 
 def test_a_start_is_within_six_times_the_import_of_torch(started, scene):
@@ -100,7 +97,7 @@ def test_a_start_is_within_six_times_the_import_of_torch(started, scene):
 
 def test_reading_alone_needs_no_torch_and_gives_all_bytes(scene):
     found = start("read", scene)
-    assert found.is_right
+    assert list(found.phases) == ["interpreter", "package opened", "weights read"]
     assert not any("torch" in Path(path).parts for path in found.files)
 
 
@@ -130,9 +127,8 @@ def test_who_starts_the_processes_maps_no_file_that_is_to_leave_the_page_cache()
     [
         ({"total_ms": 300.0}, r"engine: phases add up to 120 ms of 300"),
         ({"seen_ms": 90.0}, r"engine: 120 ms in 90 that its parent waited"),
-        ({"is_right": False}, r"engine: what it computed or read is wrong"),
     ],
-    ids=["a phase is missing", "clocks differ", "not finite"],
+    ids=["a phase is missing", "clocks differ"],
 )
 def test_times_that_cannot_be_are_no_result(change, says):
     good = made(interpreter=20.0, import_torch=100.0)

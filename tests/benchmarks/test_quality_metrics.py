@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from benchmarks.quality import outliers
-from benchmarks.quality.metrics import C1, WINDOW, psnr, relative_error, ssim
+from benchmarks.quality.metrics import C1, EQUAL_DB, WINDOW, psnr, relative_error, ssim
 from benchmarks.timing import WrongResult
 from engine.config import TINY
 from engine.models.attention import sdpa
@@ -51,17 +51,18 @@ def test_values_that_are_not_finite_or_not_alike_are_refused():
 
 
 def test_psnr_of_frames_five_levels_apart_is_34_dB():
-    frames = torch.cat([grey(100), grey(105), grey(95)])
-    want = torch.cat([grey(100)] * 3)
-    found = psnr(frames, want)
-    assert found == [math.inf, *[pytest.approx(20 * math.log10(255 / 5))] * 2]
-    assert psnr(grey(0), grey(255)) == [0]
+    for level in (95, 105):
+        assert psnr(grey(level), grey(100)) == pytest.approx(20 * math.log10(255 / 5))
+    assert psnr(grey(100), grey(100)) == EQUAL_DB
+    assert psnr(grey(0), grey(255)) == 0
+    with pytest.raises(WrongResult, match="Compared"):
+        psnr(grey(0)[:, :3], grey(0))
 
 
 def test_ssim_of_even_frames_is_that_of_their_means():
     for a, b in ((100, 105), (0, 255), (7, 7)):
         want = (2 * a * b + C1) / (a * a + b * b + C1)
-        assert ssim(grey(a), grey(b)) == [pytest.approx(want)]
+        assert ssim(grey(a)[0], grey(b)[0]) == pytest.approx(want)
 
 
 @pytest.mark.parametrize("size", [(11, 11), (24, 37)])
@@ -74,8 +75,8 @@ def test_ssim_is_that_of_windows_taken_one_by_one(size):
         edge = WINDOW // 2
         return gaussian_filter(x, 1.5, truncate=3.5)[edge:-edge, edge:-edge]
 
-    for n, found in enumerate(ssim(got, want)):
-        parts = []
+    for n in range(2):
+        found, parts = ssim(got[n], want[n]), []
         for colour in range(3):
             x, y = (side[n, :, :, colour].double().numpy() for side in (got, want))
             ux, uy = blur(x), blur(y)
@@ -83,7 +84,7 @@ def test_ssim_is_that_of_windows_taken_one_by_one(size):
             top = (2 * ux * uy + 6.5025) * (2 * vxy + 58.5225)
             parts.append(top / ((ux**2 + uy**2 + 6.5025) * (vx + vy + 58.5225)))
         assert found == pytest.approx(np.mean(parts), abs=1e-9)
-    assert ssim(got, want)[1] > ssim(got, want)[0]
+    assert ssim(got[1], want[1]) > ssim(got[0], want[0])
 
 
 # --- outliers

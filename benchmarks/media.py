@@ -8,7 +8,6 @@ import base64
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -48,20 +47,8 @@ BODY_BYTES, BODY_FRAMES = 10_000_000, 81  # the largest reply, and the clip that
 HEAD, WRISTS = 15, (20, 21)  # SMPL joints
 
 
-@dataclass(frozen=True, slots=True)
-class MediaScene:
-    height: int
-    width: int
-    persons: int
-
-
-SCENES = (
-    MediaScene(512, 896, 1),
-    MediaScene(896, 512, 1),
-    MediaScene(672, 416, 1),
-    MediaScene(336, 208, 1),
-    MediaScene(512, 896, 2),
-)
+# Height, width, and the number of dancers in view
+SCENES = ((512, 896, 1), (896, 512, 1), (672, 416, 1), (336, 208, 1), (512, 896, 2))
 
 
 def measure_media() -> tuple[str, list[Row]]:
@@ -80,7 +67,7 @@ def measure_media() -> tuple[str, list[Row]]:
 
 def _measure_all() -> tuple[str, list[Row]]:
     checked = check_renderer(GOLDEN)
-    rows = [row for scene in SCENES for row in measure_scene(scene)]
+    rows = [row for scene in SCENES for row in measure_scene(*scene)]
     body = np.random.default_rng(0).bytes(BODY_BYTES)
     with tempfile.TemporaryDirectory() as folder:
         rows += measure_video(Path(folder) / "clip.mp4")
@@ -103,18 +90,18 @@ def check_renderer(golden: Path) -> str:
     return "two equal runs of each scene; the golden frames are not beside this checkout"
 
 
-def measure_scene(scene: MediaScene) -> Iterator[Row]:
+def measure_scene(height: int, width: int, persons: int) -> Iterator[Row]:
     """Draws a frame of the demo's dance without and with the overlay."""
     dance = load_joints(DEMO / "dance.npz").joints[::4][:FRAMES]
-    apart = 450 * (2 * np.arange(scene.persons) - scene.persons + 1)  # mm between two dancers
-    joints = np.repeat(dance, scene.persons, axis=1)
+    apart = 450 * (2 * np.arange(persons) - persons + 1)  # mm between two dancers
+    joints = np.repeat(dance, persons, axis=1)
     joints[..., 0] += apart.astype(np.float32)[:, None]
-    points = [_keypoints(frame, scene.height, scene.width) for frame in joints]
-    name = f"skeleton {scene.height}x{scene.width}, {scene.persons} in view"
+    points = [_keypoints(frame, height, width) for frame in joints]
+    name = f"skeleton {height}x{width}, {persons} in view"
     for suffix, drawn in (("", None), (" + overlay", points)):
 
         def draw(drawn: list[Keypoints] | None = drawn) -> list[NDArray[np.uint8]]:
-            return list(draw_skeleton(joints, scene.height, scene.width, keypoints=drawn))
+            return list(draw_skeleton(joints, height, width, keypoints=drawn))
 
         frames = draw()
         require(np.array_equal(frames, draw()), f"{name}{suffix}: two runs differ")

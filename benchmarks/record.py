@@ -122,10 +122,13 @@ def encode(record: Record) -> dict[str, object]:
 
 
 def write_record(path: Path, record: Record) -> None:
+    write_json(path, encode(record))
+
+
+def write_json(path: Path, found: object) -> None:
     """Writes the whole file or nothing."""
-    text = json.dumps(encode(record), indent=1) + "\n"
     part = path.with_name(f"{path.name}.part")
-    part.write_text(text)
+    part.write_text(json.dumps(found, indent=1) + "\n")
     part.replace(path)
 
 

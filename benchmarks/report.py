@@ -7,10 +7,9 @@ what it replaced is in the older files, for `run.py compare`.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.record import BadRecord, Figure, Record, SuiteResult, read_record, slug
+from benchmarks.record import BadRecord, Figure, Record, read_record, slug
 
 RESULTS = Path(__file__).with_name("results")
 REPORT = "RESULTS.md"
@@ -35,15 +34,6 @@ From machine code, data sheets and formulas; the machine that is named only did 
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """The latest run of a suite on a machine."""
-
-    name: str
-    record: Record
-    suite: SuiteResult
-
-
 def read_records(folder: Path) -> list[Record]:
     """The runs of a folder, the oldest first. Raises `BadRecord`."""
     found = []
@@ -57,15 +47,12 @@ def read_records(folder: Path) -> list[Record]:
 
 def render(records: Sequence[Record]) -> str:
     """The text of `RESULTS.md`."""
-    latest: dict[tuple[str, str], Shown] = {}
-    for record in records:
-        for name, suite in record.suites.items():
-            latest[slug(record.machine), name] = Shown(name, record, suite)
-    shown = [latest[key] for key in sorted(latest)]
+    latest = {(slug(record.machine), name): record for record in records for name in record.suites}
+    ordered = sorted(latest.items(), key=lambda item: item[0])
     parts = [HEAD, _places(records)]
     for title, source in ((MEASURED, "measured"), (ESTIMATED, "estimate")):
-        sections = [text for one in shown if (text := _section(one, source))]
-        parts += [title, *(sections or ["Nothing yet.\n"])]
+        sections = [_section(name, record, source) for (_, name), record in ordered]
+        parts += [title, *(filter(None, sections) if any(sections) else ["Nothing yet.\n"])]
     return "\n".join(parts)
 
 
@@ -85,17 +72,18 @@ def _places(records: Sequence[Record]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _section(one: Shown, source: str) -> str:
+def _section(name: str, record: Record, source: str) -> str:
     """Shows a suite's figures of one source. Pictures stand with the measured ones, if any."""
-    figures = [figure for figure in one.suite.figures if figure.source == source]
+    suite = record.suites[name]
+    figures = [figure for figure in suite.figures if figure.source == source]
     if not figures:
         return ""
-    lines = [f"### {one.name}, {slug(one.record.machine)}, {one.record.date[:10]}", ""]
+    lines = [f"### {name}, {slug(record.machine)}, {record.date[:10]}", ""]
     if source == "measured":
-        lines += [f"Checked by {one.suite.checked_by}.", ""]
-    if source == "measured" or len(figures) == len(one.suite.figures):
-        for picture in one.suite.pictures:
-            lines += [f"![{one.name}]({picture})", ""]
+        lines += [f"Checked by {suite.checked_by}.", ""]
+    if source == "measured" or len(figures) == len(suite.figures):
+        for picture in suite.pictures:
+            lines += [f"![{name}]({picture})", ""]
     return "\n".join([*lines, *_table(figures), ""])
 
 

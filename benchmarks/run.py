@@ -30,6 +30,7 @@ from benchmarks.record import (
     machine,
     merged,
     read_record,
+    write_json,
     write_record,
 )
 from benchmarks.timing import WrongResult
@@ -102,7 +103,7 @@ def run(args: argparse.Namespace) -> None:
     record, rows = measure(args.suites, vars(args))
     found = encode(record)
     if args.json is not None:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(args.json, found)
     if args.keep:
         print(*keep(record, rows, report.RESULTS), sep="\n")
     print(json.dumps(found))

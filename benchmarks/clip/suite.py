@@ -97,13 +97,16 @@ class Bench:
         found = [self._run(recipe, size, frames) for _ in range(runs)]
         middle = sorted(found, key=lambda run: run.wall_ms)[(runs - 1) // 2]
         seconds = [run.wall_ms / 1000 for run in found]
+        times = []
+        for name in STAGES:
+            ms = [run.stages_ms[name] for run in found]
+            times.append(StageTime(name, middle.stages_ms[name], min(ms), max(ms)))
         threads, gpu = torch.get_num_threads(), self._loaded.gpu
         device = gpu or f"CPU, {threads} thread{'s' if threads > 1 else ''}"
         return ClipRow(
             recipe, self._loaded.weights, *size, frames, device, runs,
             middle.wall_ms / 1000, min(seconds), max(seconds),
-            tuple(_times(name, middle, found) for name in STAGES),
-            middle.forward_ms, max(run.peak_mib for run in found),
+            tuple(times), middle.forward_ms, max(run.peak_mib for run in found),
             "RSS" if gpu is None else "GPU memory",
         )  # fmt: skip
 
@@ -173,11 +176,6 @@ def peak_mib(on_gpu: bool) -> float:
     require(held is not None, "/proc/self/status does not say VmHWM")
     assert held is not None
     return int(held[1]) / 1024
-
-
-def _times(name: str, middle: ClipRun, runs: Sequence[ClipRun]) -> StageTime:
-    ms = [run.stages_ms[name] for run in runs]
-    return StageTime(name, middle.stages_ms[name], min(ms), max(ms))
 
 
 SUITE = Suite(measure_clip, clip_table, clip_figures, clip_pictures)

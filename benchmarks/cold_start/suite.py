@@ -62,20 +62,16 @@ class StartScene:
     state: Path
     weights: Path  # the same as one safetensors file
 
-    def arguments(self, way: str) -> list[str]:
-        package, state = str(self.package), str(self.state)
-        return {
-            "torch": [],
-            "engine": [package, str(self.models), state],
-            "safetensors": [str(self.weights)],
-            "read": [package],
-        }[way]
+    def paths(self, way: str) -> tuple[Path, ...]:
+        """The arguments of a way to start."""
+        engine = self.package, self.models, self.state
+        given = {"engine": engine, "safetensors": (self.weights,), "read": (self.package,)}
+        return given.get(way, ())
 
     def data(self, way: str) -> list[Path]:
         """Files that a way reads, beside programs."""
-        held = {"engine": [self.package, self.models], "read": [self.package]}.get(way, [])
-        found = [path for folder in held for path in sorted(folder.rglob("*")) if path.is_file()]
-        return [self.weights] if way == "safetensors" else found
+        found = [one for path in self.paths(way) for one in (path, *path.rglob("*"))]
+        return [path for path in found if path.is_file()]
 
 
 def measure_cold_start(
@@ -112,9 +108,8 @@ def prepare(folder: Path, package: Path | None, models: Path | None) -> StartSce
     command = [sys.executable, "-m", "benchmarks.cold_start.scene", *given]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     require(done.returncode == 0, f"Nothing to start: {_last_line(done.stderr)}")
-    made = json.loads(done.stdout.splitlines()[-1])
-    state, weights = Path(made["state"]), Path(made["weights"])
-    return StartScene(Path(made["package"]), models or Path(made["models"]), state, weights)
+    made = {name: Path(path) for name, path in json.loads(done.stdout.splitlines()[-1]).items()}
+    return StartScene(**made | ({"models": models} if models else {}))
 
 
 def start(way: str, scene: StartScene) -> Start:
@@ -122,7 +117,7 @@ def start(way: str, scene: StartScene) -> Start:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with TemporaryFile("w+") as errors:
         began = time.monotonic()
-        command = [sys.executable, str(WORKER), repr(began), way, *scene.arguments(way)]
+        command = [sys.executable, str(WORKER), repr(began), way, *map(str, scene.paths(way))]
         with subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
         ) as process:

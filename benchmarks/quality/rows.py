@@ -8,7 +8,6 @@ from typing import TypeVar
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator
-from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.pictures import COLOURS, figure, save
@@ -95,7 +94,8 @@ def draw_frames(rows: Sequence[QualityRow], folder: Path, stem: str) -> list[Pat
         min((row for row in rows if row.weights == weights), key=lambda row: row.worst_psnr_db)
         for weights in _in_order(row.weights for row in rows)
     ]
-    pairs = [_pair(row) for row in worst]
+    pictures = [np.array(Image.open(row.picture).convert("RGB")) for row in worst]
+    pairs = [np.split(picture, 2, axis=1) for picture in pictures]
     height, width = pairs[0][0].shape[:2]
     tall = 3.0 * height / width + 0.45  # inches of a line of frames with its labels
     fig, _ = figure(9.2, len(worst) * tall + 0.3)
@@ -141,12 +141,6 @@ def _draw_part(axes: Axes, rows: Sequence[QualityRow]) -> None:
         axes.plot(places, through, "o-", color=colour, markersize=4, label=attention)
         axes.plot(places, own, "--", color=colour)
     axes.locator_params(axis="x", integer=True)
-
-
-def _pair(row: QualityRow) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The exact frame and the 8-bit one."""
-    left, right = np.split(np.array(Image.open(row.picture).convert("RGB")), 2, axis=1)
-    return left, right
 
 
 def _in_order(found: Iterable[T]) -> list[T]:

@@ -36,7 +36,7 @@ def test_a_column_of_nothing_is_left_out():
 
 
 def test_the_dancers_of_a_scene_are_in_view_apart_without_and_with_an_overlay():
-    rows = list(media.measure_scene(media.MediaScene(128, 96, 2)))
+    rows = list(media.measure_scene(128, 96, 2))
     assert [row.name for row in rows] == [
         "skeleton 128x96, 2 in view",
         "skeleton 128x96, 2 in view + overlay",

@@ -21,60 +21,49 @@ FLOOR = 0.05  # of a measured figure, in a unit of `TIMED`
 TIMED = {"us", "ms", "s", "ms/frame", "frames/s", "fps", "GB/s", "MB/s", "TFLOPS", "MiB", "GiB"}
 REFUSED = 2  # exit status; 1 is a regression
 
-Verdict = Literal["worse", "better", "same", "new", "missing", "not comparable"]
+Verdict = Literal["worse", "better", "same", "new", "missing"]
+# What tells figures apart: a suite, a name, a unit, and if a clock or arithmetic gave it.
+Key = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class FigureChange:
     """One figure of both runs; at least one has it."""
 
-    suite: str
+    key: Key
     before: Figure | None
     after: Figure | None
-
-    @property
-    def figure(self) -> Figure:
-        found = self.after or self.before
-        assert found is not None
-        return found
 
     @property
     def verdict(self) -> Verdict:
         if self.before is None or self.after is None:
             return "new" if self.before is None else "missing"
-        if _kind(self.before) != _kind(self.after):
-            return "not comparable"
         moved = self.after.value - self.before.value
-        if abs(moved) <= self.allowed:
+        if abs(moved) <= allowed(self.before, self.after):
             return "same"
         return "better" if (moved < 0) == (self.after.better == "lower") else "worse"
 
-    @property
-    def allowed(self) -> float:
-        """The distance that the figure may move by chance, in its unit."""
-        assert self.before is not None and self.after is not None
-        timed = self.after.source == "measured" and self.after.unit in TIMED
-        floor = FLOOR * abs(self.before.value) if timed else 0.0
-        return max(self.before.noise + self.after.noise, floor)
 
-
-def _kind(figure: Figure) -> tuple[str, str, str]:
-    return figure.unit, figure.better, figure.source
+def allowed(before: Figure, after: Figure) -> float:
+    """The distance that a figure may move by chance, in its unit."""
+    timed = after.source == "measured" and after.unit in TIMED
+    return max(before.noise + after.noise, FLOOR * abs(before.value) if timed else 0.0)
 
 
 def compare(before: Record, after: Record) -> list[FigureChange]:
     """Pairs every figure of either run, in the order of the later one. Raises `BadRecord`."""
-    old, new = dict(_figures(before)), dict(_figures(after))
+    old, new = _figures(before), _figures(after)
     if not old.keys() & new.keys():
         raise BadRecord("The two runs have no figure in common: there is nothing to compare")
-    names = [*new, *(name for name in old if name not in new)]
-    return [FigureChange(name[0], old.get(name), new.get(name)) for name in names]
+    return [FigureChange(key, old.get(key), new.get(key)) for key in new | old]
 
 
-def _figures(record: Record) -> Iterator[tuple[tuple[str, str], Figure]]:
-    for name, suite in record.suites.items():
-        for figure in suite.figures:
-            yield (name, figure.name), figure
+def _figures(record: Record) -> dict[Key, Figure]:
+    return {
+        (name, figure.name, figure.unit, figure.source): figure
+        for name, suite in record.suites.items()
+        for figure in suite.figures
+    }
 
 
 def other_place(before: Record, after: Record) -> str:
@@ -88,31 +77,30 @@ def other_place(before: Record, after: Record) -> str:
 
 def compare_table(changes: Sequence[FigureChange]) -> str:
     """Lists what changed, worst news first; the last line says how much did not."""
-    order = ["worse", "missing", "not comparable", "new", "better"]
-    lines = []
-    for verdict in order:
+    lines, counts = [], []
+    for verdict in ("worse", "missing", "new", "better"):
         held = [change for change in changes if change.verdict == verdict]
         lines += [line for change in held for line in _lines(change)]
+        counts.append(f"{len(held)} {verdict}")
     same = sum(change.verdict == "same" for change in changes)
-    counts = [f"{sum(c.verdict == verdict for c in changes)} {verdict}" for verdict in order]
     return "\n".join([*lines, f"{same} within noise, {', '.join(counts)}"])
 
 
 def _lines(change: FigureChange) -> Iterator[str]:
-    yield f"{change.verdict:15}{change.suite}: {change.figure.name}"
-    before, after = _shown(change.before), _shown(change.after)
+    suite, name, _, source = change.key
+    before, after = change.before, change.after
+    yield f"{change.verdict:10}{suite}: {name}"
     ratio = ""
-    if change.before is not None and change.after is not None and change.before.value:
-        ratio = f"  {change.after.value / change.before.value - 1:+.1%}"
-        if change.verdict in ("worse", "better"):
-            ratio += f", {change.allowed / abs(change.before.value):.1%} may be chance"
-    yield f"{'':15}{before} -> {after}{ratio}"
+    if before is not None and after is not None and before.value:
+        chance = allowed(before, after) / abs(before.value)
+        ratio = f"  {after.value / before.value - 1:+.1%}, {chance:.1%} may be chance"
+    yield f"{'':10}{_shown(before)} -> {_shown(after)} ({source}){ratio}"
 
 
 def _shown(figure: Figure | None) -> str:
     if figure is None:
         return "nothing"
-    return f"{figure.value:.4g} ± {figure.noise:.2g} {figure.unit} ({figure.source})"
+    return f"{figure.value:.4g} ± {figure.noise:.2g} {figure.unit}"
 
 
 def main(argv: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from benchmarks.record import write_json
 from engine.config import state_dir
 from engine.machine.gpu import find_gpu
 from kernels.arch import ARCHS, SM89
@@ -127,20 +128,12 @@ def parsed(text: str) -> tuple[tuple[object, ...], str]:
     return tuple(found), "\n".join(rest[-TAIL_LINES:])[-TAIL_CHARS:]
 
 
-def write(out: Path, done: Sequence[Done]) -> None:
-    """Writes all steps until now, or leaves the file as it was."""
-    part = out.with_name(f"{out.name}.part")
-    part.write_text(json.dumps({"first_hour": [asdict(one) for one in done]}, indent=1) + "\n")
-    part.replace(out)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("--out", type=Path, default=Path("first_hour.json"), metavar="FILE")
     add("--package", type=Path, metavar="DIR", help="of build_engine.py, for this GPU")
     add("--models", type=Path, metavar="DIR", help="VAE and encoders beside --package")
-    add("--only", nargs="+", metavar="STEP")
     add("--dry", action="store_true", help="on a CPU, tiny")
     args = parser.parse_args(argv)
     gpu = find_gpu()
@@ -151,20 +144,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     done: list[Done] = []
     with TemporaryDirectory(prefix="first-hour-") as folder:
         chosen = steps((arch or SM89).name, Path(folder), args.package, args.models, args.dry)
-        unknown = {*(args.only or ())} - {step.name for step in chosen}
-        if unknown:
-            parser.error(f"no step {sorted(unknown)}, only {[step.name for step in chosen]}")
         away = {
             folder: "TMP", str(ROOT): ".", str(state_dir()): "STATE", str(Path.home()): "~",
             os.uname().nodename: "HOST",
         }  # fmt: skip
         for step in chosen:
-            if args.only is None or step.name in args.only:
-                done.append(run(step, away))
-                write(args.out, done)
-                print(
-                    f"{'ok' if done[-1].ok else 'FAILED':8}{step.name:18}{done[-1].seconds:6.0f} s"
-                )
+            done.append(run(step, away))
+            write_json(args.out, {"first_hour": [asdict(one) for one in done]})
+            print(f"{'ok' if done[-1].ok else 'FAILED':8}{step.name:18}{done[-1].seconds:6.0f} s")
     print(f"Send {args.out} back.")
     if not all(one.ok for one in done):
         sys.exit("error: some steps failed; what they said is in the file.")

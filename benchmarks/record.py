@@ -1,7 +1,6 @@
 """A run of the suites as a JSON file: where it was, when, and what each suite found."""
 
 import json
-import math
 import os
 import platform
 import re
@@ -123,63 +122,34 @@ def encode(record: Record) -> dict[str, object]:
 
 
 def write_record(path: Path, record: Record) -> None:
+    write_json(path, encode(record))
+
+
+def write_json(path: Path, found: object) -> None:
     """Writes the whole file or nothing."""
-    text = json.dumps(encode(record), indent=1) + "\n"
     part = path.with_name(f"{path.name}.part")
-    part.write_text(text)
+    part.write_text(json.dumps(found, indent=1) + "\n")
     part.replace(path)
 
 
 def read_record(path: Path) -> Record:
-    """Raises `BadRecord`, with the file's name and what is wrong with it."""
+    """Reads what `write_record` wrote. Raises `BadRecord`, with the file's name."""
     try:
-        held = json.loads(path.read_bytes(), parse_constant=_refuse)
+        held = json.loads(path.read_bytes())
+        if held["schema"] != SCHEMA:
+            raise BadRecord(f"{path} has schema {held['schema']!r}, expected {SCHEMA}")
+        suites = {name: _suite(suite) for name, suite in held["suites"].items()}
+        return Record(held["date"], held["machine"], suites, held["peak_mib"])
     except OSError as error:
         raise BadRecord(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise BadRecord(f"{path} is no complete JSON: {str(error)[:100]}") from error
-    schema = held.get("schema") if isinstance(held, dict) else None
-    wrong = f"{path} is no run of benchmarks/run.py: "
-    if schema != SCHEMA:
-        raise BadRecord(f"{wrong}its schema is {schema!r}, expected {SCHEMA}")
-    try:
-        return _decode(held)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadRecord(f"{wrong}{type(error).__name__}: {str(error)[:100]}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"{type(error).__name__}: {str(error)[:100]}"
+        raise BadRecord(f"{path} is no run of benchmarks/run.py: {why}") from error
 
 
-def _refuse(constant: str) -> float:
-    raise ValueError(f"{constant} is no number of JSON")
-
-
-def _decode(held: dict[str, Any]) -> Record:
-    suites = {
-        name: SuiteResult(
-            str(suite["checked_by"]),
-            list(suite["rows"]),
-            [_figure(one, name) for one in suite["figures"]],
-            [str(picture) for picture in suite["pictures"]],
-        )
-        for name, suite in held["suites"].items()
-    }
-    if not re.match(r"\d{4}-\d\d-\d\d", held["date"]):
-        raise ValueError(f"date {held['date']!r}")
-    return Record(held["date"], dict(held["machine"]), suites, int(held["peak_mib"]))
-
-
-def _figure(held: dict[str, Any], suite: str) -> Figure:
-    figure = Figure(**held)
-    figure = replace(figure, value=float(figure.value), noise=float(figure.noise))
-    if (
-        not isinstance(figure.name, str)
-        or not isinstance(figure.unit, str)
-        or figure.better not in ("lower", "higher")
-        or figure.source not in ("measured", "estimate")
-        or not math.isfinite(figure.value)
-        or not 0 <= figure.noise < math.inf
-    ):
-        raise ValueError(f"figure {held} of {suite}")
-    return figure
+def _suite(held: dict[str, Any]) -> SuiteResult:
+    figures = [Figure(**one) for one in held["figures"]]
+    return SuiteResult(held["checked_by"], held["rows"], figures, held["pictures"])
 
 
 def merged(older: Record, newer: Record) -> Record:

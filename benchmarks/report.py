@@ -6,21 +6,15 @@ Measured figures and estimates never share a table. The latest run of a suite on
 what it replaced is in the older files, for `run.py compare`.
 """
 
-import argparse
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
-from benchmarks.record import BadRecord, Figure, Record, SuiteResult, read_record, slug
+from benchmarks.record import BadRecord, Figure, Record, read_record, slug
 
 RESULTS = Path(__file__).with_name("results")
 REPORT = "RESULTS.md"
 RECORDS = "????-??-??-*.json"
 FOLDED = 30  # figures of a suite from which on a reader unfolds them
-
-FigureSource = Literal["measured", "estimate"]
 
 HEAD = """\
 # Results
@@ -40,15 +34,6 @@ From machine code, data sheets and formulas; the machine that is named only did 
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Shown:
-    """The latest run of a suite on a machine."""
-
-    name: str
-    record: Record
-    suite: SuiteResult
-
-
 def read_records(folder: Path) -> list[Record]:
     """The runs of a folder, the oldest first. Raises `BadRecord`."""
     found = []
@@ -62,55 +47,43 @@ def read_records(folder: Path) -> list[Record]:
 
 def render(records: Sequence[Record]) -> str:
     """The text of `RESULTS.md`."""
-    latest: dict[tuple[str, str], Shown] = {}
-    for record in records:
-        for name, suite in record.suites.items():
-            latest[slug(record.machine), name] = Shown(name, record, suite)
-    shown = [latest[key] for key in sorted(latest)]
-    parts = [HEAD, _places(records), MEASURED]
-    parts += _sections(shown, "measured") or ["Nothing yet.\n"]
-    parts += [ESTIMATED, *(_sections(shown, "estimate") or ["Nothing yet.\n"])]
+    latest = {(slug(record.machine), name): record for record in records for name in record.suites}
+    ordered = sorted(latest.items(), key=lambda item: item[0])
+    parts = [HEAD, _places(records)]
+    for title, source in ((MEASURED, "measured"), (ESTIMATED, "estimate")):
+        sections = [_section(name, record, source) for (_, name), record in ordered]
+        parts += [title, *(filter(None, sections) if any(sections) else ["Nothing yet.\n"])]
     return "\n".join(parts)
 
 
 def _places(records: Sequence[Record]) -> str:
     """A line for each machine, as its latest run found it."""
-    machines: Mapping[str, Record] = {slug(record.machine): record for record in records}
-    if not machines:
+    if not records:
         return "No run is kept here yet: `python benchmarks/run.py SUITE... --keep`.\n"
     lines = [
         "| machine | processor | threads | memory | GPU | versions |",
         "|---|---|---|---|---|---|",
     ]
-    for name, record in machines.items():
-        m = record.machine
-        gpu = m.get("gpu") or "none"
+    for name, m in {slug(record.machine): record.machine for record in records}.items():
         cores = f"{m.get('cpu')}, {m.get('usable_cores')} of {m.get('cores')} cores"
         versions = f"torch {m.get('torch')}, Python {m.get('python')}"
-        lines.append(
-            f"| {name} | {cores} | {m.get('threads')} | {m.get('memory_gib')} GiB | {gpu} "
-            f"| {versions} |"
-        )
+        memory, gpu = f"{m.get('memory_gib')} GiB", m.get("gpu") or "none"
+        lines.append(f"| {name} | {cores} | {m.get('threads')} | {memory} | {gpu} | {versions} |")
     return "\n".join(lines) + "\n"
 
 
-def _sections(shown: Sequence[Shown], source: FigureSource) -> list[str]:
-    return [text for one in shown if (text := _section(one, source))]
-
-
-def _section(one: Shown, source: FigureSource) -> str:
+def _section(name: str, record: Record, source: str) -> str:
     """Shows a suite's figures of one source. Pictures stand with the measured ones, if any."""
-    figures = [figure for figure in one.suite.figures if figure.source == source]
-    sources = {figure.source for figure in one.suite.figures}
-    with_pictures = source == ("measured" if "measured" in sources else "estimate")
+    suite = record.suites[name]
+    figures = [figure for figure in suite.figures if figure.source == source]
     if not figures:
         return ""
-    lines = [f"### {one.name}, {slug(one.record.machine)}, {one.record.date[:10]}", ""]
+    lines = [f"### {name}, {slug(record.machine)}, {record.date[:10]}", ""]
     if source == "measured":
-        lines += [f"Checked by {one.suite.checked_by}.", ""]
-    if with_pictures:
-        for picture in one.suite.pictures:
-            lines += [f"![{one.name}]({picture})", ""]
+        lines += [f"Checked by {suite.checked_by}.", ""]
+    if source == "measured" or len(figures) == len(suite.figures):
+        for picture in suite.pictures:
+            lines += [f"![{name}]({picture})", ""]
     return "\n".join([*lines, *_table(figures), ""])
 
 
@@ -133,22 +106,7 @@ def _number(value: float) -> str:
 
 
 def write_report(folder: Path) -> Path:
-    """Raises `BadRecord`, also for a picture that a run names and that is not there."""
-    records = read_records(folder)
-    for record in records:
-        for suite in record.suites.values():
-            for picture in suite.pictures:
-                if not (folder / picture).is_file():
-                    raise BadRecord(f"{record.stem} names {picture}, which is not in {folder.name}")
+    """Writes the report of a folder's runs into it. Raises `BadRecord`."""
     path = folder / REPORT
-    path.write_text(render(records))
+    path.write_text(render(read_records(folder)))
     return path
-
-
-def main(argv: Sequence[str]) -> None:
-    about = (__doc__ or "").partition("\n")[0]
-    argparse.ArgumentParser(prog="run.py report", description=about).parse_args(argv)
-    try:
-        print(write_report(RESULTS))
-    except BadRecord as error:
-        sys.exit(f"error: {error}")

@@ -12,7 +12,6 @@ python benchmarks/run.py gpu forward vae --kernels DIR            there
 import argparse
 import importlib
 import json
-import re
 import resource
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,6 +30,7 @@ from benchmarks.record import (
     machine,
     merged,
     read_record,
+    write_json,
     write_record,
 )
 from benchmarks.timing import WrongResult
@@ -69,12 +69,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = sys.argv[1:] if argv is None else argv
     if given[:1] == ["compare"]:
         compare.main(given[1:])
-    elif given[:1] == ["report"]:
-        report.main(given[1:])
     elif given[:1] == ["cubins"]:
         importlib.import_module("benchmarks.kernel.cubins").main(given[1:])
     else:
-        run(parse(given))
+        try:
+            if given == ["report"]:
+                print(report.write_report(report.RESULTS))
+            else:
+                run(parse(given))
+        except (WrongResult, BadRecord, EngineError, BuildError, DriverError, OSError) as error:
+            sys.exit(f"error: {error}")
 
 
 def parse(given: Sequence[str]) -> argparse.Namespace:
@@ -96,15 +100,12 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Runs suites and keeps what is to be kept of them. Wrong results leave nothing behind."""
-    try:
-        record, rows = measure(args.suites, vars(args))
-        found = encode(record)
-        if args.json is not None:
-            args.json.write_text(json.dumps(found, indent=1) + "\n")
-        if args.keep:
-            print(*keep(record, rows, report.RESULTS), sep="\n")
-    except (WrongResult, BadRecord, EngineError, BuildError, DriverError, OSError) as error:
-        sys.exit(f"error: {error}")
+    record, rows = measure(args.suites, vars(args))
+    found = encode(record)
+    if args.json is not None:
+        write_json(args.json, found)
+    if args.keep:
+        print(*keep(record, rows, report.RESULTS), sep="\n")
     print(json.dumps(found))
 
 
@@ -180,11 +181,8 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _sizes(text: str) -> tuple[tuple[int, int], ...]:
     """Heights and widths from "128x224,256x448"."""
-    found = [re.fullmatch(r"(\d{1,5})x(\d{1,5})", part) for part in _names(text)]
-    sizes = tuple((int(one[1]), int(one[2])) for one in found if one is not None)
-    if len(sizes) != len(found):
-        raise argparse.ArgumentTypeError(f"{text!r} is no HEIGHTxWIDTH, nor several with commas.")
-    return sizes
+    pairs = [part.split("x") for part in _names(text)]
+    return tuple((int(height), int(width)) for height, width in pairs)
 
 
 def _positive(text: str) -> int:

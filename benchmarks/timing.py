@@ -26,13 +26,7 @@ class Row:
     name: str
     ms: float  # median of the runs, for one unit of work
     best_ms: float
-    cpu_ms: float  # median of this process alone: what the work takes of an idle core
-    reference_ms: float | None = None  # of the program that this replaces
-    worst_ms: float | None = None  # None: its spread is not known
-
-    @property
-    def times_faster(self) -> float | None:
-        return None if self.reference_ms is None else self.reference_ms / self.ms
+    worst_ms: float
 
 
 def require(is_right: bool, what: str) -> None:
@@ -40,18 +34,14 @@ def require(is_right: bool, what: str) -> None:
         raise WrongResult(f"{what}. No time is given for a wrong result.")
 
 
-def measure(
-    name: str, work: Callable[[], object], units: int = 1, reference_ms: float | None = None
-) -> Row:
+def measure(name: str, work: Callable[[], object], units: int = 1) -> Row:
     """Times `work`, which does `units` units; the caller has run and checked it once."""
-    times, own = [], []
+    times = []
     for _ in range(RUNS):
-        start, busy = time.perf_counter(), time.process_time()
+        start = time.perf_counter()
         work()
-        own.append(1000 * (time.process_time() - busy) / units)
         times.append(1000 * (time.perf_counter() - start) / units)
-    median = statistics.median
-    return Row(name, median(times), min(times), median(own), reference_ms, max(times))
+    return Row(name, statistics.median(times), min(times), max(times))
 
 
 def interleaved(
@@ -101,20 +91,10 @@ def columns(heads: Mapping[str, str], lines: Sequence[Sequence[Cell]], first: st
 
 def figures(rows: Sequence[Row]) -> list[Figure]:
     """The medians, with half of what lies between the best and the worst run."""
-    return [
-        Figure(row.name, row.ms, "ms", (row.worst_ms - row.best_ms) / 2)
-        for row in rows
-        if row.worst_ms is not None
-    ]
+    return [Figure(row.name, row.ms, "ms", (row.worst_ms - row.best_ms) / 2) for row in rows]
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Columns for a terminal; how much faster is said of the median, waiting included."""
-    heads = {"median ms": ".3f", "best": ".3f", "worst": ".3f", "CPU ms": ".3f",
-        "official": ".0f", "times faster": ".0f"}  # fmt: skip
-    lines = [
-        (row.name, row.ms, row.best_ms, row.worst_ms, row.cpu_ms, row.reference_ms,
-         row.times_faster)
-        for row in rows
-    ]  # fmt: skip
-    return columns(heads, lines)
+    """Columns for a terminal."""
+    lines = [(row.name, row.ms, row.best_ms, row.worst_ms) for row in rows]
+    return columns({"median ms": ".3f", "best": ".3f", "worst": ".3f"}, lines)

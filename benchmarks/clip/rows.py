@@ -1,25 +1,20 @@
 """The rows of suite `clip`, shown as a table, as figures, and as a picture of stacked bars."""
 
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from textwrap import fill
-
-from matplotlib.patches import Patch
 
 from benchmarks import pictures
 from benchmarks.clip.stages import FORWARDS, STAGES
 from benchmarks.record import Figure
 from benchmarks.timing import columns
 
-PER_TABLE = 4  # clips side by side: 100 columns
+PER_TABLE = 3  # clips side by side: 100 columns
 
 # what a picture tells apart: as many as there are colours
 GROUPS = {
     "fetch": ("fetch",),
     "decode": ("decode",),
-    "motion capture": ("motion capture",),
     "render": ("render",),
     "encoders": ("text encoder", "image encoder", "VAE encode"),
     "forwards, one after another": (FORWARDS,),
@@ -57,13 +52,10 @@ class ClipRow:
     s: float  # median, from the download to the file
     best_s: float
     worst_s: float
-    first_s: float  # of the run before those, with a new prompt if the clip is this process' first
-    stages: tuple[StageTime, ...]  # in order; motion capture is absent where it was not measured
+    stages: tuple[StageTime, ...]  # in order
     forward_ms: tuple[float, ...]  # each evaluation of that run; with guidance one is two forwards
-    forwards: int  # of the transformer
     peak_mib: float
     peak_of: str  # "GPU memory", or "RSS" of this process without ffmpeg's
-    unmeasured: str  # "" or why a stage is absent
 
     @property
     def name(self) -> str:
@@ -71,36 +63,20 @@ class ClipRow:
 
 
 def clip_table(rows: Sequence[ClipRow]) -> str:
-    """Clips side by side, a line for each stage, then what is not as a reader may expect."""
+    """Clips side by side, a line for each stage, then the whole clip."""
     tables = [_table(rows[n : n + PER_TABLE]) for n in range(0, len(rows), PER_TABLE)]
     place = f"on {rows[0].device}, runs of each clip, the first not counted: {rows[0].runs}"
-    notes = [fill(note, 100) for note in dict.fromkeys(row.unmeasured for row in rows) if note]
-    return "\n\n".join([place, *tables, *notes])
+    note = "Motion capture is not measured, the dance is taken to be known."
+    return "\n\n".join([place, *tables, note])
 
 
 def _table(rows: Sequence[ClipRow]) -> str:
-    def stage(name: str) -> Callable[[ClipRow], str]:
-        return lambda row: next(
-            (f"{one.ms:.0f} +-{one.noise_ms:.0f}" for one in row.stages if one.name == name), ""
-        )
-
-    shown: dict[str, Callable[[ClipRow], str]] = {
-        "": lambda row: f"{row.height}x{row.width}x{row.frames}",
-        "ms +- noise": lambda row: "",
-        **{f"  {name}": stage(name) for name in STAGES},
-        "a forward": lambda row: f"{_forward_ms(row):.1f}",
-        "forwards": lambda row: f"{row.forwards}",
-        "s a clip": lambda row: f"{row.s:.2f} +-{(row.worst_s - row.best_s) / 2:.2f}",
-        "s the first": lambda row: f"{row.first_s:.2f}",
-        "peak MiB": lambda row: f"{row.peak_mib:.0f} {row.peak_of}",
-    }
-    heads = {f"{row.recipe} {row.weights}" + " " * n: "" for n, row in enumerate(rows)}
-    return columns(heads, [(name, *map(cell, rows)) for name, cell in shown.items()])
-
-
-def _forward_ms(row: ClipRow) -> float:
-    """The median of all; guidance looks twice in one evaluation."""
-    return statistics.median(row.forward_ms) * len(row.forward_ms) / row.forwards
+    clips = [{one.name: f"{one.ms:.0f} +-{one.noise_ms:.0f}" for one in row.stages} for row in rows]
+    lines = [(name, *(clip.get(name, "") for clip in clips)) for name in STAGES]
+    seconds = [f"{row.s:.2f} +-{(row.worst_s - row.best_s) / 2:.2f}" for row in rows]
+    memory = [f"{row.peak_mib:.0f} {row.peak_of}" for row in rows]
+    lines += [("s a clip", *seconds), ("peak MiB", *memory)]
+    return columns({row.name: "" for row in rows}, lines, "ms +- noise")
 
 
 def clip_figures(rows: Sequence[ClipRow]) -> list[Figure]:
@@ -131,12 +107,8 @@ def clip_pictures(rows: Sequence[ClipRow], folder: Path, stem: str) -> list[Path
     shares.set_yticks(range(len(rows)), labels)
     shares.set(xlabel="% of the clip", xlim=(0, 100))
     seconds.set(xlabel="seconds, median run", xlim=(0, 1.3 * longest))
-    shown = {each.name for row in rows for each in row.stages}
-    handles = [
-        Patch(color=colour, label=name if shown & {*names} else f"{name} (not measured)")
-        for (name, names), colour in zip(GROUPS.items(), pictures.COLOURS, strict=True)
-    ]
-    fig.legend(handles=handles, loc="outside lower center", ncols=3)
+    handles, parts = shares.get_legend_handles_labels()
+    fig.legend(handles, parts, loc="outside lower center", ncols=3)
     fig.suptitle(f"Where the time of a clip goes: {rows[0].device}")
     return pictures.save(fig, folder, stem)
 

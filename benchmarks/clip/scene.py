@@ -14,7 +14,6 @@ from pathlib import Path
 from shutil import copyfile
 
 import torch
-from torch import Tensor
 
 from benchmarks.cold_start.suite import prepare
 from benchmarks.media import serving
@@ -33,7 +32,7 @@ from engine.pose.arrays import Floats
 from engine.pose.networks import Networks
 from engine.program import ModelSettings, choose_package
 
-VIDEO_SIZE = 1280, 720  # height and width of the dance, as phones make it
+_VIDEO_SIZE = 1280, 720  # height and width of the dance, as phones make it
 _DRAWN_SIZE = 320, 180  # drawn at this and enlarged: drawing is slow and not measured
 _VIDEO = "dance.mp4"
 _HOST = "media.example.org"
@@ -45,10 +44,8 @@ class Loaded:
     """A pipeline that is ready for its first job."""
 
     pipeline: Pipeline
-    networks: Networks
     weights: str  # "tiny", "14B", or layers and width of what is neither
-    device: torch.device
-    gpu: str | None  # the driver's name of it
+    gpu: str | None  # the driver's name of it, None on a CPU
 
 
 def load(folder: Path, package: Path | None, models: Path | None) -> Loaded:
@@ -69,7 +66,7 @@ def load(folder: Path, package: Path | None, models: Path | None) -> Loaded:
     assert isinstance(pipeline.denoiser, PackagedDenoiser)
     model = pipeline.denoiser.config
     known = {TINY: "tiny", SCAIL_14B: "14B"}
-    return Loaded(pipeline, networks, known.get(model, f"{model.layers}x{model.dim}"), device, gpu)
+    return Loaded(pipeline, known.get(model, f"{model.layers}x{model.dim}"), gpu)
 
 
 def dance_joints(count: int) -> Floats:
@@ -82,11 +79,8 @@ def write_media(folder: Path, count: int) -> None:
     folder.mkdir()
     copyfile(PICTURE, folder / PICTURE.name)
     drawn = (draw_dancer(one[0], *_DRAWN_SIZE, Look()) for one in dance_joints(count))
-    encode_mp4((_enlarged(torch.from_numpy(frame)) for frame in drawn), FPS, folder / _VIDEO)
-
-
-def _enlarged(frame: Tensor) -> Tensor:
-    return crop_frames(frame[None], VIDEO_SIZE)
+    enlarged = (crop_frames(torch.from_numpy(frame)[None], _VIDEO_SIZE) for frame in drawn)
+    encode_mp4(enlarged, FPS, folder / _VIDEO)
 
 
 def fetch(job: Path, network: Internet) -> tuple[Path, Path]:

@@ -9,16 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.clip.scene import dance_joints
-from engine.conditioning import Encoders
 from engine.denoise.guidance import Denoiser
 from engine.denoise.windows import WindowVelocity
 from engine.flow import Conditions, Recipe
@@ -27,18 +24,18 @@ from engine.pipeline import Pipeline
 from engine.pose.align import Mode
 from engine.pose.arrays import Frame
 from engine.pose.capture import capture_skeleton
-from engine.pose.extract import CapturedMotion, CaptureNetworks, Dance, PoseExtractor
+from engine.pose.extract import CapturedMotion, Dance, PoseExtractor
 from engine.pose.skeleton import draw_skeleton
 
 T = TypeVar("T")
 
-FETCH, DECODE, CAPTURE, RENDER = "fetch", "decode", "motion capture", "render"
+FETCH, DECODE, RENDER = "fetch", "decode", "render"
 TEXT, VISION, VAE_ENCODE = "text encoder", "image encoder", "VAE encode"
 CONTEXT, FORWARDS, SAMPLER = "context", "forwards", "sampler"
 VAE_DECODE, VIDEO_ENCODE = "VAE decode", "video encode"
 STAGES = (
-    FETCH, DECODE, CAPTURE, RENDER, TEXT, VISION, VAE_ENCODE, CONTEXT, FORWARDS, SAMPLER,
-    VAE_DECODE, VIDEO_ENCODE,
+    FETCH, DECODE, RENDER, TEXT, VISION, VAE_ENCODE, CONTEXT, FORWARDS, SAMPLER, VAE_DECODE,
+    VIDEO_ENCODE,
 )  # fmt: skip
 
 
@@ -75,36 +72,25 @@ def stages(spans: Spans, laps_ms: Mapping[str, float]) -> dict[str, float]:
     """ms of each stage, from the spans of a job and the engine's laps of the same."""
     held = {name: sum(spans.of(name)) for name in STAGES}
     held[VAE_ENCODE] = spans.of(VAE_ENCODE)[0]  # the VAE is at home for decoding too
-    held[DECODE] = laps_ms["media"] - held[CAPTURE] - held[RENDER]
+    held[DECODE] = laps_ms["media"] - held[RENDER]
     held[TEXT] = laps_ms["conditioning"] - held[VISION] - held[VAE_ENCODE]
     held[SAMPLER] = laps_ms["denoise"] - held[CONTEXT] - held[FORWARDS]
     held[VIDEO_ENCODE] = laps_ms["decode"] - held[VAE_DECODE]
     return held
 
 
-def timed_pipeline(
-    pipeline: Pipeline, networks: CaptureNetworks | None, state: Path, spans: Spans
-) -> Pipeline:
-    """A pipeline of the same models, with clocks. `state` is a fresh folder: no dance is known yet.
-
-    Without `networks` for motion capture the dance is taken to be known.
-    """
-    extractor = KnownDance(spans) if networks is None else TimedCapture(networks, state, spans)
-    return Pipeline(
-        TimedDenoiser(pipeline.denoiser, spans),
-        timed_encoders(pipeline.encoders, spans),
-        partial(capture_skeleton, extractor),
-        pipeline.memory,
-    )
-
-
-def timed_encoders(encoders: Encoders, spans: Spans) -> Encoders:
-    return replace(
+def timed_pipeline(pipeline: Pipeline, spans: Spans) -> Pipeline:
+    """A pipeline of the same models, with clocks. The dance is taken to be known."""
+    encoders = pipeline.encoders
+    timed_encoders = replace(
         encoders,
         decode=lambda latents: spans.each(VAE_DECODE, encoders.decode(latents)),
         vision_home=TimedResident(encoders.vision_home, VISION, spans),
         vae_home=TimedResident(encoders.vae_home, VAE_ENCODE, spans),
     )
+    capture = partial(capture_skeleton, KnownDance(spans))
+    denoiser = TimedDenoiser(pipeline.denoiser, spans)
+    return Pipeline(denoiser, timed_encoders, capture, pipeline.memory)
 
 
 class TimedResident(Resident):
@@ -124,58 +110,19 @@ class TimedDenoiser:
     """An `engine.denoise.guidance.Denoiser`."""
 
     def __init__(self, inner: Denoiser, spans: Spans) -> None:
-        self._inner, self._spans = inner, spans
-
-    @property
-    def name(self) -> str:
-        return self._inner.name
-
-    @property
-    def device(self) -> torch.device:
-        return self._inner.device
-
-    @property
-    def home(self) -> Resident:
-        return self._inner.home
-
-    @property
-    def recorded(self) -> nn.Module | None:
-        return self._inner.recorded
+        self.name, self.device = inner.name, inner.device
+        self.home, self.recorded = inner.home, inner.recorded
+        self._bind, self._spans = inner.bind, spans
 
     def bind(self, conditions: Conditions, recipe: Recipe) -> WindowVelocity:
         with self._spans(CONTEXT):
-            velocity = self._inner.bind(conditions, recipe)
+            velocity = self._bind(conditions, recipe)
 
         def timed(latents: Tensor, frames: Sequence[int], step: int, timestep: float) -> Tensor:
             with self._spans(FORWARDS):
                 return velocity(latents, frames, step, timestep)
 
         return timed
-
-
-class TimedCapture(PoseExtractor):
-    """Motion capture of a dance that nobody has seen."""
-
-    def __init__(self, networks: CaptureNetworks, state: Path, spans: Spans) -> None:
-        super().__init__(networks, state)
-        self._spans = spans
-
-    def motion(self, dance: Dance, read: Callable[[], NDArray[np.uint8]]) -> CapturedMotion:
-        frames = read()  # decoding is not motion capture
-        with self._spans(CAPTURE):
-            return super().motion(dance, lambda: frames)
-
-    def skeleton(
-        self,
-        motion: CapturedMotion,
-        picture: Frame | None,
-        height: int,
-        width: int,
-        mode: Mode = "exact",
-    ) -> Iterator[Frame]:
-        with self._spans(CAPTURE):  # the networks look at the picture too
-            drawn = super().skeleton(motion, picture, height, width, mode)
-        return self._spans.each(RENDER, drawn)
 
 
 class KnownDance(PoseExtractor):

@@ -1,8 +1,8 @@
 """Suite `clip`: a job from its files to the MP4, stage by stage, for each recipe and size.
 
 A clip's time begins with the download and ends with the finished file: the wall clock of what a
-worker does for a job, but for its queue and for sending the answer. The first run is kept apart:
-it meets a prompt that nobody embedded yet and memory that was never touched.
+worker does for a job, but for motion capture, its queue, and sending the answer. The first run does
+not count: it meets a prompt that nobody embedded yet and memory that was never touched.
 """
 
 import re
@@ -16,20 +16,12 @@ import torch
 
 from benchmarks.clip.rows import ClipRow, StageTime, clip_figures, clip_pictures, clip_table
 from benchmarks.clip.scene import Loaded, fetch, load, served, write_media
-from benchmarks.clip.stages import (
-    CAPTURE,
-    FETCH,
-    FORWARDS,
-    STAGES,
-    Spans,
-    stages,
-    timed_pipeline,
-)
+from benchmarks.clip.stages import FETCH, FORWARDS, STAGES, Spans, stages, timed_pipeline
 from benchmarks.record import Suite
-from benchmarks.timing import WrongResult, require
+from benchmarks.timing import require
 from engine.config import VAE_STRIDE
 from engine.denoise.windows import evaluations
-from engine.errors import BadRequest, MissingModel
+from engine.errors import BadRequest
 from engine.flow import Clip, Request, Settings
 from engine.jobs.download import Internet
 from engine.machine.heap import keep_freed_memory
@@ -98,45 +90,32 @@ class Bench:
 
     def __init__(self, loaded: Loaded, folder: Path, network: Internet) -> None:
         self._loaded, self._folder, self._network = loaded, folder, network
-        self._unmeasured = ""
-        try:
-            loaded.networks.require()
-        except MissingModel as error:
-            what = str(error).partition(":")[0]  # the rest are paths of this machine
-            self._unmeasured = (
-                f"Motion capture is not measured, the dance is taken to be known. {what} in the "
-                "models folder: README.md says what goes there."
-            )
 
     def row(self, recipe: str, size: FrameSize, frames: int, runs: int) -> ClipRow:
-        """Makes the first run, then `runs` more."""
-        first = self._run(recipe, size, frames)
+        """Makes a run that does not count, then `runs` more."""
+        self._run(recipe, size, frames)
         found = [self._run(recipe, size, frames) for _ in range(runs)]
         middle = sorted(found, key=lambda run: run.wall_ms)[(runs - 1) // 2]
-        times = [_times(name, middle, found) for name in STAGES]
         seconds = [run.wall_ms / 1000 for run in found]
-        evaluated = middle.forward_ms
+        times = []
+        for name in STAGES:
+            ms = [run.stages_ms[name] for run in found]
+            times.append(StageTime(name, middle.stages_ms[name], min(ms), max(ms)))
+        threads, gpu = torch.get_num_threads(), self._loaded.gpu
+        device = gpu or f"CPU, {threads} thread{'s' if threads > 1 else ''}"
         return ClipRow(
-            recipe, self._loaded.weights, *size, frames, self._device, runs,
-            middle.wall_ms / 1000, min(seconds), max(seconds), first.wall_ms / 1000,
-            tuple(time for time in times if time.name != CAPTURE or not self._unmeasured),
-            evaluated, len(evaluated) * (1 if RECIPES[recipe].cfg == 1 else 2),
-            max(run.peak_mib for run in found),
-            "RSS" if self._loaded.gpu is None else "GPU memory", self._unmeasured,
+            recipe, self._loaded.weights, *size, frames, device, runs,
+            middle.wall_ms / 1000, min(seconds), max(seconds),
+            tuple(times), middle.forward_ms, max(run.peak_mib for run in found),
+            "RSS" if gpu is None else "GPU memory",
         )  # fmt: skip
-
-    @property
-    def _device(self) -> str:
-        threads = torch.get_num_threads()
-        return self._loaded.gpu or f"CPU, {threads} thread{'s' if threads > 1 else ''}"
 
     def _run(self, recipe: str, size: FrameSize, frames: int) -> ClipRun:
         loaded, on_gpu = self._loaded, self._loaded.gpu is not None
         spans = Spans(torch.cuda.synchronize if on_gpu else bool)
         with TemporaryDirectory(dir=self._folder, prefix="job-") as name:
             job, out = Path(name), Path(name, "clip.mp4")
-            networks = None if self._unmeasured else loaded.networks
-            pipeline = timed_pipeline(loaded.pipeline, networks, job / "state", spans)
+            pipeline = timed_pipeline(loaded.pipeline, spans)
             reset_peak(on_gpu)
             start = time.monotonic()
             with spans(FETCH):
@@ -181,14 +160,11 @@ def check_sum(stages_ms: Mapping[str, float], wall_ms: float) -> None:
 
 
 def reset_peak(on_gpu: bool) -> None:
-    """Forgets the most memory so far. Raises `WrongResult` if the system does not let it."""
+    """Forgets the most memory so far. Raises `OSError` if the system does not let it."""
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-        return
-    try:
+    else:
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError as error:
-        raise WrongResult(f"Peak memory cannot be reset here: {error}. Run on Linux.") from error
 
 
 def peak_mib(on_gpu: bool) -> float:
@@ -200,11 +176,6 @@ def peak_mib(on_gpu: bool) -> float:
     require(held is not None, "/proc/self/status does not say VmHWM")
     assert held is not None
     return int(held[1]) / 1024
-
-
-def _times(name: str, middle: ClipRun, runs: Sequence[ClipRun]) -> StageTime:
-    ms = [run.stages_ms[name] for run in runs]
-    return StageTime(name, middle.stages_ms[name], min(ms), max(ms))
 
 
 SUITE = Suite(measure_clip, clip_table, clip_figures, clip_pictures)

@@ -5,7 +5,7 @@ are random. A run ends with all frames as bytes on the host. Needs torch, on a G
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from engine.config import LATENT_CHANNELS, VAE_STRIDE
 from engine.denoise.cuda_graphs import CudaGraphRecorder
 from engine.media.framing import frames_to_u8
 from engine.models.vae import Vae, in_layout
-from engine.models.vae_decode import VaeDecoder, decode_bytes
+from engine.models.vae_decode import VaeDecoder
 from kernels.channel_norm import channel_norm, channel_norm_reference
 from kernels.launch import KernelBank
 
@@ -52,10 +52,8 @@ class DecodeRow:
     frames: tuple[int, ...]  # number, height, width
     ms: float  # median
     noise_ms: float
-    first_ms: float  # with kernels to load, algorithms to choose and graphs to record
     error: float  # relative, against the plain decoder
     peak_bytes: int | None  # beside weights and latents; None on a CPU
-    planned_bytes: int  # what the memory plan allows for decoding
 
 
 def measure_vae(kernels: Path | None = None, runs: int = 5) -> tuple[str, list[DecodeRow]]:
@@ -72,25 +70,20 @@ def measure_vae(kernels: Path | None = None, runs: int = 5) -> tuple[str, list[D
 
 
 def decode_rows(job: DecodeJob, bank: KernelBank | None, runs: int) -> list[DecodeRow]:
-    """Compares the frames of both ways, then times them."""
+    """Times both ways to decode and compares their frames. Raises `WrongResult`."""
     size = job.height // VAE_STRIDE[1], job.width // VAE_STRIDE[2]
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(LATENT_CHANNELS, job.latents, *size, generator=generator).to(job.device)
     ways = decode_ways(random_vae(job), job, bank)
     first = {name: timed(way, latents, job) for name, way in ways.items()}
-    want = first["plain"][0].float() - 127.5
-    errors = {}
-    for name, (frames, *_) in first.items():
-        errors[name] = float((frames.float() - 127.5 - want).norm() / want.norm())
-        right = errors[name] < LIMITS[job.dtype]
-        require(right, f"{name}: relative error {errors[name]:.1e}")
     times = interleaved(ways, lambda way: timed(way, latents, job)[1], runs)
-    planned = decode_bytes(job.height, job.width, job.dtype, job.model_width)
+    want = first["plain"][0].float() - 127.5
     rows = []
-    for name, (frames, first_ms, peak) in first.items():
+    for name, (frames, _, peak) in first.items():
+        error = float((frames.float() - 127.5 - want).norm() / want.norm())
+        require(error < LIMITS[job.dtype], f"{name}: relative error {error:.1e}")
         ms, noise = spread(times[name]) or (0.0, 0.0)
-        shape = tuple(frames.shape[:3])
-        rows.append(DecodeRow(name, shape, ms, noise, first_ms, errors[name], peak, planned))
+        rows.append(DecodeRow(name, tuple(frames.shape[:3]), ms, noise, error, peak))
     return rows
 
 
@@ -102,7 +95,7 @@ def random_vae(job: DecodeJob) -> Vae:
     return vae
 
 
-def decode_ways(vae: Vae, job: DecodeJob, bank: KernelBank | None) -> Mapping[str, DecodeWay]:
+def decode_ways(vae: Vae, job: DecodeJob, bank: KernelBank | None) -> dict[str, DecodeWay]:
     """The definition of correct first."""
     norm = channel_norm_reference if bank is None else partial(channel_norm, bank)
     capture = CudaGraphRecorder() if job.device.type == "cuda" else None
@@ -125,19 +118,14 @@ def timed(way: DecodeWay, latents: Tensor, job: DecodeJob) -> tuple[Tensor, floa
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
-    frames = way(latents)
-    torch.cuda.synchronize()
+    frames = way(latents)  # on the host when it returns
     ms = 1000 * (time.perf_counter() - start)
     return frames, ms, torch.cuda.max_memory_allocated() - before
 
 
 def vae_table(rows: Sequence[DecodeRow]) -> str:
-    heads = {"ms": ".0f", "+-": ".0f", "first ms": ".0f", "error": ".1e", "peak bytes": ",d",
-        "planned": ",d"}  # fmt: skip
-    lines = [
-        (row.way, row.ms, row.noise_ms, row.first_ms, row.error, row.peak_bytes, row.planned_bytes)
-        for row in rows
-    ]
+    heads = {"ms": ".0f", "+-": ".0f", "error": ".1e", "peak bytes": ",d"}
+    lines = [(row.way, row.ms, row.noise_ms, row.error, row.peak_bytes) for row in rows]
     return columns(heads, lines, "x".join(map(str, rows[0].frames)))
 
 

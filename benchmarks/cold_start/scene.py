@@ -20,28 +20,20 @@ from kernels.arch import ARCHS, SM89, Arch
 
 
 def main(given: Sequence[str]) -> None:
-    """A folder for what is made, and the package if it is not to be the tiny one."""
-    try:
-        print(json.dumps(scene(Path(given[0]), Path(given[1]) if given[1:] else None)))
-    except EngineError as error:
-        sys.exit(str(error))
-
-
-def scene(folder: Path, package: Path | None) -> dict[str, str]:
-    models = models_dir()
-    if package is None:
+    """Makes everything in a folder, and the package too unless it is given after the folder."""
+    folder, models = Path(given[0]), models_dir()
+    if given[1:]:
+        package = Path(given[1])
+    else:
         demo = demo_weights(state_dir())
-        models, order = demo.models, Order(own_arch(), demo.checkpoint)
-        package = make_package(order, folder / "package", state_dir())
+        models = demo.models
+        package = make_package(Order(own_arch(), demo.checkpoint), folder / "package", state_dir())
     opened = open_package(package)
-    weights = folder / "weights.safetensors"
+    weights, state = folder / "weights.safetensors", folder / "state"
     save_file({name: opened.read(name).clone() for name in opened.names}, weights)
-    state = folder / "state"
     state.mkdir()
-    return {
-        "package": str(opened.path), "models": str(models), "state": str(state),
-        "weights": str(weights),
-    }  # fmt: skip
+    made = {"package": opened.path, "models": models, "state": state, "weights": weights}
+    print(json.dumps({name: str(path) for name, path in made.items()}))
 
 
 def own_arch() -> Arch:
@@ -52,4 +44,7 @@ def own_arch() -> Arch:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except EngineError as error:
+        sys.exit(str(error))

@@ -12,11 +12,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from threading import Timer
-from typing import Any
 
 from benchmarks.cold_start.worker import READY
 from benchmarks.record import Figure, Suite
@@ -40,7 +39,6 @@ class Start:
     total_ms: float  # seen by the process itself
     seen_ms: float  # seen by the parent, until the result was there
     files: tuple[str, ...]  # that were in use
-    facts: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +50,7 @@ class PhaseRow:
     ms: float  # median
     best_ms: float
     worst_ms: float
-    times_torch: float | None = None  # of `import torch` with its interpreter, best against best
-    cached: float | None = None  # share of the files' bytes in the page cache before it began
-    runs: int = 1  # of which this is the median
+    runs: int  # of which this is the median
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,20 +62,16 @@ class StartScene:
     state: Path
     weights: Path  # the same as one safetensors file
 
-    def arguments(self, way: str) -> list[str]:
-        package, state = str(self.package), str(self.state)
-        return {
-            "torch": [],
-            "engine": [package, str(self.models), state],
-            "safetensors": [str(self.weights)],
-            "read": [package],
-        }[way]
+    def paths(self, way: str) -> tuple[Path, ...]:
+        """The arguments of a way to start."""
+        engine = self.package, self.models, self.state
+        given = {"engine": engine, "safetensors": (self.weights,), "read": (self.package,)}
+        return given.get(way, ())
 
     def data(self, way: str) -> list[Path]:
         """Files that a way reads, beside programs."""
-        held = {"engine": [self.package, self.models], "read": [self.package]}.get(way, [])
-        found = [path for folder in held for path in sorted(folder.rglob("*")) if path.is_file()]
-        return [self.weights] if way == "safetensors" else found
+        found = [one for path in self.paths(way) for one in (path, *path.rglob("*"))]
+        return [path for path in found if path.is_file()]
 
 
 def measure_cold_start(
@@ -97,24 +89,15 @@ def measure_cold_start(
         for _ in range(runs):
             for way in WAYS:
                 found[f"{way}, warm"].append(start(way, scene))
-        cached: dict[str, list[float]] = {}
+        found |= {f"{way}, cold": [] for way in WAYS}
+        stayed = []
         for _ in range(min(runs, COLD_RUNS)):
             for way in WAYS:
-                name = f"{way}, cold"
-                share = evict([*map(Path, before[way].files), *scene.data(way)])
-                cached.setdefault(name, []).append(share)
-                found.setdefault(name, []).append(start(way, scene))
+                stayed.append(evict([*map(Path, before[way].files), *scene.data(way)]))
+                found[f"{way}, cold"].append(start(way, scene))
     rows = [row for name, starts in found.items() for row in rows_of(name, starts)]
-    torch_ms = next(r.best_ms for r in rows if r.start == "torch, warm" and r.phase == "total")
     checked = "clocks of both sides, and finite results"
-    return checked, [_finished(row, torch_ms, cached.get(row.start)) for row in rows]
-
-
-def _finished(row: PhaseRow, torch_ms: float, cached: Sequence[float] | None) -> PhaseRow:
-    """The row with what is known when all is measured."""
-    share = None if cached is None or row.phase != "total" else statistics.median(cached)
-    times = row.best_ms / torch_ms if row.phase in ("total", ACCEPTED) else None
-    return replace(row, times_torch=times, cached=share)
+    return f"{checked} (when cold, {max(stayed):.0%} of a start's files stayed in memory)", rows
 
 
 def prepare(folder: Path, package: Path | None, models: Path | None) -> StartScene:
@@ -125,9 +108,8 @@ def prepare(folder: Path, package: Path | None, models: Path | None) -> StartSce
     command = [sys.executable, "-m", "benchmarks.cold_start.scene", *given]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     require(done.returncode == 0, f"Nothing to start: {_last_line(done.stderr)}")
-    made = json.loads(done.stdout.splitlines()[-1])
-    state, weights = Path(made["state"]), Path(made["weights"])
-    return StartScene(Path(made["package"]), models or Path(made["models"]), state, weights)
+    made = {name: Path(path) for name, path in json.loads(done.stdout.splitlines()[-1]).items()}
+    return StartScene(**made | ({"models": models} if models else {}))
 
 
 def start(way: str, scene: StartScene) -> Start:
@@ -135,7 +117,7 @@ def start(way: str, scene: StartScene) -> Start:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with TemporaryFile("w+") as errors:
         began = time.monotonic()
-        command = [sys.executable, str(WORKER), repr(began), way, *scene.arguments(way)]
+        command = [sys.executable, str(WORKER), repr(began), way, *map(str, scene.paths(way))]
         with subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
         ) as process:
@@ -150,36 +132,37 @@ def start(way: str, scene: StartScene) -> Start:
         failure = _last_line(errors.read())
     require(process.returncode == 0 and bool(files), f"{way} does not start: {failure}")
     made = json.loads(line)
-    names = tuple(json.loads(files))
-    found = Start(made["ms"], made["total_ms"], seen_ms, names, made["facts"])
+    found = Start(made["ms"], made["total_ms"], seen_ms, tuple(json.loads(files)))
     check(way, found)
     return found
 
 
 def check(way: str, found: Start) -> None:
-    """Raises `WrongResult` for times that contradict each other, and for a wrong forward."""
+    """Raises `WrongResult` for times that contradict each other."""
     added = sum(found.phases.values())
     adds_up = abs(added - found.total_ms) < NOISE_MS
     require(adds_up, f"{way}: phases add up to {added:.0f} ms of {found.total_ms:.0f}")
     seen = found.total_ms <= found.seen_ms
     require(seen, f"{way}: {found.total_ms:.0f} ms in {found.seen_ms:.0f} that its parent waited")
-    require(bool(found.facts.get("finite", True)), f"{way}: the first forward is not finite")
 
 
 def rows_of(name: str, starts: Sequence[Start]) -> list[PhaseRow]:
     """A row for each phase, for the whole, and for a worker until it takes its first job."""
+    each = [_with_sums(one) for one in starts]
     rows = []
-    for number, phase in enumerate(starts[0].phases, start=1):
-        rows.append(_row(name, phase, [one.phases[phase] for one in starts]))
-        if phase == READY:
-            until = [sum([*one.phases.values()][:number]) for one in starts]
-            rows.append(_row(name, ACCEPTED, until))
-    rows.append(_row(name, "total", [one.total_ms for one in starts]))
+    for phase in each[0]:
+        ms = [phases[phase] for phases in each]
+        rows.append(PhaseRow(name, phase, statistics.median(ms), min(ms), max(ms), len(ms)))
     return rows
 
 
-def _row(name: str, phase: str, ms: Sequence[float]) -> PhaseRow:
-    return PhaseRow(name, phase, statistics.median(ms), min(ms), max(ms), runs=len(ms))
+def _with_sums(one: Start) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for phase, ms in one.phases.items():
+        found[phase] = ms
+        if phase == READY:
+            found[ACCEPTED] = sum(found.values())
+    return {**found, "total": one.total_ms}
 
 
 def evict(paths: Iterable[Path]) -> float:
@@ -208,12 +191,8 @@ def _last_line(text: str) -> str:
 
 def cold_table(rows: Sequence[PhaseRow]) -> str:
     """Columns for a terminal."""
-    heads = {"phase": "", "median ms": ".0f", "best": ".0f", "worst": ".0f", "x torch": ".2f",
-        "cached": ".0%"}  # fmt: skip
-    lines = [
-        (row.start, row.phase, row.ms, row.best_ms, row.worst_ms, row.times_torch, row.cached)
-        for row in rows
-    ]
+    heads = {"phase": "", "median ms": ".0f", "best": ".0f", "worst": ".0f"}
+    lines = [(row.start, row.phase, row.ms, row.best_ms, row.worst_ms) for row in rows]
     return columns(heads, lines)
 
 

@@ -9,6 +9,7 @@ a phase too. It prints its times as one line of JSON, then the files that are in
 the top nothing is imported that a phase is.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -49,15 +50,13 @@ class Laps:
         return timed
 
 
-def start_torch(laps: Laps) -> dict[str, object]:
+def start_torch(laps: Laps) -> None:
     """Imports PyTorch, which no program that uses it can do without."""
-    import torch
-
+    importlib.import_module("torch")
     laps.end("import torch")
-    return {"threads": torch.get_num_threads()}
 
 
-def start_engine(laps: Laps, package: str, models: str, state: str) -> dict[str, object]:
+def start_engine(laps: Laps, package: str, models: str, state: str) -> None:
     """Loads a package as a worker does, and evaluates the transformer once."""
     start_torch(laps)
     import torch
@@ -79,13 +78,12 @@ def start_engine(laps: Laps, package: str, models: str, state: str) -> dict[str,
     choice = program.choose_package(Path(package), device)
     pipeline = load.load_package(choice, Path(models), networks, settings)
     laps.end(READY)
-    found = evaluate(pipeline)
+    evaluate(pipeline)
     laps.end("first forward")
-    return {"finite": found, "device": device.type}
 
 
-def evaluate(pipeline: object) -> bool:
-    """Runs one evaluation for drawn conditions; says whether its numbers are finite."""
+def evaluate(pipeline: object) -> None:
+    """Runs one evaluation for drawn conditions. Numbers that are not finite end the process."""
     import torch
 
     from engine.config import LATENT_CHANNELS, TEXT_TOKENS, TINY
@@ -116,10 +114,11 @@ def evaluate(pipeline: object) -> bool:
     velocity = pipeline.denoiser.bind(conditions, recipe)
     latents = randn(LATENT_CHANNELS, time_, rows, columns).to(device)
     told = grid(recipe.sampler, recipe.steps, recipe.shift).timesteps[0]
-    return bool(velocity(latents, range(time_), 0, told).isfinite().all())
+    if not velocity(latents, range(time_), 0, told).isfinite().all():
+        sys.exit("the first forward is not finite")
 
 
-def start_safetensors(laps: Laps, weights: str) -> dict[str, object]:
+def start_safetensors(laps: Laps, weights: str) -> None:
     """Loads the same weights as others do. No hash is checked; every page is touched."""
     start_torch(laps)
     import torch
@@ -131,10 +130,9 @@ def start_safetensors(laps: Laps, weights: str) -> dict[str, object]:
     for tensor in held.values():
         tensor.view(-1).view(torch.uint8)[::4096].sum().item()
     laps.end("weights read and copied")
-    return {"device": device}
 
 
-def start_read(laps: Laps, package: str) -> dict[str, object]:
+def start_read(laps: Laps, package: str) -> None:
     """Reads the weights alone, hashed, without torch, to nowhere: what disk and hashes allow."""
     from engine.package.manifest import MANIFEST, WEIGHTS, decode
     from engine.package.stream import Piece, stream
@@ -143,12 +141,11 @@ def start_read(laps: Laps, package: str) -> dict[str, object]:
     entries = decode(manifest.read_bytes(), manifest)[0].tensors
     laps.end("package opened")
     pieces = [Piece(entry.name, entry.offset, entry.nbytes, entry.sha256) for entry in entries]
-    report = stream(Path(package, WEIGHTS), pieces, lambda _piece, _bytes: None)
+    stream(Path(package, WEIGHTS), pieces, lambda _piece, _bytes: None)
     laps.end("weights read")
-    return {"bytes": report.nbytes, "cached_bytes": report.cached_bytes}
 
 
-WAYS: dict[str, Callable[..., dict[str, object]]] = {
+WAYS: dict[str, Callable[..., None]] = {
     "torch": start_torch,
     "engine": start_engine,
     "safetensors": start_safetensors,
@@ -171,9 +168,9 @@ def files_in_use() -> Iterator[str]:
 def main() -> None:
     laps = Laps(float(sys.argv[1]))
     laps.end("interpreter")
-    facts = WAYS[sys.argv[2]](laps, *sys.argv[3:])
+    WAYS[sys.argv[2]](laps, *sys.argv[3:])
     total_ms = 1000 * (time.monotonic() - laps.began)
-    print(json.dumps({"ms": laps.ms, "total_ms": total_ms, "facts": facts}), flush=True)
+    print(json.dumps({"ms": laps.ms, "total_ms": total_ms}), flush=True)
     files = {os.path.realpath(path) for path in files_in_use() if Path(path).is_file()}
     print(json.dumps(sorted(files)), flush=True)
 

@@ -4,7 +4,6 @@ Runs with suite `quality`. Exact first, then each form of weights with each atte
 start from the same noise. What the figures mean: `nano/judge.py`.
 """
 
-import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+import torch
 from PIL import Image
 
 from benchmarks.cold_start.scene import own_arch
@@ -19,14 +19,15 @@ from benchmarks.nano.drawing import draw_dancer
 from benchmarks.nano.judge import LimbVerdict, judge
 from benchmarks.nano.scenes import FPS, HEIGHT, HELD_OUT, WIDTH, Frames, ScenePlan, draw, plan
 from benchmarks.pictures import COLOURS, figure, save
-from benchmarks.quality.rows import EQUAL_DB
+from benchmarks.quality.metrics import psnr
 from benchmarks.quality.suite import (
     PLAIN,
     QualityScene,
     attentions,
     build,
-    frames_of,
+    made_of,
     networks,
+    packaged,
     settings,
 )
 from benchmarks.record import Figure, Suite
@@ -35,10 +36,9 @@ from engine.conditioning import condition
 from engine.config import state_dir
 from engine.demo.presets import SHIPPED
 from engine.flow import Request, Settings
-from engine.load import load_exact, load_package
+from engine.load import load_exact
 from engine.pipeline import Pipeline
 from engine.pose.joints import JointClip, save_joints
-from engine.program import choose_package
 from engine.recipes import PROMPT
 from engine.source import load_source
 
@@ -54,7 +54,6 @@ class NanoRow:
     weights: str
     attention: str
     verdict: LimbVerdict
-    loss_db: float  # PSNR against the drawing that the exact program has more
     exact_db: float  # PSNR against the frames of the exact program
 
     @property
@@ -85,8 +84,7 @@ def measure_nano(clips: int = CLIPS) -> tuple[str, list[NanoRow]]:
             exact = exact or clips_made
             pairs = zip(clips_made, tasks, strict=True)
             verdict = mean([judge(made, one.truth, one.planned) for made, one in pairs])
-            loss = rows[0].verdict.psnr - verdict.psnr if rows else 0.0
-            rows.append(NanoRow(weights, attention, verdict, loss, likeness(clips_made, exact)))
+            rows.append(NanoRow(weights, attention, verdict, likeness(clips_made, exact)))
     return f"the drawings of {clips} scenes that nothing was trained on", rows
 
 
@@ -98,10 +96,7 @@ def programs(model: QualityScene, folder: Path) -> Iterator[tuple[str, str, Pipe
     for weights in PLAIN:
         package = build(model, weights, arch, folder)
         for attention in attentions(arch):
-            how = settings(attention)
-            chosen = choose_package(package, how.device)
-            pipeline = load_package(chosen, model.models, networks(model), how)
-            yield weights, attention, pipeline
+            yield weights, attention, packaged(model, package, attention)
 
 
 def task(number: int, folder: Path, frames: int = FRAMES) -> Task:
@@ -119,16 +114,13 @@ def dance(pipeline: Pipeline, one: Task) -> Frames:
     """The frames [T, H, W, 3] that the engine makes, before a video compresses them."""
     source = load_source(one.request, pipeline.capture)
     told = condition(pipeline.encoders, one.request, source)
-    latents = pipeline.denoise(one.request, told)
-    pipeline.require_finite(latents)
-    return frames_of(pipeline, latents).numpy()
+    return made_of(pipeline, one.request, told)[1].numpy()
 
 
 def likeness(clips: Sequence[Frames], others: Sequence[Frames]) -> float:
-    """PSNR of all frames of all clips, dB; at most `EQUAL_DB`."""
-    off = np.concatenate(clips).astype(np.float64) - np.concatenate(others)
-    square = float(np.square(off).mean())
-    return min(EQUAL_DB, 10 * math.log10(255**2 / square)) if square else EQUAL_DB
+    """PSNR of all frames of all clips, dB."""
+    made, wanted = (torch.from_numpy(np.concatenate(side)) for side in (clips, others))
+    return psnr(made, wanted)
 
 
 def mean(verdicts: Sequence[LimbVerdict]) -> LimbVerdict:
@@ -138,15 +130,12 @@ def mean(verdicts: Sequence[LimbVerdict]) -> LimbVerdict:
 
 def nano_table(rows: Sequence[NanoRow]) -> str:
     """Columns for a terminal, measured on drawings."""
-    heads = {"limb IoU": ".3f", "body IoU": ".3f", "part IoU": ".3f", "identity": ".3f",
-        "PSNR dB": ".2f", "loss dB": ".2f", "to exact dB": ".1f"}  # fmt: skip
-    lines = []
-    for row in rows:
-        it = row.verdict
-        judged = it.limb_iou, it.body_iou, it.part_iou, it.identity, it.psnr
-        lines.append((row.name, *judged, row.loss_db, row.exact_db))
-    said = f"identity: colour histogram distance, 0 is the same. {EQUAL_DB:.0f} dB: no difference."
-    return f"{columns(heads, lines)}\n{said}"
+    heads = {"limb IoU": ".3f", "identity": ".3f", "PSNR dB": ".2f", "to exact dB": ".1f"}
+    lines = [
+        (row.name, row.verdict.limb_iou, row.verdict.identity, row.verdict.psnr, row.exact_db)
+        for row in rows
+    ]
+    return columns(heads, lines)
 
 
 def nano_figures(rows: Sequence[NanoRow]) -> list[Figure]:
@@ -164,7 +153,7 @@ def nano_figures(rows: Sequence[NanoRow]) -> list[Figure]:
 
 
 def nano_pictures(rows: Sequence[NanoRow], folder: Path, stem: str) -> list[Path]:
-    """Limb IoU and the loss of each program."""
+    """Limb IoU of each program, and how near it is to the exact one."""
     drawing, [left, right] = figure(8, 0.6 + 0.32 * len(rows), parts=2)
     names, places = [row.name for row in rows], np.arange(len(rows))
     left.barh(places, [row.verdict.limb_iou for row in rows], color=COLOURS[0])

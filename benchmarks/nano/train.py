@@ -101,15 +101,11 @@ class LatentPool:
         return [0, *self.rng.sample(range(1, VISION_TOKENS), VISION_SEEN)]
 
 
-def embedded(models: Path) -> list[Tensor]:
-    encoder, cpu = find_model(models, TEXT_ENCODER), torch.device("cpu")
-    return embed_prompts(PROMPTS, encoder, models, state_dir(), cpu, torch.float32)
-
-
 def train_transformer(latents: Path, folder: Path, models: Path, minutes: float) -> None:
-    """Leaves scail.pt and average.pt in the folder."""
+    """Leaves scail.pt in the folder, which has the average of the weights too."""
     torch.manual_seed(SEED)
-    texts = texts_of(embedded(models))
+    encoder, cpu = find_model(models, TEXT_ENCODER), torch.device("cpu")
+    texts = texts_of(embed_prompts(PROMPTS, encoder, models, state_dir(), cpu, torch.float32))
     model = fresh_transformer(NANO)
     inner = [p for name, p in model.blocks.named_parameters() if p.ndim == 2 and CROSS not in name]
     rng = random.Random(SEED)

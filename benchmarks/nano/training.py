@@ -3,8 +3,7 @@
 import math
 import random
 import time
-from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -50,14 +49,15 @@ def train(
     """Trains until the minutes are over, those of runs before this one included.
 
     `matrices` are learned by Muon, the rest by Adam, at these `rates`. `loss_of` is given the share
-    of the time that has gone. `average` follows the weights and is kept in average.pt.
+    of the time that has gone. `average` follows the weights and is kept beside them.
     """
     chosen = {id(parameter) for parameter in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
-    optimizer, nothing = NanoOptimizer(matrices, others), NanoOptimizer([], [])
-    state, averaged = resume(path, model, optimizer), path.with_name("average.pt")
+    optimizer = NanoOptimizer(matrices, others)
+    parts: dict[str, nn.Module | Optimizer] = {"model": model, "optimizer": optimizer}
     if average is not None:
-        resume(averaged, average, nothing)
+        parts["average"] = average
+    state = resume(path, parts)
     torch.manual_seed(seed + state.step)
     rng.seed(seed + state.step)
     log, started = TrainingLog(path.with_suffix(".csv")), time.monotonic() - state.seconds
@@ -73,11 +73,9 @@ def train(
         state.step, state.seconds = state.step + 1, time.monotonic() - started
         if average is not None:
             follow(average, model, min(AVERAGE, (1 + state.step) / (10 + state.step)))
-        log.add(state.step, state.seconds, found.kind, found.loss.item(), found.other)
+        log.add(state, found)
         if state.step % KEEP == 0 or state.seconds >= 60 * minutes:
-            keep(path, model, optimizer, state)
-            if average is not None:
-                keep(averaged, average, nothing, state)
+            keep(path, parts, state)
 
 
 @torch.no_grad()
@@ -91,41 +89,37 @@ def schedule(step: int, done: float) -> float:
     return min(1.0, (step + 1) / WARM_UP, max(0.0, 1 - done) / FALLING)
 
 
-def keep(path: Path, model: nn.Module, optimizer: Optimizer, state: State) -> None:
+def keep(path: Path, parts: Mapping[str, nn.Module | Optimizer], state: State) -> None:
     """Writes the whole file or nothing."""
     fresh = path.with_suffix(".part")
-    kept = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), **asdict(state)}
-    torch.save(kept, fresh)
+    kept = {name: part.state_dict() for name, part in parts.items()}
+    torch.save({**kept, **asdict(state)}, fresh)
     fresh.replace(path)
 
 
-def resume(path: Path, model: nn.Module, optimizer: Optimizer) -> State:
+def resume(path: Path, parts: Mapping[str, nn.Module | Optimizer]) -> State:
+    """Loads the parts that `keep` wrote, if it did."""
     if not path.exists():
         return State()
     kept = torch.load(path, weights_only=True)
-    model.load_state_dict(kept["model"])
-    optimizer.load_state_dict(kept["optimizer"])
+    for name, part in parts.items():
+        part.load_state_dict(kept[name])
     return State(kept["step"], kept["seconds"])
 
 
 class TrainingLog:
-    """One line a step in a file; on the terminal the means of each kind of step."""
+    """Writes one line a step into a file, and some of them on the terminal."""
 
     def __init__(self, path: Path) -> None:
         self.file = path.open("a")
-        self.recent: dict[str, list[tuple[float, float]]] = defaultdict(list)
 
-    def add(self, step: int, seconds: float, kind: str, loss: float, other: float) -> None:
+    def add(self, state: State, found: StepLoss) -> None:
+        """Raises `FloatingPointError` for a loss that is not finite."""
+        loss = found.loss.item()
         if not math.isfinite(loss):
-            raise FloatingPointError(f"The loss of step {step} is {loss}.")
-        self.file.write(f"{step},{seconds:.1f},{kind},{loss:.5f},{other:.3f}\n")
-        self.recent[kind].append((loss, other))
-        if step % REPORT == 0:
+            raise FloatingPointError(f"The loss of step {state.step} is {loss}.")
+        line = f"{state.step},{state.seconds:.1f},{found.kind},{loss:.5f},{found.other:.3f}"
+        print(line, file=self.file)
+        if state.step % REPORT == 0:
             self.file.flush()
-            means = (
-                f"{kind}: {sum(a for a, _ in rows) / len(rows):.4f} "
-                f"{sum(b for _, b in rows) / len(rows):.2f}"
-                for kind, rows in sorted(self.recent.items())
-            )
-            print(f"{step:6} {seconds:7.0f} s  " + "   ".join(means), flush=True)
-            self.recent.clear()
+            print(line, flush=True)

@@ -8,13 +8,13 @@ those of a package beside them: once fed the exact tokens, once fed their own. T
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.quality.metrics import cosine, relative_error
+from benchmarks.quality.metrics import relative_error
 from engine.denoise.block import (
     BlockWeights,
     ContextKeys,
@@ -48,8 +48,7 @@ class BlockError:
 
     block: int
     own_error: float  # fed the exact model's tokens
-    through_cosine: float  # fed what the 8-bit blocks before it made
-    through_error: float
+    through_error: float  # fed what the 8-bit blocks before it made
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +71,7 @@ def recorded(model: Scail) -> Iterator[list[Call]]:
     ) -> None:
         given = signature.bind(None, *args, **named)
         given.apply_defaults()
-        told = {
-            name: given.arguments[name]
-            for name in Call.__dataclass_fields__
-            if name in given.arguments
-        }
+        told = {field.name: given.arguments[field.name] for field in fields(Call)[:-1]}
         calls.append(Call(**told, velocity=velocity.clone()))
 
     hook = model.register_forward_hook(record, with_kwargs=True)
@@ -107,8 +102,8 @@ def walk(model: Scail, package: Package, ops: Mapping[str, Ops], call: Call) -> 
             run = partial(run_block, op, weights, keys, modulation=own_modulation, rope=rope)
             own = run(x=x.clone())
             through[name] = run(x=through[name])
-            apart = relative_error(own, want), cosine(through[name], want)
-            errors[name].append(BlockError(n, *apart, relative_error(through[name], want)))
+            apart = relative_error(own, want), relative_error(through[name], want)
+            errors[name].append(BlockError(n, *apart))
         x = want
     head = partial(model.head, e=vector, grid=patches)
     exact = head(x[:video])
@@ -116,18 +111,11 @@ def walk(model: Scail, package: Package, ops: Mapping[str, Ops], call: Call) -> 
 
 
 def worst(walks: Sequence[Walked]) -> tuple[BlockError, ...]:
-    """The worst of every figure of each block."""
-    found: list[BlockError] = []
-    for same in zip(*(walked.errors for walked in walks), strict=True):
-        found.append(
-            BlockError(
-                same[0].block,
-                max(error.own_error for error in same),
-                min(error.through_cosine for error in same),
-                max(error.through_error for error in same),
-            )
-        )
-    return tuple(found)
+    """The worst of both errors of each block."""
+    return tuple(
+        BlockError(n, max(e.own_error for e in same), max(e.through_error for e in same))
+        for n, same in enumerate(zip(*(walked.errors for walked in walks), strict=True))
+    )
 
 
 def read_block(

@@ -1,4 +1,4 @@
-"""Measures how near two results are: latents by error and angle, frames by PSNR and SSIM.
+"""Measures how near two results are: latents by error, frames by PSNR and SSIM.
 
 SSIM is that of Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment: from error visibility
 to structural similarity", IEEE Transactions on Image Processing 13 (4), 2004: windows of 11x11
@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks.timing import require
 
 PEAK = 255.0  # of a pixel
+EQUAL_DB = 120.0  # stands for frames that do not differ: one level in one value is less
 WINDOW, SIGMA = 11, 1.5
 C1, C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 
@@ -23,41 +24,23 @@ def relative_error(got: Tensor, want: Tensor) -> float:
 
     Raises `WrongResult` for shapes that differ and for values that are not finite.
     """
-    _check_values(got, want)
+    require(got.shape == want.shape, f"Compared {list(got.shape)} with {list(want.shape)}")
+    finite = bool(got.isfinite().all()) and bool(want.isfinite().all())
+    require(finite, "Compared values are not finite")
     wanted = want.double()
     apart, size = (got.double() - wanted).norm().item(), wanted.norm().item()
     return 0.0 if apart == 0 else apart / size if size > 0 else math.inf
 
 
-def cosine(got: Tensor, want: Tensor) -> float:
-    """The cosine of the angle between two results; raises as `relative_error` does."""
-    _check_values(got, want)
-    pair = got.double().flatten(), want.double().flatten()
-    return torch.cosine_similarity(*pair, dim=0).item()
+def psnr(got: Tensor, want: Tensor) -> float:
+    """The dB of all pixels of frames or clips of bytes; at most `EQUAL_DB`."""
+    require(got.shape == want.shape, f"Compared {list(got.shape)} with {list(want.shape)}")
+    error = (got.float() - want.float()).square().mean(dtype=torch.float64).item()
+    return min(EQUAL_DB, 10 * math.log10(PEAK**2 / error)) if error else EQUAL_DB
 
 
-def psnr(got: Tensor, want: Tensor) -> list[float]:
-    """The dB of each frame, [n, H, W, 3] u8 both; infinite where nothing differs."""
-    _check_frames(got, want)
-    errors = [
-        (a.float() - b.float()).square().mean(dtype=torch.float64).item()
-        for a, b in zip(got, want, strict=True)
-    ]
-    return [10 * math.log10(PEAK**2 / error) if error else math.inf for error in errors]
-
-
-def ssim(got: Tensor, want: Tensor) -> list[float]:
-    """The SSIM of each frame, [n, H, W, 3] u8 both, over all windows and the three colours."""
-    _check_frames(got, want)
-    height, width = got.shape[1:3]
-    require(
-        min(height, width) >= WINDOW, f"SSIM wants {WINDOW} pixels a side, has {height}x{width}"
-    )
-    return [_frame_ssim(a, b) for a, b in zip(got, want, strict=True)]
-
-
-def _frame_ssim(got: Tensor, want: Tensor) -> float:
-    """[H, W, 3] u8 both."""
+def ssim(got: Tensor, want: Tensor) -> float:
+    """The SSIM of two frames [H, W, 3] u8, over all windows and the three colours."""
     x, y = (side.permute(2, 0, 1).double() for side in (got, want))
     mean_x, mean_y = _blurred(x), _blurred(y)
     var_x = _blurred(x * x) - mean_x**2
@@ -74,18 +57,3 @@ def _blurred(channels: Tensor) -> Tensor:
     weights = weights / weights.sum()
     down = F.conv2d(channels[:, None], weights.view(1, 1, -1, 1))
     return F.conv2d(down, weights.view(1, 1, 1, -1))[:, 0]
-
-
-def _check_values(got: Tensor, want: Tensor) -> None:
-    require(got.shape == want.shape, f"Compared {list(got.shape)} with {list(want.shape)}")
-    finite = bool(got.isfinite().all()) and bool(want.isfinite().all())
-    require(finite, "Compared values are not finite")
-
-
-def _check_frames(got: Tensor, want: Tensor) -> None:
-    for frames in (got, want):
-        is_clip = frames.dtype == torch.uint8 and frames.ndim == 4 and frames.shape[3] == 3
-        what = f"{list(frames.shape)} {frames.dtype}"
-        require(is_clip, f"Frames are [n, H, W, 3] of bytes, these are {what}")
-    require(got.shape == want.shape, f"Compared {list(got.shape)} with {list(want.shape)}")
-    require(len(got) > 0, "There is no frame to compare")

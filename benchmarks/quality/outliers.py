@@ -76,7 +76,11 @@ def _modulate_more(made: dict[str, Tensor], by: Tensor) -> None:
     """
     step = made["time_projection.1.weight"].unflatten(0, (6, -1))
     bias = made["time_projection.1.bias"].unflatten(0, (6, -1))
-    tables = [weight[0] for name, weight in made.items() if _is_table(name)]
+    tables = [
+        weight[0]
+        for name, weight in made.items()
+        if name.startswith("blocks.") and name.endswith(".modulation")
+    ]
     for row in (SHIFT1, SCALE1, SHIFT2, SCALE2):
         step[row] *= by[:, None]
         bias[row] *= by
@@ -84,7 +88,3 @@ def _modulate_more(made: dict[str, Tensor], by: Tensor) -> None:
             table[row] *= by
     for table in tables:
         table[[SCALE1, SCALE2]] += by - 1
-
-
-def _is_table(name: str) -> bool:
-    return name.startswith("blocks.") and name.endswith(".modulation")

@@ -8,19 +8,16 @@ from typing import TypeVar
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator
-from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.pictures import COLOURS, figure, save
 from benchmarks.quality.blocks import BlockError
 from benchmarks.record import Figure
-from benchmarks.timing import columns, require
+from benchmarks.timing import columns
 from engine.config import state_dir
 
 T = TypeVar("T")
-EQUAL_DB = 120.0  # stands for frames that do not differ: one level in one value is less
 KEPT = "quality"  # the folder below `state_dir()` for the worst frames
-SHOWN_BLOCKS = 6  # at most, of a model with many
 BRIGHTER = 8  # times the difference of a worst frame
 
 
@@ -37,7 +34,6 @@ class QualityRow:
     worst_psnr_db: float
     worst_frame: int
     ssim: float  # mean of the frames
-    worst_ssim: float
     blocks: tuple[BlockError, ...]
 
     @property
@@ -51,24 +47,15 @@ class QualityRow:
 
 
 def quality_table(rows: Sequence[QualityRow]) -> str:
-    """Frames and latents of every row, then the tokens after some blocks. 100 columns."""
-    heads = {"latents %": ".2f", "PSNR dB": ".1f", "worst": ".1f", "frame": "d", "SSIM": ".4f",
-        "worst ": ".4f"}  # fmt: skip
+    """Columns for a terminal, as errors and levels against the exact model."""
+    heads = {"latents %": ".2f", "last block %": ".2f", "PSNR dB": ".1f", "worst": ".1f",
+        "SSIM": ".4f"}  # fmt: skip
     lines = [
-        (row.name, 100 * row.latent_error, row.psnr_db, row.worst_psnr_db, row.worst_frame,
-         row.ssim, row.worst_ssim)
+        (row.name, 100 * row.latent_error, 100 * row.blocks[-1].through_error, row.psnr_db,
+         row.worst_psnr_db, row.ssim)
         for row in rows
     ]  # fmt: skip
-    count = max(len(row.blocks) for row in rows)
-    places = sorted({round(n) for n in np.linspace(0, count - 1, SHOWN_BLOCKS)})
-    errors = [
-        (row.name, *(100 * row.blocks[n].through_error for n in places if n < len(row.blocks)))
-        for row in rows
-    ]
-    about = f"{EQUAL_DB:.0f} dB: no difference. Relative error of the tokens after a block, %:"
-    return "\n".join(
-        [columns(heads, lines), about, columns({f"block {n}": ".2f" for n in places}, errors)]
-    )
+    return columns(heads, lines)
 
 
 def quality_figures(rows: Sequence[QualityRow]) -> list[Figure]:
@@ -89,7 +76,7 @@ def quality_figures(rows: Sequence[QualityRow]) -> list[Figure]:
 def quality_pictures(rows: Sequence[QualityRow], folder: Path, stem: str) -> list[Path]:
     """Draws for each scene the worst frame of each form of weights, and the errors of all blocks.
 
-    The frames are those of the last run on this machine. Raises `WrongResult` if they are gone.
+    The frames are those of the last run on this machine.
     """
     made: list[Path] = []
     for scene in _in_order(row.scene for row in rows):
@@ -107,7 +94,8 @@ def draw_frames(rows: Sequence[QualityRow], folder: Path, stem: str) -> list[Pat
         min((row for row in rows if row.weights == weights), key=lambda row: row.worst_psnr_db)
         for weights in _in_order(row.weights for row in rows)
     ]
-    pairs = [_pair(row) for row in worst]
+    pictures = [np.array(Image.open(row.picture).convert("RGB")) for row in worst]
+    pairs = [np.split(picture, 2, axis=1) for picture in pictures]
     height, width = pairs[0][0].shape[:2]
     tall = 3.0 * height / width + 0.45  # inches of a line of frames with its labels
     fig, _ = figure(9.2, len(worst) * tall + 0.3)
@@ -153,15 +141,6 @@ def _draw_part(axes: Axes, rows: Sequence[QualityRow]) -> None:
         axes.plot(places, through, "o-", color=colour, markersize=4, label=attention)
         axes.plot(places, own, "--", color=colour)
     axes.locator_params(axis="x", integer=True)
-
-
-def _pair(row: QualityRow) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The exact frame and the 8-bit one."""
-    what = f"The worst frame of {row.name} is not kept here; run the suite again"
-    require(row.picture.is_file(), what)
-    both = np.array(Image.open(row.picture).convert("RGB"))
-    left, right = np.split(both, 2, axis=1)
-    return left, right
 
 
 def _in_order(found: Iterable[T]) -> list[T]:

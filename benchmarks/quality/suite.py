@@ -6,12 +6,12 @@ the references compute what kernels do.
 """
 
 import gc
-import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from PIL import Image
@@ -21,13 +21,7 @@ from benchmarks.cold_start.scene import own_arch
 from benchmarks.quality.blocks import Call, Walked, recorded, walk, worst
 from benchmarks.quality.metrics import psnr, relative_error, ssim
 from benchmarks.quality.outliers import write_outliers
-from benchmarks.quality.rows import (
-    EQUAL_DB,
-    QualityRow,
-    quality_figures,
-    quality_pictures,
-    quality_table,
-)
+from benchmarks.quality.rows import QualityRow, quality_figures, quality_pictures, quality_table
 from benchmarks.record import Suite
 from benchmarks.timing import require
 from engine.build.make import Order, WeightsForm, make_package
@@ -142,12 +136,17 @@ def measure_scene(scene: QualityScene, folder: Path) -> Iterator[QualityRow]:
         torch.cuda.empty_cache()
     for weights, path in packages.items():
         for attention in attentions(arch):
-            how = settings(attention)
-            chosen = choose_package(path, how.device)
-            loaded = load_package(chosen, scene.models, networks(scene), how)
+            loaded = packaged(scene, path, attention)
             for recipe in scene.recipes:
                 walks = walked[weights, recipe, attention]
                 yield _row(scene, recipe, weights, attention, loaded, made[recipe], walks)
+
+
+def packaged(scene: QualityScene, package: Path, attention: str | None) -> Pipeline:
+    """The pipeline of a package of the scene's model."""
+    how = settings(attention)
+    chosen = choose_package(package, how.device)
+    return load_package(chosen, scene.models, networks(scene), how)
 
 
 def attentions(arch: Arch) -> list[str]:
@@ -192,9 +191,8 @@ def _run_exact(pipeline: Pipeline, scene: QualityScene, recipe: Recipe) -> Exact
     check_settings(request.settings)
     told = condition(pipeline.encoders, request, load_source(request, pipeline.capture))
     with recorded(_model(pipeline)) as calls:
-        latents = pipeline.denoise(request, told)
-    pipeline.require_finite(latents)
-    return Exact(told, (calls[0], calls[-1]), latents, frames_of(pipeline, latents))
+        latents, frames = made_of(pipeline, request, told)
+    return Exact(told, (calls[0], calls[-1]), latents, frames)
 
 
 def _with_recipe(request: Request, recipe: Recipe) -> Request:
@@ -212,20 +210,17 @@ def _row(
 ) -> QualityRow:
     request = _with_recipe(scene.request, scene.recipes[recipe])
     check_walk(pipeline, request.settings.recipe, exact, walks[0])
-    latents = pipeline.denoise(request, exact.conditions)
-    pipeline.require_finite(latents)
-    frames = frames_of(pipeline, latents)
-    levels = [min(level, EQUAL_DB) for level in psnr(frames, exact.frames)]
-    likeness = ssim(frames, exact.frames)
-    last = min(range(len(levels)), key=levels.__getitem__)
+    latents, frames = made_of(pipeline, request, exact.conditions)
+    pairs = [*zip(frames, exact.frames, strict=True)]
+    levels = [psnr(*pair) for pair in pairs]
+    worst_frame = levels.index(min(levels))
     row = QualityRow(
         scene.name, recipe, weights, attention,
         relative_error(latents, exact.latents),
-        math.fsum(levels) / len(levels), levels[last], last,
-        math.fsum(likeness) / len(likeness), min(likeness), worst(walks),
+        fmean(levels), min(levels), worst_frame, fmean(ssim(*pair) for pair in pairs), worst(walks),
     )  # fmt: skip
     row.picture.parent.mkdir(parents=True, exist_ok=True)
-    side_by_side = torch.cat([exact.frames[last], frames[last]], dim=1)
+    side_by_side = torch.cat([exact.frames[worst_frame], frames[worst_frame]], dim=1)
     Image.fromarray(side_by_side.numpy()).save(row.picture)
     return row
 
@@ -253,24 +248,27 @@ def check_walk(pipeline: Pipeline, recipe: Recipe, exact: Exact, walked: Walked)
 
 
 @torch.inference_mode()
-def frames_of(pipeline: Pipeline, latents: Tensor) -> Tensor:
+def made_of(pipeline: Pipeline, request: Request, told: Conditions) -> tuple[Tensor, Tensor]:
+    """The latents and the frames [T, H, W, 3] u8 that a pipeline makes, before a video is."""
+    latents = pipeline.denoise(request, told)
+    pipeline.require_finite(latents)
     with pipeline.encoders.vae_home.present():
-        return torch.cat([frames.cpu() for frames in pipeline.decode(latents)])
+        return latents, torch.cat([frames.cpu() for frames in pipeline.decode(latents)])
 
 
 @contextmanager
 def _ops(package: Package, arch: Arch) -> Iterator[Mapping[str, Ops]]:
     """Operations by the names of attention: the package's kernels, or references without a GPU."""
     forms = {form: variants(form, arch)[0] for form in attentions(arch)[:-1]}
-    if not torch.cuda.is_available():
-        yield _with_sdpa({form: reference_ops(spec) for form, spec in forms.items()})
-        return
-    with KernelBank(package.kernels, arch, lambda: torch.cuda.current_stream().cuda_stream) as bank:
-        yield _with_sdpa({n: native_ops(bank, arch, attention=s) for n, s in forms.items()})
-
-
-def _with_sdpa(ops: dict[str, Ops]) -> Mapping[str, Ops]:
-    return {**ops, "sdpa": plain_attention(next(iter(ops.values())), find_attention("sdpa"))}
+    with ExitStack() as stack:
+        if torch.cuda.is_available():
+            stream = lambda: torch.cuda.current_stream().cuda_stream  # noqa: E731
+            bank = stack.enter_context(KernelBank(package.kernels, arch, stream))
+            ops = {name: native_ops(bank, arch, attention=spec) for name, spec in forms.items()}
+        else:
+            ops = {name: reference_ops(spec) for name, spec in forms.items()}
+        plain = plain_attention(next(iter(ops.values())), find_attention("sdpa"))
+        yield {**ops, "sdpa": plain}
 
 
 def _model(pipeline: Pipeline) -> Scail:

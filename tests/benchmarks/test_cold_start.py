@@ -54,7 +54,7 @@ def started(scene):
 def made(**phases):
     """A start of these phases in ms."""
     total = sum(phases.values())
-    return Start({name.replace("_", " "): ms for name, ms in phases.items()}, total, total, (), {})
+    return Start({name.replace("_", " "): ms for name, ms in phases.items()}, total, total, ())
 
 
 def test_phases_follow_each_other_and_add_up_to_the_time_since_the_parent_began():
@@ -79,7 +79,6 @@ def test_the_phases_of_a_real_start_add_up_to_what_its_parent_waited(started):
     assert sum(started.phases.values()) == pytest.approx(started.total_ms, abs=NOISE_MS)
     # what follows the last phase is a line through a pipe
     assert 0 <= started.seen_ms - started.total_ms < 500
-    assert started.facts == {"finite": True, "device": "cpu"}
 
 
 def test_a_start_is_within_six_times_the_import_of_torch(started, scene):
@@ -98,7 +97,7 @@ def test_a_start_is_within_six_times_the_import_of_torch(started, scene):
 
 def test_reading_alone_needs_no_torch_and_gives_all_bytes(scene):
     found = start("read", scene)
-    assert found.facts["bytes"] > 1e6
+    assert list(found.phases) == ["interpreter", "package opened", "weights read"]
     assert not any("torch" in Path(path).parts for path in found.files)
 
 
@@ -128,9 +127,8 @@ def test_who_starts_the_processes_maps_no_file_that_is_to_leave_the_page_cache()
     [
         ({"total_ms": 300.0}, r"engine: phases add up to 120 ms of 300"),
         ({"seen_ms": 90.0}, r"engine: 120 ms in 90 that its parent waited"),
-        ({"facts": {"finite": False}}, r"engine: the first forward is not finite"),
     ],
-    ids=["a phase is missing", "clocks differ", "not finite"],
+    ids=["a phase is missing", "clocks differ"],
 )
 def test_times_that_cannot_be_are_no_result(change, says):
     good = made(interpreter=20.0, import_torch=100.0)
@@ -172,11 +170,10 @@ def test_a_file_is_taken_out_of_the_page_cache_and_strange_paths_are_passed_over
 
 def test_the_table_shows_what_is_known():
     rows = rows_of("torch, cold", [made(interpreter=20.0, import_torch=100.0)])
-    rows[-1] = replace(rows[-1], times_torch=1.2, cached=0.25)
     head, *lines = cold_table(rows).splitlines()
-    assert head.split() == ["phase", "median", "ms", "best", "worst", "x", "torch", "cached"]
+    assert head.split() == ["phase", "median", "ms", "best", "worst"]
     assert lines[0].split() == ["torch,", "cold", "interpreter", "20", "20", "20"]
-    assert lines[2].split() == ["torch,", "cold", "total", "120", "120", "120", "1.20", "25%"]
+    assert lines[2].split() == ["torch,", "cold", "total", "120", "120", "120"]
 
 
 def test_phases_of_several_runs_are_figures_and_those_of_one_are_not():
@@ -208,13 +205,11 @@ def test_the_picture_has_a_bar_for_each_start_and_every_phase_in_its_legend(tmp_
 def test_all_ways_are_measured_warm_and_cold(monkeypatch):
     monkeypatch.setenv("SCAIL_STATE", str(STATE))
     checked, rows = cold_start.measure_cold_start(runs=1)
-    assert "finite" in checked
+    assert "finite" in checked and "% of a start's files" in checked
     totals = {row.start: row for row in rows if row.phase == "total"}
     ways = ("torch", "engine", "safetensors", "read")
     assert set(totals) == {f"{way}, {how}" for way in ways for how in ("warm", "cold")}
-    assert totals["torch, warm"].times_torch == 1
     assert all(row.best_ms <= row.ms <= row.worst_ms for row in rows)
-    assert all((row.cached is None) == row.start.endswith("warm") for row in totals.values())
     assert totals["read, warm"].ms < totals["torch, warm"].ms < totals["engine, warm"].ms
 
 

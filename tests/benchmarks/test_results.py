@@ -36,7 +36,7 @@ def made(*figures, suite="media", date="2026-11-23T10:00:00+00:00", place=HERE, 
 
 
 def verdicts(before, after):
-    return {change.figure.name: change.verdict for change in compare.compare(before, after)}
+    return {change.key[1]: change.verdict for change in compare.compare(before, after)}
 
 
 def compared(tmp_path, capsys, before, after, *options):
@@ -71,9 +71,6 @@ def compared(tmp_path, capsys, before, after, *options):
         (ms(31, 0.5, unit="dB", better=HIGHER), ms(30.2, 0.5, unit="dB", better=HIGHER), "same"),
         (ms(100, source="estimate"), ms(101, source="estimate"), "worse"),
         (ms(0), ms(0), "same"),
-        (ms(100), ms(50, source="estimate"), "not comparable"),
-        (ms(100), ms(0.1, unit="s"), "not comparable"),
-        (ms(100), ms(100, better=HIGHER), "not comparable"),
     ],
 )  # fmt: skip
 def test_a_figure_changed_if_it_moved_by_more_than_both_noises_and_the_floor(
@@ -88,9 +85,14 @@ def test_figures_of_one_run_alone_are_new_or_missing():
     assert verdicts(before, after) == {"resize": "new", "decode": "same", "encode": "missing"}
 
 
-def test_a_name_in_another_suite_is_another_figure():
+@pytest.mark.parametrize(
+    "other",
+    [made(ms(1), suite="clip"), made(ms(1, unit="s")), made(ms(1, source="estimate"))],
+    ids=["suite", "unit", "source"],
+)
+def test_a_name_in_another_suite_or_unit_or_of_another_source_is_another_figure(other):
     with pytest.raises(BadRecord, match="no figure in common"):
-        compare.compare(made(ms(1)), made(ms(1), suite="clip"))
+        compare.compare(made(ms(1)), other)
 
 
 def test_what_is_worse_is_said_first_and_ends_with_one(tmp_path, capsys):
@@ -99,11 +101,11 @@ def test_what_is_worse_is_said_first_and_ends_with_one(tmp_path, capsys):
     status, said = compared(tmp_path, capsys, before, after)
     assert status == 1
     assert said.out.splitlines() == [
-        "worse          media: decode",
-        "               100 ± 2 ms (measured) -> 120 ± 3 ms (measured)  +20.0%, 5.0% may be chance",
-        "better         media: encode",
-        "               50 ± 1 ms (measured) -> 40 ± 1 ms (measured)  -20.0%, 5.0% may be chance",
-        "1 within noise, 1 worse, 0 missing, 0 not comparable, 0 new, 1 better",
+        "worse     media: decode",
+        "          100 ± 2 ms -> 120 ± 3 ms (measured)  +20.0%, 5.0% may be chance",
+        "better    media: encode",
+        "          50 ± 1 ms -> 40 ± 1 ms (measured)  -20.0%, 5.0% may be chance",
+        "1 within noise, 1 worse, 0 missing, 0 new, 1 better",
     ]
     assert all(len(line) <= 100 for line in said.out.splitlines())
 
@@ -112,7 +114,7 @@ def test_an_improvement_and_other_versions_end_with_zero(tmp_path, capsys):
     after = made(ms(80), place={**HERE, "torch": "2.14.0"})
     status, said = compared(tmp_path, capsys, made(ms(100)), after)
     assert status == 0
-    assert said.out.splitlines()[:2] == ["torch: 2.13.0 -> 2.14.0", "better         media: decode"]
+    assert said.out.splitlines()[:2] == ["torch: 2.13.0 -> 2.14.0", "better    media: decode"]
 
 
 def test_figures_that_are_gone_are_listed(tmp_path, capsys):
@@ -120,7 +122,7 @@ def test_figures_that_are_gone_are_listed(tmp_path, capsys):
     status, said = compared(tmp_path, capsys, before, made(ms(100)))
     assert status == 0
     assert said.out.splitlines()[:2] == [
-        "missing        media: encode", "               50 ± 0 ms (measured) -> nothing",
+        "missing   media: encode", "          50 ± 0 ms -> nothing (measured)",
     ]  # fmt: skip
 
 
@@ -152,23 +154,14 @@ def text(**changes):
 @pytest.mark.parametrize(
     ("damaged", "says"),
     [
-        ("", "no complete JSON"),
-        (text()[:200], "no complete JSON"),
-        ("\udcff", "no complete JSON"),
-        ("[" * 100_000, "no complete JSON"),
-        ("[1, 2]", "schema is None, expected 1"),
-        ('{"media": {"rows": []}}', "schema is None, expected 1"),
-        (text(schema=2), "schema is 2, expected 1"),
-        (text(suites={"media": {}}), "KeyError: 'checked_by'"),
+        ("", "JSONDecodeError"),
+        (text()[:200], "JSONDecodeError"),
+        ("\udcff", "UnicodeDecodeError"),
+        ("[1, 2]", "TypeError"),
+        ('{"media": {"rows": []}}', "KeyError: 'schema'"),
+        (text(schema=2), "schema 2, expected 1"),
+        (text(suites={"media": {}}), "KeyError: 'figures'"),
         (text(suites=[]), "AttributeError"),
-        (text(date=7), "TypeError"),
-        (text(date="today"), "date 'today'"),
-        (text().replace("100.0", "NaN"), "NaN is no number"),
-        (text().replace("100.0", "1e999"), "ValueError: figure"),
-        (text().replace("100.0", '"fast"'), "could not convert"),
-        (text().replace('"noise": 0.0', '"noise": -1'), "ValueError: figure"),
-        (text().replace('"lower"', '"sideways"'), "ValueError: figure"),
-        (text().replace('"measured"', '"guessed"'), "ValueError: figure"),
         (text().replace('"unit"', '"units"'), "TypeError"),
     ],
 )
@@ -305,10 +298,7 @@ def test_long_tables_are_folded_and_nothing_kept_is_said_so():
     assert render([]).count("Nothing yet.") == 2
 
 
-def test_the_report_refuses_what_its_folder_does_not_hold(tmp_path):
-    write_record(tmp_path / "2026-11-23-cpu-epyc-2.json", made(ms(1), shown=["pictures/a.png"]))
-    with pytest.raises(BadRecord, match=r"names pictures/a\.png, which is not in"):
-        write_report(tmp_path)
+def test_the_report_refuses_a_run_under_another_name(tmp_path):
     write_record(tmp_path / "2026-11-23-h200.json", made(ms(1)))
     with pytest.raises(BadRecord, match=r"h200\.json holds the run that is called 2026-11-23-cpu"):
         write_report(tmp_path)
@@ -361,16 +351,15 @@ def test_a_row_has_the_time_that_its_work_took_by_another_clock(monkeypatch):
     """A clock that only the work moves: no other program can."""
     now = [0.0]
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(timing.time, "process_time", lambda: now[0] / 2)
     takes = iter([0.5, 0.1, 0.2, 0.3, 0.9, 0.4, 0.6])
 
     def work():
         now[0] += next(takes)
 
     row = timing.measure("work", work, units=10)
-    assert (row.ms, row.best_ms, row.worst_ms, row.cpu_ms) == pytest.approx((40, 10, 90, 20))
+    assert (row.ms, row.best_ms, row.worst_ms) == pytest.approx((40, 10, 90))
 
 
-def test_the_noise_of_a_row_is_half_of_its_spread_and_a_row_without_one_is_no_figure():
-    rows = [timing.Row("drawn", 4.0, 3.5, 3.9, 320.0, 6.5), timing.Row("encoded", 20.0, 19.0, 1.0)]
+def test_the_noise_of_a_row_is_half_of_its_spread():
+    rows = [timing.Row("drawn", 4.0, 3.5, 6.5)]
     assert timing.figures(rows) == [Figure("drawn", 4.0, "ms", 1.5, "lower", "measured")]

@@ -123,7 +123,7 @@ def prepared(kernels: Path | None, out: Path, dry: bool) -> Iterator[ForwardPlac
 
 @torch.inference_mode()
 def measure_sizes(place: ForwardPlace) -> list[ForwardRow]:
-    """Rows of each size, the smallest first. Raises `TooLarge` for one that has no place."""
+    """Rows of each size, the smallest first. Raises `TooLarge` for what the memory cannot hold."""
     say(place.out, "machine", machine())
     rows = []
     for shape in sorted(place.sizes, key=lambda shape: shape.tokens):
@@ -266,12 +266,9 @@ def blocks(place: ForwardPlace, shape: ClipShape) -> Iterator[ForwardRow]:
         with sdpa_kernel([*BACKENDS], set_priority=True):
             return plain(scene.x, scene.modulation, scene.context, scene.rope)
 
-    update = run_plain() - scene.x
-    error = relative_error(ours(scene.x.clone()).sub_(scene.x), update)
+    error = relative_error(ours(scene.x.clone()) - scene.x, run_plain() - scene.x)
     require(error <= UPDATE_LIMIT, f"{name_of(shape)}: a block is off by {error:.1e}")
-    del update
-    held = scene.x.clone()
-    works = {"our block": partial(ours, held), "plain block": run_plain}
+    works = {"our block": partial(ours, scene.x.clone()), "plain block": run_plain}
     for what, times in interleaved(works, place.clock).items():
         seconds = place.model.layers * statistics.median(times) / 1e3 if times else None
         off = error if what == "our block" else None

@@ -80,8 +80,7 @@ def bar(arch: Arch, rows: Sequence[StepRow]) -> tuple[float, float, float, float
     limit = sum(row.limit_ms for row in rows) / 1000
     figure = sum(row.ms for row in rows) / 1000
     fastest = sum(row.ms / (quick if row.tflop else 1) for row in rows) / 1000
-    work = LaunchWork(1e12 * sum(row.tflop for row in rows))
-    best = limits_ms(work, arch)["tensor"] / 1000
+    best = limits_ms(LaunchWork(1e12 * sum(row.tflop for row in rows)), arch)["tensor"] / 1000
     return figure, fastest, max(figure, best / PEERS[arch.name]), limit
 
 

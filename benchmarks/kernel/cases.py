@@ -32,7 +32,7 @@ SHORT = {torch.int8: "i8", torch.float8_e4m3fn: "fp8"}
 LIMIT, ATTENTION_LIMIT = 1e-2, 0.09  # relative errors up to which a result is right
 
 Normal = Callable[..., Tensor]  # draws standard normal values of a shape
-Launch = Callable[..., Tensor]
+MakeProduct = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def _operands(form: Gemm, n: int, k: int, normal: Normal, tokens: int) -> tuple[
 
 
 def _to_bf16(
-    launch: Launch, reference: Launch, form: Gemm, n: int, k: int,
+    launch: MakeProduct, reference: MakeProduct, form: Gemm, n: int, k: int,
     bank: Bank, normal: Normal, tokens: int,
 ) -> KernelJob:  # fmt: skip
     a, b, bias = _operands(form, n, k, normal, tokens)

@@ -49,8 +49,7 @@ def load(folder: Path) -> dict[str, Cubin]:
 
 
 def main(argv: Sequence[str]) -> None:
-    about = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog="run.py cubins", description=about)
+    parser = argparse.ArgumentParser(prog="run.py cubins", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--arch", choices=[arch.name for arch in ARCHS], default=SM90.name)
     args = parser.parse_args(argv)

@@ -76,7 +76,11 @@ def _parser() -> Parser:
     add("--out", type=path, metavar="DIR", help="the package becomes DIR/ARCH")
     add("--lora", type=file_and_strength, action="append", default=[], metavar="FILE[:STRENGTH]")
     add("--programs", default="native", metavar=",".join(PROGRAMS), help="native if not given")
-    add("--weights", choices=["fp8", "mixed"], help="mixed for sm89 if native alone, else fp8")
+    add(
+        "--weights",
+        choices=["fp8", "mixed"],
+        help="mixed where INT8 is faster (sm89) if native alone, else fp8",
+    )
     add("--calibration", type=path, metavar="DIR", help="of generate --stages")
     add("--prompts", type=path, metavar="FILE", help="a prompt a line, embedded into the package")
     add("--models", type=path, metavar="DIR", help="text encoder for --prompts ($SCAIL_MODELS)")

@@ -106,7 +106,13 @@ def make_program(chosen: ChosenPackage, settings: ModelSettings) -> Program:
     attention = settings.attention or DEFAULT_ATTENTION
     form = attention if attention in FORMS else DEFAULT_ATTENTION
     if chosen.gpu is None:
-        ops = reference_ops(variants(form, chosen.arch)[0])
+        found = variants(form, chosen.arch)
+        if not found:
+            there = ", ".join(one for one in FORMS if variants(one, chosen.arch))
+            raise Unavailable(
+                f"{chosen.arch.name} has no attention {form}, only {there or 'none'}."
+            )
+        ops = reference_ops(found[0])
         return Program(_with_attention(ops, attention), lambda _: channel_norm_reference, None)
     package, device = chosen.package, settings.device
     torch.zeros(1, device=device)  # makes the context that the bank shares

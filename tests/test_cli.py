@@ -1,5 +1,6 @@
 """The command line: good input makes a clip, bad input ends in one sentence and exit code 2."""
 
+import dataclasses
 import json
 import re
 import signal
@@ -17,6 +18,7 @@ from engine.config import state_dir
 from engine.demo.presets import SHIPPED
 from engine.demo.weights import demo_weights
 from engine.errors import OutputError
+from engine.flow import Settings
 from engine.media.video import probe_video, read_video
 from tests.support.clips import clip, tone
 
@@ -254,3 +256,9 @@ def test_help_of_generate_groups_its_options(capsys):
     parts = re.split(r"^(?:[a-z ]+):$", told, flags=re.MULTILINE)
     assert "--joints" in parts[2] and "--checkpoint" in parts[3] and "--recipe" in parts[4]
     assert "--frames" in parts[5] and "--stages" in parts[6]
+
+
+def test_every_setting_of_a_clip_has_an_option(capsys):
+    told = help_of(capsys, "generate")
+    options = {option.replace("-", "_") for option in re.findall(r"--(?:no-)?([a-z-]+)", told)}
+    assert {field.name for field in dataclasses.fields(Settings)} <= options

@@ -2,19 +2,24 @@
 
 import dataclasses
 import json
+import re
 import secrets
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from engine.config import LIMITS, Defaults
 from engine.errors import BadRequest
-from engine.flow import Recipe, Settings
+from engine.flow import Recipe, RecipeName, Settings
+from engine.jobs import parse
 from engine.jobs.body import Fields
 from engine.jobs.job import Bucket, Given
 from engine.jobs.parse import parse_job
 from engine.recipes import NEGATIVE_PROMPT, RECIPES, check_settings
 from tests.support.job_bodies import DANCE, PICTURE, job, refusal, refused, settings_of
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def stored(golden):
@@ -340,3 +345,13 @@ def test_a_refusal_repeats_only_a_glance_of_what_came():
     token = "https://bucket/person.jpg?token=" + "s3cr3t" * 50
     said = refused(width=token)
     assert said == f'width is "{token[:37]}..."; a whole number is expected.'
+
+
+def test_a_recipe_has_a_name_a_row_and_settings_of_its_own():
+    assert {*get_args(RecipeName)} == {*RECIPES} == {*parse._SAID_NOWHERE}
+
+
+def test_every_field_of_a_request_is_documented():
+    told = (ROOT / "docs" / "deploy.md").read_text().split("### Fields of a request")[1]
+    words = set(re.findall(r"`([a-z0-9_]+)[`.]", told.split("###")[0]))
+    assert {*Fields.model_fields} <= words

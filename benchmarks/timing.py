@@ -27,6 +27,15 @@ class Row:
     ms: float  # median of the runs, for one unit of work
     best_ms: float
     worst_ms: float
+    runs: int = RUNS
+
+    @property
+    def noise_ms(self) -> float:
+        return (self.worst_ms - self.best_ms) / 2
+
+
+def row_of(name: str, times_ms: Sequence[float]) -> Row:
+    return Row(name, statistics.median(times_ms), min(times_ms), max(times_ms), len(times_ms))
 
 
 def require(is_right: bool, what: str) -> None:
@@ -41,7 +50,7 @@ def measure(name: str, work: Callable[[], object], units: int = 1) -> Row:
         start = time.perf_counter()
         work()
         times.append(1000 * (time.perf_counter() - start) / units)
-    return Row(name, statistics.median(times), min(times), max(times))
+    return row_of(name, times)
 
 
 def interleaved(
@@ -90,8 +99,8 @@ def columns(heads: Mapping[str, str], lines: Sequence[Sequence[Cell]], first: st
 
 
 def figures(rows: Sequence[Row]) -> list[Figure]:
-    """The medians, with half of what lies between the best and the worst run."""
-    return [Figure(row.name, row.ms, "ms", (row.worst_ms - row.best_ms) / 2) for row in rows]
+    """Medians of several runs: the noise of a single one is not known."""
+    return [Figure(row.name, row.ms, "ms", row.noise_ms) for row in rows if row.runs > 1]
 
 
 def table(rows: Sequence[Row]) -> str:

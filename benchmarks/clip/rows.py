@@ -7,7 +7,7 @@ from pathlib import Path
 from benchmarks import pictures
 from benchmarks.clip.stages import FORWARDS, STAGES
 from benchmarks.record import Figure
-from benchmarks.timing import columns
+from benchmarks.timing import Row, columns
 
 PER_TABLE = 3  # clips side by side: 100 columns
 
@@ -25,20 +25,6 @@ GROUPS = {
 
 
 @dataclass(frozen=True, slots=True)
-class StageTime:
-    """A stage in all runs of a clip."""
-
-    name: str  # one of `clip.stages.STAGES`
-    ms: float  # in the run whose clip took the median time, so that stages add up to it
-    best_ms: float
-    worst_ms: float
-
-    @property
-    def noise_ms(self) -> float:
-        return (self.worst_ms - self.best_ms) / 2
-
-
-@dataclass(frozen=True, slots=True)
 class ClipRow:
     """One recipe at one size."""
 
@@ -52,7 +38,8 @@ class ClipRow:
     s: float  # median, from the download to the file
     best_s: float
     worst_s: float
-    stages: tuple[StageTime, ...]  # in order
+    # in order; the `ms` of the run whose clip took the median time, so that they add up to it
+    stages: tuple[Row, ...]
     forward_ms: tuple[float, ...]  # each evaluation of that run; with guidance one is two forwards
     peak_mib: float
     peak_of: str  # "GPU memory", or "RSS" of this process without ffmpeg's

@@ -14,11 +14,11 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from benchmarks.clip.rows import ClipRow, StageTime, clip_figures, clip_pictures, clip_table
+from benchmarks.clip.rows import ClipRow, clip_figures, clip_pictures, clip_table
 from benchmarks.clip.scene import Loaded, fetch, load, served, write_media
 from benchmarks.clip.stages import FETCH, FORWARDS, STAGES, Spans, stages, timed_pipeline
 from benchmarks.record import Suite
-from benchmarks.timing import require
+from benchmarks.timing import Row, require
 from engine.config import VAE_STRIDE
 from engine.denoise.windows import evaluations
 from engine.errors import BadRequest
@@ -100,7 +100,7 @@ class Bench:
         times = []
         for name in STAGES:
             ms = [run.stages_ms[name] for run in found]
-            times.append(StageTime(name, middle.stages_ms[name], min(ms), max(ms)))
+            times.append(Row(name, middle.stages_ms[name], min(ms), max(ms), runs))
         threads, gpu = torch.get_num_threads(), self._loaded.gpu
         device = gpu or f"CPU, {threads} thread{'s' if threads > 1 else ''}"
         return ClipRow(

@@ -7,7 +7,6 @@ their files can be taken out of the page cache too.
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -18,8 +17,8 @@ from tempfile import TemporaryDirectory, TemporaryFile
 from threading import Timer
 
 from benchmarks.cold_start.worker import READY
-from benchmarks.record import Figure, Suite
-from benchmarks.timing import columns, require
+from benchmarks.record import Suite
+from benchmarks.timing import Row, figures, require, row_of, table
 from engine.package.direct_file import cached_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,18 +38,6 @@ class Start:
     total_ms: float  # seen by the process itself
     seen_ms: float  # seen by the parent, until the result was there
     files: tuple[str, ...]  # that were in use
-
-
-@dataclass(frozen=True, slots=True)
-class PhaseRow:
-    """A phase of one way to start, over several runs."""
-
-    start: str  # "engine, warm"
-    phase: str  # or "total"
-    ms: float  # median
-    best_ms: float
-    worst_ms: float
-    runs: int  # of which this is the median
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +63,7 @@ class StartScene:
 
 def measure_cold_start(
     package: Path | None = None, models: Path | None = None, *, runs: int = RUNS
-) -> tuple[str, list[PhaseRow]]:
+) -> tuple[str, list[Row]]:
     """Says how it was checked, and gives a row for each phase of each way to start.
 
     Raises `WrongResult` if a start fails, takes a time that its phases do not add up to, or ends in
@@ -146,14 +133,10 @@ def check(way: str, found: Start) -> None:
     require(seen, f"{way}: {found.total_ms:.0f} ms in {found.seen_ms:.0f} that its parent waited")
 
 
-def rows_of(name: str, starts: Sequence[Start]) -> list[PhaseRow]:
+def rows_of(name: str, starts: Sequence[Start]) -> list[Row]:
     """A row for each phase, for the whole, and for a worker until it takes its first job."""
     each = [_with_sums(one) for one in starts]
-    rows = []
-    for phase in each[0]:
-        ms = [phases[phase] for phases in each]
-        rows.append(PhaseRow(name, phase, statistics.median(ms), min(ms), max(ms), len(ms)))
-    return rows
+    return [row_of(f"{name}: {phase}", [phases[phase] for phases in each]) for phase in each[0]]
 
 
 def _with_sums(one: Start) -> dict[str, float]:
@@ -189,31 +172,16 @@ def _last_line(text: str) -> str:
     return (text.strip().splitlines() or ["no message"])[-1][:300]
 
 
-def cold_table(rows: Sequence[PhaseRow]) -> str:
-    """Columns for a terminal."""
-    heads = {"phase": "", "median ms": ".0f", "best": ".0f", "worst": ".0f"}
-    lines = [(row.start, row.phase, row.ms, row.best_ms, row.worst_ms) for row in rows]
-    return columns(heads, lines)
-
-
-def cold_figures(rows: Sequence[PhaseRow]) -> list[Figure]:
-    """Phases that were measured more than once: the noise of a single run is not known."""
-    return [
-        Figure(f"{row.start}: {row.phase}", row.ms, "ms", (row.worst_ms - row.best_ms) / 2)
-        for row in rows
-        if row.runs > 1
-    ]
-
-
-def cold_pictures(rows: Sequence[PhaseRow], folder: Path, stem: str) -> list[Path]:
+def cold_pictures(rows: Sequence[Row], folder: Path, stem: str) -> list[Path]:
     """A bar for each way to start, of the medians of its phases."""
     # Here: NumPy's files, mapped by this process, could not leave the page cache.
     from benchmarks import pictures
 
     bars: dict[str, dict[str, list[float]]] = {}
     for row in rows:
-        if row.phase not in (ACCEPTED, "total"):
-            bars.setdefault(row.start, {})[row.phase] = [row.ms / 1000]
+        start, phase = row.name.split(": ")
+        if phase not in (ACCEPTED, "total"):
+            bars.setdefault(start, {})[phase] = [row.ms / 1000]
     phases = list(dict.fromkeys(phase for bar in bars.values() for phase in bar))
     fig, [axes] = pictures.figure(9, 1.8 + 0.42 * len(bars))
     pictures.stacked_bars(axes, [*bars.values()], phases)
@@ -223,4 +191,4 @@ def cold_pictures(rows: Sequence[PhaseRow], folder: Path, stem: str) -> list[Pat
     return pictures.save(fig, folder, stem)
 
 
-SUITE = Suite(measure_cold_start, cold_table, cold_figures, cold_pictures)
+SUITE = Suite(measure_cold_start, table, figures, cold_pictures)

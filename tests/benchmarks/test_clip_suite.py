@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.clip import suite as clip_suite
-from benchmarks.clip.rows import ClipRow, StageTime, clip_figures, clip_pictures, clip_table
+from benchmarks.clip.rows import ClipRow, clip_figures, clip_pictures, clip_table
 from benchmarks.clip.scene import dance_joints, fetch, served, write_media
 from benchmarks.clip.stages import (
     FORWARDS,
@@ -24,7 +24,7 @@ from benchmarks.clip.stages import (
     stages,
 )
 from benchmarks.nano.dancer import PICTURE
-from benchmarks.timing import WrongResult
+from benchmarks.timing import Row, WrongResult
 from engine.config import state_dir
 from engine.demo.weights import demo_weights
 from engine.errors import BadMedia, BadRequest
@@ -41,9 +41,7 @@ LAPS = {"media": 100.0, "conditioning": 50.0, "denoise": 1000.0, "decode": 200.0
 
 def row(**changes):
     """Ten stages of 100 ms, and forwards of 600."""
-    held = tuple(
-        StageTime(name, 600.0 if name == FORWARDS else 100.0, 90.0, 110.0) for name in STAGES
-    )
+    held = tuple(Row(name, 600.0 if name == FORWARDS else 100.0, 90.0, 110.0) for name in STAGES)
     made = ClipRow(
         "production", "tiny", 96, 64, 9, "CPU, 1 thread", 3, 1.6, 1.5, 1.9, held,
         (100.0,) * 6, 512.0, "RSS",

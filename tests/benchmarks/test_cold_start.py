@@ -17,16 +17,14 @@ from benchmarks.cold_start.suite import (
     Start,
     StartScene,
     check,
-    cold_figures,
     cold_pictures,
-    cold_table,
     evict,
     rows_of,
     start,
 )
 from benchmarks.cold_start.worker import READY, Laps
 from benchmarks.record import Figure
-from benchmarks.timing import WrongResult
+from benchmarks.timing import WrongResult, figures, table
 from engine.config import state_dir
 from engine.demo.weights import demo_weights
 from kernels.arch import SM89
@@ -145,7 +143,8 @@ def test_a_start_that_fails_is_one_sentence(scene, tmp_path):
 def test_rows_are_median_and_spread_and_a_job_is_accepted_before_the_first_forward():
     phases = [(10.0, 500.0, 30.0), (14.0, 400.0, 20.0), (12.0, 900.0, 25.0)]
     starts = [made(interpreter=a, encoders_awaited=b, first_forward=c) for a, b, c in phases]
-    found = {row.phase: (row.ms, row.best_ms, row.worst_ms) for row in rows_of("engine", starts)}
+    rows = rows_of("engine", starts)
+    found = {row.name.split(": ")[1]: (row.ms, row.best_ms, row.worst_ms) for row in rows}
     assert found == {
         "interpreter": (12.0, 10.0, 14.0),
         "encoders awaited": (500.0, 400.0, 900.0),
@@ -170,17 +169,17 @@ def test_a_file_is_taken_out_of_the_page_cache_and_strange_paths_are_passed_over
 
 def test_the_table_shows_what_is_known():
     rows = rows_of("torch, cold", [made(interpreter=20.0, import_torch=100.0)])
-    head, *lines = cold_table(rows).splitlines()
-    assert head.split() == ["phase", "median", "ms", "best", "worst"]
-    assert lines[0].split() == ["torch,", "cold", "interpreter", "20", "20", "20"]
-    assert lines[2].split() == ["torch,", "cold", "total", "120", "120", "120"]
+    head, *lines = table(rows).splitlines()
+    assert head.split() == ["median", "ms", "best", "worst"]
+    assert lines[0].split() == ["torch,", "cold:", "interpreter", "20.000", "20.000", "20.000"]
+    assert lines[2].split() == ["torch,", "cold:", "total", "120.000", "120.000", "120.000"]
 
 
 def test_phases_of_several_runs_are_figures_and_those_of_one_are_not():
     several = [made(interpreter=20.0, import_torch=ms) for ms in (100.0, 180.0, 120.0)]
     rows = [*rows_of("torch, warm", several), *rows_of("read, warm", several[:1])]
     assert [row.runs for row in rows] == [3, 3, 3, 1, 1, 1]
-    assert cold_figures(rows) == [
+    assert figures(rows) == [
         Figure("torch, warm: interpreter", 20.0, "ms", 0.0, "lower", "measured"),
         Figure("torch, warm: import torch", 120.0, "ms", 40.0, "lower", "measured"),
         Figure("torch, warm: total", 140.0, "ms", 40.0, "lower", "measured"),
@@ -206,7 +205,7 @@ def test_all_ways_are_measured_warm_and_cold(monkeypatch):
     monkeypatch.setenv("SCAIL_STATE", str(STATE))
     checked, rows = cold_start.measure_cold_start(runs=1)
     assert "finite" in checked and "% of a start's files" in checked
-    totals = {row.start: row for row in rows if row.phase == "total"}
+    totals = {row.name[:-7]: row for row in rows if row.name.endswith(": total")}
     ways = ("torch", "engine", "safetensors", "read")
     assert set(totals) == {f"{way}, {how}" for way in ways for how in ("warm", "cold")}
     assert all(row.best_ms <= row.ms <= row.worst_ms for row in rows)

@@ -68,15 +68,20 @@ print(*sorted(tops - {*sys.stdlib_module_names}))
 
 
 @pytest.mark.parametrize(
-    ("module", "ours"), [("handler", ["engine", "handler"]), ("kernels.launch", ["kernels"])]
+    ("module", "ours"),
+    [
+        ("handler", ["engine", "handler"]),
+        ("kernels.launch", ["kernels"]),
+        ("engine.config", ["engine"]),
+    ],
 )
-def test_the_handler_and_the_launcher_import_nothing_but_pythons_own_modules(module, ours):
+def test_handler_launcher_and_settings_import_nothing_but_pythons_own_modules(module, ours):
     """Neither torch nor the platform's library, which take seconds: those come to serve."""
     assert in_a_new_process(BROUGHT, module) == ours
 
 
 def test_the_search_for_other_modules_finds_them_where_they_are_imported():
-    assert {"torch", "numpy"} < {*in_a_new_process(BROUGHT, "engine.flow")}
+    assert {"torch", "numpy"} < {*in_a_new_process(BROUGHT, "engine.conditioning")}
 
 
 @pytest.mark.parametrize("package", ["kernels", "kernels.device"])

@@ -67,7 +67,8 @@ def _order(args: argparse.Namespace) -> Order:
 
 
 def _parser() -> Parser:
-    parser = Parser("build_engine.py", __doc__)
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="build_engine.py", description=__doc__, formatter_class=formatter)
     add = parser.add_argument
     add("--arch", required=True, choices=[arch.name for arch in ARCHS])
     add("--checkpoint", type=path, metavar="FILE", help="a SCAIL transformer, any layout")

@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from kernels.whole_file import whole_file
+
 SCHEMA = 1
 # Runs that differ in one of these are of different machines. Versions may differ: they are what is
 # compared.
@@ -127,9 +129,8 @@ def write_record(path: Path, record: Record) -> None:
 
 def write_json(path: Path, found: object) -> None:
     """Writes the whole file or nothing."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(found, indent=1) + "\n")
-    part.replace(path)
+    with whole_file(path) as draft:
+        draft.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def read_record(path: Path) -> Record:

@@ -6,12 +6,13 @@ python benchmarks/run.py clip quality --keep      into results/, with pictures a
 python benchmarks/run.py compare A.json B.json    exit 1 if B is worse by more than the noise
 python benchmarks/run.py report                   RESULTS.md again, from what is kept
 python benchmarks/run.py cubins DIR --arch sm90   kernels for a GPU machine without a compiler
-python benchmarks/run.py gpu forward vae --kernels DIR            there
+PYTHONPATH=$PWD python benchmarks/run.py gpu forward vae --kernels DIR            there
 """
 
 import argparse
 import importlib
 import json
+import re
 import resource
 import sys
 from collections.abc import Mapping, Sequence
@@ -181,15 +182,17 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _sizes(text: str) -> tuple[tuple[int, int], ...]:
     """Heights and widths from "128x224,256x448"."""
-    pairs = [part.split("x") for part in _names(text)]
-    return tuple((int(height), int(width)) for height, width in pairs)
+    found = [re.fullmatch(r"(\d+)x(\d+)", part) for part in _names(text)]
+    pairs = [(int(one[1]), int(one[2])) for one in found if one is not None]
+    if len(pairs) < len(found):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HEIGHTxWIDTH,...")
+    return tuple(pairs)
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
 
 
 if __name__ == "__main__":

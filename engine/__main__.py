@@ -67,17 +67,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def generate(args: argparse.Namespace) -> None:
     """Makes a clip."""
-    device = _device()
-    chosen = None if args.package is None else choose_package(args.package, device)
-    demo = _demo(args, chosen)
+    _check_models(args)
+    demo = SHIPPED if args.checkpoint is None and args.package is None else None
     request = _request(args, demo)
     check_settings(request.settings)
     given = [request.image, request.motion, *(path for path, _ in args.lora)]
     check_output(args.out, ".mp4", *given, *([args.checkpoint] if args.checkpoint else []))
-    _check_models(args, request)
     check_source(request)
     stages = StageDump(args.stages)
 
+    device = _device()
+    chosen = None if args.package is None else choose_package(args.package, device)
+    if chosen is not None and (demo := preset_of(chosen.package.manifest.model)) is not None:
+        request = _request(args, demo)  # what was not given is as the demo's model was trained
     if device.type == "cpu":
         keep_freed_memory()
     networks = Networks(args.models or models_dir(), device, state_dir())
@@ -94,11 +96,11 @@ def generate(args: argparse.Namespace) -> None:
     )
 
 
-def _check_models(args: argparse.Namespace, request: Request) -> None:
+def _check_models(args: argparse.Namespace) -> None:
     """Refuses options about models that contradict each other."""
     if args.checkpoint is not None and args.package is not None:
         raise BadRequest("Give --checkpoint or --package, not both.")
-    idle_models = args.models is not None and request.kind != "video"  # it captures motion too
+    idle_models = args.models is not None and args.video is None  # it captures motion too
     if args.checkpoint is None and args.package is None and idle_models:
         raise BadRequest("--models belongs to --checkpoint or --package; neither is given.")
     if args.checkpoint is None and args.lora:
@@ -130,13 +132,6 @@ def _load(
         return load_package(chosen, models, networks, settings)
     log.info("exact model in %s on %s", settings.precision, settings.device.type)
     return load_exact(checkpoint, args.lora, models, networks, settings)
-
-
-def _demo(args: argparse.Namespace, chosen: ChosenPackage | None) -> Preset | None:
-    """Finds the demo model that is meant: the package's, or the shipped one if nothing is named."""
-    if args.checkpoint is not None:
-        return None
-    return SHIPPED if chosen is None else preset_of(chosen.package.manifest.model)
 
 
 def pose(args: argparse.Namespace) -> None:
@@ -392,7 +387,8 @@ def _overview() -> str:
 
 
 def _parser() -> Parser:
-    parser = Parser("python -m engine", _overview())
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="python -m engine", description=_overview(), formatter_class=formatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", help="one of those above")
     for command in (command for group in COMMANDS.values() for command in group):
         made = commands.add_parser(

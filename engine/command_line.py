@@ -15,11 +15,7 @@ REFUSED = 2  # exit status of a command that could not do what was asked
 
 
 class Parser(argparse.ArgumentParser):
-    """Keeps the lines of its description, and says what is wrong with an option in one sentence."""
-
-    def __init__(self, prog: str, description: str | None = None) -> None:
-        usual = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog=prog, description=description, formatter_class=usual)
+    """Says what is wrong with an option in one sentence."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(REFUSED, f"error: {message}. See {self.prog} --help.\n")
@@ -44,14 +40,14 @@ def run(
     except EngineError as error:
         sys.exit(_refusal(str(error)))
     except (torch.OutOfMemoryError, MemoryError) as error:
-        reason = str(error).partition(".")[0]
+        reason = str(error).partition(".")[0] or type(error).__name__
         sys.exit(_refusal(f"Out of memory: {reason}. {out_of_memory}"))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has enough
     except OSError as error:  # what no stage foresaw: a vanished folder, a full terminal
-        sys.exit(_refusal(f"{error.filename or 'The system'}: {error.strerror}."))
+        sys.exit(_refusal(f"{error.filename or 'The system'}: {error.strerror or error}."))
 
 
 def end_on_signals() -> None:

@@ -103,6 +103,7 @@ def _keep(path: Path, data: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as draft:
+            draft.touch(mode=0o600)  # prompts and faces of clients are nobody else's
             draft.write_bytes(data)
     except OSError as error:
         log.warning("%s could not be kept: %s", path, error)

@@ -38,6 +38,7 @@ from engine.program import NATIVE, ChosenPackage, ModelSettings, make_program
 from engine.residency import Memory, Movable
 from engine.source import MotionCapture
 from engine.tensorrt.block_runner import open_program
+from kernels.channel_norm import ChannelNorm, channel_norm_reference
 
 
 def load_exact(
@@ -92,7 +93,8 @@ def load_package(
         weights = PackageWeights(chosen.package, settings.device)
         denoiser = PackagedDenoiser(weights, program.ops, graphed, make_runner)
         text, vision, vae = encoding.result()
-    decoder = VaeDecoder(vae, program.norm_of(vae), frames_to_u8, recorder)
+    norm = program.norm_of(vae)
+    decoder = VaeDecoder(vae, norm, frames_to_u8, recorder)
     encoders = Encoders(text, vision, vae, decoder.decode)
     if chosen.gpu is not None:
         encoders = _movable(encoders, settings.device)
@@ -103,7 +105,7 @@ def load_package(
         denoiser.use_graphs,
         {"denoise": denoiser.forget, "decode": decoder.release},
     )
-    memory = Memory(_planner(chosen, found, encoders, settings), movable)
+    memory = Memory(_planner(chosen, found, encoders, norm, settings), movable)
     return Pipeline(denoiser, encoders, _capture(networks, settings), memory)
 
 
@@ -128,7 +130,11 @@ def _stored_prompts(package: Package) -> StoredPrompts | None:
 
 
 def _planner(
-    chosen: ChosenPackage, found: "_ModelFiles", encoders: Encoders, settings: ModelSettings
+    chosen: ChosenPackage,
+    found: "_ModelFiles",
+    encoders: Encoders,
+    norm: ChannelNorm,
+    settings: ModelSettings,
 ) -> Callable[[ClipShape], MemoryPlan] | None:
     """Makes the function that plans a clip with the memory that is free now; None on a CPU."""
     if chosen.gpu is None:
@@ -138,7 +144,10 @@ def _planner(
     needs_text = manifest.prompts is None and found.text.is_file()
     text = encoder_bytes(found.text, settings.text_dtype) if needs_text else 0
     vae = sum(weight.nbytes for weight in encoders.vae.parameters())
-    bytes_of = EncoderBytes(text, encoders.vision.nbytes, vae)
+    dtype = encoders.vae.conv2.weight.dtype
+    bytes_of = EncoderBytes(
+        text, encoders.vision.nbytes, vae, dtype, norm is channel_norm_reference
+    )
     return lambda shape: plan(manifest, shape, bytes_of, free)
 
 

@@ -42,7 +42,7 @@ TABLE_BYTES = 2 * 4 * HEAD // 2  # a token's cos and sin
 PATCH_VALUES = 80  # of latents and mask, that a token is made of
 TOKENS_HELD = 1  # copies of the tokens while blocks run
 LATENTS_HELD = 8  # of the whole clip: the solver's, the noise, the conditions
-VAE_DTYPE = torch.bfloat16  # or another type of 2 bytes
+NORM_BYTES = 4 * 4 * 96  # a pixel: four FP32 copies of a frame, where the VAE's norm is PyTorch's
 # Bytes a pixel of the picture: what the encoder remembers of earlier frames, and its largest moment
 ENCODE_BYTES = 2935
 
@@ -90,11 +90,13 @@ class ClipShape:
 
 @dataclass(frozen=True, slots=True)
 class EncoderBytes:
-    """Weights of the other models as they lie on the GPU."""
+    """Weights of the other models as they lie on the GPU, and how the VAE decodes."""
 
     text: int  # without the table of tokens, which stays on the host; freed after each prompt
     vision: int
     vae: int
+    vae_dtype: torch.dtype = torch.bfloat16
+    plain_norm: bool = False  # the decoder's norm is PyTorch's: no kernel fits this VAE
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +269,8 @@ def _footprint(
         latents=LATENTS_HELD * 4 * LATENT_CHANNELS * clip * cells,
         evaluations=evaluations,
         encode=ENCODE_BYTES * pixels,
-        decode=decode_bytes(shape.height, shape.width, VAE_DTYPE),
+        decode=decode_bytes(shape.height, shape.width, encoders.vae_dtype)
+        + encoders.plain_norm * NORM_BYTES * pixels,
     )
 
 

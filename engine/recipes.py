@@ -78,6 +78,7 @@ def check_settings(settings: Settings) -> None:
         check_size(settings.height, settings.width)
     _check_text("prompt", settings.prompt)
     _check_text("negative prompt", settings.negative_prompt)
+    grid(settings.recipe.sampler, settings.recipe.steps, settings.recipe.shift)
 
 
 def _check_recipe(recipe: Recipe) -> None:
@@ -94,7 +95,6 @@ def _check_recipe(recipe: Recipe) -> None:
     check_range("strength of the skeleton", recipe.pose_strength, 0, LIMITS.max_pose_strength)
     check_range("window", recipe.window_frames, 1, LIMITS.max_frames)
     check_range("overlap of windows", recipe.overlap_frames, 0, recipe.window_frames - 1)
-    grid(recipe.sampler, recipe.steps, recipe.shift)
 
 
 def check_output(path: Path, suffix: str, *inputs: Path) -> None:

@@ -14,7 +14,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     If the block raises, the draft goes and `path` stays as it was. Raises `OSError`.
     """
-    draft = path.with_name(f".{path.name}.{uuid4().hex[:8]}{PART}")
+    draft = path.with_name(f".{uuid4().hex}{PART}")  # any name of `path` may be as long as can be
     try:
         yield draft
         draft.replace(path)

@@ -278,3 +278,15 @@ def test_a_text_encoder_that_is_missing_is_told_before_the_first_weight(capsys, 
         assert end.value.code == 2
         assert says in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
+
+
+def test_options_are_checked_before_a_package_is_opened(tmp_path, capsys):
+    given = ["generate", "--image", "a.png", "--pose", "b.mp4", "--package", str(tmp_path / "no")]
+    for wrong, sentence in (
+        (["--checkpoint", "c", "--out", "d.mp4"], "Give --checkpoint or --package, not both."),
+        (["--steps", "0", "--out", "d.mp4"], "The steps is 0; it must be 1 to 100."),
+        (["--out", "d.avi"], "d.avi should end in .mp4."),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main([*given, *wrong])
+        assert (end.value.code, capsys.readouterr().err) == (2, f"error: {sentence}\n")

@@ -20,6 +20,12 @@ def test_a_value_comes_back_as_it_was_written(tmp_path, value):
     assert cache.read("Dance") is None
 
 
+def test_entries_are_their_owners_alone(tmp_path):
+    DiskCache(tmp_path, 10**6).write("dance", b"some rows")
+    (entry,) = tmp_path.iterdir()
+    assert entry.stat().st_mode & 0o777 == 0o600
+
+
 @pytest.mark.parametrize("damage", [lambda d: d[:-1], lambda d: d[:-1] + b"?", lambda d: b""])
 def test_a_damaged_entry_is_logged_and_not_returned(tmp_path, caplog, damage):
     cache = DiskCache(tmp_path, 10**6)

@@ -41,6 +41,7 @@ from engine.models.vae import Vae
 from engine.models.vae_decode import VaeDecoder
 from engine.package.manifest import ITEM_BYTES, Entry
 from kernels.arch import SM89
+from kernels.channel_norm import channel_norm_reference
 from kernels.cross_attention import CrossKeys
 from kernels.ops import native_ops
 from tests.support.live_memory import META, Live, NoLaunches, Pool
@@ -245,13 +246,18 @@ def test_the_vae_needs_what_it_allocates(name):
         vae.encode([meta(3, 1, height, width)])
         vae.encode([meta(3, 13, height // 2, width // 2)])
 
-    def decode(vae):
-        decoder = VaeDecoder(vae, leave_the_window, frames_to_u8)
+    def decode(vae, norm=leave_the_window):
+        decoder = VaeDecoder(vae, norm, frames_to_u8)
         for _ in decoder.decode(meta(16, 4, height // 8, width // 8)):
             pass
 
     assert found.encode == pytest.approx(count_vae(encode), rel=0.01)
     assert found.decode == pytest.approx(count_vae(decode), rel=0.01)
+    plain = replace(ENCODERS, plain_norm=True)
+    found = plan(REAL, shape_of(name), plain, FREE[141]).footprint
+    assert found.decode == pytest.approx(
+        count_vae(lambda vae: decode(vae, channel_norm_reference)), rel=0.02
+    )
 
 
 # --- what fits where

@@ -13,6 +13,7 @@ from engine.media.framing import skeleton_to_network
 from engine.models.locate import IMAGE_ENCODER, VAE, find_model
 from engine.models.vae import Vae, load_vae
 from engine.models.vision import VisionEncoder
+from kernels.whole_file import whole_file
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,8 @@ def to_network(frames: Tensor) -> Tensor:
 
 
 def write(encoded: Encoded, path: Path) -> None:
-    fresh = path.with_suffix(".part")
-    save_file({name: getattr(encoded, name).contiguous() for name in Encoded.__slots__}, fresh)
-    fresh.rename(path)
+    with whole_file(path) as draft:
+        save_file({name: getattr(encoded, name).contiguous() for name in Encoded.__slots__}, draft)
 
 
 def load(path: Path) -> Encoded:

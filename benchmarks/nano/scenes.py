@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from benchmarks.nano.dance import BodyProportions, dance
 from benchmarks.nano.drawing import Look, draw_dancer, random_look
 from engine.pose.skeleton import draw_skeleton
+from kernels.whole_file import whole_file
 
 HEIGHT, WIDTH = 160, 96
 FRAMES = 21  # 6 latents, so that training windows also start behind the clip's first frame
@@ -77,9 +78,9 @@ def write(number: int, folder: Path) -> Path:
     """Writes the scene once; a killed run leaves no file that is cut short."""
     path = folder / f"{number:07}.npz"
     if not path.exists():
-        made, fresh = scene(number), path.with_suffix(".part.npz")
-        np.savez(fresh, picture=made.picture, frames=made.frames, skeleton=made.skeleton)
-        fresh.rename(path)
+        made = scene(number)
+        with whole_file(path) as draft, draft.open("wb") as file:
+            np.savez(file, picture=made.picture, frames=made.frames, skeleton=made.skeleton)
     return path
 
 

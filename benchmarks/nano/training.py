@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from benchmarks.nano.optimizer import NanoOptimizer
+from kernels.whole_file import whole_file
 
 WARM_UP = 50  # steps
 FALLING = 0.4  # share of the time, at the end, in which the rate falls to zero
@@ -91,10 +92,9 @@ def schedule(step: int, done: float) -> float:
 
 def keep(path: Path, parts: Mapping[str, nn.Module | Optimizer], state: State) -> None:
     """Writes the whole file or nothing."""
-    fresh = path.with_suffix(".part")
     kept = {name: part.state_dict() for name, part in parts.items()}
-    torch.save({**kept, **asdict(state)}, fresh)
-    fresh.replace(path)
+    with whole_file(path) as draft:
+        torch.save({**kept, **asdict(state)}, draft)
 
 
 def resume(path: Path, parts: Mapping[str, nn.Module | Optimizer]) -> State:

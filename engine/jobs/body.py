@@ -2,7 +2,7 @@
 
 They are the union of what the endpoints in use take (docs/reference/runpod.md A.2). Numbers may be
 strings, and the input may be a JSON string of its own. Null and the empty string are as good as a
-field that is not there.
+field that is not there, but for prompts, which may be empty.
 """
 
 from collections.abc import Callable

@@ -20,8 +20,6 @@ from torch import Tensor, nn
 
 from engine.config import LATENT_CHANNELS, VAE_STRIDE
 from engine.errors import BadCheckpoint, EngineError
-from engine.models.fill import Stored, fill
-from engine.models.tensorfile import TensorFile
 
 History = dict[nn.Module, Tensor]  # causal layer -> its last input frames; empty: a new stream
 
@@ -367,6 +365,10 @@ def load_vae(path: Path, device: torch.device, dtype: torch.dtype) -> Vae:
     of every name are taken too.
     Raises `MissingModel` if there is no such file, `BadCheckpoint` if it is not this VAE.
     """
+    # Here: a machine that only measures draws its weights, and has nothing to read files with.
+    from engine.models.fill import Stored, fill
+    from engine.models.tensorfile import TensorFile
+
     file = TensorFile(path)
     prefix = "model." if f"model.{_FIRST}" in file else ""
     first = file.shape(prefix + _FIRST) if prefix + _FIRST in file else ()

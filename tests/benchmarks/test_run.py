@@ -159,9 +159,9 @@ def test_a_suite_is_given_the_options_that_it_takes_and_that_were_given(suites, 
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        (["cold-start", "--runs", "0"], "argument --runs: invalid"),
-        (["cold-start", "--runs", "many"], "argument --runs: invalid"),
-        (["clip", "--sizes", "wide"], "argument --sizes: invalid"),
+        (["cold-start", "--runs", "0"], "is not a whole number from 1 up"),
+        (["cold-start", "--runs", "many"], "is not a whole number from 1 up"),
+        (["clip", "--sizes", "wide"], "is not HEIGHTxWIDTH"),
         (["media", "kernels", "--dry"], "--dry is of no suite that is asked for"),
         (["media", "--project", "sm89"], "--project is of no suite that is asked for"),
         (["quality", "--runs", "3"], "--runs is of no suite"),
@@ -239,4 +239,4 @@ def test_sizes_and_recipes_come_from_a_command_line():
 def test_a_size_that_is_none_is_an_error(capsys, text):
     with pytest.raises(SystemExit):
         run.parse(["clip", f"--sizes={text}"])
-    assert "argument --sizes: invalid" in capsys.readouterr().err
+    assert "is not HEIGHTxWIDTH" in capsys.readouterr().err

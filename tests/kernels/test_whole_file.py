@@ -37,3 +37,10 @@ def test_two_writers_at_once_do_not_meet(tmp_path):
 def test_a_folder_that_is_not_there_is_an_os_error(tmp_path):
     with pytest.raises(FileNotFoundError), whole_file(tmp_path / "no" / "kept") as draft:
         draft.write_text("new")
+
+
+def test_a_name_may_be_as_long_as_the_system_takes(tmp_path):
+    path = tmp_path / ("n" * 251 + ".npz")
+    with whole_file(path) as draft:
+        draft.write_text("kept")
+    assert path.read_text() == "kept"

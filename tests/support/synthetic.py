@@ -24,6 +24,7 @@ from engine.models.checkpoint import Checkpoint
 from engine.models.dit import Scail
 from engine.package.folder import PARTIAL, PackageWriter
 from engine.package.manifest import WEIGHTS
+from kernels.whole_file import whole_file
 
 LAYER_FILE = "one-layer-bf16.safetensors"
 
@@ -63,8 +64,8 @@ def write_layer(folder: Path, config: ModelConfig = SCAIL_14B, seed: int = 0) ->
         draw = torch.Generator().manual_seed(seed)
         some = torch.randn(2**22, generator=draw).bfloat16()  # repeated: drawing all takes minutes
         tensors = {name: _filled(some, shape) for name, shape in shapes.items()}
-        save_file(tensors, path.with_suffix(".part"))
-        path.with_suffix(".part").rename(path)
+        with whole_file(path) as draft:
+            save_file(tensors, draft)
     return path
 
 

@@ -13,13 +13,15 @@ NANO := engine/demo/nano
 
 setup: .venv/ready
 
-# torch first, so that nothing else chooses its build; triton alone, as only its compiler is used
+# torch first, so that nothing else chooses its build; triton alone, as only its compiler is used;
+# ptxas last, so that tests compile kernels without a network
 .venv/ready: pyproject.toml Makefile
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip==25.3
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --no-deps $(TRITON)
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m kernels.aot.toolkit .venv/scail-build
 	touch $@
 
 demo: setup

@@ -11,6 +11,7 @@ import logging
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -57,7 +58,15 @@ def ptxas(name: str, state: Path) -> Path:
     """
     if name not in RELEASES:
         raise BuildError(f"no ptxas of CUDA {name} is pinned, only {', '.join(RELEASES)}")
-    release = RELEASES[name]
+    return install(RELEASES[name], state)
+
+
+def install(
+    release: Release, state: Path, download: Callable[[Release, Path], Path] | None = None
+) -> Path:
+    """Returns the ptxas of a release below `state`. A missing or damaged one comes from its wheel,
+    which `download` puts into a folder; by default that is `fetch`.
+    """
     path = state / "toolkits" / release.version / "ptxas"
     if path.is_file():
         if _sha256(path) == release.ptxas_sha256:
@@ -65,7 +74,7 @@ def ptxas(name: str, state: Path) -> Path:
         log.warning("%s is damaged, it is fetched again", path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=path.parent) as folder:
-        unpack(fetch(release, Path(folder)), release, path)
+        unpack((download or fetch)(release, Path(folder)), release, path)
     return path
 
 
@@ -105,6 +114,16 @@ def unpack(wheel: Path, release: Release, path: Path) -> None:
         draft.chmod(0o755)
 
 
+def main() -> None:
+    """Fetches every release below the folder that is named: what compiles then needs no network."""
+    for name in RELEASES:
+        ptxas(name, Path(sys.argv[1]))
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+if __name__ == "__main__":
+    main()

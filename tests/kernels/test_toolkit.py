@@ -8,7 +8,16 @@ from dataclasses import replace
 
 import pytest
 
-from kernels.aot.toolkit import MEMBER, PACKAGE, RELEASES, Release, fetch, ptxas, unpack
+from kernels.aot.toolkit import (
+    MEMBER,
+    PACKAGE,
+    RELEASES,
+    Release,
+    fetch,
+    install,
+    ptxas,
+    unpack,
+)
 from kernels.spec import BuildError
 from tests.support.compiled import STATE
 
@@ -107,9 +116,16 @@ def test_a_wheel_without_the_assembler_is_refused(tmp_path):
 
 
 def test_a_damaged_ptxas_is_fetched_again(tmp_path, caplog):
+    sound = ptxas("12.6", STATE)
+    wheel = tmp_path / "x.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.write(sound, MEMBER)
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    release = replace(RELEASES["12.6"], wheel_sha256=digest)
     damaged = tmp_path / "toolkits" / "12.6.85" / "ptxas"
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"half of it")
-    assert ptxas("12.6", tmp_path).read_bytes() == ptxas("12.6", STATE).read_bytes()
+    assert install(release, tmp_path, lambda *_: wheel).read_bytes() == sound.read_bytes()
     assert "is damaged, it is fetched again" in caplog.text
     assert [path.name for path in damaged.parent.iterdir()] == ["ptxas"]
+    assert install(release, tmp_path, lambda *_: tmp_path / "none") == damaged  # sound now

@@ -341,5 +341,6 @@ def test_the_benchmark_compares_before_it_measures():
     plain, buffers = benchmark.decode_rows(job, None, runs=1)
     assert (plain.way, buffers.way) == ("plain", "buffers")
     assert plain.frames == buffers.frames == (9, 16, 24)
-    assert plain.error == 0 < buffers.error < 2e-3
+    assert plain.error == 0
+    assert 0 <= buffers.error < 2e-3  # 0 where the processor sums in the same order
     assert plain.ms > 0 and buffers.ms > 0

@@ -1,25 +1,31 @@
 """The GPUs and driver levels of RunPod, under the names that it knows them by.
 
-An endpoint asks for pools, a test runs on a GPU. ADA_32_PRO is Blackwell in spite of its name.
-RunPod's own pages disagree about the L4. Source: docs/reference/runpod.md 0.1, 0.2 and B.1.
+An endpoint asks for pools, a test runs on a GPU. ADA_32_PRO is Blackwell in spite of its name, and
+two pools of older GPUs hold slices of a Blackwell one. RunPod's own pages disagree about the L4,
+and its table of pools has no ADA_32_PRO, which its catalogue still answers with (October 2026).
+Source: docs/reference/runpod.md 0.1, 0.2 and B.1.
 """
 
 import json
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
+# A slice has a quarter or half of the processors and of the 96 GB, and is Blackwell all the same.
+_QUARTER, _HALF = (
+    f"NVIDIA RTX PRO 6000 Blackwell Server Edition MIG {part}" for part in ("1g.24gb", "2g.48gb")
+)
 # Maps a pool to its GPUs, and these to their compute capability.
 POOLS: Mapping[str, Mapping[str, tuple[int, int]]] = {
     "AMPERE_16": {"NVIDIA RTX A4000": (8, 6), "NVIDIA RTX A4500": (8, 6),
                   "NVIDIA RTX 4000 Ada Generation": (8, 9),
                   "NVIDIA RTX 2000 Ada Generation": (8, 9)},
     "AMPERE_24": {"NVIDIA L4": (8, 9), "NVIDIA RTX A5000": (8, 6),
-                  "NVIDIA GeForce RTX 3090": (8, 6)},
+                  "NVIDIA GeForce RTX 3090": (8, 6), _QUARTER: (12, 0)},
     "ADA_24": {"NVIDIA GeForce RTX 4090": (8, 9), "NVIDIA L4": (8, 9)},
     "ADA_32_PRO": {"NVIDIA GeForce RTX 5090": (12, 0)},
     "AMPERE_48": {"NVIDIA RTX A6000": (8, 6), "NVIDIA A40": (8, 6)},
     "ADA_48_PRO": {"NVIDIA L40S": (8, 9), "NVIDIA L40": (8, 9),
-                   "NVIDIA RTX 6000 Ada Generation": (8, 9)},
+                   "NVIDIA RTX 6000 Ada Generation": (8, 9), _HALF: (12, 0)},
     "AMPERE_80": {"NVIDIA A100 80GB PCIe": (8, 0), "NVIDIA A100-SXM4-80GB": (8, 0)},
     "ADA_80_PRO": {"NVIDIA H100 80GB HBM3": (9, 0), "NVIDIA H100 PCIe": (9, 0),
                    "NVIDIA H100 NVL": (9, 0)},
@@ -28,6 +34,15 @@ POOLS: Mapping[str, Mapping[str, tuple[int, int]]] = {
                      "NVIDIA RTX PRO 6000 Blackwell Workstation Edition": (12, 0),
                      "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition": (12, 0)},
     "BLACKWELL_180": {"NVIDIA B200": (10, 0)},
+}  # fmt: skip
+# Rented as Pods; no pool of endpoints has them.
+PODS: Mapping[str, tuple[int, int]] = {
+    "NVIDIA GeForce RTX 3070": (8, 6), "NVIDIA GeForce RTX 3080": (8, 6),
+    "NVIDIA GeForce RTX 3080 Ti": (8, 6), "NVIDIA GeForce RTX 3090 Ti": (8, 6),
+    "NVIDIA GeForce RTX 4070 Ti": (8, 9), "NVIDIA GeForce RTX 4080": (8, 9),
+    "NVIDIA GeForce RTX 4080 SUPER": (8, 9), "NVIDIA GeForce RTX 5080": (12, 0),
+    "NVIDIA RTX 4000 SFF Ada Generation": (8, 9), "NVIDIA RTX 5000 Ada Generation": (8, 9),
+    "NVIDIA RTX A2000": (8, 6), "NVIDIA A30": (8, 0), "NVIDIA B300 SXM6 AC": (10, 3),
 }  # fmt: skip
 GPUS = {name: capability for pool in POOLS.values() for name, capability in pool.items()}
 # A host reports one of these. 12.7 is a level of drivers: there is no such toolkit.

@@ -16,6 +16,7 @@ from engine.errors import BadRequest
 from engine.worker.gpu_pools import (
     CUDA_VERSIONS,
     GPUS,
+    PODS,
     POOLS,
     instead,
     instead_of_pool,
@@ -43,14 +44,16 @@ HUB: Mapping[str, JsonKind] = {
 }  # fmt: skip
 HUB_CONFIG: Mapping[str, JsonKind] = {
     "runsOn": ("GPU",), "containerDiskInGb": int, "gpuCount": int, "gpuIds": str,
-    "allowedCudaVersions": list, "env": list, "presets": list,
+    "allowedCudaVersions": list, "env": list, "presets": list, "endpointType": str,
+    "cpuFlavor": str,
 }  # fmt: skip
 TESTS: Mapping[str, JsonKind] = {"tests": list, "config": dict}
 TEST: Mapping[str, JsonKind] = {"name": str, "input": dict, "timeout": int}
 TESTS_CONFIG: Mapping[str, JsonKind] = {
     "gpuTypeId": str, "gpuCount": int, "allowedCudaVersions": list, "env": list,
+    "cpuFlavor": str,
 }  # fmt: skip
-OPTIONAL = {"iconUrl", "env", "presets"}
+OPTIONAL = {"iconUrl", "env", "presets", "endpointType", "cpuFlavor"}
 NAMES = {str: "a string", int: "a whole number", list: "a list", dict: "an object"}
 LARGEST_BYTES = 2**20
 
@@ -134,6 +137,7 @@ def _hub(hub: Mapping[str, object], config: Mapping[str, object], arch: Arch) ->
     if type(disk) is int and disk < DISK_GB:
         yield "config.containerDiskInGb", f"is {disk}; the image needs {DISK_GB}."
     yield from _gpu_count(config)
+    yield from _not_ours(config)
     if isinstance(ids := config.get("gpuIds"), str):
         yield from (("config.gpuIds", sentence) for sentence in _wrong_ids(ids, arch))
     versions = config.get("allowedCudaVersions")
@@ -160,6 +164,7 @@ def _tests(
     if isinstance(name := config.get("gpuTypeId"), str):
         yield from (("config.gpuTypeId", text) for text in _wrong_gpu(name, hub.get("gpuIds")))
     yield from _gpu_count(config)
+    yield from _not_ours(config)
     versions, offered = config.get("allowedCudaVersions"), hub.get("allowedCudaVersions")
     if isinstance(versions, list):
         yield from _cuda(versions, arch)
@@ -197,6 +202,22 @@ def _gpu_count(config: Mapping[str, object]) -> Problems:
         yield "config.gpuCount", f"is {count}; the engine uses 1."
 
 
+def _not_ours(config: Mapping[str, object]) -> Problems:
+    """Names fields that RunPod reads and that mean another kind of worker than this one."""
+    if isinstance(kind := config.get("endpointType"), str):
+        yield (
+            "config.endpointType",
+            f'is {short(kind)}. RunPod knows "LB", endpoints that balance HTTP requests over '
+            "servers; this worker takes jobs from a queue. Remove the field.",
+        )
+    if isinstance(flavor := config.get("cpuFlavor"), str):
+        yield (
+            "config.cpuFlavor",
+            f"is {short(flavor)}, which is for machines without a GPU; this worker needs one. "
+            "Remove the field.",
+        )
+
+
 def _wrong_ids(text: str, arch: Arch) -> Iterator[str]:
     """Tells what is wrong with a list of pools such as "ADA_24,-NVIDIA L4"."""
     items = [item.strip() for item in text.split(",")]
@@ -205,12 +226,16 @@ def _wrong_ids(text: str, arch: Arch) -> Iterator[str]:
     for item in items:
         name = item.removeprefix("-").strip()
         if item.startswith("-"):
-            if name not in GPUS:
+            if name in PODS:
+                yield f"leaves out {name}, which is in no pool of RunPod. Remove it."
+            elif name not in GPUS:
                 yield f"leaves out {short(name)}, which is no GPU of RunPod; {instead(name, GPUS)}"
             elif not any(name in POOLS[pool] for pool in pools):
                 yield f"leaves out {name}, which is in none of its pools. Remove it."
         elif item in GPUS:
             yield f"{short(item)} is a GPU; a pool is expected here. Write {pool_of(item)}."
+        elif item in PODS:
+            yield f"{short(item)} is a GPU that no pool of RunPod has. Write {_pool_for(arch)}."
         elif item not in POOLS:
             yield f"{short(item)} is no pool of RunPod; {instead_of_pool(item)}"
         else:
@@ -218,10 +243,17 @@ def _wrong_ids(text: str, arch: Arch) -> Iterator[str]:
             if strange := [gpu for gpu in others if gpu not in away]:
                 yield (
                     f"{item} has the {strange[0]}; this image is for {arch.name} ({arch.gpus}). "
-                    f"Remove {item}{_right_image(GPUS[strange[0]])}."
+                    f"{_without(item, strange, arch)}"
                 )
     if not pools:
         yield f"names no pool. Write {_pool_for(arch)}."
+
+
+def _without(pool: str, strange: list[str], arch: Arch) -> str:
+    """Tells how to keep GPUs of other architectures out of a pool, or the pool out of the list."""
+    if arch.capability in POOLS[pool].values():
+        return f"Add {','.join(f'-{gpu}' for gpu in strange)}."
+    return f"Remove {pool}{_right_image(POOLS[pool][strange[0]])}."
 
 
 def _wrong_gpu(name: str, ids: object) -> Iterator[str]:
@@ -232,7 +264,7 @@ def _wrong_gpu(name: str, ids: object) -> Iterator[str]:
     if name in POOLS:
         gpu = next(iter(POOLS[name]))
         yield f"{name} is a pool; the name of one GPU is expected here. Write {short(gpu)}."
-    elif name not in GPUS:
+    elif name not in GPUS and name not in PODS:
         yield f"{short(name)} is no GPU of RunPod; {instead(name, GPUS)}"
     elif offered and name not in offered:
         yield f"{name} is in no pool of hub.json. Write one of {', '.join(offered)}."

@@ -14,6 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 OURS = ROOT / ".runpod"
 REQUESTS = "workflows/requests/XiCON-Dance-SCAIL-Serverless__{}.req.json"
 RTX_4090, RTX_5090 = "NVIDIA GeForce RTX 4090", "NVIDIA GeForce RTX 5090"
+QUARTER, HALF = (
+    f"NVIDIA RTX PRO 6000 Blackwell Server Edition MIG {part}" for part in ("1g.24gb", "2g.48gb")
+)
 
 
 def ours(name):
@@ -132,6 +135,8 @@ def test_the_guides_example_names_a_pool_where_a_gpu_belongs(tmp_path):
         ("ADA_24,AMPERE_24", "AMPERE_24 has the NVIDIA RTX A5000; this image is for sm89"),
         ("HOPPER_141", "HOPPER_141 has the NVIDIA H200; this image is for sm89 (RTX 4090, L40S, "
          "RTX 6000 Ada). Remove HOPPER_141."),
+        ("ADA_24,-NVIDIA GeForce RTX 4080", "RTX 4080, which is in no pool of RunPod. Remove it."),
+        ("NVIDIA GeForce RTX 5080", "is a GPU that no pool of RunPod has. Write ADA_24."),
         ("\ud800" * 100_000, '"\\ud800\\ud800'),
     ],
     ids=lambda text: text[:30].encode("ascii", "replace").decode(),
@@ -143,8 +148,27 @@ def test_wrong_pools_are_named_with_the_right_ones(tmp_path, ids, sentence):
 
 
 def test_a_pool_is_right_when_its_other_gpus_are_left_out(tmp_path):
-    ids = "ADA_24,AMPERE_24,-NVIDIA RTX A5000,-NVIDIA GeForce RTX 3090"
+    ids = f"ADA_24,AMPERE_24,-NVIDIA RTX A5000,-NVIDIA GeForce RTX 3090,-{QUARTER}"
     assert problems(tmp_path, with_config("hub.json", gpuIds=ids)) == []
+
+
+def test_a_slice_of_blackwell_in_a_pool_of_ada_is_left_out_by_name(tmp_path):
+    """Jobs of an endpoint for the L40S were run on slices, for which its image has no kernels."""
+    ids = "ADA_24,ADA_48_PRO"
+    assert problems(tmp_path, with_config("hub.json", gpuIds=ids)) == [
+        f"hub.json: config.gpuIds: ADA_48_PRO has the {HALF}; this image is for sm89 (RTX 4090, "
+        f"L40S, RTX 6000 Ada). Add -{HALF}."
+    ]
+    assert problems(tmp_path, with_config("hub.json", gpuIds=f"{ids},-{HALF}")) == []
+
+
+def test_a_slice_is_a_gpu_of_its_own_for_the_image_of_blackwell(tmp_path):
+    cuda = ["12.8", "12.9", "13.0"]
+    shutil.copy(ROOT / "Dockerfile.sm120", tmp_path / "Dockerfile")
+    others = ",".join(f"-{gpu}" for gpu in POOLS["ADA_48_PRO"] if gpu != HALF)
+    hub = with_config("hub.json", gpuIds=f"ADA_48_PRO,{others}", allowedCudaVersions=cuda)
+    tests = with_config("tests.json", gpuTypeId=HALF, allowedCudaVersions=cuda)
+    assert problems(tmp_path, hub, tests) == []
 
 
 @pytest.mark.parametrize(
@@ -158,6 +182,8 @@ def test_a_pool_is_right_when_its_other_gpus_are_left_out(tmp_path):
          f'"{RTX_5090}".'),
         (RTX_5090, f"{RTX_5090} is in no pool of hub.json. Write one of {RTX_4090}."),
         ("NVIDIA L4", f"NVIDIA L4 is in no pool of hub.json. Write one of {RTX_4090}."),
+        (QUARTER, f"{QUARTER} is in no pool of hub.json. Write one of {RTX_4090}."),
+        ("NVIDIA GeForce RTX 4080", "NVIDIA GeForce RTX 4080 is in no pool of hub.json. Write "),
     ],
 )  # fmt: skip
 def test_a_wrong_gpu_of_the_tests_is_named_with_the_right_one(tmp_path, gpu, sentence):
@@ -206,6 +232,10 @@ def test_tests_must_not_want_a_driver_that_the_listing_does_not_offer(tmp_path):
         ({"containerDiskInGb": 5}, "config.containerDiskInGb: is 5; the image needs 20."),
         ({"containerDiskInGb": float("nan")}, "config.containerDiskInGb: is NaN; a whole number"),
         ({"runsOn": "CPU"}, 'config.runsOn: is "CPU"; GPU is expected.'),
+        ({"endpointType": "LB"}, 'config.endpointType: is "LB". RunPod knows "LB", endpoints '),
+        ({"endpointType": "QUEUE"}, 'config.endpointType: is "QUEUE". RunPod knows "LB", '),
+        ({"endpointType": 1}, "config.endpointType: is 1; a string is expected."),
+        ({"cpuFlavor": "cpu3c"}, 'config.cpuFlavor: is "cpu3c", which is for machines without a '),
         ({"gpuIds": ["ADA_24"]}, 'config.gpuIds: is ["ADA_24"]; a string is expected.'),
         ({"gpuIds": ...}, "config.gpuIds: is missing."),
         ({"allowedCudaVersion": []}, 'config."allowedCudaVersion": is no field that RunPod reads '
@@ -222,6 +252,11 @@ def test_tests_must_not_want_a_driver_that_the_listing_does_not_offer(tmp_path):
 def test_other_wrong_fields_of_the_listing_are_named(tmp_path, changes, sentence):
     (found,) = problems(tmp_path, with_config("hub.json", **changes))
     assert found.startswith(f"hub.json: {sentence}")
+
+
+def test_a_processor_is_no_machine_for_the_tests_either(tmp_path):
+    (found,) = problems(tmp_path, tests=with_config("tests.json", cpuFlavor="cpu5g"))
+    assert found.startswith('tests.json: config.cpuFlavor: is "cpu5g", which is for machines ')
 
 
 @pytest.mark.parametrize(

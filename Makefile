@@ -3,7 +3,6 @@
 
 PYTHON ?= python3.11
 BIN := .venv/bin
-TORCH := torch==2.13.0
 TRITON := triton==3.6.0
 # of the package that the demo builds; without a GPU any is run by references
 ARCH ?= sm89
@@ -13,14 +12,18 @@ NANO := engine/demo/nano
 
 setup: .venv/ready
 
-# torch first, so that nothing else chooses its build; triton alone, as only its compiler is used;
+# torch first, so that nothing else chooses its build, and the build that the driver here can run;
+# triton alone, as only its compiler is used; then a cuDNN that the build of an older driver needs;
 # ptxas last, so that tests compile kernels without a network
 .venv/ready: pyproject.toml Makefile
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade pip==25.3
-	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --upgrade pip==26.3
+	$(BIN)/python -m engine.machine.torch_build torch > .venv/torch.txt
+	$(BIN)/pip install --quiet --requirement .venv/torch.txt
 	$(BIN)/pip install --quiet --no-deps $(TRITON)
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m engine.machine.torch_build last > .venv/last.txt
+	$(BIN)/pip install --quiet --no-deps --requirement .venv/last.txt
 	$(BIN)/python -m kernels.aot.toolkit .venv/scail-build
 	touch $@
 

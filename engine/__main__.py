@@ -22,6 +22,7 @@ from engine.errors import BadRequest, EngineError
 from engine.flow import Align, Fit, Motion, Request, Settings, override
 from engine.golden.verify import recompute
 from engine.load import load_exact, load_package
+from engine.machine.device import find_device
 from engine.machine.gpu import Gpu, arch_of, find_gpu, require_driver
 from engine.machine.heap import keep_freed_memory
 from engine.machine.kernel_choice import known_choices
@@ -76,7 +77,7 @@ def generate(args: argparse.Namespace) -> None:
     check_source(request)
     stages = StageDump(args.stages)
 
-    device = _device()
+    device = find_device()
     chosen = None if args.package is None else choose_package(args.package, device)
     if chosen is not None and (demo := preset_of(chosen.package.manifest.model)) is not None:
         request = _request(args, demo)  # what was not given is as the demo's model was trained
@@ -149,7 +150,7 @@ def pose(args: argparse.Namespace) -> None:
     else:
         shape = (info.height, info.width) if picture is None else picture.shape[:2]
         size = target_size(shape[0], shape[1])
-    networks = Networks(args.models or models_dir(), _device(), state_dir())
+    networks = Networks(args.models or models_dir(), find_device(), state_dir())
     extractor = PoseExtractor(networks, state_dir())
     motion, fps = capture_motion(
         extractor, args.video, size, wanted.fps, wanted.frames, wanted.persons
@@ -239,10 +240,6 @@ def _request(args: argparse.Namespace, demo: Preset | None) -> Request:
     if not has_size and demo is not None and demo.size is not None:
         settings = dataclasses.replace(settings, height=demo.size[0], width=demo.size[1])
     return Request(args.image, getattr(args, kind), kind, settings)
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 # --- options

@@ -70,7 +70,7 @@ def arch_of(gpu: Gpu, held: Collection[str]) -> Arch:
 
     Raises `UnsupportedGpu`.
     """
-    has = f"{gpu.name} has compute capability {_dotted(gpu.capability)}"
+    has = f"{gpu.name} has compute capability {dotted(gpu.capability)}"
     holds = f"the packages here are for {', '.join(sorted(held))}" if held else "no package is here"
     arch = next((arch for arch in ARCHS if arch.capability == gpu.capability), None)
     if arch is None:
@@ -98,9 +98,9 @@ def require_driver(gpu: Gpu, floor: tuple[int, int]) -> None:
     if gpu.cuda < floor:
         release = f" {gpu.driver}" if gpu.driver else ""
         raise UnsupportedDriver(
-            f"The driver{release} of {gpu.name} knows CUDA {_dotted(gpu.cuda)}; the package needs "
-            f"{_dotted(floor)} or newer. Update the driver, or take a machine with a newer one "
-            f"(on RunPod: allowedCudaVersions from {_dotted(floor)} on)."
+            f"The driver{release} of {gpu.name} knows CUDA {dotted(gpu.cuda)}; the package needs "
+            f"{dotted(floor)} or newer. Update the driver, or take a machine with a newer one "
+            f"(on RunPod: allowedCudaVersions from {dotted(floor)} on)."
         )
 
 
@@ -177,5 +177,6 @@ def _broken(error: DriverError) -> UnsupportedDriver:
     )
 
 
-def _dotted(release: tuple[int, int]) -> str:
+def dotted(release: tuple[int, int]) -> str:
+    """Writes a CUDA release or a compute capability as people do: 12.8."""
     return f"{release[0]}.{release[1]}"

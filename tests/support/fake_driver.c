@@ -3,6 +3,7 @@
 
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static char log_text[1 << 16];
@@ -65,7 +66,11 @@ int cuDeviceGet(int *device, int ordinal) {
     return 0;
 }
 
-int cuDeviceGetCount(int *count) { BEGIN("cuDeviceGetCount"); *count = gpu.count; return 0; }
+int cuDeviceGetCount(int *count) { BEGIN("cuDeviceGetCount");
+    const char *visible = getenv("CUDA_VISIBLE_DEVICES");
+    *count = visible && !*visible ? 0 : gpu.count;
+    return 0;
+}
 
 int cuDeviceGetName(char *name, int length, int device) {
     BEGIN("cuDeviceGetName");

@@ -1,6 +1,7 @@
 """The CUDA driver of `fake_driver.c`, compiled and told what to do."""
 
 import ctypes
+import os
 import subprocess
 from pathlib import Path
 from shutil import which
@@ -20,6 +21,16 @@ def build_driver(folder: Path) -> Path:
     command = [compiler, "-Wall", "-Werror", "-shared", "-fPIC", "-o", path, source]
     subprocess.run(command, check=True)
     return path
+
+
+def with_driver(library: Path, **changes: str) -> dict[str, str]:
+    """Returns the environment of a process that finds this driver as the machine's own."""
+    nvml = library.with_name("libnvidia-ml.so.1")
+    if not nvml.exists():
+        nvml.symlink_to(library.name)
+    hidden = {"CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"}
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    return kept | {"LD_LIBRARY_PATH": str(library.parent)} | changes
 
 
 class FakeDriver:

@@ -2,7 +2,9 @@
 
 import json
 import re
+import tomllib
 from fnmatch import fnmatch
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -76,7 +78,8 @@ def test_bases_and_packages_are_pinned(arch):
         assert re.fullmatch(r"[a-z/]+:\d+\.\d+\.\d+-[a-z0-9.-]+@sha256:[0-9a-f]{64}", image)
     pins = dict(re.findall(r"([a-z0-9-]+)==([0-9.]+)", text))
     assert pins == {
-        "pip": "25.3", "torch": "2.10.0", "xformers": "0.0.34", "nvidia-cudnn-cu12": "9.19.0.56",
+        "pip": "26.3", "torch": "2.10.0", "xformers": "0.0.34", "nvidia-cudnn-cu12": "9.19.0.56",
+        "onnxruntime-gpu": "1.26.0",
     }  # fmt: skip
     assert re.search(r"^ARG PYTHON=python:3\.11\.", text, re.MULTILINE)
 
@@ -87,8 +90,31 @@ def test_cudnn_is_installed_after_everything_that_would_take_it_back(arch):
         r"pip install[^&\n]*", " && ".join(rest for _, rest in stage(arch, "build"))
     )
     packages = [line.removeprefix("pip install ").split()[-1] for line in installs]
-    assert packages == ["pip==25.3", "torch==2.10.0", "'.[worker]'", "nvidia-cudnn-cu12==9.19.0.56"]
+    assert packages == [
+        "pip==26.3", "torch==2.10.0", "'.[worker]'", "onnxruntime-gpu==1.26.0",
+        "nvidia-cudnn-cu12==9.19.0.56",
+    ]  # fmt: skip
     assert "torch.backends.cudnn.version() >= 91500" in text_of(arch)
+
+
+@each_image
+def test_motion_capture_runs_on_the_gpu_and_the_two_onnxruntimes_never_meet(arch):
+    """Both wheels have the same files: what is uninstalled later takes the other's away."""
+    recipe = " && ".join(rest for _, rest in stage(arch, "build"))
+    order = [
+        recipe.index(part)
+        for part in ("'.[worker]'", "uninstall --yes onnxruntime ", "onnxruntime-gpu==",
+                     "'CUDAExecutionProvider' in ")
+    ]  # fmt: skip
+    assert order == sorted(order)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    assert [one for one in named if one.startswith("onnxruntime")] == ["onnxruntime==1.32.0"]
+
+
+@each_image
+def test_memory_grows_in_segments_without_gaps(arch):
+    assert ("ENV", "PYTORCH_ALLOC_CONF=expandable_segments:True") in stage(arch, "")
 
 
 @each_image

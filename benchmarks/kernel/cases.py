@@ -1,12 +1,15 @@
 """The cases that kernels are measured on: inputs, a check of the result, and the work that is done.
 
 Results are compared with the references beside the kernels, on a sample of rows where the whole
-would not fit. Inputs are standard normal values, drawn anew for every size.
+would not fit. Inputs are standard normal values, drawn anew for every size. Cases of one size share
+them, and what is only compared is drawn again and let go of: a GPU of 24 GB holds all attention.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -31,8 +34,28 @@ TEXT, VISION = 77, 257  # keys of cross attention; the other 435 rows of text ar
 SHORT = {torch.int8: "i8", torch.float8_e4m3fn: "fp8"}
 LIMIT, ATTENTION_LIMIT = 1e-2, 0.09  # relative errors up to which a result is right
 
-Normal = Callable[..., Tensor]  # draws standard normal values of a shape
 MakeProduct = Callable[..., Tensor]
+Made = TypeVar("Made")
+
+
+class Inputs:
+    """The tensors that cases of one size are given."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.device, self._seed = device, seed
+        self._kept: dict[str, object] = {}
+
+    def normal(self, name: str, *shape: int) -> Tensor:
+        """Draws standard normal values: equal ones for a name and a shape, whoever asks."""
+        seed = crc32(f"{name} {shape} {self._seed}".encode())
+        generator = torch.Generator(self.device).manual_seed(seed)
+        return torch.randn(*shape, generator=generator, device=self.device)
+
+    def shared(self, name: str, make: Callable[[], Made]) -> Made:
+        """Returns what was made under this name, and makes it the first time."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +73,7 @@ class KernelCase:
     name: str
     specs: tuple[KernelSpec, ...]
     work: WorkOf
-    prepare: Callable[[Bank, Normal, int], KernelJob]  # for S tokens
+    prepare: Callable[[Bank, Inputs, int], KernelJob]  # for S tokens
     limit: float = LIMIT
 
     @property
@@ -66,10 +89,6 @@ def cases(arch: Arch, model: ModelConfig) -> list[KernelCase]:
     """Everything that is compiled for an architecture."""
     found = [*_attention(model), *_products(model), *_rows(model), _cross_attention(model)]
     return [case for case in found if all(arch in spec.tuning for spec in case.specs)]
-
-
-def normal(seed: int, device: torch.device) -> Normal:
-    return partial(torch.randn, generator=torch.Generator(device).manual_seed(seed), device=device)
 
 
 # --- products
@@ -89,27 +108,32 @@ def _products(model: ModelConfig) -> Iterator[KernelCase]:
         yield KernelCase(f"gemm.{name} down + residual", added, work.product(dim, ffn, 8), down)
 
 
-def _operands(form: Gemm, n: int, k: int, normal: Normal, tokens: int) -> tuple[Rows, Rows, Tensor]:
+def _operands(form: Gemm, n: int, k: int, inputs: Inputs, tokens: int) -> tuple[Rows, Rows, Tensor]:
     """Draws A [S, k], B [n, k] and a bias [n]."""
-    a, b = (quantize_rows(normal(rows, k), form.dtype) for rows in (tokens, n))
-    return a, b, normal(n)
+
+    def rows(name: str, count: int) -> Rows:
+        key = f"{name} {count} {k} {form.dtype}"
+        return inputs.shared(key, lambda: quantize_rows(inputs.normal(name, count, k), form.dtype))
+
+    return rows("a", tokens), rows("b", n), inputs.normal("bias", n)
 
 
 def _to_bf16(
     launch: MakeProduct, reference: MakeProduct, form: Gemm, n: int, k: int,
-    bank: Bank, normal: Normal, tokens: int,
+    bank: Bank, inputs: Inputs, tokens: int,
 ) -> KernelJob:  # fmt: skip
-    a, b, bias = _operands(form, n, k, normal, tokens)
+    a, b, bias = _operands(form, n, k, inputs, tokens)
     run = partial(launch, bank, form, a, b, bias)
-    rows = _sample(bias, tokens)
+    rows = _sample(bias.device, tokens)
     return KernelJob(run, lambda: (run()[rows], reference(_take(a, rows), b, bias)))
 
 
-def _residual(form: Gemm, n: int, k: int, bank: Bank, normal: Normal, tokens: int) -> KernelJob:
-    a, b, bias = _operands(form, n, k, normal, tokens)
-    gate, x = normal(n), normal(tokens, n)
+def _residual(form: Gemm, n: int, k: int, bank: Bank, inputs: Inputs, tokens: int) -> KernelJob:
+    a, b, bias = _operands(form, n, k, inputs, tokens)
+    gate = inputs.normal("gate", n)
+    x = inputs.shared(f"x {tokens} {n}", lambda: inputs.normal("x", tokens, n))  # changed in place
     run = partial(product.gemm_residual, bank, form, a, b, bias, gate, x)
-    rows = _sample(bias, tokens)
+    rows = _sample(bias.device, tokens)
 
     def compare() -> tuple[Tensor, Tensor]:
         before, want = x[rows], x[rows]
@@ -130,25 +154,42 @@ def _attention(model: ModelConfig) -> Iterator[KernelCase]:
         yield KernelCase(spec.name, (spec,), done, prepare, ATTENTION_LIMIT)
 
 
-def _attend(spec: KernelSpec, heads: int, bank: Bank, normal: Normal, tokens: int) -> KernelJob:
+def _attend(spec: KernelSpec, heads: int, bank: Bank, inputs: Inputs, tokens: int) -> KernelJob:
     """The result is compared with exact attention, whatever the format of the kernel."""
-    q, k, v = (normal(tokens, heads, HEAD) for _ in range(3))
     qk_dtype, v_dtype, v_limit = formats(spec)
-    run = partial(attention, bank, spec, quantize_qkv(q, k, v, qk_dtype, v_limit, v_dtype))
-    rows = _sample(q, tokens)
-    return KernelJob(run, lambda: (run()[rows], attention_reference(q[rows], k, v)))
+
+    def drawn(name: str) -> Tensor:
+        return inputs.normal(name, tokens, heads, HEAD)
+
+    def quantized() -> Qkv8:
+        return quantize_qkv(drawn("q"), drawn("k"), drawn("v"), qk_dtype, v_limit, v_dtype)
+
+    def exact() -> Tensor:
+        q, k, v = drawn("q")[rows], drawn("k"), drawn("v")
+        sides = zip(*(side.split(1, dim=1) for side in (q, k, v)))  # FP64 of one head at a time
+        return torch.cat([attention_reference(*side) for side in sides], dim=1)
+
+    qkv = inputs.shared(f"qkv {tokens} {heads} {qk_dtype} {v_dtype} {v_limit}", quantized)
+    rows = _sample(inputs.device, tokens)
+    run = partial(attention, bank, spec, qkv)
+    # of all queries the same few are compared, so that all cases of a size share what is right
+    want = inputs.shared(f"attention {tokens} {heads}", exact)
+    return KernelJob(run, lambda: (run()[rows], want))
 
 
 def _cross_attention(model: ModelConfig) -> KernelCase:
     dim = model.dim
 
-    def prepare(bank: Bank, normal: Normal, tokens: int) -> KernelJob:
-        q, weight = normal(tokens, dim).bfloat16(), 1 + 0.1 * normal(dim)
-        text = cross_keys(normal(TEXT + 1, dim), normal(TEXT + 1, dim), weight, 512 - TEXT)
-        vision = cross_keys(normal(VISION, dim), normal(VISION, dim), weight)
+    def prepare(bank: Bank, inputs: Inputs, tokens: int) -> KernelJob:
+        normal = inputs.normal
+        q, weight = normal("q", tokens, dim).bfloat16(), 1 + 0.1 * normal("weight", dim)
+        text, vision = (
+            cross_keys(normal(f"{name} k", keys, dim), normal(f"{name} v", keys, dim), weight, more)
+            for name, keys, more in (("text", TEXT + 1, 512 - TEXT), ("vision", VISION, 1))
+        )
         inverse = rotation.rms_inverse_reference(q, dim, 1)[0]
         run = partial(crossing.cross_attention, bank, q, inverse, text, vision)
-        rows = _sample(q, tokens)
+        rows = _sample(q.device, tokens)
         want = partial(crossing.cross_attention_reference, q[rows], inverse[rows], text, vision)
         return KernelJob(run, lambda: (run()[rows], want()))
 
@@ -175,28 +216,29 @@ def _rows(model: ModelConfig) -> Iterator[KernelCase]:
     )
 
 
-def _modulate(dim: int, dtype: torch.dtype, bank: Bank, normal: Normal, tokens: int) -> KernelJob:
-    x, shift, scale = normal(tokens, dim), normal(dim), 0.2 * normal(dim)
+def _modulate(dim: int, dtype: torch.dtype, bank: Bank, inputs: Inputs, tokens: int) -> KernelJob:
+    normal = inputs.normal
+    x, shift, scale = normal("x", tokens, dim), normal("shift", dim), 0.2 * normal("scale", dim)
     return _whole(partial(norm.modulate, bank), norm.modulate_reference, x, shift, scale, dtype)
 
 
-def _quantize(width: int, dtype: torch.dtype, bank: Bank, normal: Normal, tokens: int) -> KernelJob:
-    return _whole(
-        partial(norm.quantize, bank), quantize_rows, normal(tokens, width).bfloat16(), dtype
-    )
+def _quantize(width: int, dtype: torch.dtype, bank: Bank, inputs: Inputs, tokens: int) -> KernelJob:
+    rows = inputs.normal("rows", tokens, width).bfloat16()
+    return _whole(partial(norm.quantize, bank), quantize_rows, rows, dtype)
 
 
-def _rope(dim: int, dtype: torch.dtype, bank: Bank, normal: Normal, tokens: int) -> KernelJob:
-    qkv, angles = normal(tokens, 3 * dim).bfloat16(), normal(tokens, HEAD // 2)
-    norms = 1 + 0.1 * normal(dim), 1 + 0.1 * normal(dim)
+def _rope(dim: int, dtype: torch.dtype, bank: Bank, inputs: Inputs, tokens: int) -> KernelJob:
+    qkv = inputs.normal("qkv", tokens, 3 * dim).bfloat16()
+    angles = inputs.normal("angles", tokens, HEAD // 2)
+    norms = 1 + 0.1 * inputs.normal("q norm", dim), 1 + 0.1 * inputs.normal("k norm", dim)
     tables = angles.cos(), angles.sin()
     return _whole(
         partial(rotation.rope, bank), rotation.rope_reference, qkv, *norms, *tables, dtype
     )
 
 
-def _rms_inverse(dim: int, bank: Bank, normal: Normal, tokens: int) -> KernelJob:
-    x = normal(tokens, dim).bfloat16()
+def _rms_inverse(dim: int, bank: Bank, inputs: Inputs, tokens: int) -> KernelJob:
+    x = inputs.normal("x", tokens, dim).bfloat16()
     return _whole(partial(rotation.rms_inverse, bank), rotation.rms_inverse_reference, x, dim, 1)
 
 
@@ -211,9 +253,9 @@ def _whole(
 # --- parts
 
 
-def _sample(like: Tensor, count: int) -> Tensor:
-    """Rows that are compared, the first and the last among them, on the device of `like`."""
-    return torch.linspace(0, count - 1, min(count, SAMPLE), device=like.device).round().long()
+def _sample(device: torch.device, count: int) -> Tensor:
+    """Rows that are compared, the first and the last among them."""
+    return torch.linspace(0, count - 1, min(count, SAMPLE), device=device).round().long()
 
 
 def _take(rows: Rows, index: Tensor) -> Rows:

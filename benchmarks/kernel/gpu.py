@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from benchmarks.kernel.cases import KernelCase, cases, normal
+from benchmarks.kernel.cases import Inputs, KernelCase, cases
 from benchmarks.kernel.cubins import compiled, load
 from benchmarks.kernel.model import limits_ms
 from benchmarks.kernel.peers import Peer, PeerTimer, PeerWork, peers
@@ -37,6 +38,7 @@ BUDGET_S = 480.0  # gpu.sh is ended at 530: what is left then is said, and the t
 RUNS_MS = 200  # of repeated launches for one median
 FEWEST, MOST = 5, 50  # runs
 WRONG = "WRONG"  # how the note of a wrong result begins
+NO_MEMORY = "out of memory"  # how the note begins of what this GPU is too small for
 CHECKED_TOKENS = (1, 77, 300)  # one, odd, past several tiles
 
 
@@ -80,7 +82,8 @@ def measure_gpu(
                     continue
                 ours = [case for case in right if case.group == group]
                 beside = [peer for peer in theirs if peer.beside == group]
-                rows += said(out, "time", rival_rows(ours, beside, place, count))
+                told = partial(said_one, out, "compared")
+                rows += said(out, "time", rival_rows(ours, beside, place, count, told))
     wrong |= wrong_rows(rows)
     if wrong:
         print(kernel_table([*checks, *rows]))
@@ -91,8 +94,12 @@ def measure_gpu(
 def said(out: Path, step: str, rows: list[KernelRow]) -> list[KernelRow]:
     """Writes rows as soon as they are known, and returns them."""
     for row in rows:
-        say(out, step, asdict(row))
+        said_one(out, step, row)
     return rows
+
+
+def said_one(out: Path, step: str, row: KernelRow) -> None:
+    say(out, step, asdict(row))
 
 
 def say(out: Path, step: str, facts: Mapping[str, object]) -> None:
@@ -152,24 +159,35 @@ def check(case: KernelCase, place: KernelPlace) -> list[KernelRow]:
     rows = []
     with poisoned_memory():
         for tokens in CHECKED_TOKENS:
-            rows.append(checked(case, place, tokens)[1])
+            rows.append(checked(case, place, Inputs(tokens, place.device), tokens)[1])
             if rows[-1].note:
                 break
     return rows
 
 
-def checked(case: KernelCase, place: KernelPlace, tokens: int) -> tuple[PeerWork | None, KernelRow]:
+def checked(
+    case: KernelCase, place: KernelPlace, inputs: Inputs, tokens: int
+) -> tuple[PeerWork | None, KernelRow]:
     """A case to be timed, and its row. If it is wrong or fails, a note says so in place of work."""
     row = KernelRow(case.name, place.arch.name, tokens=tokens)
     try:
-        job = case.prepare(place.bank, normal(tokens, place.device), tokens)
+        job = case.prepare(place.bank, inputs, tokens)
         error = relative_error(*job.compare())
-    except (KernelError, DriverError) as failure:
-        return None, replace(row, note=f"{WRONG}, {tokens} tokens: {failure}")
+    except (KernelError, DriverError, RuntimeError) as failure:
+        return None, replace(row, note=_failed(failure, tokens))
     if error <= case.limit:
         return job.run, replace(row, error=error)
     off = f"{WRONG}, {tokens} tokens: relative error {error:.2e}, limit {case.limit:.0e}"
     return None, replace(row, error=error, note=off)  # NaN too
+
+
+def _failed(failure: Exception, tokens: int) -> str:
+    """Words the note of a case that did not run: wrong, or too large for this GPU."""
+    reason = str(failure).strip().partition("\n")[0][:200]
+    if isinstance(failure, torch.OutOfMemoryError):
+        torch.cuda.empty_cache()
+        return f"{NO_MEMORY}, {tokens} tokens: {reason}"
+    return f"{WRONG}, {tokens} tokens: {reason}"
 
 
 def wrong_rows(rows: Sequence[KernelRow]) -> dict[str, str]:
@@ -178,14 +196,45 @@ def wrong_rows(rows: Sequence[KernelRow]) -> dict[str, str]:
 
 
 def rival_rows(
-    ours: Sequence[KernelCase], theirs: Sequence[Peer], place: KernelPlace, tokens: int
+    ours: Sequence[KernelCase],
+    theirs: Sequence[Peer],
+    place: KernelPlace,
+    tokens: int,
+    told: Callable[[KernelRow], None] = lambda _: None,
 ) -> list[KernelRow]:
-    """Rows of both, timed in turns. A case that is wrong gets a note in place of a time."""
-    made = [(*checked(case, place, tokens), case.work(tokens)) for case in ours]
-    made += [(*begun(peer, place, tokens), peer.work) for peer in theirs]
-    runs = {row.name: run for run, row, _ in made if run is not None}
-    times = interleaved(runs, place.clock)
-    return [_with_times(row, times.get(row.name, []), work, place.arch) for _, row, work in made]
+    """Rows of both, timed in turns. A case that is wrong or fails gets a note in place of a time.
+
+    `told` is given each row as soon as its result was compared. Inputs are shared by the cases and
+    let go of at the end.
+    """
+    inputs = Inputs(tokens, place.device)
+    runs: dict[str, PeerWork] = {}
+    made: dict[str, tuple[KernelRow, LaunchWork]] = {}
+    for rival in (*ours, *theirs):
+        if isinstance(rival, KernelCase):
+            (run, row), work = checked(rival, place, inputs, tokens), rival.work(tokens)
+        else:
+            (run, row), work = begun(rival, place, tokens), rival.work
+        told(row)
+        made[row.name] = row, work
+        if run is not None:
+            runs[row.name] = run
+    failed: dict[str, str] = {}
+
+    def timed(name: str) -> float | None:
+        try:
+            return None if name in failed else place.clock(runs[name])
+        except (KernelError, DriverError, RuntimeError) as failure:
+            failed[name] = _failed(failure, tokens)
+            return None
+
+    times = interleaved({name: name for name in runs}, timed)
+    return [
+        replace(row, note=failed[name])
+        if name in failed
+        else _with_times(row, times.get(name, []), work, place.arch)
+        for name, (row, work) in made.items()
+    ]
 
 
 def begun(peer: Peer, place: KernelPlace, tokens: int) -> tuple[PeerWork | None, KernelRow]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.kernel import cubins
-from benchmarks.kernel.cases import KernelCase, KernelJob, cases, normal
+from benchmarks.kernel.cases import Inputs, KernelCase, KernelJob, cases
 from benchmarks.kernel.gpu import KernelPlace, check, relative_error, rival_rows, wrong_rows
 from benchmarks.kernel.model import (
     GPUS,
@@ -36,6 +36,7 @@ from kernels.arch import ARCHS, SM89, SM90, SM120
 from kernels.gemm import GEMM
 from kernels.spec import KernelError
 from tests.support.interpreter import InterpretedBank
+from tests.support.live_memory import META, Live, NoLaunches
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -215,6 +216,75 @@ def test_a_kernel_and_its_peers_are_timed_in_turns_and_a_peer_that_fails_is_not(
     assert rows[1].tflops == pytest.approx(500)
 
 
+def test_a_case_that_fails_loses_its_own_row_and_no_other():
+    """One attention case without memory once took the rows of all."""
+
+    def grow(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.75 GiB.\nSee docs")
+
+    def crash(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    full = replace(case_with(None, None, "gemm.fp8 qkv"), prepare=grow)
+    broken = replace(case_with(None, None, "gemm.i8 down"), prepare=crash)
+    right, told = case_with(torch.ones(3), torch.ones(3)), []
+    rows = rival_rows([full, broken, right], [], place(lambda run: 5.0), 1000, told.append)
+    assert [row.name for row in told] == [row.name for row in rows]
+    assert [row.note for row in rows] == [
+        "out of memory, 1000 tokens: CUDA out of memory. Tried to allocate 3.75 GiB.",
+        "WRONG, 1000 tokens: CUDA error: an illegal memory access was encountered",
+        "",
+    ]
+    assert [row.ms for row in rows] == [None, None, 5.0]
+    assert wrong_rows(rows).keys() == {"gemm.i8 down"}  # too small a GPU is no wrong kernel
+
+
+def test_a_case_that_fails_while_it_is_timed_gets_a_note_and_the_next_its_time():
+    def clock(run):
+        if run() == "wide":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 3.0
+
+    made = KernelJob(lambda: "wide", lambda: (torch.ones(3), torch.ones(3)))
+    wide = replace(case_with(None, None, "gemm.fp8 qkv"), prepare=lambda *_: made)
+    rows = rival_rows([wide, case_with(torch.ones(3), torch.ones(3))], [], place(clock), 9)
+    assert [(row.ms, row.note[:13]) for row in rows] == [(None, "out of memory"), (3.0, "")]
+
+
+class Sizes(Inputs):
+    """Inputs without values: the meta device has no generator."""
+
+    def normal(self, name, *shape):
+        return torch.empty(*shape, device=self.device)
+
+
+@pytest.mark.parametrize("group", ["attention", "qkv", "o", "up", "down"])
+def test_all_cases_of_a_group_fit_a_gpu_of_24_gb(group):
+    """Counts the bytes that live at 48,832 tokens: cases share inputs, comparing keeps none."""
+    ours = [case for case in cases(SM89, SCAIL_14B) if case.group == group]
+    assert len(ours) > 1
+    with Live() as live:
+        inputs = Sizes(48832, META)
+        jobs = []
+        for case in ours:
+            jobs.append(case.prepare(NoLaunches(), inputs, 48832))
+            jobs[-1].compare()
+        kept = live.now
+        for job in jobs:
+            job.run()
+    assert kept < 6e9 and live.peak < 18e9
+    assert live.now == kept
+
+
+def test_inputs_are_drawn_the_same_for_whoever_asks_and_kept_where_they_are_shared():
+    inputs, made = Inputs(77, DEVICE), []
+    assert torch.equal(inputs.normal("q", 3, 4), inputs.normal("q", 3, 4))
+    assert not torch.equal(inputs.normal("q", 3, 4), inputs.normal("k", 3, 4))
+    assert not torch.equal(inputs.normal("q", 3, 4), Inputs(78, DEVICE).normal("q", 3, 4))
+    for _ in range(2):
+        assert inputs.shared("x", lambda: made.append(1) or len(made)) == 1
+
+
 @pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
 def test_each_peer_stands_beside_the_cases_that_do_its_work(arch):
     everything = cases(arch, SCAIL_14B)
@@ -265,7 +335,7 @@ def test_every_case_has_a_name_of_its_own_and_work_that_grows_with_tokens(arch):
 @pytest.mark.parametrize("name", ["gemm.i8 o + residual", "quantize.fp8 512", "cross_attention"])
 def test_cases_are_right_in_the_interpreter(arch, name):
     case = next(case for case in cases(arch, TINY) if case.name == name)
-    job = case.prepare(InterpretedBank(arch), normal(77, DEVICE), 77)
+    job = case.prepare(InterpretedBank(arch), Inputs(77, DEVICE), 77)
     assert relative_error(*job.compare()) < case.limit
 
 
@@ -279,7 +349,8 @@ def test_the_gpu_script_runs_dry_and_keeps_a_line_for_each_step(tmp_path):
     done = gpu_script("--only", "gemm.fp8 o", "rms", out=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == ["machine"] + 6 * ["check"] + 2 * ["time"]
+    steps = [line["step"] for line in lines]
+    assert steps == ["machine"] + 6 * ["check"] + 2 * ["compared", "time"]
     assert {line["tokens"] for line in lines if line["step"] == "check"} == {1, 77, 300}
     assert all(line["note"] == "" for line in lines[1:])
     assert all(line["error"] < 1e-2 for line in lines[1:])

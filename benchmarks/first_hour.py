@@ -19,6 +19,8 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.record import write_json
 from engine.config import state_dir
+from engine.errors import EngineError
+from engine.machine.device import find_device
 from engine.machine.gpu import find_gpu
 from kernels.arch import ARCHS, SM89
 
@@ -85,13 +87,16 @@ def steps(
     return [step for step in found if not dry or step.name != "smi"]
 
 
-def run(step: HourStep, away: Mapping[str, str]) -> Done:
-    """Runs a step. `away`: texts of this machine, and what is written in their place."""
+def run(step: HourStep, away: Mapping[str, str], hidden: bool = False) -> Done:
+    """Runs a step. `away`: texts of this machine, and what is written in their place. With `hidden`
+    it is not shown the GPU.
+    """
     begin = time.monotonic()
+    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": ""} if hidden else {})
     try:
         with subprocess.Popen(
-            step.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            start_new_session=True,
+            step.command, cwd=ROOT, env=environment, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, start_new_session=True,
         ) as process:  # fmt: skip
             try:
                 out, _ = process.communicate(timeout=step.limit_s)
@@ -136,7 +141,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--models", type=Path, metavar="DIR", help="VAE and encoders beside --package")
     add("--dry", action="store_true", help="on a CPU, tiny")
     args = parser.parse_args(argv)
-    gpu = find_gpu()
+    try:
+        gpu = find_gpu()
+        if not args.dry:
+            find_device()  # a GPU that PyTorch cannot use would be an hour on the CPU
+    except EngineError as error:
+        sys.exit(f"error: {error}")
     arch = next((a for a in ARCHS if gpu is not None and a.capability == gpu.capability), None)
     if arch is None and not args.dry:
         has = "there is no GPU" if gpu is None else f"{gpu.name} is of no architecture known"
@@ -149,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             os.uname().nodename: "HOST",
         }  # fmt: skip
         for step in chosen:
-            done.append(run(step, away))
+            done.append(run(step, away, hidden=args.dry))
             write_json(args.out, {"first_hour": [asdict(one) for one in done]})
             print(f"{'ok' if done[-1].ok else 'FAILED':8}{step.name:18}{done[-1].seconds:6.0f} s")
     print(f"Send {args.out} back.")

@@ -5,8 +5,9 @@
 #   benchmarks/first_hour.sh --package DIR --models DIR        and a clip of a real package
 #   benchmarks/first_hour.sh --dry                             anywhere: the same steps, tiny, on a CPU
 #
-# Before: `make setup` with a PyTorch that sees the GPU. Writes first_hour.json ($OUT, or here) after
-# each step, so that it can be stopped. It holds no names of folders, users or hosts.
+# Before: `make setup`, which installs the PyTorch that the driver here can run. A GPU that PyTorch
+# cannot use ends this at once. Writes first_hour.json ($OUT, or here) after each step, so that it can be
+# stopped. It holds no names of folders, users or hosts.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import first_hour, run
+from benchmarks import run
 from benchmarks.denoiser.forward import (
     DRY_SIZES,
     ForwardRow,
@@ -23,7 +23,6 @@ from benchmarks.denoiser.forward import (
     prepared,
 )
 from benchmarks.denoiser.random_package import RandomWeights, drawn, form_of, random_package
-from benchmarks.first_hour import HourStep, parsed, steps
 from benchmarks.timing import WrongResult
 from engine.config import SCAIL_14B, TINY, ModelConfig
 from engine.denoise.block import BlockWeights, Weight
@@ -203,79 +202,9 @@ def test_without_a_gpu_it_says_how_to_run_dry(program, tmp_path):
     assert "there is no gpu here. use --dry" in done.stderr.lower()
 
 
-# --- the first hour
-
-
-def test_json_is_found_among_other_lines_and_the_end_of_the_rest_is_kept():
-    whole = json.dumps({"gpu": None, "list": [1]}, indent=1)
-    text = f"no GPU: none\n{whole}\n 10%\r 20%\n{{broken\n{json.dumps({'ms': 3})}\nthe end"
-    found, said = parsed(text)
-    assert found == ({"gpu": None, "list": [1]}, {"ms": 3})
-    assert said.splitlines() == ["no GPU: none", " 10%", " 20%", "{broken", "the end"]
-    assert parsed("") == ((), "")
-    assert len(parsed("x\n" * 1000)[1].splitlines()) == first_hour.TAIL_LINES
-
-
-def python(program, limit_s=20.0):
-    return HourStep("step", "what", (sys.executable, "-c", program), limit_s)
-
-
-def test_a_step_keeps_what_it_found_and_nothing_that_names_the_machine():
-    uuid = "GPU-01234567-89ab-cdef-0123-456789abcdef"
-    program = f"import json; print('in /home/me/x'); print(json.dumps({{'uuid': {uuid!r}}}))"
-    done = first_hour.run(python(program), {"/home/me": "~"})
-    assert (done.ok, done.found, done.said) == (True, ({"uuid": "GPU-"},), "in ~/x")
-    assert "/home/me" not in done.command
-
-
-@pytest.mark.parametrize(
-    ("step", "says"),
-    [
-        (python("import sys; print('so far'); sys.exit('error: no')"), "error: no"),
-        (python("import time; print('so far', flush=True); time.sleep(60)", 1.5), "stopped after"),
-        (HourStep("step", "what", ("no-such-program-here",), 5.0), "No such file or directory"),
-    ],
-    ids=["fails", "takes too long", "is not there"],
-)
-def test_a_step_that_goes_wrong_is_recorded_with_what_it_said(step, says):
-    done = first_hour.run(step, {})
-    assert not done.ok
-    assert says in done.said
-    assert done.seconds < 15
-
-
-def test_every_program_of_the_steps_is_there_and_names_are_unique(tmp_path):
-    for dry in (True, False):
-        found = steps("sm89", tmp_path, tmp_path / "package", None, dry)
-        names = [step.name for step in found]
-        assert len({*names}) == len(names) and {"kernels", "clip", "forward"} < {*names}
-        for step in found:
-            scripts = [part for part in step.command if part.endswith(".py")]
-            assert all((ROOT / script).is_file() for script in scripts)
-            if "benchmarks/run.py" in step.command:
-                run.parse(step.command[2:])  # the options are those of the suite
-
-
 def test_the_form_of_the_random_weights_is_the_default_of_a_build():
     assert [form_of(arch)[0] for arch in (SM89, SM90, SM120)] == ["mixed", "fp8", "fp8"]
     package = random_package(ModelConfig(layers=1, dim=256, ffn=512), SM89)
     dtypes = {entry.name: entry.dtype for entry in package.manifest.tensors}
     assert (dtypes["blocks.0.down.q"], dtypes["blocks.0.up.q"]) == ("float8_e4m3fn", "int8")
     assert Weight in {field.type for field in BlockWeights.__dataclass_fields__.values()}
-
-
-@pytest.mark.slow
-def test_the_first_hour_runs_dry_and_is_one_file(tmp_path):
-    environment = os.environ | {"OUT": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [str(ROOT / "benchmarks" / "first_hour.sh"), "--dry"],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    found = json.loads((tmp_path / "first_hour.json").read_text())["first_hour"]
-    assert done.returncode == 0, found
-    assert [step["step"] for step in found] == [
-        "info", "kernels", "tiny package", "clip", "forward", "cold start",
-    ]  # fmt: skip
-    assert all(step["ok"] for step in found)
-    assert found[0]["found"][0]["gpu"] is None
-    assert str(Path.home()) not in (tmp_path / "first_hour.json").read_text()

@@ -5,9 +5,6 @@ import os
 from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "1"  # triton decides at import; compiling runs in workers
-for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
-    del os.environ[name]  # tests talk to this machine alone, which a proxy cannot reach
-os.umask(0o022)  # whoever runs the tests: some look at modes, and some as another user
 
 import pytest
 import torch
@@ -36,6 +33,16 @@ def _state(tmp_path_factory):
         del os.environ["SCAIL_STATE"]
     else:
         os.environ["SCAIL_STATE"] = before
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _same_for_everybody():
+    """Tests talk to this machine alone, which no proxy reaches, and some look at modes."""
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        del os.environ[name]
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture(autouse=True)

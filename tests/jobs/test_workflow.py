@@ -286,7 +286,7 @@ def doubled(given):
         (without("139"), "The workflow saves 0 videos of a WanVideoDecode"),
         (without("349", "steps"), "The input steps of node 349 (WanVideoSchedulerv2) is missing."),
         (without("348", "text_embeds"),
-         "comes from nothing; a WanVideoTextEncodeCached is expected."),
+         "comes from nothing; a WanVideoTextEncodeCached or WanVideoTextEncode is expected."),
         (without("80", "model"),
          "There is no WanVideoModelLoader behind the input model of node 348"),
         (without("350", "ref_image"), "a ImageResizeKJv2 is expected."),

@@ -20,6 +20,8 @@ from engine.jobs.workflow_settings import difference, differences, listed
 from engine.jobs.workflow_sizes import side
 from engine.recipes import RECIPES
 
+_INFO = 3  # the output of a loaded video that tells of it
+_LOADED_FPS = (("VHS_VideoInfo", 5), ("VHS_VideoInfoLoaded", 0))
 _ANY_SIDE = 1344.0  # stands for a side that is left open, where only its share counts
 
 # The ids of nodes that programs fill in, and the class type that they expect there
@@ -55,7 +57,6 @@ _FILES = (
      ("vitpose-l-wholebody", "vitpose_h_wholebody_model", "yolov10m")),
 )  # fmt: skip
 _USUAL_PRECISION = "bf16"
-_MAX_LORAS = 100
 
 
 def read_workflow(given: object) -> Draft:
@@ -66,7 +67,7 @@ def read_workflow(given: object) -> Draft:
     graph = read_graph(given)
     parts = find_parts(graph)
     keep = graph.value(parts["picture"], "keep_proportion", word)
-    fps = graph.value(parts["result"], "frame_rate", number)
+    fps = _fps(graph, parts)
     draft = Draft(
         recipe=_recipe(graph, parts),
         image=graph.value(parts["image"], "image", text),
@@ -83,6 +84,18 @@ def read_workflow(given: object) -> Draft:
         fit=None if keep is None else "resize" if keep == "resize" else "crop",
     )
     return dataclasses.replace(draft, warnings=tuple(_warnings(graph, parts, draft)))
+
+
+def _fps(graph: Graph, parts: Parts) -> float | None:
+    """Reads the rate of the result: its own, or that at which the video is loaded."""
+    result, video = parts["result"], parts["video"]
+    told = graph.plain(result, "frame_rate")
+    if isinstance(told, Link) and (told.node.kind, told.output) in _LOADED_FPS:
+        source = graph.link(told.node, "video_info")
+        forced = graph.value(video, "force_rate", number)
+        if source is not None and graph.is_same(source, Link(video, _INFO)) and forced:
+            return forced
+    return graph.value(result, "frame_rate", number)
 
 
 def _recipe(graph: Graph, parts: Parts) -> Recipe:
@@ -211,7 +224,7 @@ def _counts(graph: Graph, parts: Parts) -> Iterator[str]:
         wanted = [Link(parts["video"], 1)]
     if counted is None or not any(graph.is_same(counted, one) for one in wanted):
         found = "nothing" if counted is None else counted
-        yield f"num_frames of {parts['embeds']} comes from {found}, done with {parts['video']}"
+        yield f"num_frames of {parts['embeds']} comes from {found}, done with {wanted[0]}"
 
 
 def _differing(graph: Graph, parts: Parts, draft: Draft) -> list[str]:
@@ -232,7 +245,9 @@ def _differing(graph: Graph, parts: Parts, draft: Draft) -> list[str]:
 
 def _weights(graph: Graph, parts: Parts) -> str:
     """Names the weights and LoRAs of the workflow. They are not used: a package has its own."""
-    files = [shown(graph.plain(parts["loader"], "model")), *_loras(graph, parts)]
+    files = [shown(graph.plain(parts["loader"], "model"))]
+    for lora in parts.loras(graph):
+        files += _selected(graph, lora)
     for part, name, keys, usual in _FILES:
         for said in _others(graph, parts.get(part), name, keys, usual):
             files += [said] if said not in files else []
@@ -253,6 +268,8 @@ def _others(
     if node is None:
         return
     for key in keys:
+        if not name and key not in node.inputs:
+            return
         held = graph.plain(node, key)
         if not isinstance(held, str):
             yield f"what {node} loads"
@@ -263,21 +280,6 @@ def _others(
     precision = graph.plain(node, "precision")
     if precision is not None and not is_equal(precision, _USUAL_PRECISION):
         yield f"the precision {shown(precision)} of {node}"
-
-
-def _loras(graph: Graph, parts: Parts) -> Iterator[str]:
-    """Names the LoRAs on the way from the loader to the sampler, with their strengths."""
-    ends = [
-        graph.plain(node, "lora")
-        for node in (parts["loader"], *parts.passed)
-        if node.kind in ("WanVideoModelLoader", "WanVideoSetLoRAs")
-    ]
-    seen = set[str]()
-    for end in ends:
-        while isinstance(end, Link) and end.node.id not in seen and len(seen) < _MAX_LORAS:
-            seen.add(end.node.id)
-            yield from _selected(graph, end.node)
-            end = graph.plain(end.node, "prev_lora")
 
 
 def _selected(graph: Graph, node: WorkflowNode) -> Iterator[str]:

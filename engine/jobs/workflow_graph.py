@@ -20,7 +20,7 @@ Value = TypeVar("Value")
 
 _MAX_NODES = 1000
 _MAX_INPUTS = 100  # in one node; the largest that is known has 20
-_MAX_WIRES = 20  # one after the other
+_MAX_WIRES = 10  # one after the other
 _MAX_PAIRS = 1000  # of nodes, that are compared before two parts count as different
 _OPEN = re.compile(r"\s*\{\{[^{}]*\}\}\s*")
 _OFF = (2, 4)  # muted, bypassed: marks of ComfyUI's editor, which no server reads

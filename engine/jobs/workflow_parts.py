@@ -8,7 +8,7 @@ cannot. A node that is not known is passed, and told as left out, where all ways
 the same node.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.errors import BadRequest
@@ -16,6 +16,7 @@ from engine.jobs.workflow_graph import Graph, Link, WorkflowNode
 from engine.jobs.workflow_settings import is_known
 
 _MAX_SAVERS = 8  # each is looked through
+_MAX_PASSED = 50  # on one way; those in use have four
 _MAX_ENDS = 8  # that are compared, where unknown nodes lead to several
 _SAVER = "VHS_VideoCombine"
 _USUAL_SAVER = "139"  # its id, where there are several
@@ -36,7 +37,7 @@ _KINDS = {
     "render": ("RenderNLFPoses",),
     "joints": ("NLFPredict",),
     "dance": ("ImageResizeKJv2",),
-    "video": ("VHS_LoadVideo",),
+    "video": ("VHS_LoadVideo", "VHS_LoadVideoPath"),
     "keypoints": ("PoseDetectionVitPoseToDWPose",),
     "stance": ("PoseDetectionVitPoseToDWPose",),  # keypoints of the picture
     "vision": ("WanVideoClipVisionEncode",),
@@ -101,9 +102,24 @@ class Parts:
         return self.of.get(part)
 
     def known(self, graph: Graph) -> list[WorkflowNode]:
-        """Lists all of known classes, in the order of the workflow."""
-        ids = {node.id for node in (*self.of.values(), *self.passed) if is_known(node.kind)}
+        """Lists all of known classes, with their LoRAs, in the order of the workflow."""
+        found = (*self.of.values(), *self.passed, *self.loras(graph))
+        ids = {node.id for node in found if is_known(node.kind)}
         return [node for node in graph.nodes.values() if node.id in ids]
+
+    def loras(self, graph: Graph) -> Iterator[WorkflowNode]:
+        """Yields the nodes that name LoRAs, on the way from the loader to the sampler."""
+        ends = [
+            graph.plain(node, "lora")
+            for node in (self["loader"], *self.passed)
+            if node.kind in ("WanVideoModelLoader", "WanVideoSetLoRAs")
+        ]
+        seen = set[str]()
+        for end in ends:
+            while isinstance(end, Link) and end.node.id not in seen:
+                seen.add(end.node.id)
+                yield end.node
+                end = graph.plain(end.node, "prev_lora")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +195,10 @@ class _Walk:
         way = _way(self.graph, node, name, (wanted.kind,))
         done = str(Link(wanted, output))
         if way.first is None:
-            if start != "result":  # a video without sound
+            if start != "result":
                 self.told.append(f"{name} of {node} comes from nothing, done with {done}")
+            elif node.inputs.get(name) is not None:  # else it is a video without sound
+                self.told.append(f"{name} of {node} is no link, done without sound")
         elif way.ends and self._agree([Link(wanted, output), *way.ends]):
             self.passed += way.passed
         else:
@@ -214,12 +232,17 @@ def _way(graph: Graph, node: WorkflowNode, name: str, kinds: Sequence[str]) -> _
             ends.append(link)
         elif here.id in passed or here is node:
             again = here
-        elif (through := _THROUGH.get(here.kind)) is not None:
+        elif link.output == 0 and (through := _THROUGH.get(here.kind)) is not None:
             passed[here.id] = here
             waiting += [source] if (source := graph.link(here, through)) is not None else []
         elif not is_known(here.kind):
             passed[here.id] = here
             waiting += [found for key in here.inputs if (found := _source(graph, here, key))]
+        if len(passed) > _MAX_PASSED:
+            raise BadRequest(
+                f"The input {name} of {node} leads through more than {_MAX_PASSED} nodes; link it "
+                f"to a {kinds[0]} by a shorter way."
+            )
     return _Way(first, ends, tuple(passed.values()), again)
 
 

@@ -77,6 +77,11 @@ _NODES: dict[str, tuple[str, dict[str, tuple[object, ...]]]] = {
         {"select_every_nth": (1,), "skip_first_frames": (0,), "custom_width": (0,),
          "custom_height": (0,), "format": ("AnimateDiff", "None", "Wan", "Hunyuan")},
     ),
+    "VHS_LoadVideoPath": (
+        "video force_rate frame_load_cap videopreview",
+        {"select_every_nth": (1,), "skip_first_frames": (0,), "custom_width": (0,),
+         "custom_height": (0,), "format": ("AnimateDiff", "None", "Wan", "Hunyuan")},
+    ),
     "WanVideoModelLoader": (
         "model base_precision quantization load_device attention_mode rms_norm_function "
         "compile_args block_swap_args vram_management_args lora",

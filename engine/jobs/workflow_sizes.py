@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from engine.errors import BadRequest
 from engine.jobs.fields import number, shown, text, whole
-from engine.jobs.workflow_graph import Graph, Link, WorkflowNode
+from engine.jobs.workflow_graph import Graph, WorkflowNode
 
 _MAX_STEPS = 20  # from node to node
 _MAX_SUMS = 4  # one behind the other
@@ -35,25 +35,35 @@ _CALLS: Mapping[str, Callable[..., float]] = {
 }
 
 
-def side(
-    graph: Graph, node: WorkflowNode, name: str, opened: float | None = None, steps: int = 0
-) -> int | None:
+def side(graph: Graph, node: WorkflowNode, name: str, opened: float | None = None) -> int | None:
     """Returns the number of pixels that an input says; `opened` for what is left open.
 
     Raises `BadRequest` for what is no number of pixels, or comes from a node that is not known.
     """
+    found = _number(graph, node, name, whole, opened, 0)
+    return None if found is None else int(found)
+
+
+def _number(
+    graph: Graph,
+    node: WorkflowNode,
+    name: str,
+    read: Callable[[object], float],
+    opened: float | None,
+    steps: int,
+) -> float | None:
     if steps > _MAX_STEPS:
         raise BadRequest(f"The input {name} of {node} goes through too many nodes, or in a circle.")
     link = graph.link(node, name)
     if link is not None and link.node.kind == _CALCULATOR:
-        return _computed(graph, link, opened, steps + _MAX_STEPS // _MAX_SUMS)
+        return _computed(graph, link.node, opened, steps + _MAX_STEPS // _MAX_SUMS)
     if link is not None and (first := _SIDES.get(link.node.kind)) is not None:
         if not 0 <= link.output - first < len(_NAMES):
             raise BadRequest(f"The input {name} of {node} comes from {link}, which is no side.")
         resized = _resized(graph, link.node, steps)
-        return side(graph, resized, _NAMES[link.output - first], opened, steps + 1)
-    found = graph.value(node, name, whole)
-    return found if found is not None or opened is None else whole(opened)
+        return _number(graph, resized, _NAMES[link.output - first], whole, opened, steps + 1)
+    found = graph.value(node, name, read)
+    return opened if found is None else found
 
 
 def _resized(graph: Graph, node: WorkflowNode, steps: int) -> WorkflowNode:
@@ -68,12 +78,11 @@ def _resized(graph: Graph, node: WorkflowNode, steps: int) -> WorkflowNode:
     raise BadRequest(f"The size that {node} tells is not that of a {_RESIZES}.")
 
 
-def _computed(graph: Graph, link: Link, opened: float | None, steps: int) -> int | None:
+def _computed(graph: Graph, node: WorkflowNode, opened: float | None, steps: int) -> float | None:
     """Computes the sum of a calculator: arithmetic of its inputs, and no more than that."""
-    node = link.node
     said = graph.value(node, "expression", text)
     if said is None:
-        return None if opened is None else whole(opened)
+        return opened
     try:
         if len(said) > _MAX_CHARS:
             raise ValueError
@@ -81,9 +90,9 @@ def _computed(graph: Graph, link: Link, opened: float | None, steps: int) -> int
         names = {part.id for part in ast.walk(tree) if isinstance(part, ast.Name)} - _CALLS.keys()
         if len(names) > _MAX_INPUTS:
             raise ValueError
-        held = {name: side(graph, node, name, opened, steps) for name in sorted(names)}
+        held = {name: _number(graph, node, name, number, opened, steps) for name in sorted(names)}
         known = {name: value for name, value in held.items() if value is not None}
-        return int(_value(tree, known)) if len(known) == len(held) else None
+        return float(int(_value(tree, known))) if len(known) == len(held) else None
     except (ValueError, TypeError, ArithmeticError, SyntaxError, RecursionError, MemoryError):
         raise BadRequest(
             f"The input expression of {node} is {shown(said)}; arithmetic of its inputs is "

@@ -41,7 +41,6 @@ _USUAL = {
     "368": "WanVideoTextEncodeCached",
 }
 
-
 # The files that an endpoint has, by the part that names them: the link to the node that does, its
 # inputs, and how the usual files are called (docs/reference/runpod.md A.6). Of others it is told
 # that they are not used.
@@ -168,7 +167,8 @@ def _warnings(graph: Graph, parts: Parts, draft: Draft) -> Iterator[str]:
         yield f"Left open by the workflow: {listed(opened)}."
     if off := [str(node) for node in made if node.is_off]:
         yield f"Muted or bypassed, but in an API workflow done all the same: {listed(off)}."
-    if linked := [*parts.told, *_sizes(graph, parts, draft), *_counts(graph, parts)]:
+    linked = [*parts.told, *_sizes(graph, parts, draft), *_counts(graph, parts)]
+    if linked := [*linked, *(f"{node} is left out" for node in parts.left_out)]:
         yield f"Linked another way than it is done: {listed(linked)}."
     if differing := _differing(graph, parts, draft):
         yield f"Settings done another way: {listed(differing)}."

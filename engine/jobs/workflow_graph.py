@@ -21,7 +21,7 @@ Value = TypeVar("Value")
 _MAX_NODES = 1000
 _MAX_INPUTS = 100  # in one node; the largest that is known has 20
 _MAX_WIRES = 10  # one after the other
-_MAX_PAIRS = 1000  # of nodes, that are compared before two parts count as different
+_MAX_PAIRS = 200  # of nodes, that are compared before two parts count as different
 _OPEN = re.compile(r"\s*\{\{[^{}]*\}\}\s*")
 _OFF = (2, 4)  # muted, bypassed: marks of ComfyUI's editor, which no server reads
 
@@ -44,7 +44,7 @@ _CONSTANTS = {
     "easy seed": ("seed",),
 }  # fmt: skip
 _SETS, _GETS = "SetNode", "GetNode"  # the second continues at the first of the same name
-_WIRES = ("Reroute", _SETS)  # have one link, whatever its input is called
+_WIRES = ("Reroute", "Reroute (rgthree)", _SETS)  # have one link, whatever its input is called
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -20,6 +20,7 @@ _MAX_PASSED = 50  # on one way; those in use have four
 _MAX_ENDS = 8  # that are compared, where unknown nodes lead to several
 _SAVER = "VHS_VideoCombine"
 _USUAL_SAVER = "139"  # its id, where there are several
+_YES = (True, "true", "True")
 
 _KINDS = {
     "decode": ("WanVideoDecode",),
@@ -94,6 +95,7 @@ class Parts:
     of: Mapping[str, WorkflowNode]  # by the names of `_KINDS`, and "result"
     passed: Sequence[WorkflowNode]  # on the ways between them
     told: Sequence[str]
+    left_out: Sequence[WorkflowNode]  # of those that were passed, the unknown ones
 
     def __getitem__(self, part: str) -> WorkflowNode:
         return self.of[part]
@@ -146,8 +148,8 @@ def find_parts(graph: Graph) -> Parts:
     for start, name, part, output in _SAME:
         walk.same(start, name, part, output)
     passed = {node.id: node for node in walk.passed}
-    left_out = [f"{node} is left out" for node in passed.values() if not is_known(node.kind)]
-    return Parts(walk.parts, tuple(passed.values()), (*left_out, *walk.told))
+    left_out = [node for node in passed.values() if not is_known(node.kind)]
+    return Parts(walk.parts, tuple(passed.values()), walk.told, left_out)
 
 
 class _Walk:
@@ -278,13 +280,9 @@ def _result(graph: Graph) -> tuple[WorkflowNode, Sequence[WorkflowNode]]:
     if len(savers) > _MAX_SAVERS:
         raise BadRequest(f"The workflow saves {len(savers)} videos; one is made.")
     decode = _KINDS["decode"]
-    clips = [
-        saver
-        for saver in savers
-        if any(node.kind in decode for node in graph.ancestors(saver))
-    ]  # fmt: skip
+    clips = [saver for saver in savers if any(n.kind in decode for n in graph.ancestors(saver))]
     bare = [saver for saver in clips if not _unknown_before(graph, saver)]
-    kept = [saver for saver in clips if graph.plain(saver, "save_output") is True]
+    kept = [saver for saver in clips if graph.plain(saver, "save_output") in _YES]
     usual = [saver for saver in clips if saver.id == _USUAL_SAVER]
     for chosen in (clips, usual, kept, bare):
         if len(chosen) == 1:

@@ -109,7 +109,7 @@ def read_body(given: object) -> tuple[Fields, Bucket | None, list[str]]:
     if not isinstance(body, dict):
         raise BadRequest(f"The input is {shown(body)}; an object is expected.")
     known = {name: body[name] for name in Fields.model_fields if name in body}
-    ignored = [glance(str(key)) for key in body if key not in known]
+    ignored = [key for key in body if key not in known]
     return _read(known), _bucket(given.get("s3Config")), _told(ignored)
 
 
@@ -137,8 +137,9 @@ def _read(known: dict[str, object]) -> Fields:
         raise BadRequest(f"{name} is {shown(first['input'])}; {expected} is expected.") from error
 
 
-def _told(ignored: list[str]) -> list[str]:
+def _told(ignored: list[object]) -> list[str]:
     if not ignored:
         return []
+    names = ", ".join(glance(str(key)) for key in ignored[:_NAMED_KEYS])
     more = f" and {len(ignored) - _NAMED_KEYS} more" if len(ignored) > _NAMED_KEYS else ""
-    return [f"Not known here and ignored: {', '.join(ignored[:_NAMED_KEYS])}{more}."]
+    return [f"Not known here and ignored: {names}{more}."]

@@ -14,6 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import unquote
 
 from engine.config import LIMITS, Limits
 from engine.errors import BadMedia, BadRequest, OutputError
@@ -21,12 +22,14 @@ from engine.jobs.download import INTERNET, TOTAL_S, Internet, download, too_larg
 from engine.media.files import HEAD_BYTES, sniff
 
 _PIECE = 1 << 20
-_DATA_PREFIX = 128  # "data:image/png;base64," and room for longer types
+_DATA_PREFIX = 400  # "data:image/png;base64," and room for the name of a file
+_BLANKS = 1000  # so many characters are looked at for a beginning
 _LINE_ROOM = 16  # one in so many characters of base64 may belong to a line break
 _PATH_CHARS = 4096
 # Base64 is checked here: the decoder skips what it does not know, and takes extra "=" even where
 # it is strict.
-_BASE64 = re.compile(rb"[A-Za-z0-9+/]*={0,2}")
+_BASE64 = re.compile(rb"[A-Za-z0-9+/]*")
+_OF_ADDRESSES = bytes.maketrans(b"-_", b"+/")  # the alphabet for addresses to the usual one
 
 # The kinds of file that a job may send, by suffix. The command line takes more: it reads files that
 # its user owns.
@@ -80,28 +83,35 @@ def fetch_url(
 
 
 def fetch_base64(text: object, wanted: Wanted) -> Path:
-    """Decodes the file in base64, with or without "data:...;base64," before it and line breaks.
+    """Decodes the file in base64, with or without "data:...;base64," before it.
 
-    Raises `BadRequest` if it is not base64, `BadMedia` if it is too long or no such file.
+    Blanks and line breaks, the alphabet for addresses and missing padding are taken. Raises
+    `BadRequest` if it is not base64, `BadMedia` if it is too long or no such file.
     """
     field = wanted.field
     packed = _text(text, field, "base64")
     most = 4 * (wanted.max_bytes // 3 + 1)
     if len(packed) > most + most // _LINE_ROOM + _DATA_PREFIX:
         raise too_large(field, wanted.max_bytes)
-    if packed[:5].lower() == "data:":
-        comma = packed.find(",", 0, _DATA_PREFIX)
-        if not packed[: max(comma, 0)].lower().endswith(";base64"):
+    if packed[:_BLANKS].lstrip()[:5].lower() == "data:":
+        head, comma, rest = packed.lstrip().partition(",")
+        head = "".join(head[:_DATA_PREFIX].split())
+        if not comma or not head.lower().endswith(";base64"):
             raise BadRequest(f'{field} begins with "data:" but not with a type and ";base64,".')
-        packed = packed[comma + 1 :]
+        packed = rest if "%" not in rest else unquote(rest)  # as in any other address
     if not packed.isascii():
         raise BadRequest(f"{field} is not base64: it has characters beyond ASCII.")
-    letters = packed.encode("ascii").translate(None, b" \t\r\n")
-    if len(letters) % 4 or not _BASE64.fullmatch(letters):
-        raise BadRequest(
-            f"{field} is not base64 in the standard alphabet with its padding; encode it again."
-        )
-    return _store(wanted, [binascii.a2b_base64(letters)])
+    letters = packed.encode("ascii").translate(None, b" \t\r\n\v\f")
+    if b"+" not in letters and b"/" not in letters:
+        letters = letters.translate(_OF_ADDRESSES)
+    bare = letters.rstrip(b"=")
+    if (
+        len(bare) % 4 == 1
+        or len(letters) - len(bare) > -len(bare) % 4
+        or not _BASE64.fullmatch(bare)
+    ):
+        raise BadRequest(f"{field} is not base64, or cut short; encode it again.")
+    return _store(wanted, [binascii.a2b_base64(bare + b"=" * (-len(bare) % 4))])
 
 
 def fetch_path(name: object, wanted: Wanted, roots: Sequence[Path]) -> Path:

@@ -1,8 +1,9 @@
 """Parses and checks a job as the platform hands it over. Nothing else reads what clients want.
 
 Where several fields name one medium, an address comes before a path, a path before base64, and
-those of nested objects come last. A field beats the workflow that comes with it, a workflow the
-defaults of the endpoint. What was ignored or understood otherwise is told in `Job.warnings`.
+those of nested objects come last; what it is, its text says itself (`medium`). A field beats the
+workflow that comes with it, a workflow the defaults of the endpoint. What was ignored or
+understood otherwise is told in `Job.warnings`, whose number and length are bounded.
 """
 
 import dataclasses
@@ -17,6 +18,8 @@ from engine.flow import Motion, Recipe, RecipeName, Settings, override
 from engine.jobs.body import Fields, read_body
 from engine.jobs.fields import is_blank, parse_json, shown
 from engine.jobs.job import Draft, Given, Job, MediumKind
+from engine.jobs.medium import read_medium
+from engine.jobs.told import bounded, prompt_marks
 from engine.jobs.workflow import read_workflow
 from engine.recipes import (
     NEGATIVE_PROMPT,
@@ -69,6 +72,7 @@ def parse_job(given: object, defaults: Defaults) -> Job:
     deadline_s = _deadline(fields)
     check_settings(settings)
     of_fields = (*of_body, *of_image, *of_motion, *of_attention, *of_caps, *_speed(fields))
+    of_workflow = workflow.warnings if workflow else ()
     return Job(
         action=action,
         image=image,
@@ -79,7 +83,7 @@ def parse_job(given: object, defaults: Defaults) -> Job:
         max_seconds=deadline_s,
         delivery=fields.output or "base64",
         bucket=bucket,
-        warnings=(*of_fields, *(workflow.warnings if workflow else ())),
+        warnings=bounded((*of_fields, *prompt_marks(settings), *of_workflow)),
     )
 
 
@@ -161,7 +165,7 @@ def _image(fields: Fields, workflow: Draft | None) -> tuple[Given | None, list[s
     nested = None if fields.images is None else fields.images.reference_image
     found, ignored = _medium(fields, "image", "images.reference_image", nested)
     if found is None and workflow is not None and workflow.image is not None:
-        found = Given("workflow.image", "path", workflow.image)
+        found = read_medium("workflow.image", "path", workflow.image)
     return found, ignored
 
 
@@ -185,9 +189,10 @@ def _motion(
         raise BadRequest(f"{names} are both given; a clip has one motion.")
     for kind, found in given:
         return found, kind, [*ignored, *of_pose, *of_joints]
-    of_workflow = None if workflow is None else workflow.video
-    if of_workflow is not None and not _is_default(of_workflow, defaults):
-        return Given("workflow.video", "path", of_workflow), "video", []
+    if workflow is not None and workflow.video is not None:
+        named = read_medium("workflow.video", "path", workflow.video)
+        if not _is_default(named.value, defaults):
+            return named, "video", []
     return None, "video", []
 
 
@@ -201,17 +206,18 @@ def _medium(
 ) -> tuple[Given | None, list[str]]:
     """Picks the first of the fields for a medium, and names the others as ignored."""
     kinds: tuple[MediumKind, ...] = get_args(MediumKind)
-    given: list[Given] = []
+    given: list[tuple[str, MediumKind, str]] = []
     for kind in kinds:
         value = getattr(fields, f"{name}_{kind}")
         if value is not None:
-            given.append(Given(f"{name}_{kind}", kind, value))
+            given.append((f"{name}_{kind}", kind, value))
     if nested is not None:
-        given.append(Given(nested_name, "url", nested))
+        given.append((nested_name, "url", nested))
     if not given:
         return None, []
-    others = ", ".join(other.field for other in given[1:])
-    return given[0], [f"{others}: ignored for {given[0].field}."] if others else []
+    first, *others = given
+    ignored = ", ".join(field for field, _, _ in others)
+    return read_medium(*first), [f"{ignored}: ignored for {first[0]}."] if others else []
 
 
 def _check_media(image: Given | None, motion: object) -> None:

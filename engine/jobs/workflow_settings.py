@@ -2,17 +2,22 @@
 
 from collections.abc import Iterable, Sequence
 
-from engine.jobs.fields import glance, shown
-from engine.jobs.workflow_graph import WorkflowNode
+from engine.jobs.fields import flag, glance, shown
+from engine.jobs.workflow_graph import Graph, Link, WorkflowNode, is_equal
 
 _NAMED = 12  # so many differences are told one by one; of the rest, the number
 
-# Maps a class type to two lists. First the inputs with any value: those that are read here, and
-# those that say where something is computed or kept. Then the inputs with the values that this
+_PROMPTS = (
+    "positive_prompt negative_prompt model_name precision quantization use_disk_cache device t5 "
+    "force_offload model_to_offload"
+)
+
+# Maps a class type to two lists. First the inputs with any value: those that are read elsewhere,
+# and those that say where something is computed or kept. Then the inputs with the values that this
 # engine does, the usual one first.
 _NODES: dict[str, tuple[str, dict[str, tuple[object, ...]]]] = {
     "VHS_VideoCombine": (
-        "frame_rate images audio filename_prefix save_metadata save_output",
+        "frame_rate images audio filename_prefix save_metadata save_output videopreview",
         {"format": ("video/h264-mp4",), "pix_fmt": ("yuv420p",), "crf": (19,), "loop_count": (0,),
          "trim_to_audio": (False,), "pingpong": (False,)},
     ),
@@ -21,7 +26,7 @@ _NODES: dict[str, tuple[str, dict[str, tuple[object, ...]]]] = {
         "vae samples enable_vae_tiling tile_x tile_y tile_stride_x tile_stride_y",
         {"normalization": ("default",)},
     ),
-    "WanVideoVAELoader": ("model_name precision use_cpu_cache verbose", {}),
+    "WanVideoVAELoader": ("model_name precision use_cpu_cache verbose compile_args", {}),
     "WanVideoSamplerv2": (
         "cfg seed model image_embeds scheduler text_embeds extra_args force_offload",
         {"add_noise_to_samples": (False,)},
@@ -30,10 +35,8 @@ _NODES: dict[str, tuple[str, dict[str, tuple[object, ...]]]] = {
         "scheduler steps shift",
         {"start_step": (0,), "end_step": (-1,), "enhance_hf": (False,)},
     ),
-    "WanVideoTextEncodeCached": (
-        "positive_prompt negative_prompt model_name precision quantization use_disk_cache device",
-        {},
-    ),
+    "WanVideoTextEncodeCached": (_PROMPTS, {}),
+    "WanVideoTextEncode": (_PROMPTS, {}),
     "WanVideoSamplerExtraArgs": (
         "context_options",
         {"riflex_freq_index": (0,), "rope_function": ("comfy", "default", "comfy_chunked")},
@@ -68,58 +71,77 @@ _NODES: dict[str, tuple[str, dict[str, tuple[object, ...]]]] = {
         "image width height keep_proportion pad_color device",
         {"upscale_method": ("bicubic",), "crop_position": ("center",), "divisible_by": (32,)},
     ),
-    "LoadImage": ("image upload", {}),
+    "LoadImage": ("image upload choose_file_to_upload", {}),
     "VHS_LoadVideo": (
-        "video force_rate frame_load_cap format",
+        "video force_rate frame_load_cap choose_video_to_upload videopreview",
         {"select_every_nth": (1,), "skip_first_frames": (0,), "custom_width": (0,),
-         "custom_height": (0,)},
+         "custom_height": (0,), "format": ("AnimateDiff", "None", "Wan", "Hunyuan")},
     ),
-    "INTConstant": ("value", {}),
-    "FloatConstant": ("value", {}),
-    "StringConstant": ("value", {}),
-    "PrimitiveInt": ("value", {}),
-    "PrimitiveFloat": ("value", {}),
-    "SimpleCalculatorKJ": ("expression a b", {}),
+    "VHS_LoadVideoPath": (
+        "video force_rate frame_load_cap videopreview",
+        {"select_every_nth": (1,), "skip_first_frames": (0,), "custom_width": (0,),
+         "custom_height": (0,), "format": ("AnimateDiff", "None", "Wan", "Hunyuan")},
+    ),
     "WanVideoModelLoader": (
         "model base_precision quantization load_device attention_mode rms_norm_function "
-        "compile_args block_swap_args",
-        {},
-    ),
-    "WanVideoBlockSwap": (
-        "blocks_to_swap offload_img_emb offload_txt_emb use_non_blocking vace_blocks_to_swap "
-        "prefetch_blocks block_swap_debug",
+        "compile_args block_swap_args vram_management_args lora",
         {},
     ),
     "WanVideoSetBlockSwap": ("model block_swap_args", {}),
     "WanVideoSetLoRAs": ("model lora", {}),
     "WanVideoLoraSelect": ("lora strength low_mem_load merge_loras prev_lora", {}),
+    "WanVideoLoraSelectByName": ("lora_name strength low_mem_load merge_loras prev_lora", {}),
+    "WanVideoLoraSelectMulti": (
+        "lora_0 lora_1 lora_2 lora_3 lora_4 strength_0 strength_1 strength_2 strength_3 strength_4 "
+        "low_mem_load merge_loras prev_lora",
+        {},
+    ),
 }  # fmt: skip
 
 
-def differences(nodes: Iterable[WorkflowNode]) -> list[str]:
-    """Lists what is left out or done otherwise: unknown nodes, and inputs with another value."""
+def is_known(kind: str) -> bool:
+    """Tells whether a class of nodes has a part in the clips that are made here."""
+    return kind in _NODES
+
+
+def differences(graph: Graph, nodes: Iterable[WorkflowNode]) -> list[str]:
+    """Lists the inputs of known nodes that are left out, or have another value than is done.
+
+    What such an input is linked to comes first: it is more than a setting.
+    """
+    linked: list[str] = []
     found: list[str] = []
     for node in nodes:
-        if node.kind not in _NODES:
-            found.append(f"{node} is left out")
-            continue
         free, done = _NODES[node.kind]
-        for name, value in node.inputs.items():
-            if name in free.split():
+        for name in node.inputs:
+            if name.replace(" ", "_") in free.split():
                 continue
+            value = graph.plain(node, name)
             if name not in done:
-                found.append(f"{glance(name)} of {node} is left out")
-            elif value not in done[name]:
-                found.append(difference(node, name, done[name][0]))
-    return found
+                said = linked if isinstance(value, Link) else found
+                said.append(f"{glance(name)} of {node} is left out")
+            elif not any(_is_done(value, one) for one in done[name]):
+                found.append(difference(graph, node, name, done[name][0]))
+    return [*linked, *found]
 
 
-def difference(node: WorkflowNode, name: str, done: object) -> str:
+def difference(graph: Graph, node: WorkflowNode, name: str, done: object) -> str:
     """Names an input that says one thing where another is done."""
-    return f"{name} of {node} is {shown(node.inputs.get(name))}, done as {shown(done)}"
+    value = graph.plain(node, name)
+    said = f"comes from {value}" if isinstance(value, Link) else f"is {shown(value)}"
+    return f"{glance(name)} of {node} {said}, done as {shown(done)}"
 
 
 def listed(things: Sequence[str]) -> str:
     """Joins the first `_NAMED` of `things`, and says how many more there are."""
     more = [f"{len(things) - _NAMED} more"] if len(things) > _NAMED else []
     return "; ".join([*things[:_NAMED], *more])
+
+
+def _is_done(value: object, done: object) -> bool:
+    if isinstance(done, bool):
+        try:
+            return flag(value) == done
+        except ValueError:
+            return False
+    return is_equal(value, done)

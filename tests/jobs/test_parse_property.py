@@ -46,7 +46,8 @@ def outcome(given, defaults=DEFAULTS):
         return said
     assert isinstance(job, Job)
     check_settings(job.settings)
-    assert all(said.isprintable() for said in job.warnings)
+    assert all(said.isprintable() and len(said) <= 2000 for said in job.warnings)
+    assert len(job.warnings) <= 20
     return job
 
 
@@ -105,6 +106,34 @@ def test_what_an_endpoint_caps_is_never_exceeded(width, height, frames):
 @given(st.dictionaries(TEXT, VALUES))
 def test_any_object_in_place_of_a_workflow_is_refused_or_read(nodes):
     outcome({"input": {"image_url": "https://a/b", "workflow": nodes}})
+
+
+LINKS = st.tuples(
+    st.sampled_from([*sorted(WORKFLOW), "900", "901", "902", "999"]), st.integers(-1, 4)
+).map(list)
+KINDS = st.sampled_from(
+    [*sorted({node["class_type"] for node in WORKFLOW.values()}), "Reroute", "SetNode", "GetNode",
+     "ImageSwitch", "StringConstant", "WanVideoLoraSelectMulti", "VHS_VideoInfo",
+     "WanVideoTextEncode", "GetImageSizeAndCount"]
+)  # fmt: skip
+NAMES = st.sampled_from(sorted({name for node in WORKFLOW.values() for name in node["inputs"]}))
+NODES = st.fixed_dictionaries(
+    {"class_type": KINDS, "inputs": st.dictionaries(NAMES, LINKS | SCALARS, max_size=6)},
+    optional={"mode": VALUES, "_meta": VALUES},
+)
+
+
+@QUICK
+@given(
+    st.dictionaries(st.sampled_from(["900", "901", "902", *sorted(WORKFLOW)]), NODES, max_size=3),
+    st.lists(st.tuples(st.sampled_from(sorted(WORKFLOW)), NAMES, LINKS | SCALARS), max_size=5),
+)
+def test_a_workflow_linked_in_any_way_is_refused_or_read(nodes, changes):
+    made = {**{name: {**node, "inputs": {**node["inputs"]}} for name, node in WORKFLOW.items()},
+            **nodes}  # fmt: skip
+    for node, name, value in changes:
+        made[node]["inputs"][name] = value
+    outcome({"input": {"image_url": "https://a/b", "workflow": made}})
 
 
 @QUICK

@@ -2,7 +2,6 @@
 
 import copy
 import json
-from pathlib import Path
 
 import pytest
 
@@ -13,18 +12,9 @@ from engine.jobs.parse import parse_job
 from engine.jobs.workflow import read_workflow
 from engine.recipes import NEGATIVE_PROMPT, RECIPES
 from tests.support.job_bodies import DANCE, PICTURE, job, refused, settings_of
+from tests.support.workflows import workflow
 
-OURS = Path(__file__).resolve().parents[2] / "workflows"
 WEIGHTS = "Weights are those of this endpoint, not what the workflow names: "
-
-
-def workflow(name="dance-scail-bplan", **changes):
-    """One of ours, with inputs changed: n107_width=5 sets the input of node 107."""
-    made = json.loads((OURS / f"{name}.json").read_text(encoding="utf-8"))
-    for place, value in changes.items():
-        node, _, key = place[1:].partition("_")
-        made[node]["inputs"][key] = value
-    return made
 
 
 def renumbered(given):
@@ -286,7 +276,7 @@ def doubled(given):
         (without("139"), "The workflow saves 0 videos of a WanVideoDecode"),
         (without("349", "steps"), "The input steps of node 349 (WanVideoSchedulerv2) is missing."),
         (without("348", "text_embeds"),
-         "comes from nothing; a WanVideoTextEncodeCached is expected."),
+         "comes from nothing; a WanVideoTextEncodeCached or WanVideoTextEncode is expected."),
         (without("80", "model"),
          "There is no WanVideoModelLoader behind the input model of node 348"),
         (without("350", "ref_image"), "a ImageResizeKJv2 is expected."),

@@ -1,11 +1,13 @@
 """Joint files: what is written is read back, and everything else is a sentence."""
 
 import logging
+import tracemalloc
 import zipfile
 
 import numpy as np
 import pytest
 
+from engine.config import LIMITS
 from engine.errors import BadMedia, OutputError
 from engine.pose.joints import JointClip, load_joints, save_joints
 
@@ -120,10 +122,118 @@ def test_every_flipped_byte_is_noticed_or_harmless(tmp_path):
     assert refused > len(whole) // 37 * 0.9
 
 
+class Pickled:
+    def __reduce__(self):
+        return pytest.fail, ("a pickle was opened",)
+
+
 def test_pickled_objects_are_never_opened(tmp_path):
     np.savez(tmp_path / "objects.npz", joints=np.array([{"a": 1}], object))
-    with pytest.raises(BadMedia, match="damaged or holds more than numbers"):
+    with pytest.raises(BadMedia, match="joints are object; expected numbers"):
         load_joints(tmp_path / "objects.npz")
+    np.savez(tmp_path / "objects.npz", joints=person(), fps=np.array(Pickled(), object))
+    with pytest.raises(BadMedia, match="fps is not one finite number but object"):
+        load_joints(tmp_path / "objects.npz")
+
+
+def test_as_many_persons_as_a_job_may_ask_for_are_read(tmp_path):
+    np.savez(tmp_path / "crowd.npz", joints=person(2, LIMITS.max_persons))
+    assert load_joints(tmp_path / "crowd.npz").joints.shape == (2, LIMITS.max_persons, 24, 3)
+    np.savez(tmp_path / "crowd.npz", joints=person(2, LIMITS.max_persons + 1))
+    with pytest.raises(BadMedia, match=r"crowd.npz has 9 persons; at most 8 are drawn"):
+        load_joints(tmp_path / "crowd.npz")
+
+
+def head(shape, dtype="<f4", version=(1, 0), before=b""):
+    """What stands before the numbers of an array, whether or not they follow."""
+    said = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return array_of(before + said + b"\n", version)
+
+
+def array_of(header, version=(1, 0)):
+    width = 2 if version == (1, 0) else 4
+    return b"\x93NUMPY" + bytes(version) + len(header).to_bytes(width, "little") + header
+
+
+def archive(path, how=zipfile.ZIP_DEFLATED, /, **members):
+    with zipfile.ZipFile(path, "w", how) as held:
+        for name, content in members.items():
+            held.writestr(f"{name}.npy", content)
+    return path
+
+
+NUMBERS = person().tobytes()
+CLAIMS = {
+    "15,000 persons": (head((10, 15_000, 24, 3)) + bytes(10 * 15_000 * 288), "15000 persons"),
+    "a trillion frames": (head((10**12, 1, 24, 3)), "too many. Cut the clip"),
+    "a number of frames beyond 64 bits": (head((10**40, 1, 24, 3)), "too many. Cut the clip"),
+    "a negative number of frames": (head((-3, 1, 24, 3)) + NUMBERS, "with at least one frame"),
+    "frames without numbers": (head((100, 1, 24, 3)) + NUMBERS, "fewer numbers than it says"),
+    "small numbers that grow": (head((900_000, 1, 24, 3), "|u1"), "too many. Cut the clip"),
+    "a shape that is none": (head("'abc'") + NUMBERS, "damaged or holds more than numbers"),
+    "a shape of text": (head(("a", "b", 24, 3)) + NUMBERS, "damaged or holds more than numbers"),
+    "a type that is none": (head((3, 1, 24, 3), "<q9") + NUMBERS, "damaged or holds more"),
+    "a record": (head((3, 1, 24, 3), [("a", "<f4")]) + NUMBERS, "expected numbers in millimetres"),
+    "dates": (head((3, 1, 24, 3), "<M8[s]") + NUMBERS * 2, "expected numbers in millimetres"),
+    "an open bracket": (array_of(b"{'descr': (((((((" + b"\n"), "damaged or holds more"),
+    "a hundred brackets": (array_of(b"(" * 3000 + b"\n"), "damaged or holds more than numbers"),
+    "a head that is code": (array_of(b"__import__('os').abort()\n"), "damaged or holds more"),
+    "a head with a NUL": (array_of(b"{'descr': '\0'}\n"), "damaged or holds more than numbers"),
+    "a head of bytes": (array_of(bytes(range(128, 256))), "damaged or holds more than numbers"),
+    "a head indented wrongly": (array_of(b"  {\n 'a\n"), "damaged or holds more than numbers"),
+    "a long head": (head((3, 1, 24, 3), before=b" " * 20_000) + NUMBERS, "damaged or holds more"),
+    "a head of 4 GB": (b"\x93NUMPY\x02\0\xff\xff\xff\xff{", "damaged or holds more"),
+    "a version that is none": (head((3, 1, 24, 3), version=(9, 9)) + NUMBERS, "damaged or holds"),
+    "a head cut short": (head((3, 1, 24, 3))[:20], "damaged or holds more than numbers"),
+    "no array": (b"not an array", "damaged or holds more than numbers"),
+    "nothing": (b"", "damaged or holds more than numbers"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_what_an_array_claims_is_looked_at_before_its_numbers(tmp_path, name):
+    content, sentence = CLAIMS[name]
+    path = archive(tmp_path / "claim.npz", joints=content)
+    tracemalloc.start()
+    with pytest.raises(BadMedia, match=sentence) as raised:
+        load_joints(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize("how", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_an_array_packed_in_a_way_that_numpy_has_not_is_refused(tmp_path, how):
+    path = archive(tmp_path / "packed.npz", how, joints=head((3, 1, 24, 3)) + NUMBERS)
+    with pytest.raises(BadMedia, match="joints is locked or packed otherwise than numpy does it"):
+        load_joints(path)
+
+
+def table_changed(whole, at, value):
+    """Writes over the entry of the first member in the table of an archive."""
+    start = whole.rindex(b"PK\x01\x02") + at
+    return whole[:start] + value + whole[start + len(value) :]
+
+
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [(8, b"\x01\0"), (8, b"\x41\0"), (10, b"\x63\0"), (10, b"\xff\xff"), (24, b"\xff" * 4),
+     (42, b"\xff" * 4), (6, b"\xff\xff"), (46, b"\xff\xff"), (16, b"\0\0\0\0")],
+)  # fmt: skip
+def test_an_archive_whose_table_lies_is_refused(tmp_path, at, value):
+    path = archive(tmp_path / "lies.npz", joints=head((3, 1, 24, 3)) + NUMBERS)
+    path.write_bytes(table_changed(path.read_bytes(), at, value))
+    with pytest.raises(BadMedia, match=r"lies.npz"):
+        load_joints(path)
+
+
+def test_an_archive_of_many_members_is_not_listed(tmp_path):
+    members = {f"x{n}": b"" for n in range(100)}
+    path = archive(tmp_path / "many.npz", joints=head((3, 1, 24, 3)) + NUMBERS, **members)
+    with pytest.raises(BadMedia, match="holds more than 64 arrays; 4 are expected"):
+        load_joints(path)
 
 
 def test_an_array_that_unpacks_to_too_much_is_refused(tmp_path):

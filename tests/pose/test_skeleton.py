@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from engine.errors import Cancelled
 from engine.pose.bones import bones, palettes
 from engine.pose.camera import Camera, base_camera
 from engine.pose.keypoints import Keypoints
@@ -75,3 +76,17 @@ def test_a_frame_without_a_person_is_black():
 def test_keypoints_for_another_number_of_frames_are_refused():
     with pytest.raises(ValueError, match="zip"):
         list(draw_skeleton(dance(4), HEIGHT, WIDTH, keypoints=points(3)))
+
+
+def test_drawing_asks_with_each_frame_whether_to_go_on():
+    asked = []
+
+    def check():
+        asked.append(len(asked))
+        if len(asked) == 3:
+            raise Cancelled("enough")
+
+    frames = draw_skeleton(dance(9), HEIGHT, WIDTH, check=check)
+    with pytest.raises(Cancelled, match="enough"):
+        list(frames)
+    assert asked == [0, 1, 2]

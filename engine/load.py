@@ -104,6 +104,7 @@ def load_package(
         encoders.vae_home,
         denoiser.use_graphs,
         {"denoise": denoiser.forget, "decode": decoder.release},
+        denoiser.kept,
     )
     memory = Memory(_planner(chosen, found, encoders, norm, settings), movable)
     return Pipeline(denoiser, encoders, _capture(networks, settings), memory)

@@ -94,7 +94,7 @@ def start_worker(laps: Laps, package: str, models: str, state: str) -> None:
     """Starts the worker itself, `handler.py`, until it asks the platform for its first job."""
     given = {"SCAIL_PACKAGE": package, "SCAIL_MODELS": models, "SCAIL_STATE": state}
     os.environ.update(given, SCAIL_ALLOW_CPU="1")
-    import handler
+    handler = importlib.import_module("handler")  # the program, whose layer is this one's
 
     def imported(_redact: object) -> None:
         """Stands where the worker begins to log, once all is imported but the platform."""
@@ -109,7 +109,7 @@ def start_worker(laps: Laps, package: str, models: str, state: str) -> None:
         found.serverless.start = lambda _config: laps.end(SERVING)
         return found
 
-    handler.log_as_json, handler.import_module = imported, platform
+    vars(handler).update(log_as_json=imported, import_module=platform)
     handler.main()
     laps.end("ended")
 

@@ -25,7 +25,8 @@ from engine.package.direct_file import cached_bytes
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).relative_to(ROOT).with_name("worker.py")  # in any checkout
 RUNS, COLD_RUNS = 5, 3
-ACCEPTED = "first job accepted"
+ACCEPTED = "first job accepted"  # by a pipeline
+ASKED = "first job asked for"  # by the worker, which has made a first clip of nothing by then
 TIMEOUT_S = 600
 NOISE_MS = 50.0  # between a process' own clock and that of who waits for its line
 WAYS = ("torch", "engine", "worker", "safetensors", "read")
@@ -151,7 +152,7 @@ def check(way: str, found: Start) -> None:
 
 
 def rows_of(name: str, starts: Sequence[Start]) -> list[Row]:
-    """A row for each phase, for the whole, and for a worker until it takes its first job."""
+    """A row for each phase, for the whole, and for an engine until it takes its first job."""
     each = [_with_sums(one) for one in starts]
     return [row_of(f"{name}: {phase}", [phases[phase] for phases in each]) for phase in each[0]]
 
@@ -160,13 +161,15 @@ def _with_sums(one: Start) -> dict[str, float]:
     found: dict[str, float] = {}
     for phase, ms in one.phases.items():
         found[phase] = ms
-        if phase == (SERVING if SERVING in one.phases else READY):
+        if phase == READY and SERVING not in one.phases:
             found[ACCEPTED] = sum(found.values())
+        if phase == SERVING:
+            found[ASKED] = sum(found.values())
     return {**found, "total": one.total_ms}
 
 
 def multiples(rows: Sequence[Row]) -> list[Figure]:
-    """Gives the time until the first job is accepted in imports of PyTorch, of the medians; the
+    """Gives the time until the first job in imports of PyTorch, of the medians; the
     noise is that of the quickest start beside the slowest import and the other way round.
     """
     totals = {row.name.removesuffix(": total"): row for row in rows if row.name.endswith(": total")}
@@ -174,7 +177,7 @@ def multiples(rows: Sequence[Row]) -> list[Figure]:
     for row in rows:
         way, _, phase = row.name.partition(": ")
         torch = totals.get(f"torch, {way.rpartition(', ')[2]}")
-        if phase == ACCEPTED and torch is not None and row.runs > 1:
+        if phase in (ACCEPTED, ASKED) and torch is not None and row.runs > 1:
             most, least = row.worst_ms / torch.best_ms, row.best_ms / torch.worst_ms
             name = f"{row.name}, in imports of torch"
             found.append(Figure(name, row.ms / torch.ms, "x", (most - least) / 2))
@@ -223,7 +226,7 @@ def cold_pictures(rows: Sequence[Row], folder: Path, stem: str) -> list[Path]:
     bars: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         start, phase = row.name.split(": ")
-        if phase not in (ACCEPTED, "total"):
+        if phase not in (ACCEPTED, ASKED, "total"):
             bars.setdefault(start, {})[phase] = [row.ms / 1000]
     phases = list(dict.fromkeys(phase for bar in bars.values() for phase in bar))
     fig, [axes] = pictures.figure(9, 1.8 + 0.42 * len(bars))

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from threading import Timer
@@ -30,6 +30,7 @@ ASKED = "first job asked for"  # by the worker, which has made a first clip of n
 TIMEOUT_S = 600
 NOISE_MS = 50.0  # between a process' own clock and that of who waits for its line
 WAYS = ("torch", "engine", "worker", "safetensors", "read")
+IN_IMPORTS = ", in imports of torch"  # ends the names of rows that have no unit
 BEFORE = "engine before"  # the engine of another checkout
 
 
@@ -95,6 +96,7 @@ def measure_cold_start(
                 stayed.append(evict([*map(Path, first[way].files), *scene.data(way)]))
                 found[f"{way}, cold"].append(start(way, scene, root))
     rows = [row for name, starts in found.items() for row in rows_of(name, starts)]
+    rows += multiples(found)
     checked = "clocks of both sides, and finite results"
     return f"{checked} (when cold, {max(stayed):.0%} of a start's files stayed in memory)", rows
 
@@ -168,30 +170,35 @@ def _with_sums(one: Start) -> dict[str, float]:
     return {**found, "total": one.total_ms}
 
 
-def multiples(rows: Sequence[Row]) -> list[Figure]:
-    """Gives the time until the first job in imports of PyTorch, of the medians; the
-    noise is that of the quickest start beside the slowest import and the other way round.
+def multiples(found: Mapping[str, Sequence[Start]]) -> list[Row]:
+    """Gives the time until the first job in imports of PyTorch: for each round that of the round,
+    so that what else the machine did meanwhile hits both.
     """
-    totals = {row.name.removesuffix(": total"): row for row in rows if row.name.endswith(": total")}
-    found = []
-    for row in rows:
-        way, _, phase = row.name.partition(": ")
-        torch = totals.get(f"torch, {way.rpartition(', ')[2]}")
-        if phase in (ACCEPTED, ASKED) and torch is not None and row.runs > 1:
-            most, least = row.worst_ms / torch.best_ms, row.best_ms / torch.worst_ms
-            name = f"{row.name}, in imports of torch"
-            found.append(Figure(name, row.ms / torch.ms, "x", (most - least) / 2))
-    return found
+    rows = []
+    for name, starts in found.items():
+        torch = found[f"torch, {name.rpartition(', ')[2]}"]
+        for phase in (ACCEPTED, ASKED):
+            rounds = [
+                sums[phase] / import_.total_ms
+                for sums, import_ in zip(map(_with_sums, starts), torch, strict=True)
+                if phase in sums
+            ]
+            rows += [row_of(f"{name}: {phase}{IN_IMPORTS}", rounds)] if rounds else []
+    return rows
 
 
 def cold_figures(rows: Sequence[Row]) -> list[Figure]:
-    return [*multiples(rows), *figures(rows)]
+    return [
+        replace(one, unit="x") if one.name.endswith(IN_IMPORTS) else one for one in figures(rows)
+    ]
 
 
 def cold_table(rows: Sequence[Row]) -> str:
     """Columns for a terminal, and below them the multiples."""
-    lines = [f"{one.name}: {one.value:.2f} ± {one.noise:.2f}" for one in multiples(rows)]
-    return "\n".join([table(rows), *lines])
+    times = [row for row in rows if not row.name.endswith(IN_IMPORTS)]
+    others = [row for row in rows if row not in times]
+    lines = [f"{r.name}: {r.ms:.2f}, {r.best_ms:.2f} to {r.worst_ms:.2f}" for r in others]
+    return "\n".join([table(times), *lines])
 
 
 def evict(paths: Iterable[Path]) -> float:
@@ -226,7 +233,7 @@ def cold_pictures(rows: Sequence[Row], folder: Path, stem: str) -> list[Path]:
     bars: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         start, phase = row.name.split(": ")
-        if phase not in (ACCEPTED, ASKED, "total"):
+        if phase != "total" and not phase.startswith((ACCEPTED, ASKED)):
             bars.setdefault(start, {})[phase] = [row.ms / 1000]
     phases = list(dict.fromkeys(phase for bar in bars.values() for phase in bar))
     fig, [axes] = pictures.figure(9, 1.8 + 0.42 * len(bars))

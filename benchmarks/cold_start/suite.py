@@ -196,7 +196,7 @@ def cold_figures(rows: Sequence[Row]) -> list[Figure]:
 def cold_table(rows: Sequence[Row]) -> str:
     """Columns for a terminal, and below them the multiples."""
     times = [row for row in rows if not row.name.endswith(IN_IMPORTS)]
-    others = [row for row in rows if row not in times]
+    others = [row for row in rows if row.name.endswith(IN_IMPORTS)]
     lines = [f"{r.name}: {r.ms:.2f}, {r.best_ms:.2f} to {r.worst_ms:.2f}" for r in others]
     return "\n".join([table(times), *lines])
 

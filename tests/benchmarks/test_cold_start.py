@@ -230,11 +230,13 @@ def test_the_start_is_told_in_imports_of_torch_of_its_own_round():
     }
     rows = [row for name, starts in found.items() for row in rows_of(name, starts)]
     told = multiples(found)
-    assert cold_figures([*rows, *told]) == [
-        *figures(rows),
-        Figure("engine, warm: first job accepted, in imports of torch", 1.6, "x", 0.1, "lower"),
-        Figure("worker, warm: first job asked for, in imports of torch", 2.0, "x", 0.25, "lower"),
-    ]
+    *times, engine, worker = cold_figures([*rows, *told])
+    assert times == figures(rows)
+    assert engine.name == "engine, warm: first job accepted, in imports of torch"
+    assert worker.name == "worker, warm: first job asked for, in imports of torch"
+    assert (engine.unit, worker.unit, engine.better) == ("x", "x", "lower")
+    assert [engine.value, engine.noise] == pytest.approx([1.6, 0.1])
+    assert [worker.value, worker.noise] == pytest.approx([2.0, 0.25])
     assert cold_table([*rows, *told]).splitlines()[-2:] == [
         "engine, warm: first job accepted, in imports of torch: 1.60, 1.50 to 1.70",
         "worker, warm: first job asked for, in imports of torch: 2.00, 2.00 to 2.50",

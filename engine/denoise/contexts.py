@@ -27,7 +27,7 @@ from engine.models.dit import Scail
 from kernels.cross_attention import CrossKeys
 from kernels.ops import Ops
 
-KEPT_TEXT_BYTES = 512 * 2**20  # at 14B nine prompts of up to 63 tokens, or one of 512
+KEPT_TEXT_BYTES = 512 * 2**20  # at 14B ten prompts of up to 63 tokens, or one of 512
 
 SideWeights = type[TextWeights] | type[PictureWeights]
 Read = Callable[[str], Tensor]  # of one block's tensors

@@ -49,7 +49,7 @@ SUITES = {
         "benchmarks.clip.suite", ("package", "models", "sizes", "frames", "recipes", "runs"),
     ),
     "quality": ("benchmarks.quality.suite", ("checkpoint", "package", "models")),
-    "cold-start": ("benchmarks.cold_start.suite", ("package", "models", "runs")),
+    "cold-start": ("benchmarks.cold_start.suite", ("package", "models", "before", "runs")),
     "reading": ("benchmarks.cold_start.reading", ("file", "runs")),
     "gpu": ("benchmarks.kernel.gpu", ("kernels", "out", "dry", "only")),
     "forward": ("benchmarks.denoiser.forward", ("kernels", "out", "dry")),
@@ -164,6 +164,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--recipes", type=_names, metavar="NAME,...", help="clip: official, production")
     add("--checkpoint", type=Path, metavar="FILE",
         help="quality: real weights, which --package is made from")  # fmt: skip
+    add("--before", type=Path, metavar="DIR",
+        help="cold-start: another checkout, whose engine starts beside this one")  # fmt: skip
     add("--file", type=Path, metavar="FILE", help="reading: more than 1 GB, of random bytes")
     add = parser.add_argument_group("denoiser").add_argument
     add("--project", dest="archs", type=_names, metavar="ARCH,...",

@@ -21,6 +21,7 @@ from engine.media.framing import frames_to_u8
 from engine.memory import ClipShape, EncoderBytes, MemoryPlan, plan
 from engine.models.attention import find_attention
 from engine.models.checkpoint import Checkpoint
+from engine.models.known_prompts import KnownPrompts
 from engine.models.locate import IMAGE_ENCODER, TEXT_ENCODER, VAE, find_model
 from engine.models.lora import Lora
 from engine.models.stored_prompts import StoredPrompts, load_prompts
@@ -104,6 +105,7 @@ def load_package(
         encoders.vae_home,
         denoiser.use_graphs,
         {"denoise": denoiser.forget, "decode": decoder.release},
+        denoiser.kept,
     )
     memory = Memory(_planner(chosen, found, encoders, norm, settings), movable)
     return Pipeline(denoiser, encoders, _capture(networks, settings), memory)
@@ -178,7 +180,7 @@ def _encoders(
     """Loads text encoder (as a function, when it is first asked), CLIP and VAE."""
     device, dtype = settings.device, settings.dtype
     torch.backends.cudnn.allow_tf32 = False  # FP32 convolutions shall be FP32
-    text = partial(
+    embed = partial(
         embed_prompts,
         encoder=found.text,
         models=found.folder,
@@ -187,6 +189,7 @@ def _encoders(
         dtype=settings.text_dtype,
         stored=stored,
     )
+    text = KnownPrompts(embed, device)
     return text, VisionEncoder(found.vision, device, dtype), load_vae(found.vae, device, dtype)
 
 

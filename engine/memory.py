@@ -21,7 +21,8 @@ from typing import Literal, TypeAlias
 import torch
 
 from engine.config import LATENT_CHANNELS, SIZE_MULTIPLE, TEXT_TOKENS, VAE_STRIDE
-from engine.denoise.block import BlockWeights
+from engine.denoise.block import BlockWeights, ContextWeights
+from engine.denoise.contexts import KEPT_TEXT_BYTES
 from engine.denoise.packaged import TIME
 from engine.denoise.windows import latent_frames
 from engine.errors import BadRequest, TooLarge
@@ -127,6 +128,7 @@ class Footprint:
 
     blocks: int  # weights of the blocks that every step needs
     outside: int  # weights before and after the blocks, in FP32
+    context_weights: int  # those that the keys of text and picture are made with, rounded
     rounding: int  # of these tensors by PyTorch's allocator
     text: int  # encoders' weights
     vision: int
@@ -147,10 +149,14 @@ class Rung:
     graphs: bool  # blocks are recorded
     encoders_stay: bool  # CLIP and VAE are there between their stages
     blocks_stay: bool  # the blocks' weights are there while others work
+    contexts_stay: bool = False  # the weights that prepare text and picture are there for the next
+    texts_stay: bool = False  # and so are the keys of the last texts
 
 
 LADDER = (
-    Rung("everything stays on the GPU", True, True, True),
+    Rung("everything stays on the GPU", True, True, True, True, True),
+    Rung("what prepares text and picture is read for each clip", True, True, True, False, True),
+    Rung("text and picture are prepared anew for each clip", True, True, True),
     Rung("kernels are launched one after another, without CUDA graphs", False, True, True),
     Rung("there are no CUDA graphs, CLIP and VAE have the GPU in turns", False, False, True),
     Rung("there are no CUDA graphs, all models have the GPU in turns", False, False, False),
@@ -212,6 +218,7 @@ def next_rung(plan: MemoryPlan, stage: Stage) -> MemoryPlan | None:
 def _on(rung: Rung, shape: ClipShape, fp: Footprint, free_bytes: int) -> MemoryPlan:
     blocks, encoders = fp.blocks + fp.rounding, fp.vision + fp.vae
     idle = ALLOWANCES + fp.outside + rung.blocks_stay * blocks + rung.encoders_stay * encoders
+    idle += rung.contexts_stay * fp.context_weights + rung.texts_stay * KEPT_TEXT_BYTES
     alone = not rung.encoders_stay
     evaluating = (_recorded if rung.graphs else _launched)(fp, shape.contexts)
     peaks: dict[Stage, int] = {
@@ -247,24 +254,25 @@ def _recorded(fp: Footprint, contexts: int) -> int:
 
 
 def _footprint(
-    manifest: Manifest, held: tuple[int, int, int], shape: ClipShape, encoders: EncoderBytes
+    manifest: Manifest, held: tuple[int, int, int, int], shape: ClipShape, encoders: EncoderBytes
 ) -> Footprint:
-    model, (time, area), (blocks, outside, rounding) = manifest.model, shape.grid, held
+    model, (time, area), (blocks, outside, contexts, rounding) = manifest.model, shape.grid, held
     seen = _evaluation(manifest, area * (1 + time), area * time // 4, area * time)
     unseen = _evaluation(manifest, area * (1 + time), 0, area * time)
     evaluations = {"never": (seen,), "last": (seen, unseen), "first": (unseen, seen)}[shape.unseen]
-    keys = _up(shape.text_tokens, KEY_TILE) + _up(VISION_TOKENS, KEY_TILE)
+    keys = shape.contexts * _up(shape.text_tokens, KEY_TILE) + _up(VISION_TOKENS, KEY_TILE)
     clip = latent_frames(max(shape.frames, shape.clip_frames))
     pixels = shape.height * shape.width
     cells = pixels // (VAE_STRIDE[1] * VAE_STRIDE[2])
     return Footprint(
         blocks=blocks,
         outside=outside,
+        context_weights=contexts,
         rounding=rounding,
         text=encoders.text,
         vision=encoders.vision,
         vae=encoders.vae,
-        contexts=shape.contexts * model.layers * keys * (2 * 2 * model.dim + 4),
+        contexts=model.layers * keys * (2 * 2 * model.dim + 4),
         tables=sum(one.stream for one in evaluations) // (4 * model.dim) * TABLE_BYTES,
         latents=LATENTS_HELD * 4 * LATENT_CHANNELS * clip * cells,
         evaluations=evaluations,
@@ -274,17 +282,22 @@ def _footprint(
     )
 
 
-def _held_weights(manifest: Manifest) -> tuple[int, int, int]:
-    """Counts bytes: of the blocks, of what lies outside of them, and what rounding adds."""
-    names = {field.name for field in fields(BlockWeights)}
-    blocks = [entry.nbytes for entry in manifest.tensors if _part(entry) in names]
+def _held_weights(manifest: Manifest) -> tuple[int, int, int, int]:
+    """Counts bytes: of the blocks, of what lies outside of them, of the contexts' weights with what
+    rounding adds, and what it adds to the others.
+    """
+    steps, once = (
+        {field.name for field in fields(kind)} for kind in (BlockWeights, ContextWeights)
+    )
+    blocks = [entry.nbytes for entry in manifest.tensors if _part(entry) in steps]
+    contexts = [_rounded(entry.nbytes) for entry in manifest.tensors if _part(entry) in once]
     outside = [
         4 * prod(entry.shape)
         for entry in manifest.tensors
         if _part(entry) is None and not entry.name.startswith(TIME)
     ]
     rounding = sum(_rounded(nbytes) - nbytes for nbytes in (*blocks, *outside))
-    return sum(blocks), sum(outside), rounding
+    return sum(blocks), sum(outside), sum(contexts), rounding
 
 
 def _part(entry: Entry) -> str | None:
@@ -359,7 +372,7 @@ def _allocations(dim: int, ffn: int) -> Iterator[tuple[int, str, str]]:
 
 def _too_large(manifest: Manifest, encoders: EncoderBytes, last: MemoryPlan) -> str:
     shape, held = last.shape, last.footprint
-    weights = held.blocks, held.outside, held.rounding
+    weights = held.blocks, held.outside, held.context_weights, held.rounding
 
     def fits(other: ClipShape) -> bool:
         bytes_of = _footprint(manifest, weights, other, encoders)

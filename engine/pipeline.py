@@ -30,7 +30,7 @@ from engine.stage_dump import StageDump
 
 
 class Pipeline:
-    """Owns the loaded models. A job keeps nothing of the job before it."""
+    """Owns the loaded models. A job finds nothing of the job before it that changes its clip."""
 
     def __init__(
         self, denoiser: Denoiser, encoders: Encoders, capture: MotionCapture, memory: Memory

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 
+from engine.denoise.contexts import Contexts
 from engine.errors import TooLarge
 from engine.flow import Request, Source
 from engine.machine.resident import Resident, nothing
@@ -28,6 +29,7 @@ class Movable:
     vae: Resident
     use_graphs: Callable[[bool], object]
     after: Mapping[Stage, Callable[[], object]]  # gives back what a stage needs no longer
+    contexts: Contexts | None = None  # None: there are none to keep
 
 
 class Memory:
@@ -101,6 +103,8 @@ class Memory:
 
     def _move(self, rung: Rung) -> None:
         self._models.use_graphs(rung.graphs)
+        if self._models.contexts is not None:
+            self._models.contexts.keep(weights=rung.contexts_stay, texts=rung.texts_stay)
         self._models.blocks.settle(stays=rung.blocks_stay)
         self._models.vision.settle(stays=rung.encoders_stay)
         self._models.vae.settle(stays=rung.encoders_stay)

@@ -1,7 +1,10 @@
 """Clips of packages are those of the exact model, within what 8 bits allow, by every way."""
 
+import builtins
 import dataclasses
+import io
 import math
+import os
 import shutil
 from functools import cache
 from pathlib import Path
@@ -17,10 +20,14 @@ from engine.conditioning import condition
 from engine.config import state_dir
 from engine.demo.weights import demo_weights
 from engine.denoise.sampler import SAMPLERS
+from engine.diskcache import DiskCache
 from engine.errors import BadPackage, MissingModel, Unavailable
 from engine.flow import Request, Settings, Source
 from engine.load import load_exact, load_package
+from engine.machine.upload import PackageWeights
 from engine.media.video import probe_video, read_video
+from engine.models.tensorfile import TensorFile
+from engine.package.folder import Package
 from engine.pose.networks import Networks
 from engine.program import ModelSettings, choose_package
 from engine.recipes import RECIPES
@@ -33,6 +40,8 @@ from tests.support.compiled import STATE
 
 GATE = 0.999  # cosine of latents, at 8 bits
 PROMPT = "a dancer in the rain"
+QUICK = dataclasses.replace(RECIPES["official"], sampler="euler", steps=2, cfg=2.0)
+READERS = {"TensorFile", "Package", "PackageWeights", "DiskCache"}
 OFFICIAL, PRODUCTION = RECIPES["official"], RECIPES["production"]
 
 
@@ -311,3 +320,64 @@ def test_without_a_gpu_one_of_several_packages_must_be_named(tmp_path):
 def test_a_folder_without_a_package_is_told(tmp_path, name, says):
     with pytest.raises(BadPackage, match=says):
         load(tmp_path / name)
+
+
+# --- the second job of a warm worker
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Paths that are opened, and tensors that are read, from here on."""
+    found = []
+
+    def watched(real):
+        def call(path, *args, **kwargs):
+            found.append(str(path))
+            return real(path, *args, **kwargs)
+
+        return call
+
+    for place, name in ((builtins, "open"), (io, "open"), (os, "open"), (os, "stat")):
+        monkeypatch.setattr(place, name, watched(getattr(place, name)))
+    for kind, name in (
+        (TensorFile, "__init__"),
+        (TensorFile, "open"),
+        (Package, "read"),
+        (PackageWeights, "visit"),
+        (DiskCache, "read"),
+    ):
+        real = getattr(kind, name)
+
+        def call(self, *args, real=real, what=f"{kind.__name__}.{name}", **kwargs):
+            found.append(what)
+            return real(self, *args, **kwargs)
+
+        monkeypatch.setattr(kind, name, call)
+    return found
+
+
+def test_the_second_job_of_a_warm_worker_reads_no_model_again(tmp_path, opened):
+    """Another picture and seed, one prompt that is known and in the first job was not."""
+    pipeline = load(tiny_package(SM90))
+    pose, prompt = tmp_path / "pose.mp4", f"never seen before: {tmp_path}"
+    clip(pose, 9)
+    made = []
+    for seed in (1, 2):
+        picture = tmp_path / f"{seed}.png"
+        draw = np.random.default_rng(seed)
+        Image.fromarray(draw.integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(picture)
+        given = Settings(QUICK, prompt=prompt, width=96, height=64, seed=seed, audio=False)
+        request = Request(picture, pose, "pose", given)
+        opened.clear()
+        pipeline.run(request, tmp_path / f"{seed}.mp4", "test", StageDump(None))
+        made.append({*opened})
+    homes = tiny_package(SM90), demo_weights(state_dir()).models, state_dir()
+
+    def models(paths):
+        tensors = {path for path in paths if path.partition(".")[0] in READERS}
+        return tensors | {path for path in paths if path.startswith(tuple(map(str, homes)))}
+
+    first, second = map(models, made)
+    assert {"PackageWeights.visit", "TensorFile.open", "DiskCache.read"} <= first
+    assert second == set()
+    assert str(tmp_path / "2.png") in made[1]  # what the job brings is seen

@@ -1,8 +1,9 @@
-"""Suite `cold-start`: times a worker from nothing to its first forward, phase by phase.
+"""Suite `cold-start`: times a start from nothing to the first forward, phase by phase.
 
-Beside it: PyTorch's import alone, which no worker can undercut; the same weights through
-safetensors; the weights read to nowhere. This process holds neither PyTorch nor NumPy, so that
-their files can be taken out of the page cache too.
+Beside it: PyTorch's import alone, which no start can undercut, and the start in multiples of it;
+the whole worker with the platform's library; the same weights through safetensors; the weights read
+to nowhere; with `--before` the engine of another checkout. This process holds neither PyTorch nor
+NumPy, so that their files can be taken out of the page cache too.
 """
 
 import json
@@ -11,23 +12,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from threading import Timer
 
-from benchmarks.cold_start.worker import READY
-from benchmarks.record import Suite
+from benchmarks.cold_start.worker import READY, SERVING
+from benchmarks.record import Figure, Suite
 from benchmarks.timing import Row, figures, require, row_of, table
 from engine.package.direct_file import cached_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKER = Path(__file__).with_name("worker.py")
+WORKER = Path(__file__).relative_to(ROOT).with_name("worker.py")  # in any checkout
 RUNS, COLD_RUNS = 5, 3
-ACCEPTED = "first job accepted"
+ACCEPTED = "first job accepted"  # by a pipeline
+ASKED = "first job asked for"  # by the worker, which has made a first clip of nothing by then
 TIMEOUT_S = 600
 NOISE_MS = 50.0  # between a process' own clock and that of who waits for its line
-WAYS = ("torch", "engine", "safetensors", "read")
+WAYS = ("torch", "engine", "worker", "safetensors", "read")
+IN_IMPORTS = ", in imports of torch"  # ends the names of rows that have no unit
+BEFORE = "engine before"  # the engine of another checkout
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +55,10 @@ class StartScene:
 
     def paths(self, way: str) -> tuple[Path, ...]:
         """The arguments of a way to start."""
-        engine = self.package, self.models, self.state
-        given = {"engine": engine, "safetensors": (self.weights,), "read": (self.package,)}
+        engine = dict.fromkeys(
+            ("engine", "worker", BEFORE), (self.package, self.models, self.state)
+        )
+        given = {**engine, "safetensors": (self.weights,), "read": (self.package,)}
         return given.get(way, ())
 
     def data(self, way: str) -> list[Path]:
@@ -62,27 +68,35 @@ class StartScene:
 
 
 def measure_cold_start(
-    package: Path | None = None, models: Path | None = None, *, runs: int = RUNS
+    package: Path | None = None,
+    models: Path | None = None,
+    before: Path | None = None,
+    *,
+    runs: int = RUNS,
 ) -> tuple[str, list[Row]]:
-    """Says how it was checked, and gives a row for each phase of each way to start.
+    """Says how it was checked, and gives a row for each phase of each way to start. All ways have
+    their turn in each round. `before`: a checkout whose engine starts beside this one's.
 
     Raises `WrongResult` if a start fails, takes a time that its phases do not add up to, or ends in
     numbers that are not finite.
     """
     with TemporaryDirectory(prefix="scail-cold-start-") as folder:
         scene = prepare(Path(folder), package, models)
-        before = {way: start(way, scene) for way in WAYS}  # not counted: it warms the page cache
-        found: dict[str, list[Start]] = {f"{way}, warm": [] for way in WAYS}
+        roots = dict.fromkeys(WAYS, ROOT) | ({} if before is None else {BEFORE: before})
+        # not counted: it warms the page cache
+        first = {way: start(way, scene, root) for way, root in roots.items()}
+        found: dict[str, list[Start]] = {f"{way}, warm": [] for way in roots}
         for _ in range(runs):
-            for way in WAYS:
-                found[f"{way}, warm"].append(start(way, scene))
-        found |= {f"{way}, cold": [] for way in WAYS}
+            for way, root in roots.items():
+                found[f"{way}, warm"].append(start(way, scene, root))
+        found |= {f"{way}, cold": [] for way in roots}
         stayed = []
         for _ in range(min(runs, COLD_RUNS)):
-            for way in WAYS:
-                stayed.append(evict([*map(Path, before[way].files), *scene.data(way)]))
-                found[f"{way}, cold"].append(start(way, scene))
+            for way, root in roots.items():
+                stayed.append(evict([*map(Path, first[way].files), *scene.data(way)]))
+                found[f"{way}, cold"].append(start(way, scene, root))
     rows = [row for name, starts in found.items() for row in rows_of(name, starts)]
+    rows += multiples(found)
     checked = "clocks of both sides, and finite results"
     return f"{checked} (when cold, {max(stayed):.0%} of a start's files stayed in memory)", rows
 
@@ -99,14 +113,20 @@ def prepare(folder: Path, package: Path | None, models: Path | None) -> StartSce
     return StartScene(**made | ({"models": models} if models else {}))
 
 
-def start(way: str, scene: StartScene) -> Start:
-    """Makes one start in a process of its own. Raises `WrongResult`."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+def start(way: str, scene: StartScene, root: Path = ROOT) -> Start:
+    """Makes one start of the checkout `root` in a process of its own. Raises `WrongResult`."""
+    environment = os.environ | {"PYTHONPATH": str(root), "TMPDIR": str(scene.state)}
     with TemporaryFile("w+") as errors:
         began = time.monotonic()
-        command = [sys.executable, str(WORKER), repr(began), way, *map(str, scene.paths(way))]
+        called = way.removesuffix(" before")
+        command = [sys.executable, str(root / WORKER), repr(began), called]
         with subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+            [*command, *map(str, scene.paths(way))],
+            cwd=root,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
         ) as process:
             assert process.stdout is not None
             limit = Timer(TIMEOUT_S, process.kill)
@@ -134,7 +154,7 @@ def check(way: str, found: Start) -> None:
 
 
 def rows_of(name: str, starts: Sequence[Start]) -> list[Row]:
-    """A row for each phase, for the whole, and for a worker until it takes its first job."""
+    """A row for each phase, for the whole, and for an engine until it takes its first job."""
     each = [_with_sums(one) for one in starts]
     return [row_of(f"{name}: {phase}", [phases[phase] for phases in each]) for phase in each[0]]
 
@@ -143,9 +163,42 @@ def _with_sums(one: Start) -> dict[str, float]:
     found: dict[str, float] = {}
     for phase, ms in one.phases.items():
         found[phase] = ms
-        if phase == READY:
+        if phase == READY and SERVING not in one.phases:
             found[ACCEPTED] = sum(found.values())
+        if phase == SERVING:
+            found[ASKED] = sum(found.values())
     return {**found, "total": one.total_ms}
+
+
+def multiples(found: Mapping[str, Sequence[Start]]) -> list[Row]:
+    """Gives the time until the first job in imports of PyTorch: for each round that of the round,
+    so that what else the machine did meanwhile hits both.
+    """
+    rows = []
+    for name, starts in found.items():
+        torch = found[f"torch, {name.rpartition(', ')[2]}"]
+        for phase in (ACCEPTED, ASKED):
+            rounds = [
+                sums[phase] / import_.total_ms
+                for sums, import_ in zip(map(_with_sums, starts), torch, strict=True)
+                if phase in sums
+            ]
+            rows += [row_of(f"{name}: {phase}{IN_IMPORTS}", rounds)] if rounds else []
+    return rows
+
+
+def cold_figures(rows: Sequence[Row]) -> list[Figure]:
+    return [
+        replace(one, unit="x") if one.name.endswith(IN_IMPORTS) else one for one in figures(rows)
+    ]
+
+
+def cold_table(rows: Sequence[Row]) -> str:
+    """Columns for a terminal, and below them the multiples."""
+    times = [row for row in rows if not row.name.endswith(IN_IMPORTS)]
+    others = [row for row in rows if row.name.endswith(IN_IMPORTS)]
+    lines = [f"{r.name}: {r.ms:.2f}, {r.best_ms:.2f} to {r.worst_ms:.2f}" for r in others]
+    return "\n".join([table(times), *lines])
 
 
 def evict(paths: Iterable[Path]) -> float:
@@ -180,7 +233,7 @@ def cold_pictures(rows: Sequence[Row], folder: Path, stem: str) -> list[Path]:
     bars: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         start, phase = row.name.split(": ")
-        if phase not in (ACCEPTED, "total"):
+        if phase != "total" and not phase.startswith((ACCEPTED, ASKED)):
             bars.setdefault(start, {})[phase] = [row.ms / 1000]
     phases = list(dict.fromkeys(phase for bar in bars.values() for phase in bar))
     fig, [axes] = pictures.figure(9, 1.8 + 0.42 * len(bars))
@@ -191,4 +244,4 @@ def cold_pictures(rows: Sequence[Row], folder: Path, stem: str) -> list[Path]:
     return pictures.save(fig, folder, stem)
 
 
-SUITE = Suite(measure_cold_start, table, figures, cold_pictures)
+SUITE = Suite(measure_cold_start, cold_table, cold_figures, cold_pictures)

@@ -2,7 +2,7 @@
 
 python benchmarks/cold_start/worker.py BEGAN WAY [PATH...]
 
-Ways: torch, engine, safetensors, read.
+Ways: torch, engine, worker, safetensors, read.
 
 BEGAN is the parent's `time.monotonic()` before it started this process, so that the interpreter is
 a phase too. It prints its times as one line of JSON, then the files that are in use as another. At
@@ -16,12 +16,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-READY = "encoders awaited"  # the phase after which a worker takes its first job
+READY = "encoders awaited"  # the phase after which a pipeline takes its first job
+SERVING = "platform awaited"  # the phase after which a worker asks the platform for one
 SMALL = (64, 64, 5)  # height, width, frames of the first forward on a CPU
 FULL = (512, 896, 81)  # on a GPU, unless the model is tiny
 
@@ -65,12 +67,7 @@ def start_engine(laps: Laps, package: str, models: str, state: str) -> None:
     from engine.pose.networks import Networks
 
     laps.end("import engine")
-    # the real loading, with a clock around the functions that it calls in this thread
-    opened, chosen = program.open_package, program.choose_variants
-    program.open_package = laps.around("GPU found", "package opened", opened)
-    program.choose_variants = laps.around("CUDA context", "kernels loaded", chosen)
-    denoiser = laps.around("models found", "weights read and copied", load.PackagedDenoiser)
-    load.PackagedDenoiser = denoiser  # pyright: ignore[reportAttributeAccessIssue]
+    watch_loading(laps)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = "bf16" if device.type == "cuda" else "fp32"
     settings = program.ModelSettings(device, precision, None, Path(state))
@@ -80,6 +77,41 @@ def start_engine(laps: Laps, package: str, models: str, state: str) -> None:
     laps.end(READY)
     evaluate(pipeline)
     laps.end("first forward")
+
+
+def watch_loading(laps: Laps) -> None:
+    """Puts a clock around the functions that loading calls, in the thread that loads."""
+    from engine import load, program
+
+    opened, chosen = program.open_package, program.choose_variants
+    program.open_package = laps.around("GPU found", "package opened", opened)
+    program.choose_variants = laps.around("CUDA context", "kernels loaded", chosen)
+    denoiser = laps.around("models found", "weights read and copied", load.PackagedDenoiser)
+    load.PackagedDenoiser = denoiser  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def start_worker(laps: Laps, package: str, models: str, state: str) -> None:
+    """Starts the worker itself, `handler.py`, until it asks the platform for its first job."""
+    given = {"SCAIL_PACKAGE": package, "SCAIL_MODELS": models, "SCAIL_STATE": state}
+    os.environ.update(given, SCAIL_ALLOW_CPU="1")
+    handler = importlib.import_module("handler")  # the program, whose layer is this one's
+
+    def imported(_redact: object) -> None:
+        """Stands where the worker begins to log, once all is imported but the platform."""
+        from engine.worker import renderer
+
+        laps.end("import engine and torch")
+        watch_loading(laps)
+        renderer._warm = laps.around(READY, "first clip, of nothing", renderer._warm)
+
+    def platform(name: str) -> ModuleType:
+        found = importlib.import_module(name)
+        found.serverless.start = lambda _config: laps.end(SERVING)
+        return found
+
+    vars(handler).update(log_as_json=imported, import_module=platform)
+    handler.main()
+    laps.end("ended")
 
 
 def evaluate(pipeline: object) -> None:
@@ -148,6 +180,7 @@ def start_read(laps: Laps, package: str) -> None:
 WAYS: dict[str, Callable[..., None]] = {
     "torch": start_torch,
     "engine": start_engine,
+    "worker": start_worker,
     "safetensors": start_safetensors,
     "read": start_read,
 }

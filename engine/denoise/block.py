@@ -61,8 +61,26 @@ class Weight:
 
 
 @dataclass(frozen=True, slots=True)
+class TextWeights:
+    """The weights of a block that `text_keys` needs."""
+
+    cross_norm_q: Tensor  # [D]
+    text: Weight  # D -> k | v
+    text_norm_k: Tensor  # [D]
+
+
+@dataclass(frozen=True, slots=True)
+class PictureWeights:
+    """The weights of a block that `picture_keys` needs."""
+
+    cross_norm_q: Tensor  # [D]
+    vision: Weight  # D -> k | v
+    vision_norm_k: Tensor  # [D]
+
+
+@dataclass(frozen=True, slots=True)
 class ContextWeights:
-    """The weights of a block that `context_keys` needs, once a clip."""
+    """The weights of a block that `context_keys` needs, once a clip: those of both sides."""
 
     cross_norm_q: Tensor  # [D]
     text: Weight  # D -> k | v
@@ -89,7 +107,7 @@ class BlockWeights:
     down: Weight  # FFN -> D
 
 
-Weights = TypeVar("Weights", BlockWeights, ContextWeights)
+Weights = TypeVar("Weights", BlockWeights, ContextWeights, TextWeights, PictureWeights)
 ENDS = ("q", "s", "bias")  # the names of a `Weight`'s tensors end so
 
 
@@ -108,7 +126,9 @@ def assemble(kind: type[Weights], read: Callable[[str], Tensor]) -> Weights:
     return kind(**parts)  # pyright: ignore[reportArgumentType] - each of its field's type
 
 
-def tensor_names(kind: type[BlockWeights] | type[ContextWeights]) -> list[str]:
+def tensor_names(
+    kind: type[BlockWeights] | type[ContextWeights] | type[TextWeights] | type[PictureWeights],
+) -> list[str]:
     """The names of the tensors that `assemble` reads."""
     names: list[str] = []
     for field in fields(kind):
@@ -133,16 +153,30 @@ def context_keys(
     The last row of text stands for `repeats` equal ones: padding need not be computed 400 times.
     """
 
-    def keys(x: Tensor, weight: Weight, norm_k: Tensor, repeats: int) -> CrossKeys:
-        both = ops.gemm(ops.quantize(x.bfloat16(), weight.dtype), weight.rows, weight.bias)
-        k, v = both.chunk(2, dim=1)
-        k = F.rms_norm(k.float(), norm_k.shape, norm_k, EPS)
-        return cross_keys(k, v, weights.cross_norm_q, repeats)
+    return ContextKeys(text_keys(ops, weights, text, repeats), picture_keys(ops, weights, vision))
 
-    return ContextKeys(
-        keys(text, weights.text, weights.text_norm_k, repeats),
-        keys(vision, weights.vision, weights.vision_norm_k, 1),
-    )
+
+def text_keys(
+    ops: Ops, weights: TextWeights | ContextWeights, text: Tensor, repeats: int
+) -> CrossKeys:
+    """Computes a block's keys of text [L, D], as `context_keys` does."""
+    w = weights
+    return _keys(ops, text, w.text, w.text_norm_k, w.cross_norm_q, repeats)
+
+
+def picture_keys(ops: Ops, weights: PictureWeights | ContextWeights, vision: Tensor) -> CrossKeys:
+    """Computes a block's keys of vision [257, D], as `context_keys` does."""
+    w = weights
+    return _keys(ops, vision, w.vision, w.vision_norm_k, w.cross_norm_q, 1)
+
+
+def _keys(
+    ops: Ops, x: Tensor, weight: Weight, norm_k: Tensor, cross_norm_q: Tensor, repeats: int
+) -> CrossKeys:
+    both = ops.gemm(ops.quantize(x.bfloat16(), weight.dtype), weight.rows, weight.bias)
+    k, v = both.chunk(2, dim=1)
+    k = F.rms_norm(k.float(), norm_k.shape, norm_k, EPS)
+    return cross_keys(k, v, cross_norm_q, repeats)
 
 
 def block_modulation(weights: BlockWeights, modulation: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Outside the blocks it is `dit.Scail` without layers. Its tokens are put in the order video,
 reference, skeleton: attention has no order of its own, and the tokens that are needed after the
 last block come first. Modulations of all steps are computed when a clip begins, and so are the keys
-of text and picture, whose weights are read for them and not kept.
+of text and picture (`engine.denoise.contexts`).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,15 +14,9 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 
-from engine.denoise.block import (
-    BlockWeights,
-    ContextKeys,
-    ContextWeights,
-    assemble,
-    context_keys,
-    tensor_names,
-)
+from engine.denoise.block import BlockWeights, ContextKeys, assemble, tensor_names
 from engine.denoise.block_runner import BlockRunner, LaunchedBlocks, Pass
+from engine.denoise.contexts import Contexts
 from engine.denoise.cuda_graphs import GraphedBlocks
 from engine.denoise.guidance import bind, check_widths, texts
 from engine.denoise.sampler import grid
@@ -63,11 +57,10 @@ class PackagedDenoiser:
         self._graphs: GraphedBlocks | None = None
         self._wants_graphs = True
         layers = self.config.layers
-        self._block_names = _in_blocks(BlockWeights, layers)
-        self._context_names = _in_blocks(ContextWeights, layers)
-        for name in {*self._context_names}.difference(self.package.names):
-            self.package.entry(name)  # raises, as it is not there: in a clip it would be late
+        names = tensor_names(BlockWeights)  # those of a block lie together in the file
+        self._block_names = [f"blocks.{n}.{name}" for n in range(layers) for name in names]
         self._outside = outside_the_blocks(self.package, weights)
+        self.kept = Contexts(weights, layers, self._outside)
         self._load_blocks()
 
     def use_graphs(self, wanted: bool) -> None:
@@ -151,31 +144,9 @@ class PackagedDenoiser:
 
     def contexts(self, texts: Sequence[Tensor], vision: Tensor) -> list[list[ContextKeys]]:
         """Computes the keys of each block's cross attention for each text [L, text_dim] with the
-        picture. Their weights are read once for all texts.
+        picture.
         """
-        embedded = [self._embedded(text, vision) for text in texts]
-        made: list[list[ContextKeys]] = [[] for _ in texts]
-        held: dict[str, Tensor] = {}
-
-        def take(name: str, tensor: Tensor) -> None:
-            held[name] = tensor
-            if len(held) == len(self._context_names) // self.config.layers:  # all of one block
-                weights = assemble(ContextWeights, _of_block(held, len(made[0])))
-                for keys, given in zip(made, embedded, strict=True):
-                    keys.append(context_keys(self._ops, weights, *given))
-                held.clear()
-
-        self._weights.visit(self._context_names, take)
-        return made
-
-    def _embedded(self, text: Tensor, vision: Tensor) -> tuple[Tensor, Tensor, int]:
-        """Embeds text and picture, and tells how many rows the last one of the text stands for:
-        rows that are zero are padding, and equal after the embedding too.
-        """
-        padding = count_padding(text)
-        rows = text[: len(text) - max(padding - 1, 0)]
-        made = self._outside.embed_context(rows.to(self.device), vision)
-        return made.text, made.vision, max(padding, 1)
+        return self.kept.keys(self._ops, texts, vision)
 
 
 def outside_the_blocks(package: Package, weights: PackageWeights) -> Scail:
@@ -192,21 +163,10 @@ def outside_the_blocks(package: Package, weights: PackageWeights) -> Scail:
     return model.eval()
 
 
-def _in_blocks(kind: type[BlockWeights] | type[ContextWeights], layers: int) -> list[str]:
-    """The names of a kind's tensors in all blocks. Those of a block lie together in the file."""
-    return [f"blocks.{n}.{name}" for n in range(layers) for name in tensor_names(kind)]
-
-
 def video_first(tokens: Tensor, area: int, video: int) -> Tensor:
     """Reorders tokens, or their tables [S, ...], from reference, video, skeleton to video first."""
     reference, seen, skeleton = tokens.split([area, video, len(tokens) - area - video])
     return torch.cat([seen, reference, skeleton])
-
-
-def count_padding(text: Tensor) -> int:
-    """Counts the rows at the end of a text [L, C] that are zero."""
-    real = text.any(dim=1).nonzero()
-    return len(text) - (int(real[-1]) + 1 if len(real) else 0)
 
 
 def _tables(patches: tuple[int, int, int], with_pose: bool, device: torch.device) -> Rope:

@@ -30,7 +30,7 @@ class PackageWeights:
 
         On the CPU a tensor is a view of the file: what is written to it stays in this process.
         On a GPU the first visit reads past the page cache, later ones through it: weights that are
-        read twice, as those of contexts, are read for every clip.
+        read twice, as those of contexts where memory is short, are read for every clip.
         """
         wanted = set(names)
         ordered = [name for name in self.package.names if name in wanted]

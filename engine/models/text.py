@@ -14,12 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import ftfy
 import torch
 from safetensors.torch import load, save
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer as JsonTokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.config import TEXT_TOKENS
 from engine.diskcache import DiskCache, remembered_sha256
@@ -27,14 +26,14 @@ from engine.errors import BadCheckpoint, MissingModel
 from engine.models.fill import Stored, depth, dims, fill
 from engine.models.stored_prompts import StoredPrompts
 from engine.models.tensorfile import TensorFile
+from engine.models.umt5 import EncoderShape, Stack
 
 log = logging.getLogger(__name__)
 
 END = "</s>"
 END_ID = 1
 CACHE_BYTES = 512 * 2**20  # 512 prompts of UMT5-XXL at 128 tokens in BF16
-MAX_DISTANCE = 128
-EPS = 1e-6
+BUCKETS = 32  # of distances
 LAYERS = {4096: 24}  # by width: a file of UMT5-XXL cut between two blocks must not pass as whole
 
 # transformers -> official, inside a block (docs/reference/encoders.md 2.3)
@@ -60,6 +59,8 @@ TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 
 def clean_prompt(text: str) -> str:
     """Repairs mojibake, entities and runs of whitespace (docs/reference/encoders.md 2.2)."""
+    import ftfy  # a tenth of a second to import: when there is a prompt
+
     text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
     return re.sub(r"\s+", " ", text).strip()
 
@@ -276,7 +277,7 @@ class TextEncoder:
         with self._file.open(self._table) as table:
             rows = table[ids.cpu()]
         rows = rows.to(self._device, self._dtype)
-        return self._stack(inputs_embeds=rows[None]).last_hidden_state[0]
+        return self._stack(rows)
 
 
 def _table_name(file: TensorFile) -> str:
@@ -289,14 +290,12 @@ def _table_name(file: TensorFile) -> str:
     )
 
 
-def _stack(file: TensorFile, table: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def _stack(file: TensorFile, table: str, device: torch.device, dtype: torch.dtype) -> Stack:
     """The blocks with their weights, without the table that turns ids into rows."""
-    from transformers import UMT5Config, UMT5EncoderModel  # seconds to import: only when used
-
     official = table == "token_embedding.weight"
     pattern = r"blocks\.(?P<n>\d+)\." if official else r"encoder\.block\.(?P<n>\d+)\."
     layers = depth(file, re.compile(pattern))
-    vocabulary, width = dims(file, table, 2)
+    _, width = dims(file, table, 2)
     if layers != LAYERS.get(width, layers):
         raise BadCheckpoint(f"{file.path.name} has {layers} blocks, expected {LAYERS[width]}.")
 
@@ -305,26 +304,14 @@ def _stack(file: TensorFile, table: str, device: torch.device, dtype: torch.dtyp
 
     buckets, heads = dims(file, name("layer.0.SelfAttention.relative_attention_bias"), 2)
     inner, _ = dims(file, name("layer.0.SelfAttention.q"), 2)
+    if buckets != BUCKETS or inner % heads:
+        raise BadCheckpoint(
+            f"{file.path.name} has {buckets} buckets of distances and {heads} heads in {inner} "
+            f"channels, expected {BUCKETS} buckets, and heads that divide the channels."
+        )
     hidden, _ = dims(file, name("layer.1.DenseReluDense.wi_0"), 2)
-    config = UMT5Config(
-        vocab_size=vocabulary,
-        d_model=width,
-        d_kv=inner // heads,
-        d_ff=hidden,
-        num_layers=layers,
-        num_heads=heads,
-        relative_attention_num_buckets=buckets,
-        relative_attention_max_distance=MAX_DISTANCE,
-        feed_forward_proj="gated-gelu",
-        layer_norm_epsilon=EPS,
-        is_encoder_decoder=False,
-        use_cache=False,
-    )
     with torch.device("meta"):
-        model = UMT5EncoderModel(config).eval()
-    model.set_attn_implementation("eager")  # equal to the official encoder to the bit, bf16 too
-    stack = model.encoder
-    stack.embed_tokens = nn.Identity()
+        stack = Stack(EncoderShape(width, heads, inner, hidden, layers, buckets)).eval()
     stored = {target: _stored(file, target, official) for target in stack.state_dict()}
     tables = r"shared\.weight|encoder\.embed_tokens\.weight"  # tied: a file may hold both
     ignored = re.compile(f"({re.escape(table) if official else tables}|{EXTRAS})$")

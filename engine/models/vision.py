@@ -10,15 +10,15 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.errors import BadCheckpoint, BadMedia
+from engine.models.clip import Tower, TowerShape
 from engine.models.fill import Stored, depth, dims, fill
 from engine.models.tensorfile import TensorFile
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
-EPS = 1e-5
 HEAD_SIZE = 80  # K
 BLOCKS = {1280: 32}  # by width: a file of ViT-H cut between two blocks must not pass as whole
 
@@ -28,7 +28,6 @@ OFFICIAL_NAMES = {
     "embeddings.position_embedding.weight": "pos_embedding",
     "embeddings.patch_embedding.weight": "patch_embedding.weight",
     "pre_layrnorm": "pre_norm",
-    "post_layernorm": "post_norm",
     "layer_norm1": "norm1",
     "layer_norm2": "norm2",
     "self_attn.out_proj": "attn.proj",
@@ -36,6 +35,10 @@ OFFICIAL_NAMES = {
     "mlp.fc2": "mlp.2",
 }
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")  # one tensor in official files
+# tensors that a file may hold and the tower has no use for: the text tower, what follows the last
+# block, and a buffer that old versions of transformers wrote
+UNUSED = r"vision_model\.(post_layernorm\.|embeddings\.position_ids$)|visual_projection\.weight$"
+UNUSED_OFFICIAL = r"textual\.|log_scale$|visual\.(head$|post_norm\.)"
 
 
 def preprocess(image: Tensor, size: int = 224) -> Tensor:
@@ -65,8 +68,15 @@ class VisionEncoder:
         self, path: Path, device: torch.device, dtype: torch.dtype, heads: int | None = None
     ) -> None:
         file = TensorFile(path)
-        self._device, self._dtype = device, dtype
-        self._tower, self._size = _tower(file, _is_official(file), heads, device, dtype)
+        official = _is_official(file)
+        shape = _shape(file, official, heads)
+        with torch.device("meta"):
+            self._tower = Tower(shape).eval()
+        stored = {target: _stored(target, official) for target in self._tower.state_dict()}
+        last = rf"{_blocks(official)}{shape.blocks}\."
+        unused = re.compile(f"{last}|{UNUSED_OFFICIAL if official else UNUSED}")
+        fill(self._tower, file, stored, unused, device, dtype)
+        self._device, self._dtype, self._size = device, dtype, shape.pixels
 
     @property
     def nbytes(self) -> int:
@@ -81,7 +91,7 @@ class VisionEncoder:
     def __call__(self, image: Tensor) -> Tensor:
         """Picture [3, H, W] in about -1..1 -> tokens [1 + n, C] fp32, the class token first."""
         pixels = preprocess(image.to(self._device), self._size).to(self._dtype)
-        return self._tower(pixels[None]).last_hidden_state[0].float()
+        return self._tower(pixels).float()
 
 
 def _is_official(file: TensorFile) -> bool:
@@ -95,18 +105,9 @@ def _is_official(file: TensorFile) -> bool:
     )
 
 
-def _tower(
-    file: TensorFile,
-    official: bool,
-    heads: int | None,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> tuple[nn.Module, int]:
-    """All blocks but the last with their weights, and the side of the picture in pixels."""
-    from transformers import CLIPVisionConfig, CLIPVisionModel  # seconds to import: only when used
-
-    last = r"visual\.transformer" if official else r"vision_model\.encoder\.layers"
-    blocks = depth(file, re.compile(rf"{last}\.(?P<n>\d+)\."))
+def _shape(file: TensorFile, official: bool, heads: int | None) -> TowerShape:
+    """The sizes of all blocks but the last, read from the shapes of the tensors."""
+    blocks = depth(file, re.compile(rf"{_blocks(official)}(?P<n>\d+)\."))
     name = _stored("embeddings.patch_embedding.weight", official).name
     width, _, patch, _ = dims(file, name, 4)
     if blocks < 2 or blocks != BLOCKS.get(width, blocks):
@@ -117,29 +118,12 @@ def _tower(
         raise BadCheckpoint(f"{file.path.name}: width {width} does not divide into {heads} heads.")
     fc1 = _stored("encoder.layers.0.mlp.fc1.weight", official).name
     hidden, _ = dims(file, fc1, 2)
-    side = _grid_side(file, official)
-    config = CLIPVisionConfig(
-        hidden_size=width,
-        intermediate_size=hidden,
-        num_hidden_layers=blocks - 1,
-        num_attention_heads=heads,
-        image_size=side * patch,
-        patch_size=patch,
-        hidden_act="gelu",  # exact; the library's default, quick_gelu, is another model's
-        layer_norm_eps=EPS,
-    )
-    with torch.device("meta"):
-        tower = CLIPVisionModel(config).eval()
-    tower.set_attn_implementation("sdpa")  # equal to the official tower to the bit
-    stored = {target: _stored(target, official) for target in tower.state_dict()}
-    unused = r"textual\.|log_scale$|visual\.head$" if official else r"visual_projection\.weight$"
-    buffer = r"vision_model\.embeddings\.position_ids$"  # written by old versions of the library
-    ignored = re.compile(rf"{last}\.{blocks - 1}\.|{unused}|{buffer}")
-    fill(tower, file, stored, ignored, device, dtype)
-    # not a weight: built on the meta device and not loaded
-    positions = torch.arange(side * side + 1, device=device)[None]
-    tower.embeddings.position_ids = nn.Buffer(positions, persistent=False)
-    return tower, side * patch
+    return TowerShape(width, heads, hidden, blocks - 1, patch, _grid_side(file, official))
+
+
+def _blocks(official: bool) -> str:
+    """What the names of the blocks' tensors begin with, as a pattern."""
+    return r"visual\.transformer\." if official else r"vision_model\.encoder\.layers\."
 
 
 def _grid_side(file: TensorFile, official: bool) -> int:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import onnxruntime
 
 from engine.errors import BadCheckpoint, MissingModel
 from engine.pose.arrays import Floats
@@ -152,10 +151,14 @@ class OnnxNetwork:
 
 
 def _providers() -> Sequence[str]:
+    import onnxruntime  # here, and not when a worker starts: many jobs bring their motion
+
     return onnxruntime.get_available_providers()
 
 
 def _open_file(path: Path, providers: Sequence[str]) -> Session:
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors alone: the rest is in our own log
     # With its own fallback on, onnxruntime may swap a failing GPU for the CPU and only print so.

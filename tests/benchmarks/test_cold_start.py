@@ -1,4 +1,4 @@
-"""The start of a worker: its phases are the whole of it, and it stays near PyTorch's own import."""
+"""The start of a worker: its phases are the whole of it, and it imports little beside PyTorch."""
 
 import json
 import os
@@ -13,16 +13,20 @@ import pytest
 
 from benchmarks.cold_start import suite as cold_start
 from benchmarks.cold_start.suite import (
+    BEFORE,
     NOISE_MS,
     Start,
     StartScene,
     check,
+    cold_figures,
     cold_pictures,
+    cold_table,
     evict,
+    multiples,
     rows_of,
     start,
 )
-from benchmarks.cold_start.worker import READY, Laps
+from benchmarks.cold_start.worker import READY, SERVING, Laps
 from benchmarks.record import Figure
 from benchmarks.timing import WrongResult, figures, table
 from engine.config import state_dir
@@ -32,9 +36,6 @@ from tests.support.built import tiny_package
 from tests.support.compiled import STATE
 
 ROOT = Path(__file__).resolve().parents[2]
-
-LIMIT, GOAL = 6.0, 3.0  # times the import of torch, with its interpreter
-MOST_ROUNDS = 4  # the best counts: times depend on what else a machine does
 
 
 @pytest.fixture(scope="module")
@@ -75,22 +76,54 @@ def test_the_phases_of_a_real_start_add_up_to_what_its_parent_waited(started):
     ]  # fmt: skip
     assert all(ms >= 0 for ms in started.phases.values())
     assert sum(started.phases.values()) == pytest.approx(started.total_ms, abs=NOISE_MS)
-    # what follows the last phase is a line through a pipe
-    assert 0 <= started.seen_ms - started.total_ms < 500
+    assert started.total_ms <= started.seen_ms  # what follows is a line through a pipe
 
 
-def test_a_start_is_within_six_times_the_import_of_torch(started, scene):
-    accepted, torch_ms = [], []
-    found = started
-    for _ in range(MOST_ROUNDS):
-        torch_ms.append(start("torch", scene).total_ms)
-        accepted.append(found.total_ms - found.phases["first forward"])
-        if min(accepted) <= LIMIT * min(torch_ms):
-            break
-        found = start("engine", scene)
-    ratio = min(accepted) / min(torch_ms)
-    print(f"first job accepted after {ratio:.2f} times the import of torch; the goal is {GOAL}")
-    assert ratio <= LIMIT, (accepted, torch_ms)
+@pytest.fixture(scope="module")
+def served(scene):
+    """A start of the real worker, which asks for its first job."""
+    return start("worker", scene)
+
+
+def test_the_phases_of_the_worker_are_told_until_it_asks_for_a_job(served):
+    assert list(served.phases) == [
+        "interpreter", "import engine and torch", "GPU found", "package opened", "models found",
+        "weights read and copied", READY, "first clip, of nothing", SERVING, "ended",
+    ]  # fmt: skip
+    assert all(ms >= 0 for ms in served.phases.values())
+    (asked,) = [row.ms for row in rows_of("worker", [served]) if "first job" in row.name]
+    assert asked == pytest.approx(sum(served.phases.values()) - served.phases["ended"])
+
+
+def libraries(found, *inside):
+    """Libraries whose modules a start has imported, or the parts of one that are packages."""
+    for path in map(Path, found.files):
+        parts = path.parts
+        if path.suffix == ".py" and "site-packages" in parts:
+            below = parts[parts.index("site-packages") + 1 :]
+            if below[: len(inside)] == inside and len(below) > len(inside):
+                yield below[len(inside)].removesuffix(".py")
+
+
+# What an engine takes to be ready, and the worker to have made its first clip, beside PyTorch.
+LIBRARIES = {
+    "PIL", "cv2", "ftfy", "imageio_ffmpeg", "numpy", "safetensors", "sentencepiece", "tokenizers",
+    "tqdm", "wcwidth",
+}  # fmt: skip
+# The oracles of tests, what only some jobs need, and parts of PyTorch that bring a compiler.
+LATER = {"transformers", "diffusers", "scipy", "onnxruntime", "matplotlib", "triton", "sympy"}
+COMPILERS = {"_dynamo", "_inductor", "export", "onnx", "distributed"}
+
+
+def test_a_start_imports_nothing_that_its_first_job_can_do_without(scene, started, served):
+    """A second of imports comes with one line: this holds without a clock."""
+    bare = start("torch", scene)
+    assert {"torch"} < {*libraries(bare)}
+    assert {*libraries(started)} - {*libraries(bare)} <= LIBRARIES
+    assert {*libraries(served)} & LATER == set()
+    own = {*libraries(bare, "torch")}  # what PyTorch itself imports differs with its version
+    for found in (started, served):
+        assert {*libraries(found, "torch")} & COMPILERS <= own
 
 
 def test_reading_alone_needs_no_torch_and_gives_all_bytes(scene):
@@ -186,6 +219,45 @@ def test_phases_of_several_runs_are_figures_and_those_of_one_are_not():
     ]
 
 
+def test_the_start_is_told_in_imports_of_torch_of_its_own_round():
+    found = {
+        "torch, warm": [made(import_torch=ms) for ms in (1000.0, 2000.0, 1200.0)],
+        "engine, warm": [made(encoders_awaited=ms) for ms in (1500.0, 3400.0, 1920.0)],
+        "worker, warm": [
+            made(encoders_awaited=100.0, platform_awaited=ms) for ms in (2400.0, 3900.0, 2300.0)
+        ],
+        "read, warm": [made(weights_read=30.0)] * 3,
+    }
+    rows = [row for name, starts in found.items() for row in rows_of(name, starts)]
+    told = multiples(found)
+    *times, engine, worker = cold_figures([*rows, *told])
+    assert times == figures(rows)
+    assert engine.name == "engine, warm: first job accepted, in imports of torch"
+    assert worker.name == "worker, warm: first job asked for, in imports of torch"
+    assert (engine.unit, worker.unit, engine.better) == ("x", "x", "lower")
+    assert [engine.value, engine.noise] == pytest.approx([1.6, 0.1])
+    assert [worker.value, worker.noise] == pytest.approx([2.0, 0.25])
+    assert cold_table([*rows, *told]).splitlines()[-2:] == [
+        "engine, warm: first job accepted, in imports of torch: 1.60, 1.50 to 1.70",
+        "worker, warm: first job asked for, in imports of torch: 2.00, 2.00 to 2.50",
+    ]
+
+
+def test_the_engine_of_another_checkout_is_started_by_its_own_programs(scene, tmp_path):
+    """Here one that is no engine: the same command line, and two lines of JSON."""
+    worker = tmp_path / "benchmarks" / "cold_start" / "worker.py"
+    worker.parent.mkdir(parents=True)
+    worker.write_text(
+        "import json, sys, time\n"
+        "ms = 1000 * (time.monotonic() - float(sys.argv[1]))\n"
+        "print(json.dumps({'ms': {'other': ms}, 'total_ms': ms}))\n"
+        "print(json.dumps(sys.argv[2:]))\n"
+    )
+    found = start(BEFORE, scene, tmp_path)
+    assert list(found.phases) == ["other"]
+    assert found.files == ("engine", str(scene.package), str(scene.models), str(scene.state))
+
+
 def test_the_picture_has_a_bar_for_each_start_and_every_phase_in_its_legend(tmp_path):
     rows = [
         *rows_of("torch, warm", [made(interpreter=20.0, import_torch=100.0)]),
@@ -206,10 +278,16 @@ def test_all_ways_are_measured_warm_and_cold(monkeypatch):
     checked, rows = cold_start.measure_cold_start(runs=1)
     assert "finite" in checked and "% of a start's files" in checked
     totals = {row.name[:-7]: row for row in rows if row.name.endswith(": total")}
-    ways = ("torch", "engine", "safetensors", "read")
+    ways = ("torch", "engine", "worker", "safetensors", "read")
     assert set(totals) == {f"{way}, {how}" for way in ways for how in ("warm", "cold")}
     assert all(row.best_ms <= row.ms <= row.worst_ms for row in rows)
-    assert totals["read, warm"].ms < totals["torch, warm"].ms < totals["engine, warm"].ms
+    sums = {row.name for row in rows if ": first job" in row.name}
+    assert sums == {
+        f"{way}, {how}: first job {what}{end}"
+        for way, what in (("engine", "accepted"), ("worker", "asked for"))
+        for how in ("warm", "cold")
+        for end in ("", ", in imports of torch")
+    }
 
 
 def test_a_package_that_is_not_there_is_refused(tmp_path):

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from engine.build.make import Order, make_package
 from engine.config import state_dir
 from engine.denoise.block import BlockWeights, ContextWeights, assemble, run_block, tensor_names
+from engine.denoise.contexts import count_padding
 from engine.denoise.cuda_graphs import GraphedBlocks
 from engine.denoise.exact import ExactDenoiser
-from engine.denoise.packaged import PackagedDenoiser, count_padding, video_first
+from engine.denoise.packaged import PackagedDenoiser, video_first
 from engine.denoise.sampler import grid
 from engine.errors import BadCheckpoint, BadPackage
 from engine.flow import Conditions, Recipe
@@ -280,6 +281,7 @@ class Visits(PackageWeights):
 def test_the_weights_of_the_context_are_read_once_for_both_prompts(golden, scene, package):
     known, weights = scene(golden, "a"), Visits(package(golden, "mixed"))
     denoiser = PackagedDenoiser(weights, reference_ops())
+    denoiser.kept.keep(weights=False, texts=False)
     told = known.conditions.text, known.guided.negative
     alone = [denoiser.contexts([text], known.conditions.vision)[0] for text in told]
     weights.asked.clear()

@@ -19,6 +19,7 @@ from engine.models.text import (
     load_tokenizer,
     store_prompts,
 )
+from engine.models.umt5 import Stack
 from tests.support.umt5 import (
     CPU,
     WIDTH,
@@ -166,10 +167,8 @@ def test_a_known_prompt_never_opens_the_encoder(home):
 
 
 def test_the_encoder_is_freed_once_the_prompts_are_known(home):
-    from transformers import PreTrainedModel
-
     def encoders():
-        return sum(issubclass(type(held), PreTrainedModel) for held in gc.get_objects())
+        return sum(issubclass(type(held), Stack) for held in gc.get_objects())
 
     before = encoders()
     gc.disable()  # nothing may wait for the collector: the transformer needs the memory next

@@ -194,6 +194,12 @@ Q1 = "blocks.1.attn.q.weight"
         (changed(Q1, lambda w: w[:, :-1]), rf"{Q1} is \(96, 63\), expected \(96, 64\)"),
         (changed("token_embedding.weight", lambda w: w[0]), r"is \(64,\), expected 2 sizes"),
         (changed("blocks.0.pos_embedding.embedding.weight", lambda w: w[:, :0]), r"\(32, 0\)"),
+        (changed("blocks.0.pos_embedding.embedding.weight", lambda w: w[:31]), "31 buckets of"),
+        (changed("blocks.0.pos_embedding.embedding.weight", lambda w: w[:1]), "1 buckets of"),
+        (
+            changed("blocks.0.pos_embedding.embedding.weight", lambda w: torch.ones(32, 5)),
+            "5 heads in 96 channels",
+        ),
         (changed(Q1, lambda w: w.to(torch.int8)), r"torch\.int8 without a scale"),
         (changed("blocks.1.attn.q.weight_scale", lambda _: torch.ones(5)), r"is \(5,\), expected"),
         (changed("blocks.1.norm1.weight_scale", lambda _: torch.ones(1)), "norm1.weight_scale"),

@@ -159,8 +159,10 @@ def test_every_layout_of_the_same_weights_gives_the_same_tokens(tmp_path, weight
     ids = torch.arange(SIDE * SIDE + 1)[None]
     whole = {**weights, "textual.token_embedding.weight": torch.zeros(4, 4)}
     headless = {k: w for k, w in weights.items() if k not in ("visual.head", "log_scale")}
+    without_end = {k: w for k, w in weights.items() if "post_norm" not in k}
     got = {
         "official pickle": encode(tmp_path, weights, "official.pth"),
+        "without what follows the blocks": encode(tmp_path, without_end),
         "with the text tower": encode(tmp_path, whole, "whole.pth"),
         "without the head": encode(tmp_path, headless),
         "library names": encode(tmp_path, library),

@@ -249,8 +249,11 @@ def test_the_committed_report_shows_every_figure_and_picture_of_the_committed_ru
     text = (report.RESULTS / report.REPORT).read_text()
     records = report.read_records(report.RESULTS)
     assert records
+    latest = {(record.slug(one.machine), name): one for one in records for name in one.suites}
     for one in records:
         for name, suite in one.suites.items():
+            if latest[record.slug(one.machine), name] is not one:
+                continue  # measured again since; `run.py compare` reads it
             section = text.partition(f"### {name}, {record.slug(one.machine)}, {one.date[:10]}")[2]
             shown = {line.split(" | ")[0] for line in section.partition("\n### ")[0].splitlines()}
             assert {f"| {figure.name}" for figure in suite.figures} <= shown

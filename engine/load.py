@@ -14,7 +14,7 @@ from engine.denoise.block_runner import LaunchedBlocks
 from engine.denoise.cuda_graphs import GraphedBlocks
 from engine.denoise.exact import ExactDenoiser
 from engine.denoise.packaged import PackagedDenoiser
-from engine.errors import MissingModel
+from engine.errors import BadPackage, MissingModel
 from engine.machine.resident import Resident
 from engine.machine.upload import PackageWeights
 from engine.media.framing import frames_to_u8
@@ -125,10 +125,19 @@ def _movable(encoders: Encoders, device: torch.device) -> Encoders:
 
 
 def _stored_prompts(package: Package) -> StoredPrompts | None:
-    if package.manifest.prompts is None:
+    told, width = package.manifest.prompts, package.manifest.model.text_dim
+    if told is None:
         return None
     package.file(PROMPTS)  # verifies it: a changed number would be another prompt
-    return load_prompts(package.path / PROMPTS)
+    stored = load_prompts(package.path / PROMPTS)
+    rows, found = stored.rows.values(), (len(stored.rows), stored.encoder_sha256)
+    if found != (told.count, told.encoder_sha256) or any(one.shape[1:] != (width,) for one in rows):
+        raise BadPackage(
+            f"{package.path}: {PROMPTS} holds {found[0]} prompts of the encoder {found[1][:12]}, "
+            f"and by the manifest they are {told.count} of {told.encoder_sha256[:12]}, {width} wide. "
+            "Build the package again."
+        )
+    return stored
 
 
 def _planner(

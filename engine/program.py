@@ -1,7 +1,7 @@
 """A package with what runs its operations: kernels on the GPU, or their references on a CPU."""
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from engine.machine.kernel_choice import attention_kernel, choose_variants, gemm
 from engine.models.attention import ATTENTIONS, find_attention
 from engine.models.vae import Norm, Vae
 from engine.package.folder import Package, find_packages, open_package
+from kernels.aot.cubin import spec_digest
 from kernels.arch import ARCHS, Arch
 from kernels.attention import FORMS, variants
 from kernels.channel_norm import (
@@ -27,7 +28,7 @@ from kernels.channel_norm import (
 from kernels.fp8 import LIMITS
 from kernels.launch import KernelBank
 from kernels.ops import Ops, native_ops, native_specs, plain_attention, reference_ops
-from kernels.spec import Bank, KernelError, KernelSpec
+from kernels.spec import Bank
 from kernels.trial import event_ms
 
 log = logging.getLogger(__name__)
@@ -81,11 +82,12 @@ class Program:
 def choose_package(path: Path, device: torch.device) -> ChosenPackage:
     """Opens the package at `path`, or the one of a folder of packages that fits the GPU.
 
-    Raises what `find_gpu`, `arch_of`, `require_driver` and `open_package` raise; no weights are
-    read. On a CPU any package is taken.
+    Raises what `find_gpu`, `arch_of`, `require_driver` and `open_package` raise, and `BadPackage`
+    for a package whose kernels are not those of this engine and model; no weights are read. On a
+    CPU any package is taken.
     """
     if device.type != "cuda":
-        return ChosenPackage(open_package(path), None)
+        return _known(ChosenPackage(open_package(path), None))
     gpu = find_gpu()
     if gpu is None:
         raise UnsupportedGpu("PyTorch sees a GPU and the CUDA driver shows none. Restart.")
@@ -94,14 +96,48 @@ def choose_package(path: Path, device: torch.device) -> ChosenPackage:
     package = open_package(path, arch_of(gpu, held) if held else None)
     require_driver(gpu, package.manifest.driver)
     require_cudnn(torch.backends.cudnn.version())
-    return ChosenPackage(package, gpu)
+    return _known(ChosenPackage(package, gpu))
+
+
+def _known(chosen: ChosenPackage) -> ChosenPackage:
+    """Checks that each operation of the model has a kernel that was compiled from these specs: all
+    but products and attentions, and one of the ways to do each of those.
+    """
+    package, arch, model = chosen.package, chosen.arch, chosen.package.manifest.model
+    specs = native_specs(model.dim, chosen.package.manifest.padded_ffn, _dtypes(package), arch)
+    held = {kernel.name: kernel.spec for kernel in package.kernels}
+    is_known = {spec.name: held.get(spec.name) == spec_digest(spec, arch) for spec in specs}
+    ways: dict[str, list[str]] = {}
+    for name in is_known:
+        ways.setdefault(_operation(name), []).append(name)
+    for names in ways.values():
+        if not any(is_known[name] for name in names):
+            what = "compiled from another source" if names[0] in held else "missing"
+            raise BadPackage(
+                f"{package.path}: the kernel {names[0]}, which a model of width {model.dim} needs, "
+                f"is {what}. Build the package again with this engine."
+            )
+    return chosen
+
+
+def _operation(kernel: str) -> str:
+    """What a kernel does, whichever way: `gemm.i8_tall.gelu` is `gemm.i8.gelu`."""
+    first, *rest = kernel.split(".")
+    if first == "attention":
+        return first
+    return ".".join([first, rest[0].split("_")[0], *rest[1:]]) if first == "gemm" else kernel
+
+
+def _dtypes(package: Package) -> list[torch.dtype]:
+    """The formats of the weights of the blocks."""
+    stored = {entry.dtype for entry in package.manifest.tensors}
+    return [dtype for dtype in LIMITS if str(dtype).removeprefix("torch.") in stored]
 
 
 def make_program(chosen: ChosenPackage, settings: ModelSettings) -> Program:
     """Binds the package's operations to its kernels on the GPU, or to references on a CPU.
 
-    Raises `BadPackage` for kernels that this engine does not know, `Unavailable` for an attention
-    that is not here.
+    Raises `Unavailable` for an attention that is not here.
     """
     attention = settings.attention or DEFAULT_ATTENTION
     form = attention if attention in FORMS else DEFAULT_ATTENTION
@@ -120,16 +156,12 @@ def make_program(chosen: ChosenPackage, settings: ModelSettings) -> Program:
     choices = choose_variants(
         package.kernels, package.digest, chosen.gpu, bank, device, settings.state, event_ms
     )
-    manifest = package.manifest
-    stored = {entry.dtype for entry in manifest.tensors}
-    dtypes = [dtype for dtype in LIMITS if str(dtype).removeprefix("torch.") in stored]
     ops = native_ops(
         bank,
         chosen.arch,
         attention=attention_kernel(choices, form),
-        gemm=gemm_ways(choices, dtypes),
+        gemm=gemm_ways(choices, _dtypes(package)),
     )
-    _require_known(bank, native_specs(manifest.model.dim, manifest.padded_ffn, dtypes, chosen.arch))
     norm_of = partial(vae_norm, bank, {kernel.name for kernel in package.kernels})
     return Program(_with_attention(ops, attention), norm_of, CudaGraphRecorder())
 
@@ -150,16 +182,6 @@ def vae_norm(bank: Bank, held: Collection[str], vae: Vae) -> ChannelNorm:
     widths = ", ".join(map(str, channels))
     log.info("no kernels for the VAE's norm over %s channels of %s: PyTorch does it", widths, dtype)
     return channel_norm_reference
-
-
-def _require_known(bank: Bank, specs: Sequence[KernelSpec]) -> None:
-    """Checks that the kernels without variants are loaded and were compiled from these specs."""
-    for spec in specs:
-        if not spec.name.startswith(("attention.", "gemm.")):  # those were chosen among
-            try:
-                bank.tuning(spec)
-            except KernelError as error:
-                raise BadPackage(f"{error} Build the package again with this engine.") from error
 
 
 def _with_attention(ops: Ops, attention: str) -> Ops:

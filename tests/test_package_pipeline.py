@@ -37,6 +37,7 @@ from kernels.attention import FORMS
 from tests.support.built import tiny_package
 from tests.support.clips import clip
 from tests.support.compiled import STATE
+from tests.support.packages import reseal
 
 GATE = 0.999  # cosine of latents, at 8 bits
 PROMPT = "a dancer in the rain"
@@ -277,6 +278,14 @@ def test_damaged_prompts_are_told_when_the_package_is_loaded(with_prompts, tmp_p
     data[-3] ^= 1  # of a number, which no reader of the format could tell
     held.write_bytes(data)
     with pytest.raises(BadPackage, match=r"prompts\.safetensors is damaged"):
+        load(package)
+
+
+@pytest.mark.parametrize(("field", "other"), [("count", 3), ("encoder_sha256", "0" * 64)])
+def test_prompts_that_are_not_those_of_the_manifest_are_told(with_prompts, tmp_path, field, other):
+    package = Path(shutil.copytree(with_prompts, tmp_path / "sm90"))
+    reseal(package, lambda body: body["prompts"].update({field: other}))
+    with pytest.raises(BadPackage, match=r"holds 2 prompts of the encoder .* by the manifest"):
         load(package)
 
 

@@ -30,6 +30,7 @@ from engine.models.checkpoint import Checkpoint
 from engine.models.locate import TEXT_ENCODER, find_model
 from engine.models.lora import Lora
 from engine.models.text import find_tokenizer, store_prompts
+from engine.package.contents import REPORT
 from engine.package.folder import PackageWriter
 from engine.package.manifest import PROMPTS, Manifest, Native, Prompts, SourceFile, kernel_path
 from engine.stage_dump import ACTIVATIONS
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 WeightsForm: TypeAlias = Literal["fp8", "mixed"]
 PROGRAMS = ("native", "tensorrt")
 AHEAD = 2  # groups that are made while one is written; each needs 0.4 GB at 14B
-REPORT, PLANS = "report.json", "plans"
+PLANS = "plans"
 PLAN_SECONDS = 300.0  # a plan of the 14B model takes less than a second
 
 

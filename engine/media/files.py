@@ -6,8 +6,42 @@ from pathlib import Path
 from engine.errors import BadMedia
 
 _MIB = 2**20
-_PICTURE_NAMES = {"heic": "HEIC picture", "avif": "AVIF picture"}
 _MOVING = ("mp4", "mov", "mkv", "avi")
+# pictures that jobs may not bring, by how files begin and as sentences call them
+_OTHER_PICTURES = (
+    (b"II*\0", "TIFF picture"),
+    (b"MM\0*", "TIFF picture"),
+    (b"II+\0", "TIFF picture"),
+    (b"MM\0+", "TIFF picture"),
+    (b"BM", "BMP picture"),
+    (b"\xff\x0a", "JPEG XL picture"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL picture"),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000 picture"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000 picture"),
+    (b"8BPS", "Photoshop document"),
+    (b"\0\0\1\0", "icon"),
+    (b"qoif", "QOI picture"),
+    (b"v/1\x01", "OpenEXR picture"),
+    (b"#?RADIANCE", "Radiance HDR picture"),
+    (b"DDS ", "DDS texture"),
+    (b"gimp xcf", "GIMP document"),
+    (b"%PDF", "PDF document"),
+    (b"%!PS", "PostScript document"),
+    (b"II\xbc\x01", "JPEG XR picture"),
+    (b"BPG\xfb", "BPG picture"),
+    (b"FUJIFILMCCD-RAW", "raw photograph"),
+    (b"IIRO", "raw photograph"),
+    (b"IIU\0", "raw photograph"),
+    (b"<svg", "SVG drawing"),
+    (b"<?xml", "XML document, such as an SVG drawing"),
+)
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
+_FTYP_PICTURES = {
+    b"crx ": "raw photograph",
+    b"jxl ": "JPEG XL picture",
+    b"jp2 ": "JPEG 2000 picture",
+}
+_STILL_BRANDS = (b"mif1", b"mif2", b"miaf", b"msf1")  # pictures of whatever codec
 
 _MAGIC = (
     (b"\x89PNG\r\n\x1a\n", "png"),
@@ -19,7 +53,20 @@ _MAGIC = (
     (b"PK\x03\x04", "npz"),  # and every other ZIP file
 )
 
-HEAD_BYTES = 32  # what `sniff` looks at
+_NAMES = dict.fromkeys(_MOVING, "video") | {
+    "heic": "HEIC picture",
+    "avif": "AVIF picture",
+    "webp": "WebP picture",
+    "png": "PNG picture",
+    "jpg": "JPEG picture",
+    "gif": "GIF picture",
+    "html": "page of the web",
+    "gz": "compressed file",
+    "npz": "ZIP archive",
+}
+_READ_AS_WORDS = ("HEIC", "JPEG", "GIF", "GIMP", "TIFF")  # not letter by letter
+
+HEAD_BYTES = 256  # what `sniff` looks at: all brands that an AVIF file is compatible with
 
 
 def check_file(path: Path, what: str, max_bytes: int) -> None:
@@ -48,10 +95,7 @@ def check_file(path: Path, what: str, max_bytes: int) -> None:
 def sniff(head: bytes) -> str | None:
     """The usual suffix of a file that begins with `head`, or None if nothing here begins so."""
     if head[4:8] == b"ftyp":
-        brand = head[8:12]
-        if brand in (b"heic", b"heix", b"mif1", b"msf1"):
-            return "heic"
-        return "avif" if brand in (b"avif", b"avis") else "mov" if brand == b"qt  " else "mp4"
+        return _of_brands(head)
     if head[4:8] in (b"moov", b"mdat", b"wide"):  # older files, which do not say what they are
         return "mov"
     if head[:4] == b"RIFF":
@@ -61,11 +105,40 @@ def sniff(head: bytes) -> str | None:
     return next((suffix for magic, suffix in _MAGIC if head.startswith(magic)), None)
 
 
+def _of_brands(head: bytes) -> str:
+    """The suffix for the brands of a container, the first of which is only the foremost."""
+    end = min(int.from_bytes(head[:4], "big"), len(head))
+    major, others = head[8:12], [head[at : at + 4] for at in range(16, end, 4)]
+    if major in (b"avif", b"avis"):
+        return "avif"
+    if major in _STILL_BRANDS:
+        return "avif" if b"avif" in others or b"avis" in others else "heic"
+    if major in _HEIC_BRANDS:
+        return "heic"
+    return "mov" if major == b"qt  " else "mp4"
+
+
 def content_kind(path: Path) -> str | None:
     """The kind that the first bytes tell, such as "video" or "HEIC picture"; None if unknown."""
     try:
         with path.open("rb") as file:
-            suffix = sniff(file.read(HEAD_BYTES))
+            head = file.read(HEAD_BYTES)
     except OSError:
         return None
-    return "video" if suffix in _MOVING else _PICTURE_NAMES.get(suffix or "")
+    if head[4:8] == b"ftyp" and head[8:12] in _FTYP_PICTURES:
+        return _FTYP_PICTURES[head[8:12]]
+    if (suffix := sniff(head)) in _NAMES:
+        return _NAMES[suffix]
+    return next((name for magic, name in _OTHER_PICTURES if head.startswith(magic)), None)
+
+
+def with_article(noun: str) -> str:
+    """Puts "a" or "an" before a noun, by its sound: an AVIF picture, a HEIC picture, an MP4 file.
+
+    A word in capitals is spelled out if it begins with a letter that it is never read with.
+    """
+    word = noun.split()[0]
+    is_spelled = word.isupper() and word not in _READ_AS_WORDS
+    return (
+        f"an {noun}" if word[0] in ("AEFHILMNORSX" if is_spelled else "aeioAEIO") else f"a {noun}"
+    )

@@ -19,15 +19,13 @@ from engine.errors import BadCheckpoint
 from engine.models.attention import Attention, sdpa
 from engine.models.dit import Linear, Scail
 from engine.models.fill import Stored, count_blocks
+from engine.models.fp8_scales import Fp8Scales, is_beside
 from engine.models.lora import Lora
 from engine.models.tensorfile import TensorFile, is_finite
 
 log = logging.getLogger(__name__)
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
-SCALES = (".scale_weight", ".weight_scale")
-EXTRAS = (".scale_input", ".input_scale", ".comfy_quant")  # of other programs' FP8 linears
-MARKER = "scaled_fp8"
 BLOCK = re.compile(r"blocks\.(?P<n>[0-9]+)\.")
 LAYERS = {known.dim: known.layers for known in (SCAIL_14B, SCAIL_1_3B)}  # of the models as trained
 
@@ -145,23 +143,26 @@ class Checkpoint:
         return weight
 
     def _locate(self) -> dict[str, Stored]:
-        prefix = next(p for p in PREFIXES if not p or any(n.startswith(p) for n in self._file))
-        ignored = [name for name in self._file if not name.startswith(prefix) and name != MARKER]
-        if ignored:
-            log.info("%s: ignored %d tensors outside %s", self.path.name, len(ignored), prefix)
-        names = [name for name in self._file if name.startswith(prefix)]
+        weights = [name for name in self._file if not is_beside(name)]
+        prefix = next(p for p in PREFIXES if not p or any(n.startswith(p) for n in weights))
+        names = [name for name in weights if name.startswith(prefix)]
+        if len(names) < len(weights):
+            ignored = len(weights) - len(names)
+            log.warning("%s: ignored %d tensors outside %s", self.path.name, ignored, prefix)
         self._refuse_other_models({name.removeprefix(prefix) for name in names})
         targets = _target_names([name.removeprefix(prefix) for name in names])
+        scales = Fp8Scales(self._file, PREFIXES)
         stored: dict[str, Stored] = {}
         for name in names:
             short = name.removeprefix(prefix)
-            if short == MARKER or short.endswith(SCALES + EXTRAS):
-                continue
             parts = targets.get(short, (short,))
-            for part, target in enumerate(parts):
+            for target in parts:
                 if target in stored:
                     raise BadCheckpoint(f"{self.path.name}: {target} is stored twice.")
-                stored[target] = Stored(name, part, len(parts), self._find_scale(name))
+            scale = scales.find(name, prefix)
+            for part, target in enumerate(parts):
+                stored[target] = Stored(name, part, len(parts), scale)
+        scales.require_all_used()
         return stored
 
     def _refuse_other_models(self, names: set[str]) -> None:
@@ -184,23 +185,18 @@ class Checkpoint:
             "patch embedding of poses."
         )
 
-    def _find_scale(self, name: str) -> str | None:
-        """The name of the tensor's scale, if the file holds one: no header says what is scaled."""
-        stem = name.removesuffix(".weight")
-        return next((stem + end for end in SCALES if stem + end in self._file), None)
-
     def _scale(self, stored: Stored, rows: Tensor) -> Tensor:
         assert stored.scale is not None
         with self._file.open(stored.scale) as tensor:
+            if not tensor.is_floating_point() or tensor.itemsize < 2:
+                raise BadCheckpoint(
+                    f"{self.path.name}: {stored.scale} is stored as {tensor.dtype}; a scale of 16 "
+                    "or 32 bits is expected."
+                )
             scale = tensor.float().flatten()
         if len(scale) == 1:
             return scale.clone()
-        if len(scale) == len(rows) * stored.parts:
-            return scale.chunk(stored.parts)[stored.part].clone().view(-1, *[1] * (rows.ndim - 1))
-        raise BadCheckpoint(
-            f"{self.path.name}: {stored.scale} has {len(scale)} values; one, or one for each row "
-            f"of {stored.name}, is expected."
-        )
+        return scale.chunk(stored.parts)[stored.part].clone().view(-1, *[1] * (rows.ndim - 1))
 
     def _infer_config(self, layers: int | None) -> ModelConfig:
         config = ModelConfig(

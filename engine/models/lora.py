@@ -2,9 +2,9 @@
 
     W' = W + strength * (alpha / rank * up @ down + diff),    bias' = bias + strength * diff_b
 
-Layout of lightx2v's rank-64 files and of their likes: `diffusion_model.MODULE` before
-`.lora_down.weight` and `.lora_up.weight` (or `lora_A` and `lora_B`), `.alpha`, `.diff`, `.diff_b`.
-Without an alpha the factor alpha / rank is 1.
+The names are read in `engine.models.lora_names`. An alpha is a tensor beside its pair; without one
+the file's metadata may tell it (`engine.models.lora_metadata`), and else alpha / rank is 1. Every
+tensor of a file is merged, or the file is refused; the one exception is told by `OTHER_INPUT`.
 """
 
 import logging
@@ -18,20 +18,12 @@ import torch
 from torch import Tensor
 
 from engine.errors import BadCheckpoint, BadRequest
+from engine.models.lora_metadata import AdapterScale, read_scale, warn_of_told_alpha
+from engine.models.lora_names import EXPECTED, modules_by_joined_name, other_kind, parse
 from engine.models.tensorfile import TensorFile, is_finite
 
 log = logging.getLogger(__name__)
 
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")
-KINDS = {
-    ".lora_down.weight": "down",
-    ".lora_A.weight": "down",
-    ".lora_up.weight": "up",
-    ".lora_B.weight": "up",
-    ".alpha": "alpha",
-    ".diff": "diff",
-    ".diff_b": "diff_b",
-}
 # LoRAs of the image-to-video model change it for its 36 input channels; SCAIL's has 20
 OTHER_INPUT = "patch_embedding.weight"
 LARGEST = torch.finfo(torch.float32).max
@@ -42,7 +34,7 @@ class WeightChange:
     """A change of one weight: the product of two stored tensors, or one stored tensor."""
 
     tensors: tuple[str, ...]  # (down, up) or (diff,)
-    factor: float = 1.0  # alpha / rank
+    factor: float = 1.0  # alpha / rank, or 1 for a diff
 
 
 class Lora:
@@ -68,33 +60,88 @@ class Lora:
         Only the values of the alphas are read.
         """
         self._changes = {}
-        modules: dict[str, dict[str, str]] = {}  # module -> kind -> stored name
-        for name in self._file:
-            module, kind = self._parse(name)
-            other = modules.setdefault(module, {}).setdefault(kind, name)
-            if other != name:
-                raise BadCheckpoint(f"{self.path.name}: {other} and {name} mean the same tensor.")
+        modules = self._modules(modules_by_joined_name(shapes))
+        scale = read_scale(self.path, self._file.metadata)
+        if scale is not None:
+            scale.check([module for module, kinds in modules.items() if "down" in kinds])
+        pairs = [kinds for kinds in modules.values() if "down" in kinds]
+        if scale is None:
+            without_alpha = sum("alpha" not in kinds for kinds in pairs)
+            warn_of_told_alpha(self.path, self._file.metadata, without_alpha)
         for module, kinds in modules.items():
-            if ("down" in kinds) != ("up" in kinds):
-                raise BadCheckpoint(f"{self.path.name} has only half of the pair for {module}.")
-            weight = f"{module}.weight" if f"{module}.weight" in shapes else module
-            if "down" in kinds:
-                factor = self._factor(kinds["down"], kinds["alpha"]) if "alpha" in kinds else 1.0
-                self._add(weight, WeightChange((kinds["down"], kinds["up"]), factor), shapes)
-            if "diff" in kinds:
-                self._add(weight, WeightChange((kinds["diff"],)), shapes)
-            if "diff_b" in kinds:
-                self._add(f"{module}.bias", WeightChange((kinds["diff_b"],)), shapes)
-            if kinds.keys() == {"alpha"}:
-                raise BadCheckpoint(
-                    f"{self.path.name}: {kinds['alpha']} changes nothing, the pair that it scales "
-                    "is not in the file."
-                )
+            self._add_module(module, kinds, scale, shapes)
         if not self._changes:
             raise BadCheckpoint(
                 f"{self.path.name} changes nothing: none of its {len(self._file)} tensors can be "
                 "added to a weight of this model."
             )
+
+    def _modules(self, joined: Mapping[str, str]) -> dict[str, dict[str, str]]:
+        """The stored names by module and kind."""
+        modules: dict[str, dict[str, str]] = {}
+        adapters: set[str] = set()
+        for name in (*self._file, *self._file.left_out):
+            key = parse(name, joined)
+            if key is None:
+                if name in self._file.left_out:
+                    continue
+                kind = other_kind(name)
+                what = f"belongs to {kind}, which is not read" if kind else "is no part of a LoRA"
+                raise BadCheckpoint(
+                    f"{self.path.name}: {name} {what}; names that end in {EXPECTED} are expected."
+                )
+            if name in self._file.left_out:
+                raise BadCheckpoint(
+                    f"{self.path.name}: {name} is no tensor, one is expected. Save the file as "
+                    ".safetensors."
+                )
+            adapters |= {key.adapter} if key.adapter else set()
+            other = modules.setdefault(key.module, {}).setdefault(key.kind, name)
+            if other != name:
+                raise BadCheckpoint(f"{self.path.name}: {other} and {name} mean the same tensor.")
+        if len(adapters) > 1:
+            raise BadCheckpoint(
+                f"{self.path.name} holds the adapters {', '.join(sorted(adapters)[:5])}; a file "
+                "with one is expected."
+            )
+        if self._file.left_out:
+            some = ", ".join(self._file.left_out[:5])
+            log.warning("%s: %s are no tensors and not used", self.path.name, some)
+        return modules
+
+    def _add_module(
+        self,
+        module: str,
+        kinds: Mapping[str, str],
+        scale: AdapterScale | None,
+        shapes: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        if ("down" in kinds) != ("up" in kinds):
+            raise BadCheckpoint(f"{self.path.name} has only half of the pair for {module}.")
+        if "up_bias" in kinds and "up" not in kinds:
+            raise BadCheckpoint(
+                f"{self.path.name}: {kinds['up_bias']} belongs to a pair that is not in the file."
+            )
+        weight = f"{module}.weight" if f"{module}.weight" in shapes else module
+        if "down" in kinds:
+            factor = self._factor(module, kinds, scale)
+            self._add(weight, WeightChange((kinds["down"], kinds["up"]), factor), shapes)
+            if "up_bias" in kinds:
+                self._add(f"{module}.bias", WeightChange((kinds["up_bias"],), factor), shapes)
+        elif kinds.keys() == {"alpha"}:
+            raise BadCheckpoint(
+                f"{self.path.name}: {kinds['alpha']} changes nothing, the pair that it scales "
+                "is not in the file."
+            )
+        elif "alpha" in kinds:
+            log.warning("%s: %s is not used, it scales no pair", self.path.name, kinds["alpha"])
+        for kind, target in (
+            ("diff", weight),
+            ("diff_b", f"{module}.bias"),
+            ("diff_m", f"{module}.modulation"),
+        ):
+            if kind in kinds:
+                self._add(target, WeightChange((kinds[kind],)), shapes)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -135,9 +182,13 @@ class Lora:
                 )
             yield tensor.float()
 
-    def _factor(self, down: str, alpha: str) -> float:
-        """Alpha / rank."""
+    def _factor(self, module: str, kinds: Mapping[str, str], scale: AdapterScale | None) -> float:
+        """Alpha / rank, by the tensor beside the pair or else by the metadata."""
+        down, alpha = kinds["down"], kinds.get("alpha")
         rank = next(iter(self._file.shape(down)), 0)
+        told = scale.factor(module, rank) if scale is not None and rank else None
+        if alpha is None:
+            return self._finite(scale.source if scale else down, 1.0 if told is None else told)
         if math.prod(self._file.shape(alpha)) != 1 or not rank:
             raise BadCheckpoint(
                 f"{self.path.name}: {alpha} {list(self._file.shape(alpha))} over the rank {rank} "
@@ -145,21 +196,17 @@ class Lora:
             )
         with self._file.open(alpha) as tensor:
             factor = math.nan if tensor.is_complex() else tensor.double().item() / rank
-        if not abs(self.strength * factor) <= LARGEST:
+        if told is not None and not math.isclose(told, factor, rel_tol=1e-2):
             raise BadCheckpoint(
-                f"{self.path.name}: {alpha} makes the factor {factor}, a finite one is expected."
+                f"{self.path.name}: {alpha} makes the factor {factor:g}, its metadata {told:g}. "
+                "Fetch the file again, or remove one of the two."
             )
-        return factor
+        return self._finite(f"{self.path.name}: {alpha}", factor)
 
-    def _parse(self, name: str) -> tuple[str, str]:
-        short = next((name.removeprefix(p) for p in PREFIXES if name.startswith(p)), name)
-        for ending, kind in KINDS.items():
-            if short.endswith(ending):
-                return short.removesuffix(ending), kind
-        raise BadCheckpoint(
-            f"{self.path.name}: {name} is no part of a LoRA; names that end in "
-            f"{', '.join(KINDS)} are expected."
-        )
+    def _finite(self, source: str, factor: float) -> float:
+        if not abs(self.strength * factor) <= LARGEST:
+            raise BadCheckpoint(f"{source} makes the factor {factor}, a finite one is expected.")
+        return factor
 
     def _add(
         self, weight: str, change: WeightChange, shapes: Mapping[str, tuple[int, ...]]

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.errors import BadCheckpoint, MissingModel
+from engine.models.torch_zip import require_whole_storages, stored_members
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<part>[0-9]{5})-of-(?P<parts>[0-9]{5})\.safetensors")
 _ZIP = b"PK\x03\x04"  # how PyTorch files begin since 1.6
@@ -33,6 +34,7 @@ _LOAD_ERRORS = (
     AttributeError, AssertionError, OverflowError, struct.error,
 )  # fmt: skip
 _LIBC = ctypes.CDLL(None, use_errno=True)
+_FP8 = ("F8_E4M3", "F8_E5M2", "torch.float8_e4m3", "torch.float8_e5m2")  # as headers call it
 _TINY_BYTES = 1 << 16  # not worth a system call
 
 
@@ -49,6 +51,7 @@ class TensorFile:
         """
         self.path = path
         self.metadata: dict[str, str] = {}
+        self.left_out: list[str] = []  # names in a PyTorch file under which no tensor lies
         self._tensors: dict[str, _Entry] = {}
         self.files = tuple(dict.fromkeys(p for named in (path, *more) for p in _parts(named)))
         for part in self.files:
@@ -65,6 +68,9 @@ class TensorFile:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._tensors[name].shape
+
+    def is_fp8(self, name: str) -> bool:
+        return self._tensors[name].is_fp8
 
     @contextmanager
     def open(self, name: str) -> Iterator[Tensor]:
@@ -104,8 +110,9 @@ class TensorFile:
             ) from error
         self.metadata |= handle.metadata() or {}
         for name in handle.keys():  # noqa: SIM118 - not a dict
-            shape = tuple(handle.get_slice(name).get_shape())
-            self._add(name, _Entry(shape, partial(handle.get_tensor, name)), part)
+            header = handle.get_slice(name)
+            shape, is_fp8 = tuple(header.get_shape()), header.get_dtype().startswith(_FP8)
+            self._add(name, _Entry(shape, is_fp8, partial(handle.get_tensor, name)), part)
 
     def _open_pickle(self, part: Path, head: bytes, top_key: str | None) -> None:
         if head.startswith(_OLD_PICKLE):
@@ -126,14 +133,18 @@ class TensorFile:
                 f"({part.stat().st_size} bytes); objects that could run code are never loaded. "
                 "Fetch it again, or use a .safetensors copy."
             ) from error
+        members = stored_members(part)
         if top_key is not None and isinstance(held, Mapping) and top_key in held:
             held = held[top_key]
         if not isinstance(held, Mapping):
             raise BadCheckpoint(f"{part.name} holds a {type(held).__name__}, not named tensors.")
-        for name, value in held.items():
-            if isinstance(value, Tensor):
-                _require_plain(value, f"{part.name}: {name}")
-                self._add(str(name), _Entry(tuple(value.shape), value.detach), part)
+        tensors = {str(name): held for name, held in held.items() if isinstance(held, Tensor)}
+        for name, tensor in tensors.items():
+            _require_plain(tensor, f"{part.name}: {name}")
+            is_fp8 = str(tensor.dtype).startswith(_FP8)
+            self._add(name, _Entry(tuple(tensor.shape), is_fp8, tensor.detach), part)
+        self.left_out += [str(name) for name in held if str(name) not in tensors]
+        require_whole_storages(part, members, tensors.values())
 
     def _add(self, name: str, entry: "_Entry", part: Path) -> None:
         if name in self._tensors:
@@ -144,6 +155,7 @@ class TensorFile:
 @dataclass(frozen=True, slots=True)
 class _Entry:
     shape: tuple[int, ...]
+    is_fp8: bool
     read: Callable[[], Tensor]
 
 

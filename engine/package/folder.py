@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 from tqdm import tqdm
 
 from engine.errors import BadPackage, BuildFailed
+from engine.package.contents import REPORT, check_contents
 from engine.package.manifest import (
     MANIFEST,
     MEND,
@@ -120,9 +121,18 @@ def find_packages(path: Path) -> list[tuple[str, Path]]:
 def open_package(path: Path, arch: Arch | None = None) -> Package:
     """Opens a package, or the one for `arch` of a folder of packages (`out/sm89`).
 
-    Everything but the bytes of weights, plans and prompts is checked; that takes milliseconds.
-    Raises `BadPackage`, which says what is wrong and for which architectures there is a package.
+    Everything but the bytes of weights, plans and prompts is checked, and that model, tensors,
+    kernels and plans fit each other; that takes milliseconds. Raises `BadPackage`, which says what
+    is wrong and for which architectures there is a package.
     """
+    package = open_folder(path, arch)
+    report = package.file(REPORT) if REPORT in package._files else None
+    check_contents(package.manifest, package.kernels, report, package.path)
+    return package
+
+
+def open_folder(path: Path, arch: Arch | None = None) -> Package:
+    """Opens a package as `open_package` does, of whatever model it is: nothing is compared."""
     with _reading(path):
         if not path.is_dir():
             what = "is a file, not the folder of a package" if path.exists() else "does not exist"
@@ -178,6 +188,8 @@ def _kernel(
         if place not in files:
             raise BadCubin(f"the list of files lacks {place[:80]}")
         cubin = cubin_from_record(record, _content(path, files[place]))
+        if record["data"] != len(cubin.data):
+            raise BadCubin(f"{place} has {len(cubin.data)} bytes, not {record['data']}")
         if cubin.arch != manifest.arch:
             raise BadCubin(f"{place} is for {cubin.arch}, not for {manifest.arch}")
     except (BadCubin, AttributeError) as error:  # the second: a loop's counts are no object

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from engine.errors import BadPackage, BuildFailed
-from engine.package.folder import PackageWriter, find_packages, open_package
+from engine.package.folder import PackageWriter, find_packages, open_folder
 from kernels.arch import SM89
 from tests.support.packages import MANIFEST, build, complete, facts, make, tensors
 from tests.support.permissions import bound_by_modes, shared_folder
@@ -49,7 +49,7 @@ def assert_nothing_opens(folder):
     assert find_packages(folder) == []
     for path in [folder / "sm89", *folder.glob("sm89*")]:
         with pytest.raises(BadPackage):
-            open_package(path)
+            open_folder(path)
 
 
 def assert_goes_on(folder, whole, made):
@@ -59,7 +59,7 @@ def assert_goes_on(folder, whole, made):
     assert again == made
     assert content(home) == whole
     assert [path.name for path in folder.iterdir()] == ["sm89"]
-    open_package(home, SM89).verify()
+    open_folder(home, SM89).verify()
 
 
 def in_a_process(work):
@@ -127,7 +127,7 @@ def test_a_build_killed_while_it_moves_into_its_place_leaves_one_package_or_none
     assert in_a_process(work) == (-signal.SIGKILL, "")
     assert (tmp_path / "sm89.partial" / "manifest.json").exists()
     with pytest.raises(BadPackage, match="unfinished build"):
-        open_package(tmp_path / "sm89.partial")
+        open_folder(tmp_path / "sm89.partial")
     assert find_packages(tmp_path) == []
     assert (tmp_path / "sm89.replaced").exists() == older
     assert_goes_on(tmp_path, whole, made=[])
@@ -199,8 +199,8 @@ def test_changed_padding_is_in_the_hash_of_the_file(tmp_path, whole):
     home = build(tmp_path / "sm89")
     data = (home / "weights.bin").read_bytes()
     assert data[:231] + b"\0" + data[232:] == whole["weights.bin"]
-    open_package(home).verify()
-    assert open_package(home).manifest.files[0].sha256 == hashlib.sha256(data).hexdigest()
+    open_folder(home).verify()
+    assert open_folder(home).manifest.files[0].sha256 == hashlib.sha256(data).hexdigest()
 
 
 # --- other builds

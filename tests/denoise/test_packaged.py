@@ -23,7 +23,7 @@ from engine.machine.upload import PackageWeights
 from engine.models.attention import sdpa
 from engine.models.checkpoint import Checkpoint
 from engine.models.dit import Rope
-from engine.package.folder import open_package
+from engine.package.folder import open_folder, open_package
 from kernels.arch import SM90
 from kernels.attention import FORMS, variants
 from kernels.ops import plain_attention, reference_ops
@@ -396,11 +396,13 @@ def flip(path, name):
     ["head.head.bias", "time_embedding.0.bias", "blocks.1.up.s", "blocks.0.text_norm_k",
      "blocks.2.vision.bias"],
 )  # fmt: skip
-def test_a_package_that_lacks_a_tensor_is_refused_when_it_is_loaded(copied, name):
+def test_a_package_that_lacks_a_tensor_is_refused_when_it_is_opened_or_loaded(copied, name):
     def rename(body):
         entry = next(entry for entry in body["tensors"] if entry["name"] == name)
         entry["name"] = "blocks.0.another.q"  # of an engine that knows more
 
     reseal(copied, rename)
+    with pytest.raises(BadPackage, match=rf"the tensor {name} is missing.* Build it again"):
+        open_package(copied)
     with pytest.raises(BadPackage, match=rf"has no tensor {name}\. Build it again"):
-        PackagedDenoiser(PackageWeights(open_package(copied), CPU), reference_ops())
+        PackagedDenoiser(PackageWeights(open_folder(copied), CPU), reference_ops())

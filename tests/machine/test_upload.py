@@ -9,7 +9,7 @@ import torch
 
 from engine.errors import BadPackage
 from engine.machine.upload import PackageWeights
-from engine.package.folder import open_package
+from engine.package.folder import open_folder
 from tests.support.packages import build, tensors
 
 CPU = torch.device("cpu")
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def package(tmp_path):
     """Three groups of tensors of every dtype."""
-    return open_package(build(tmp_path / "sm89"))
+    return open_folder(build(tmp_path / "sm89"))
 
 
 def visited(weights, names):

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from engine.config import SCAIL_1_3B
 from engine.errors import BadCheckpoint, MissingModel
@@ -79,9 +80,119 @@ def test_fp8_rows_may_have_a_scale_each(tmp_path):
 def test_a_scale_of_the_wrong_length_is_refused(tmp_path):
     stored = to_fp8(small_weights())
     stored["blocks.0.self_attn.q.scale_weight"] = torch.ones(7)
-    checkpoint = Checkpoint(save(stored, tmp_path / "fp8.safetensors"))
     with pytest.raises(BadCheckpoint, match=r"scale_weight has 7 values"):
-        load_transformer(checkpoint, CPU)
+        Checkpoint(save(stored, tmp_path / "fp8.safetensors"))
+
+
+PREFIXED = "model.diffusion_model."
+
+
+@pytest.mark.parametrize(
+    ("weights_under", "scales_under"),
+    [(PREFIXED, ""), ("", PREFIXED), ("diffusion_model.", PREFIXED), (PREFIXED, PREFIXED)],
+)
+@pytest.mark.parametrize("scale_name", ["scale_weight", "weight_scale"])
+def test_scales_are_found_under_another_prefix_than_their_weights(
+    tmp_path, weights_under, scales_under, scale_name
+):
+    stored = to_fp8(small_weights(), scale_name)
+    want = loaded(save(stored, tmp_path / "plain.safetensors"))
+    held = {
+        (scales_under if name.endswith(scale_name) else weights_under) + name: tensor
+        for name, tensor in stored.items()
+    }
+    assert_equal(loaded(save(held, tmp_path / "split.safetensors")), want)
+
+
+Q = "blocks.0.self_attn.q"
+SQUARE = torch.ones(16, SMALL.dim // 16)
+ODD_SCALES = {
+    "of no weight": (lambda s: s | {"elsewhere.scale_weight": torch.ones(())}, "scales no weight"),
+    "of a bias that is not there": (
+        lambda s: s | {f"{Q}.biases.scale_weight": torch.ones(())},
+        r"biases\.scale_weight scales no weight",
+    ),
+    "of a module and not its weight": (
+        lambda s: s | {"blocks.0.self_attn.weight_scale": torch.ones(())},
+        "scales no weight",
+    ),
+    "under a prefix that nobody knows": (
+        lambda s: s | {f"net.{Q}.scale_weight": s.pop(f"{Q}.scale_weight")},
+        r"net\.blocks.*scales no weight",
+    ),
+    "of both spellings": (lambda s: s | {f"{Q}.weight_scale": torch.ones(())}, "has two scales"),
+    "under two prefixes": (
+        lambda s: s | {f"{PREFIXED}{Q}.scale_weight": torch.ones(())},
+        "has two scales",
+    ),
+    "missing for one weight": (
+        lambda s: {name: t for name, t in s.items() if name != f"{Q}.scale_weight"},
+        rf"{Q}\.weight is stored in FP8 and its scale is not",
+    ),
+    "missing for all weights of a marked file": (
+        lambda s: {name: t for name, t in s.items() if not name.endswith("scale_weight")},
+        r"weight and \d+ more is stored in FP8 and its scale is not",
+    ),
+    "of blocks that are as many as rows": (
+        lambda s: s | {f"{Q}.scale_weight": SQUARE},
+        r"has 128 values \[16, 8\]; one, or one for each row",
+    ),
+    "of bytes": (
+        lambda s: s | {f"{Q}.scale_weight": torch.ones(SMALL.dim, dtype=torch.uint8)},
+        r"scale_weight is stored as torch\.uint8; a scale of 16",
+    ),
+    "of another format": (
+        lambda s: s | {f"{Q}.comfy_quant": torch.tensor(list(b'{"format": "mxfp8"}')).byte()},
+        r"comfy_quant says that it is stored as 'mxfp8'",
+    ),
+    "of a format that makes no sense": (
+        lambda s: s | {f"{Q}.comfy_quant": torch.zeros(3, dtype=torch.uint8)},
+        r"comfy_quant says that it is stored as 'None'",
+    ),
+    "before the product": (lambda s: s | {f"{Q}.pre_quant_scale": torch.ones(128)}, "SCAIL has no"),
+    "of a second stage": (lambda s: s | {f"{Q}.weight_scale_2": torch.ones(())}, "SCAIL has not"),
+}
+
+
+@pytest.mark.parametrize("case", ODD_SCALES)
+def test_a_scale_that_would_not_be_used_or_is_missing_is_an_error(tmp_path, case):
+    change, message = ODD_SCALES[case]
+    stored = change(to_fp8(small_weights()))
+    with pytest.raises(BadCheckpoint, match=message):
+        loaded(save(stored, tmp_path / "fp8.safetensors"))
+
+
+def test_formats_in_the_metadata_of_a_file_are_read(tmp_path):
+    stored = {name: t.contiguous() for name, t in to_fp8(small_weights()).items()}
+    for told, message in (
+        ({"layers": {Q: {"format": "float8_e4m3fn"}}}, None),
+        ({"layers": {Q: "nvfp4"}}, "of blocks.* is stored as 'nvfp4'"),
+        ({"layers": {Q: {"format": "int8_tensorwise"}}}, "stored as 'int8_tensorwise'"),
+        ([], "names no layers"),
+    ):
+        path = tmp_path / "m.safetensors"
+        save_file(stored, path, metadata={"_quantization_metadata": json.dumps(told)})
+        if message is None:
+            assert loaded(path)
+        else:
+            with pytest.raises(BadCheckpoint, match=message):
+                Checkpoint(path)
+
+
+def test_fp8_weights_without_any_scale_are_plain_numbers_and_that_is_told(tmp_path, caplog):
+    weights = small_weights()
+    stored = {
+        name: w.to(torch.float8_e4m3fn) if w.ndim == 2 and name.startswith("blocks") else w
+        for name, w in weights.items()
+    }
+    got = loaded(save(stored, tmp_path / "cast.safetensors"))
+    assert_equal(got, {name: w.float() for name, w in stored.items()})
+    assert "FP8 weights have no scales" in caplog.text
+
+
+def test_scales_of_activations_are_left_out_with_a_word(tmp_path, caplog):
+    loaded(save(to_fp8(small_weights()), tmp_path / "fp8.safetensors"))
+    assert "24 scales of activations" in caplog.text
 
 
 @pytest.mark.parametrize("opened", ["shard", "index"])

@@ -216,3 +216,98 @@ def test_one_value_that_is_not_finite_is_seen(dtype):
     for odd in (torch.nan, torch.inf, -torch.inf):
         values[1, 2] = odd
         assert not is_finite(values)
+
+
+def rewritten(path, change=None, **members):
+    """The archive of a PyTorch file, member by member, as somebody's packer writes it again."""
+    torch.save({"a": torch.arange(64.0), "b": torch.ones(3, 5)}, path)
+    with zipfile.ZipFile(path) as archive:
+        held = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in held.items():
+            info = zipfile.ZipInfo(name)
+            if change is not None and name.endswith("/data/0"):
+                data = change(info, data)
+            archive.writestr(info, data)
+    return path
+
+
+def deflated(info, data):
+    info.compress_type = zipfile.ZIP_DEFLATED
+    return data
+
+
+def with_bytes(path, place, new):
+    data = bytearray(path.read_bytes())
+    data[place : place + len(new)] = new
+    path.write_bytes(data)
+
+
+def directory_place(path, member):
+    """Where the entry of a member begins in the directory at the end."""
+    data = path.read_bytes()
+    return data.rindex(b"PK\x01\x02", 0, data.rindex(member))
+
+
+def flagged(path):
+    place = directory_place(rewritten(path), b"/data/0")
+    with_bytes(path, place + 8, b"\1")
+
+
+def locally_deflated(path):
+    rewritten(path)
+    with zipfile.ZipFile(path) as archive:
+        start = next(i.header_offset for i in archive.infolist() if i.filename.endswith("/data/0"))
+    with_bytes(path, start + 8, b"\x08")
+
+
+def overlapping(path):
+    """Two members at one place."""
+    place = directory_place(rewritten(path), b"/data/0")
+    other = directory_place(path, b"/data/1")
+    with_bytes(path, other + 42, path.read_bytes()[place + 42 : place + 46])
+
+
+def outside(path):
+    with_bytes(path, directory_place(rewritten(path), b"/data/0") + 42, b"\xff\xff\xff\x7f")
+
+
+def shifted(path):
+    rewritten(path)
+    with zipfile.ZipFile(path) as archive:
+        first = archive.infolist()[0].header_offset
+    assert first == 0
+    path.write_bytes(b"PK\x03\x04" + bytes(60) + path.read_bytes())
+
+
+ARCHIVES = {
+    "compressed": (lambda p: rewritten(p, deflated), r"data/0 is compressed; PyTorch files are"),
+    "of packed members by its own header": (locally_deflated, r"data/0 is compressed"),
+    "encrypted": (flagged, r"is damaged|data/0 is encrypted"),
+    "shorter than its tensor": (
+        lambda p: rewritten(p, lambda _, data: data[:100]),
+        "its tensors are longer or shorter than what is stored",
+    ),
+    "longer than its tensor": (
+        lambda p: rewritten(p, lambda _, data: data + data),
+        "its tensors are longer or shorter than what is stored",
+    ),
+    "overlapping": (overlapping, "cannot be read|overlap|longer or shorter|is damaged"),
+    "outside of the file": (outside, "is damaged"),
+    "behind other bytes": (shifted, "is damaged|overlap|begin behind"),
+}
+
+
+@pytest.mark.parametrize("case", ARCHIVES)
+def test_an_archive_that_cannot_be_mapped_as_it_lies_is_refused(tmp_path, case):
+    write, message = ARCHIVES[case]
+    path = tmp_path / "m.pt"
+    write(path)
+    with pytest.raises(BadCheckpoint, match=rf"^m\.pt.*({message})"):
+        TensorFile(path)
+
+
+def test_an_archive_that_was_written_again_without_compression_is_read(tmp_path):
+    file = TensorFile(rewritten(tmp_path / "m.pt"))
+    with file.open("a") as a, file.open("b") as b:
+        assert torch.equal(a, torch.arange(64.0)) and torch.equal(b, torch.ones(3, 5))

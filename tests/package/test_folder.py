@@ -14,7 +14,7 @@ import torch
 
 from engine.config import TINY
 from engine.errors import BadPackage
-from engine.package.folder import find_packages, open_package, summary
+from engine.package.folder import find_packages, open_folder, summary
 from engine.package.manifest import Entry, PackageFile, encode
 from kernels.arch import SM89, SM90, SM120
 from tests.support.packages import CODE, KERNEL, MANIFEST, PLAN, build, for_arch, reseal, tensors
@@ -36,7 +36,7 @@ def package(sound, tmp_path):
 
 def examine(path):
     """All that a worker or an operator does with a package."""
-    opened = open_package(path)
+    opened = open_folder(path)
     for name in opened.names:
         opened.read(name)
     for part in opened.manifest.files:
@@ -47,7 +47,7 @@ def examine(path):
 
 def refusal(path, arch=None):
     with pytest.raises(BadPackage) as caught:
-        open_package(path, arch)
+        open_folder(path, arch)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -74,7 +74,7 @@ def test_the_weights_file_is_its_tensors_in_order_each_on_a_multiple_of_256(soun
             want += bytes(-len(want) % 256)
             want += bytes(tensor.contiguous().reshape(-1).view(torch.uint8).tolist())
     assert data == want
-    manifest = open_package(sound).manifest
+    manifest = open_folder(sound).manifest
     assert manifest.files[0] == PackageFile(
         "weights.bin", len(data), hashlib.sha256(data).hexdigest()
     )
@@ -85,7 +85,7 @@ def test_the_weights_file_is_its_tensors_in_order_each_on_a_multiple_of_256(soun
 
 
 def test_facts_kernels_and_files_come_back_as_they_were_given(sound):
-    opened = open_package(sound, SM89)
+    opened = open_folder(sound, SM89)
     assert replace(opened.manifest, tensors=(), files=()) == MANIFEST
     assert opened.manifest.driver == (12, 7)
     assert opened.kernels == (KERNEL,)
@@ -97,21 +97,21 @@ def test_facts_kernels_and_files_come_back_as_they_were_given(sound):
 
 
 def test_the_digest_names_the_package(sound, tmp_path):
-    digest = open_package(sound).digest
-    assert open_package(build(tmp_path / "same")).digest == digest
+    digest = open_folder(sound).digest
+    assert open_folder(build(tmp_path / "same")).digest == digest
     other = build(tmp_path / "other", manifest=replace(MANIFEST, engine="0.2.0"))
-    assert open_package(other).digest != digest
+    assert open_folder(other).digest != digest
 
 
 def test_a_tensor_that_is_written_to_stays_in_the_process(package):
-    opened = open_package(package)
+    opened = open_folder(package)
     opened.read("blocks.0.s").zero_()
     assert torch.equal(opened.read("blocks.0.s"), tensors(0)["blocks.0.s"])
     examine(package)
 
 
 def test_what_is_not_there_is_named(sound):
-    opened = open_package(sound)
+    opened = open_folder(sound)
     with pytest.raises(BadPackage, match=r"no tensor blocks\.9\.q"):
         opened.read("blocks.9.q")
     with pytest.raises(BadPackage, match=r"has no \.\./secret"):
@@ -120,8 +120,8 @@ def test_what_is_not_there_is_named(sound):
 
 def test_opening_does_not_wait_for_torch(sound):
     code = (
-        "import sys; from pathlib import Path; from engine.package.folder import open_package;"
-        "print(len(open_package(Path(sys.argv[1])).names), 'torch' in sys.modules)"
+        "import sys; from pathlib import Path; from engine.package.folder import open_folder;"
+        "print(len(open_folder(Path(sys.argv[1])).names), 'torch' in sys.modules)"
     )
     run = [sys.executable, "-c", code, sound]
     assert subprocess.run(run, capture_output=True, text=True).stdout == "18 False\n"
@@ -180,7 +180,7 @@ def test_a_link_in_place_of_a_folder_of_files_is_refused(package, tmp_path):
 
 
 def test_a_damaged_tensor_is_named_when_it_is_read(package):
-    opened = open_package(package)
+    opened = open_folder(package)
     entry = opened.entry("blocks.1.b16")
     with (package / "weights.bin").open("r+b") as file:
         file.seek(entry.offset + 5)
@@ -191,7 +191,7 @@ def test_a_damaged_tensor_is_named_when_it_is_read(package):
 
 
 def test_weights_that_shrink_after_opening_are_no_crash(package):
-    opened = open_package(package)
+    opened = open_folder(package)
     os.truncate(package / "weights.bin", 300)
     with pytest.raises(BadPackage, match=r"has 300 bytes, blocks\.2\.one ends behind them"):
         opened.read("blocks.2.one")
@@ -310,12 +310,12 @@ def test_a_manifest_that_contradicts_itself_is_refused_though_its_digest_is_righ
 ):
     reseal(package, change)
     with pytest.raises(BadPackage, match=told) as caught:
-        open_package(package)
+        open_folder(package)
     assert str(caught.value).startswith(f"{package / 'manifest.json'} is damaged: ")
 
 
 def test_a_manifest_with_a_new_digest_and_no_change_opens_as_before(package):
-    before = open_package(package).manifest
+    before = open_folder(package).manifest
     reseal(package, lambda body: None)
     assert examine(package).manifest == before
 
@@ -341,7 +341,7 @@ def test_of_a_folder_of_packages_the_one_for_the_architecture_is_opened(sound, t
     assert find_packages(tmp_path) == held
     assert find_packages(sound) == [("sm89", sound)]
     for arch in (SM89, SM120):
-        assert open_package(tmp_path, arch).manifest.arch == arch.name
+        assert open_folder(tmp_path, arch).manifest.arch == arch.name
     assert "packages for sm89, sm120, none for sm90; build that one" in refusal(tmp_path, SM90)
     assert "packages for sm89, sm120; name one of them" in refusal(tmp_path)
     (tmp_path / "sm120").rename(tmp_path / "sm90")  # the folder's name is no proof
@@ -396,13 +396,13 @@ def test_a_package_of_full_size_opens_without_its_weights_being_read(sound, tmp_
         offset, nbytes = -(-end // 256) * 256, 8_421_504
         entries.append(Entry(f"blocks.{n}.q", "int8", (nbytes,), offset, nbytes, "ab" * 32))
         end = offset + nbytes
-    manifest = open_package(package).manifest
+    manifest = open_folder(package).manifest
     files = (PackageFile("weights.bin", end, "ab" * 32), *manifest.files[1:])
     manifest = replace(manifest, tensors=(*entries,), files=files)
     (package / "manifest.json").write_bytes(encode(manifest))
     os.truncate(package / "weights.bin", end)
     before = bytes_read()
-    opened = open_package(package)
+    opened = open_folder(package)
     needed = sum((package / file).stat().st_size for file in ("manifest.json", FILES[2]))
     assert needed <= bytes_read() - before < needed + 10_000
     assert len(opened.names) == 1900
@@ -413,13 +413,13 @@ def test_a_package_of_full_size_opens_without_its_weights_being_read(sound, tmp_
 
 
 def test_info_shows_what_is_inside(sound):
-    shown = summary(open_package(sound))
+    shown = summary(open_folder(sound))
     assert json.loads(json.dumps(shown)) == {
         "path": str(sound),
         "arch": "sm89",
         "driver_floor": "12.7",
         "engine": "0.1.0",
-        "digest": open_package(sound).digest,
+        "digest": open_folder(sound).digest,
         "model": {
             "layers": TINY.layers, "dim": TINY.dim, "ffn": TINY.ffn, "text_dim": TINY.text_dim,
             "clip_dim": TINY.clip_dim, "padded_ffn": 512,

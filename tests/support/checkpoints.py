@@ -51,7 +51,9 @@ def to_fp8(weights: dict[str, Tensor], scale_name: str = "scale_weight") -> dict
             stored[stem + "scale_input"] = torch.ones(())
         else:
             stored[name] = weight.to(torch.bfloat16 if n % 3 else torch.float16)
-    stored["blocks.0.ffn.0.comfy_quant"] = torch.zeros(3, dtype=torch.uint8)
+    stored["blocks.0.ffn.0.comfy_quant"] = torch.tensor(
+        list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8
+    )
     return stored
 
 

@@ -17,7 +17,7 @@ from engine.build.plan_proofs import PlanProof
 from engine.build.segments import DEPLOY, SEGMENTS, Segment
 from engine.config import ModelConfig
 from engine.machine.gpu import Gpu
-from engine.package.folder import PackageWriter, open_package
+from engine.package.folder import PackageWriter, open_folder
 from engine.tensorrt.plans import PlanRecord, ProgramRecord, TokenRange
 from tests.support import packages
 
@@ -206,4 +206,4 @@ def planned_package(folder, config, tensorrt=None, files=None):
         writer.add_file("kernels/gemm.i8.cubin", packages.CODE)
         for name, data in files.items():
             writer.add_file(f"plans/{name}.plan", data)
-        return open_package(writer.finish(manifest))
+        return open_folder(writer.finish(manifest))

@@ -16,7 +16,7 @@ from engine.build.tensorrt import RANGES, build_plan
 from engine.config import TINY
 from engine.diskcache import DiskCache
 from engine.errors import BadPackage, BadRequest, Unavailable
-from engine.package.folder import open_package
+from engine.package.folder import open_folder
 from engine.tensorrt import library as tensorrt_library
 from engine.tensorrt.library import LIBRARY, import_library
 from engine.tensorrt.plans import KERNEL_BYTES, Host, Opener, read_record
@@ -313,14 +313,14 @@ def test_a_damaged_plan_never_reaches_the_library(opened, tmp_path):
     path.write_bytes(path.read_bytes().replace(b"256", b"265"))
     fake = FakeLibrary()
     with pytest.raises(BadPackage, match=r"pre.plan is damaged"):
-        opened(fake, held=open_package(tmp_path / "sm89"))
+        opened(fake, held=open_folder(tmp_path / "sm89"))
     assert fake.asked == []
 
 
 def test_a_resealed_manifest_is_read_as_any_other(tmp_path):
     planned_package(tmp_path / "sm89", TINY)
     reseal(tmp_path / "sm89", lambda body: body["tensorrt"].update(library="9.9"))
-    assert read_record(open_package(tmp_path / "sm89")).library == "9.9"
+    assert read_record(open_folder(tmp_path / "sm89")).library == "9.9"
 
 
 # --- the library itself

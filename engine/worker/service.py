@@ -25,7 +25,8 @@ from engine.jobs.fetch import Wanted, fetch_base64, fetch_path, fetch_url
 from engine.jobs.job import Given, Job
 from engine.jobs.parse import parse_job
 from engine.memory import ClipShape, MemoryPlan
-from engine.worker.delivery import Delivered, check_bucket, deliver
+from engine.worker.bucket import check_bucket
+from engine.worker.delivery import Delivered, deliver
 from engine.worker.dry_run import DryRun, dry_run, measure, sized
 from engine.worker.endpoint import Endpoint
 from engine.worker.progress import JobProgress, ProgressReport
@@ -210,7 +211,8 @@ class Worker:
     def _file(self, given: Given, kind: Medium, folder: Path, progress: JobProgress) -> Path:
         wanted = Wanted(given.field, kind, folder)
         if given.kind == "url":
-            return fetch_url(given.value, wanted, timeout_s=progress.left_s(FETCH_S))
+            left_s = progress.left_s(FETCH_S)
+            return fetch_url(given.value, wanted, timeout_s=left_s, check=progress.check)
         progress.check()
         if given.kind == "base64":
             return fetch_base64(given.value, wanted)

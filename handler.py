@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError
-from engine.worker.joblog import Redactor, job_named, log_as_json
+from engine.worker.joblog import Redactor, job_named, log_as_json, name_of
 
 if TYPE_CHECKING:
     from engine.worker.progress import ProgressReport
@@ -33,7 +33,7 @@ async def respond(
 
     Only being cancelled is raised: the platform waits for nothing then.
     """
-    with job_named(str(job.get("id", "local"))):
+    with job_named(name_of(job)):
         try:
             return await worker.answer(job, report)
         except EngineError as error:
@@ -45,7 +45,7 @@ async def respond(
 
 
 def _failure(sentence: str, code: str, redact: Redactor, *, replaced: bool) -> "Response":
-    failure: Response = {"error": redact(" ".join(sentence.split())), "code": code}
+    failure: Response = {"error": redact.tell(sentence), "code": code}
     return failure | {"refresh_worker": True} if replaced else failure
 
 
@@ -79,7 +79,7 @@ def main() -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(_STOPPED))
         _serve(platform.result(), worker, checks)
     except EngineError as error:
-        sys.exit(f"error: {endpoint.redact(str(error))}")
+        sys.exit(f"error: {endpoint.redact.tell(str(error))}")
     finally:
         worker.close()
 

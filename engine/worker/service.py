@@ -29,6 +29,7 @@ from engine.worker.bucket import check_bucket
 from engine.worker.delivery import Delivered, deliver
 from engine.worker.dry_run import DryRun, dry_run, measure, sized
 from engine.worker.endpoint import Endpoint
+from engine.worker.joblog import name_of
 from engine.worker.progress import JobProgress, ProgressReport
 from engine.worker.scratch import Scratch
 
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 EXACT = "sdpa"  # attention in 16 bits by PyTorch, for a clip that came out wrong with another
 FETCH_S = 120.0
+_WARNINGS = 50  # with their sentences, a quarter of what a reply has room for beside its clip
 
 Medium: TypeAlias = Literal["picture", "video", "joints"]
 Response = dict[str, Any]  # JSON, as clients read it
@@ -105,7 +107,7 @@ class Worker:
             raise type(self._problem)(*self._problem.args)  # a fresh one, with a trace of its own
         progress = JobProgress(report, job.max_seconds)
         work = self._validate if job.action == "validate" else self._generate
-        name = str(given.get("id", "local"))
+        name = name_of(given)
         self._waiting += 1
         try:
             todo = partial(work, job, name, self._renderer, progress)
@@ -125,7 +127,7 @@ class Worker:
         renderer, problem = self._renderer, self._problem
         return {
             "status": "broken" if problem else "busy" if self._waiting else "ready",
-            "problem": None if problem is None else self.endpoint.redact(str(problem)),
+            "problem": None if problem is None else self.endpoint.redact.tell(str(problem)),
             "engine": renderer.engine if renderer else None,
             "gpu": renderer.gpu if renderer else None,
             "jobs": {"done": self._done, "failed": self._failed},
@@ -159,7 +161,8 @@ class Worker:
             "gpu_bytes": renderer.high_water(),
         }
         log.info("clip finished", extra={"facts": facts})
-        return _response(renderer, clip, sent, laps, (*job.warnings, *notes))
+        warnings = self._told(*job.warnings, *notes, *sent.warnings)
+        return _response(renderer, clip, sent, laps, warnings)
 
     def _validate(self, job: Job, name: str, renderer: Renderer, progress: JobProgress) -> Response:
         """Fetches and measures the media, and renders nothing. Runs in the worker's thread."""
@@ -183,8 +186,14 @@ class Worker:
             "memory": None if plan is None else _memory(plan),
             "estimate_s": None if expected is None else round(expected, 1),
             "settings": _settings(job, renderer),
-            "warnings": list(job.warnings),
+            "warnings": self._told(*job.warnings),
         }
+
+    def _told(self, *warnings: str) -> list[str]:
+        """Returns warnings as clients are told them: redacted, and no more than anybody reads."""
+        told = [self.endpoint.redact.tell(warning) for warning in warnings[:_WARNINGS]]
+        more = len(warnings) - _WARNINGS
+        return [*told, f"There are {more} more warnings."] if more > 0 else told
 
     def _check_delivery(self, job: Job) -> None:
         if job.bucket is not None:
@@ -268,7 +277,7 @@ def _response(
     clip: Clip,
     sent: Delivered,
     laps_ms: Mapping[str, float],
-    warnings: tuple[str, ...],
+    warnings: list[str],
 ) -> Response:
     return {
         sent.key: sent.value,
@@ -281,7 +290,7 @@ def _response(
         "timings_ms": _rounded(laps_ms),
         "gpu": renderer.gpu,
         "engine": renderer.engine,
-        "warnings": [*warnings, *sent.warnings],
+        "warnings": warnings,
     }
 
 

@@ -106,6 +106,27 @@ def test_a_sentence_loses_paths_queries_and_secrets(serve, tmp_path):
     }
 
 
+def test_a_reply_has_an_end_whatever_others_said(serve, tmp_path):
+    endless = "ffmpeg said " + "a.a " * 100_000 + "Send another."
+    made = HandMade(NobodyFound(endless), notes=(endless,) * 200 + ("key hunter2hunter2 in /a/b",))
+    worker = serve(renderer=made)
+    reply = ask(worker, job(tmp_path))
+    assert len(reply["error"]) == 1000
+    assert reply["error"].endswith("Send another.")
+    fields = {f"{'x' * 3000}{number}": 1 for number in range(1000)}
+    reply = ask(worker, job(tmp_path, **fields))
+    del reply["video"]
+    assert len(json.dumps(reply)) < 100_000  # half of what is kept free for it
+    assert reply["warnings"][-1] == "There are 152 more warnings."
+    reply = ask(worker, job(tmp_path, action="validate", prompt="é" * 4096, **fields))
+    assert len(json.dumps(reply)) < 100_000
+
+
+def test_warnings_are_redacted_as_errors_are(serve, tmp_path):
+    worker = serve(renderer=HandMade(notes=("key hunter2hunter2 in /a/b at http://h/p?q",)))
+    assert ask(worker, job(tmp_path))["warnings"] == ["key *** in b at http://h/..."]
+
+
 @pytest.mark.parametrize("error", [RuntimeError("CUDA error: /secret/path"), MemoryError()])
 def test_what_nobody_foresaw_is_told_without_details_and_ends_the_worker(
     serve, tmp_path, error, caplog

@@ -19,7 +19,14 @@ from typing import Any, Literal, TypeAlias
 
 from engine.clock import Clock
 from engine.config import Defaults, defaults
-from engine.errors import BadRequest, BlankFrames, EngineError, NotFinite, Unavailable
+from engine.errors import (
+    BadRequest,
+    BlankFrames,
+    EngineError,
+    NotFinite,
+    OutputError,
+    Unavailable,
+)
 from engine.flow import Clip, Request
 from engine.jobs.fetch import Wanted, fetch_base64, fetch_path, fetch_url
 from engine.jobs.job import Given, Job
@@ -124,7 +131,13 @@ class Worker:
         return response
 
     def health(self) -> Response:
+        """Tells how the worker is. A disk that holds no job is a problem until it does again."""
         renderer, problem = self._renderer, self._problem
+        if problem is None:
+            try:
+                self._scratch.check()
+            except OutputError as error:
+                problem = error
         return {
             "status": "broken" if problem else "busy" if self._waiting else "ready",
             "problem": None if problem is None else self.endpoint.redact.tell(str(problem)),

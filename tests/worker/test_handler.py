@@ -5,6 +5,7 @@ import base64
 import dataclasses
 import json
 import logging
+import shutil
 import threading
 
 import pytest
@@ -344,6 +345,39 @@ def test_a_missing_model_is_told_to_every_job_and_health_still_answers(serve, tm
     told = ask(worker, {"input": {"action": "health"}})
     assert (told["status"], told["engine"]) == ("broken", None)
     assert told["problem"] == "There is no VAE in models. Put it there."
+
+
+def test_a_worker_whose_folders_were_cleaned_away_mends_itself(serve, tmp_path):
+    worker = serve()
+    for take in (worker.endpoint.scratch, *worker.endpoint.scratch.glob("worker-*")):
+        shutil.rmtree(take)
+        assert worker.health()["status"] == "ready"
+        shutil.rmtree(take, ignore_errors=True)
+        assert "video" in ask(worker, job(tmp_path))
+
+
+def test_health_is_broken_while_no_job_could_store_its_files(serve, tmp_path):
+    worker = serve()
+    shutil.rmtree(worker.endpoint.scratch)
+    worker.endpoint.scratch.write_bytes(b"in the way")
+    told = ask(worker, {"input": {"action": "health"}})
+    assert (told["status"], told["problem"].split(":")[0]) == (
+        "broken", "jobs cannot hold the files of jobs",
+    )  # fmt: skip
+    reply = ask(worker, job(tmp_path))
+    assert (reply["code"], "refresh_worker" in reply) == ("output_failed", False)
+    worker.endpoint.scratch.unlink()
+    assert worker.health()["status"] == "ready"
+    assert "video" in ask(worker, job(tmp_path))
+
+
+def test_a_folder_that_goes_in_mid_job_costs_that_job_alone(serve, tmp_path):
+    made = HandMade(each=lambda done: shutil.rmtree(tmp_path / "jobs", ignore_errors=True))
+    worker = serve(renderer=made)
+    reply = ask(worker, job(tmp_path))
+    assert (reply["code"], "refresh_worker" in reply) == ("output_failed", False)
+    made.each = None
+    assert "video" in ask(worker, job(tmp_path))
 
 
 def test_settings_that_make_no_sense_are_told_to_every_job(serve, tmp_path, monkeypatch):

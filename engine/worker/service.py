@@ -7,12 +7,13 @@ used from there alone. Telling how the worker is needs neither thread nor GPU.
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -22,6 +23,7 @@ from engine.config import Defaults, defaults
 from engine.errors import (
     BadRequest,
     BlankFrames,
+    Cancelled,
     EngineError,
     NotFinite,
     OutputError,
@@ -44,6 +46,7 @@ log = logging.getLogger(__name__)
 
 EXACT = "sdpa"  # attention in 16 bits by PyTorch, for a clip that came out wrong with another
 FETCH_S = 120.0
+_SEND_S = 3.0  # for a reply to reach the platform
 _WARNINGS = 50  # with their sentences, a quarter of what a reply has room for beside its clip
 
 Medium: TypeAlias = Literal["picture", "video", "joints"]
@@ -76,6 +79,8 @@ class Worker:
         self._problem: EngineError | None = None
         self._born, self._start_ms = time.monotonic(), dict[str, float]()
         self._waiting = self._done = self._failed = 0
+        self._running = set[JobProgress]()
+        self._answered, self.is_ending = -math.inf, False
         self._last: tuple[DryRun, float, float] | None = None  # seconds to denoise, and the rest
 
     def start(self, load: Callable[[Endpoint], Renderer]) -> None:
@@ -88,8 +93,9 @@ class Worker:
         try:
             self.endpoint.check()
             self._defaults = defaults()
-            with clock("load"):
-                self._renderer = self._thread.submit(load, self.endpoint).result()
+            with clock("load"), self._scratch.job_folder() as folder:
+                given = replace(self.endpoint, scratch=folder)  # so that nothing is left of it
+                self._renderer = self._thread.submit(load, given).result()
         except EngineError as error:
             if error.fatal:
                 raise
@@ -99,6 +105,23 @@ class Worker:
 
     def close(self) -> None:
         self._thread.shutdown()
+        self._scratch.close()
+
+    def call_off(self, patience_s: float) -> None:
+        """Ends all jobs, or leaves them alone after so many seconds. From any thread, and again.
+
+        A reply that was handed over just now gets some of the time to reach the client.
+        """
+        self.is_ending = True
+        ends = time.monotonic() + (patience_s if self._start_ms else 0.0)  # loading has no end
+        for progress in [*self._running]:
+            progress.cancel()
+        with contextlib.suppress(TimeoutError, RuntimeError):  # or the thread was ended before
+            self._thread.submit(lambda: None).result(max(ends - time.monotonic(), 0.0))
+        time.sleep(max(min(self._answered + _SEND_S, ends) - time.monotonic(), 0.0))
+
+    def leave(self) -> None:
+        """Removes all files, those of a job that goes on too. From any thread."""
         self._scratch.close()
 
     async def answer(self, given: Mapping[str, object], report: ProgressReport) -> Response:
@@ -116,7 +139,10 @@ class Worker:
         work = self._validate if job.action == "validate" else self._generate
         name = name_of(given)
         self._waiting += 1
+        self._running.add(progress)
         try:
+            if self.is_ending:
+                raise Cancelled("The worker ends.")
             todo = partial(work, job, name, self._renderer, progress)
             running = asyncio.get_running_loop().run_in_executor(
                 self._thread, copy_context().run, todo
@@ -127,6 +153,9 @@ class Worker:
             raise
         finally:
             self._waiting -= 1
+            self._running.discard(progress)
+            if not self.is_ending:
+                self._answered = time.monotonic()
         self._done += 1
         return response
 

@@ -48,9 +48,7 @@ def test_what_another_machine_would_mend_ends_the_start(tmp_path, error):
 
 def test_a_disk_without_room_for_a_job_fails():
     (disk,) = fitness_checks(Disk(FREE_BYTES - 1))
-    with pytest.raises(
-        OutputError, match=r"^2\.1 GB of disk are free .* are needed\.$"
-    ):
+    with pytest.raises(OutputError, match=r"^2\.1 GB of disk are free .* are needed\.$"):
         disk()
 
 

@@ -13,6 +13,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from engine.command_line import program
 from engine.errors import EngineError
 from engine.worker.ending import Ended, end_children, end_on_signals
 from engine.worker.joblog import Redactor, job_named, log_as_json, name_of
@@ -115,4 +116,4 @@ def _serve(runpod: ModuleType, worker: "Worker", checks: Sequence[Callable[[], N
 
 
 if __name__ == "__main__":
-    main()
+    program(main, output_matters=False)

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, get_args
 
 import torch
 
-from engine.command_line import Parser, end_on_signals, path, run
+from engine.command_line import Parser, end_on_signals, path, program, run
 from engine.config import models_dir, state_dir
 from engine.demo.presets import SHIPPED, Preset, preset_of
 from engine.errors import BadRequest, EngineError
@@ -402,4 +402,4 @@ def _parser() -> Parser:
 
 if __name__ == "__main__":
     end_on_signals()
-    main()
+    program(main)

@@ -105,6 +105,7 @@ def log_as_json(redact: Redactor) -> None:
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("engine").setLevel(logging.INFO)
     logging.captureWarnings(True)
+    logging.raiseExceptions = False  # a line that cannot be written would be shown unredacted
 
 
 @contextmanager

@@ -8,6 +8,8 @@ import pytest
 from benchmarks.nano.dance import dance
 from engine.config import state_dir
 from engine.demo.weights import demo_weights
+from engine.errors import Unavailable
+from engine.models.attention import available, find_attention
 from engine.pose.joints import JointClip, save_joints
 from engine.worker.renderer import load_renderer
 from engine.worker.scratch import Scratch
@@ -47,6 +49,17 @@ def test_exact_attention_makes_another_clip_and_only_that_one(worker, tmp_path):
 def test_attention_that_is_not_here_is_refused_before_rendering(worker, tmp_path):
     reply = ask(worker, job(tmp_path, action="validate", attention_mode="xformers"))
     assert reply["code"] == "unavailable"
+
+
+def test_a_refusal_offers_what_is_here_alone(worker, tmp_path):
+    """As xformers, which is in the images and needs a GPU."""
+    there = "xformers" in available()
+    with pytest.raises(Unavailable, match="only sdpa") as told:
+        find_attention("flash")
+    assert ("xformers" in str(told.value)) is there
+    reply = ask(worker, job(tmp_path, attention_mode="sage"))
+    assert "sdpa" in reply["error"]
+    assert ("xformers" in reply["error"]) is there
 
 
 def test_joints_are_taken(worker, tmp_path):

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import shutil
 
 import pytest
 
@@ -75,3 +76,16 @@ def test_joints_are_taken(worker, tmp_path):
         "error": "joints_base64 is a picture; an .npz file of joints is expected.",
         "code": "bad_media",
     }
+
+
+def test_jobs_go_on_where_the_folder_of_state_was_removed(worker, tmp_path):
+    state = tmp_path / "state"
+    given = endpoint(
+        tmp_path,
+        package=worker.endpoint.package, models=worker.endpoint.models, state=state,
+    )  # fmt: skip
+    made = Worker(given, Scratch(given.scratch))
+    made.start(load_renderer)
+    shutil.rmtree(state, ignore_errors=True)
+    assert "video" in ask(made, job(tmp_path, steps=1))
+    made.close()

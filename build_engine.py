@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from engine.build.make import PROGRAMS, Order, make_package
 from engine.build.native import build_native
-from engine.command_line import Parser, end_on_signals, path, run
+from engine.command_line import Parser, end_on_signals, path, program, run
 from engine.config import SCAIL_14B, models_dir, state_dir
 from engine.demo.presets import PRESETS
 from engine.errors import BadRequest
@@ -90,4 +90,4 @@ def _parser() -> Parser:
 
 if __name__ == "__main__":
     end_on_signals()
-    main()
+    program(main)

@@ -3,9 +3,9 @@
 Importing this costs nothing; the engine and the platform's library are imported to serve.
 """
 
+import asyncio
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +13,10 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from engine.command_line import program
 from engine.errors import EngineError
-from engine.worker.joblog import Redactor, job_named, log_as_json
+from engine.worker.ending import Ended, end_children, end_on_signals
+from engine.worker.joblog import Redactor, job_named, log_as_json, name_of
 
 if TYPE_CHECKING:
     from engine.worker.progress import ProgressReport
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("engine.handler")
 
-_STOPPED = 128 + signal.SIGTERM
 _UNFORESEEN = "The worker failed in a way nobody foresaw, and is replaced. Send the job again."
 
 
@@ -33,7 +34,7 @@ async def respond(
 
     Only being cancelled is raised: the platform waits for nothing then.
     """
-    with job_named(str(job.get("id", "local"))):
+    with job_named(name_of(job)):
         try:
             return await worker.answer(job, report)
         except EngineError as error:
@@ -45,13 +46,14 @@ async def respond(
 
 
 def _failure(sentence: str, code: str, redact: Redactor, *, replaced: bool) -> "Response":
-    failure: Response = {"error": redact(" ".join(sentence.split())), "code": code}
+    failure: Response = {"error": redact.tell(sentence), "code": code}
     return failure | {"refresh_worker": True} if replaced else failure
 
 
 def main() -> None:
     """Loads, then serves until told to stop. A machine that cannot serve ends with a sentence."""
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(_STOPPED))  # loading is not waited for
+    ended: list[Ended] = []
+    end_on_signals(ended)
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")  # below that it prints whole results
     platform = ThreadPoolExecutor(1).submit(import_module, "runpod")  # 1.5 s, beside the loading
 
@@ -68,7 +70,8 @@ def main() -> None:
     except EngineError as error:
         sys.exit(f"error: {error}")
     worker = Worker(endpoint, scratch)
-    checks = fitness_checks(endpoint, scratch)
+    ended.append(worker)
+    checks = fitness_checks(scratch)
     try:
         try:
             worker.start(load_renderer)
@@ -76,12 +79,12 @@ def main() -> None:
             if not endpoint.on_runpod:
                 raise
             checks = [_refusal(error)]  # the platform is told, and ends this process
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(_STOPPED))
         _serve(platform.result(), worker, checks)
     except EngineError as error:
-        sys.exit(f"error: {endpoint.redact(str(error))}")
+        sys.exit(f"error: {endpoint.redact.tell(str(error))}")
     finally:
         worker.close()
+        end_children()
 
 
 def _refusal(error: Exception) -> Callable[[], None]:
@@ -104,10 +107,13 @@ def _serve(runpod: ModuleType, worker: "Worker", checks: Sequence[Callable[[], N
             if is_heard:
                 runpod.serverless.progress_update(job, progress)
 
-        return await respond(worker, job, report)
+        response = await respond(worker, job, report)
+        if worker.is_ending:  # unanswered, a job goes to another worker
+            await asyncio.Event().wait()
+        return response
 
     runpod.serverless.start({"handler": handle})
 
 
 if __name__ == "__main__":
-    main()
+    program(main, output_matters=False)

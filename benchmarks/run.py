@@ -35,6 +35,7 @@ from benchmarks.record import (
     write_record,
 )
 from benchmarks.timing import WrongResult
+from engine.command_line import program
 from engine.errors import EngineError
 from kernels.launch import DriverError
 from kernels.spec import BuildError
@@ -198,4 +199,4 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, get_args
 
 import torch
 
-from engine.command_line import Parser, end_on_signals, path, run
+from engine.command_line import Parser, end_on_signals, path, program, run
 from engine.config import models_dir, state_dir
 from engine.demo.presets import SHIPPED, Preset, preset_of
 from engine.errors import BadRequest, EngineError
@@ -261,7 +261,8 @@ def _add_generate_options(command: Parser) -> None:
     add("--lora", type=file_and_strength, action="append", default=[], metavar="FILE[:STRENGTH]",
         help="merged into the checkpoint; may be repeated")  # fmt: skip
     add("--models", type=path, metavar="DIR", help="VAE, encoders, motion capture ($SCAIL_MODELS)")
-    add("--attention", help="sdpa or xformers; of a package int8fp8 (its default), int8, fp8 too")
+    add("--attention", help=f"{' or '.join(available())}; "
+        "of a package int8fp8 (its default), int8, fp8 too")  # fmt: skip
     add("--program", choices=(NATIVE, *PROGRAMS), default=NATIVE,
         help="of a package; tensorrt and hybrid (with our attention) are experimental")  # fmt: skip
     add("--precision", choices=PRECISIONS, help="fp32 on a CPU, bf16 on a GPU")
@@ -399,4 +400,4 @@ def _parser() -> Parser:
 
 if __name__ == "__main__":
     end_on_signals()
-    main()
+    program(main)

@@ -1,13 +1,17 @@
-"""The frame of every command line: an error is one sentence, a signal runs the `finally` blocks."""
+"""The frame of every command line: an error is one sentence, a signal runs the `finally` blocks.
+
+A program ends in the status that it should, whatever became of its standard streams: a message that
+nobody can be told changes nothing, and a result that cannot be written is an error.
+"""
 
 import argparse
+import io
+import os
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
-
-import torch
 
 from engine.errors import EngineError
 
@@ -39,14 +43,17 @@ def run(
         command(args)
     except EngineError as error:
         sys.exit(_refusal(str(error)))
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        # PyTorch's is known by its name: importing it takes seconds, and the worker starts here too
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+            raise
         reason = str(error).partition(".")[0] or type(error).__name__
         sys.exit(_refusal(f"Out of memory: {reason}. {out_of_memory}"))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has enough
-    except OSError as error:  # what no stage foresaw: a vanished folder, a full terminal
+    except OSError as error:  # what no stage foresaw: a vanished folder, a full disk
+        if _is_of_output(error):
+            raise  # for `program` to tell
         sys.exit(_refusal(f"{error.filename or 'The system'}: {error.strerror or error}."))
 
 
@@ -60,6 +67,89 @@ def end_on_signals() -> None:
 
 def _end(number: int, _: object) -> NoReturn:
     raise SystemExit(128 + number)
+
+
+def program(main: Callable[[], None], *, output_matters: bool = True) -> None:
+    """Runs the `main` of a program, to be called once, as the last thing that it does.
+
+    Without `output_matters` a full disk is no reason to end: a service only logs.
+    """
+    output = _open_streams(output_matters)
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except OSError as error:
+        if not _is_of_output(error):
+            raise
+    finally:
+        _flush(output)
+
+
+class _Stream(io.RawIOBase):
+    """A standard stream. If it `matters`, failing is told to whoever writes, and remembered."""
+
+    def __init__(self, descriptor: int, *, matters: bool) -> None:
+        self._descriptor, self._matters = descriptor, matters
+        self.failed: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def write(self, data: bytes, /) -> int:  # pyright: ignore
+        try:
+            return os.write(self._descriptor, data)
+        except OSError as error:
+            if self._matters:
+                self.failed = error
+                raise
+            return len(data)
+
+
+def _open_streams(output_matters: bool) -> _Stream:
+    """Puts streams of ours in the places of output and errors, closed ones too."""
+    while (nowhere := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(nowhere, True)  # or a file of ours would get the number
+    encoding, strictness = "utf-8", "strict"
+    if sys.stdout is not None:  # as the locale has them
+        encoding, strictness = sys.stdout.encoding, sys.stdout.errors or strictness
+    # of a closed one the number may belong to a library's file by now
+    output = _Stream(1 if sys.stdout is not None else nowhere, matters=output_matters)
+    errors = _Stream(2 if sys.stderr is not None else nowhere, matters=False)
+    is_live = output.isatty() or bool(os.environ.get("PYTHONUNBUFFERED"))
+    sys.stdout = _text(output, encoding, strictness, is_live=is_live)
+    sys.stderr = _text(errors, encoding, "backslashreplace", is_live=True)
+    return output
+
+
+def _is_of_output(error: OSError) -> bool:
+    stream = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return isinstance(stream, _Stream) and stream.failed is error
+
+
+def _text(stream: _Stream, encoding: str, errors: str, *, is_live: bool) -> io.TextIOWrapper:
+    buffered = io.BufferedWriter(stream)  # pyright: ignore[reportArgumentType]
+    return io.TextIOWrapper(buffered, encoding, errors, line_buffering=is_live)
+
+
+def _flush(output: _Stream) -> None:
+    """Writes what is left. A result that cannot be written is an error, unless nobody reads it."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        output.failed = error
+    if output.failed is None:
+        return
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python writes when it ends
+    if not isinstance(output.failed, BrokenPipeError):
+        reason = output.failed.strerror
+        sys.exit(_refusal(f"Standard output cannot be written: {reason}. Send it elsewhere."))
 
 
 def _refusal(sentence: str) -> int:

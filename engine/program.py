@@ -12,7 +12,7 @@ from engine.denoise.cuda_graphs import CudaGraphRecorder, GraphRecorder
 from engine.errors import BadPackage, Unavailable, UnsupportedGpu
 from engine.machine.gpu import Gpu, arch_of, find_gpu, require_cudnn, require_driver
 from engine.machine.kernel_choice import attention_kernel, choose_variants, gemm_ways
-from engine.models.attention import ATTENTIONS, find_attention
+from engine.models.attention import ATTENTIONS, available, find_attention
 from engine.models.vae import Norm, Vae
 from engine.package.folder import Package, find_packages, open_package
 from kernels.aot.cubin import spec_digest
@@ -189,6 +189,6 @@ def _with_attention(ops: Ops, attention: str) -> Ops:
     if attention in FORMS:
         return ops
     if attention not in ATTENTIONS:
-        known = ", ".join([*FORMS, *ATTENTIONS])
+        known = ", ".join([*FORMS, *available()])
         raise Unavailable(f"There is no attention {attention!r} for packages, only {known}.")
     return plain_attention(ops, find_attention(attention))

@@ -10,6 +10,7 @@ from engine.denoise.sampler import grid
 from engine.errors import BadRequest, OutputError
 from engine.flow import Recipe, Settings
 from engine.media.framing import check_size
+from engine.models.attention import ATTENTIONS, available
 
 RECIPES: Mapping[str, Recipe] = {  # by `flow.RecipeName`
     # the released sampling script (docs/reference/denoiser.md 4)
@@ -55,7 +56,12 @@ def attention_of(mode: str) -> tuple[str | None, tuple[str, ...]]:
     None stands for the worker's own. Raises `BadRequest` for a mode that nobody knows.
     """
     if mode not in _ATTENTION:
-        known = ", ".join(_ATTENTION)
+        here = available()  # xformers is not in every image
+        known = ", ".join(
+            name
+            for name, chosen in _ATTENTION.items()
+            if chosen not in ATTENTIONS or chosen in here
+        )
         raise BadRequest(f"There is no attention mode {mode!r}. Choose one of: {known}.")
     chosen = _ATTENTION[mode]
     if mode in (chosen, "sageattn"):

@@ -22,8 +22,8 @@ from benchmarks.nano.dancer import FPS, PICTURE, SEED
 from benchmarks.nano.drawing import Look, draw_dancer
 from engine.config import SCAIL_14B, TINY, models_dir
 from engine.denoise.packaged import PackagedDenoiser
-from engine.jobs.download import Internet
 from engine.jobs.fetch import Wanted, fetch_url
+from engine.jobs.wire import Internet
 from engine.load import load_package
 from engine.media.framing import crop_frames
 from engine.media.mp4 import encode_mp4

@@ -23,7 +23,7 @@ from engine.config import VAE_STRIDE
 from engine.denoise.windows import evaluations
 from engine.errors import BadRequest
 from engine.flow import Clip, Request, Settings
-from engine.jobs.download import Internet
+from engine.jobs.wire import Internet
 from engine.machine.heap import keep_freed_memory
 from engine.media.framing import check_size, trim_to_whole_latents
 from engine.media.video import probe_video, read_video

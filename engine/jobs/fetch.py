@@ -18,7 +18,8 @@ from urllib.parse import unquote
 
 from engine.config import LIMITS, Limits
 from engine.errors import BadMedia, BadRequest, OutputError
-from engine.jobs.download import INTERNET, TOTAL_S, Internet, download, too_large
+from engine.jobs.download import TOTAL_S, download, nobody_asks, too_large
+from engine.jobs.wire import INTERNET, Check, Internet
 from engine.media.files import HEAD_BYTES, sniff
 
 _PIECE = 1 << 20
@@ -70,14 +71,18 @@ class Wanted:
 
 
 def fetch_url(
-    text: object, wanted: Wanted, network: Internet = INTERNET, timeout_s: float = TOTAL_S
+    text: object,
+    wanted: Wanted,
+    network: Internet = INTERNET,
+    timeout_s: float = TOTAL_S,
+    check: Check = nobody_asks,
 ) -> Path:
-    """Downloads the file at an http or https address.
+    """Downloads the file at an http or https address. `check` may raise to end the job.
 
     Raises `BadRequest` for an address that is not asked, `BadMedia` for what came of asking, and
     `OutputError` if the folder cannot be written to, which the next two raise too.
     """
-    pieces = download(text, wanted.field, wanted.max_bytes, network, timeout_s)
+    pieces = download(text, wanted.field, wanted.max_bytes, network, timeout_s, check)
     with closing(pieces):
         return _store(wanted, pieces)
 

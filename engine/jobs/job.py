@@ -28,6 +28,7 @@ class Bucket:
     access_key: str = dataclasses.field(repr=False)
     secret_key: str = dataclasses.field(repr=False)
     bucket_name: str | None = None
+    is_operators: bool = False  # the endpoint's own, which may be inside the worker's network
 
 
 @dataclass(frozen=True, slots=True)

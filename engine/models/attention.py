@@ -43,7 +43,7 @@ ATTENTIONS: dict[str, Callable[[], Attention]] = {"sdpa": lambda: sdpa, "xformer
 def find_attention(name: str) -> Attention:
     """Raises `Unavailable` if `name` is unknown or cannot run on this machine."""
     if name not in ATTENTIONS:
-        raise Unavailable(f"There is no attention {name!r} here, only {', '.join(ATTENTIONS)}.")
+        raise Unavailable(f"There is no attention {name!r} here, only {', '.join(available())}.")
     return ATTENTIONS[name]()
 
 

@@ -6,28 +6,22 @@ limit may be handed to it (docs/reference/runpod.md 0.10, B.2).
 
 import base64
 import logging
-import re
-import secrets
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from engine.errors import OutputError, ResultTooLarge
-from engine.jobs.addresses import Resolve, parse_address, public_addresses, resolve_name
 from engine.jobs.job import Bucket, Delivery
+from engine.jobs.wire import INTERNET, Check, Internet
 from engine.media.ffmpeg import SAFE_INPUT, FfmpegFailed, ffmpeg, file_url
 from engine.media.video import probe_video
-from engine.worker.endpoint import region_of
+from engine.worker.upload import upload
 
 log = logging.getLogger(__name__)
 
 RUN_BYTES, RUNSYNC_BYTES = 10_000_000, 20_000_000  # the limits of a reply, as JSON
 BESIDE_BYTES = 200_000  # what a reply needs beside the clip
 _SYNC = "sync-"  # begins the ids of jobs that came by /runsync
-_URL_S = 7 * 24 * 3600
-_RESOLVE_S = 10.0
 
 _AUDIO_BITS_S = 200_000  # the rate of the sound that `engine.media.mp4` writes
 _AIM = 0.96  # share of the limit: two passes meet their rate within a few percent
@@ -56,7 +50,8 @@ def deliver(
     job_id: str,
     wanted: Delivery,
     bucket: Bucket | None,
-    check: Callable[[], None],
+    check: Check,
+    network: Internet = INTERNET,
 ) -> Delivered:
     """Delivers `clip`, or a smaller one that is made beside it. `check` may raise to end the job.
 
@@ -66,7 +61,7 @@ def deliver(
     size = _size(clip)
     if bucket is not None and (wanted == "url" or size > limit):
         try:
-            url = upload(clip, bucket, job_id)
+            url = upload(clip, bucket, job_id, check, network)
         except OutputError as error:
             log.warning("%s", error)
             warnings.append(f"{error} The clip is in the reply instead.")
@@ -91,7 +86,7 @@ def deliver(
     return Delivered("video", base64.b64encode(data).decode(), len(data), tuple(warnings))
 
 
-def fit(clip: Path, limit: int, check: Callable[[], None]) -> Path:
+def fit(clip: Path, limit: int, check: Check) -> Path:
     """Encodes pictures and sound again, in at most `limit` bytes. Raises `ResultTooLarge`."""
     info = probe_video(clip)
     seconds = float(info.frames / info.rate)
@@ -109,63 +104,6 @@ def fit(clip: Path, limit: int, check: Callable[[], None]) -> Path:
         f"The clip has {_mb(_size(clip))} and cannot be encoded in the {_mb(limit)} that a reply "
         "can carry. Name a bucket (s3Config), or ask for a shorter or smaller clip."
     )
-
-
-def upload(clip: Path, bucket: Bucket, job_id: str) -> str:
-    """Puts the clip into the bucket, and returns an address that opens it for a week.
-
-    Without a name the bucket is called after month and year, as the platform's own uploads do.
-    Raises `OutputError`, in which nothing of the credentials is said.
-    """
-    # Imported here: this takes half a second, which jobs without a bucket need not wait for.
-    from boto3.session import Session
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    name = bucket.bucket_name or time.strftime("%m-%y")
-    key = f"{re.sub(r'[^A-Za-z0-9_-]', '_', job_id)}/{secrets.token_hex(8)}.mp4"
-    settings = Config(
-        signature_version="s3v4",
-        connect_timeout=10,
-        read_timeout=60,
-        retries={"max_attempts": 3, "mode": "standard"},
-        s3={"addressing_style": "path"},
-        request_checksum_calculation="when_required",  # others than AWS may not know them
-        response_checksum_validation="when_required",
-    )
-    try:
-        client = Session().client(
-            "s3",
-            endpoint_url=bucket.endpoint_url,
-            aws_access_key_id=bucket.access_key,
-            aws_secret_access_key=bucket.secret_key,
-            region_name=region_of(bucket.endpoint_url),
-            config=settings,
-        )
-        with clip.open("rb") as file:
-            client.put_object(Bucket=name, Key=key, Body=file, ContentType="video/mp4")
-        return client.generate_presigned_url(
-            "get_object", Params={"Bucket": name, "Key": key}, ExpiresIn=_URL_S
-        )
-    # Raised without causes: their messages quote addresses and keys.
-    except ClientError as error:
-        raise _refused(error.response.get("Error", {}).get("Code", "no reason given")) from None
-    except (BotoCoreError, ValueError, OSError) as error:
-        raise _refused(type(error).__name__) from None
-
-
-def _refused(reason: str) -> OutputError:
-    return OutputError(f"The bucket did not take the clip ({reason}).")
-
-
-def check_bucket(bucket: Bucket, resolve: Resolve = resolve_name) -> None:
-    """Requires a job's own bucket to be on the public Internet. Raises an `EngineError`.
-
-    The upload may look the name up again. Whatever it reaches then gets a signed PUT of a clip, and
-    what it answers is not shown.
-    """
-    field = "s3Config.endpointUrl"
-    public_addresses(parse_address(bucket.endpoint_url, field), field, resolve, _RESOLVE_S)
 
 
 def _encode(clip: Path, smaller: Path, bits_s: int) -> None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.config import models_dir, state_dir
-from engine.errors import Unavailable
+from engine.errors import BadRequest, Unavailable
 from engine.jobs.job import Bucket
+from engine.worker.bucket import place_of
 from engine.worker.joblog import Redactor
 
 _PACKAGES = (Path("/opt/scail/packages"), Path("/runpod-volume/packages"))  # image, volume
@@ -31,11 +32,16 @@ class Endpoint:
     redact: Redactor = field(repr=False)
 
     def check(self) -> None:
-        """Raises `Unavailable` for settings that contradict each other."""
+        """Raises `Unavailable` for settings that contradict each other, or that say nothing."""
         given = [name for name in _BUCKET if os.environ.get(name)]
         if given and self.bucket is None:
             missing = " and ".join(name for name in _BUCKET if name not in given)
             raise Unavailable(f"{' and '.join(given)} is set, {missing} is not: set all or none.")
+        if self.bucket is not None:
+            try:
+                place_of(self.bucket)
+            except BadRequest as error:
+                raise Unavailable(str(error)) from error
 
 
 def read_endpoint() -> Endpoint:
@@ -64,7 +70,9 @@ def _package(given: str | None) -> Path:
 def _bucket(
     url: str | None, key: str | None, secret: str | None, name: str | None
 ) -> Bucket | None:
-    return Bucket(url, key, secret, name or None) if url and key and secret else None
+    if not (url and key and secret):
+        return None
+    return Bucket(url, key, secret, name or None, is_operators=True)
 
 
 def region_of(endpoint_url: str) -> str:

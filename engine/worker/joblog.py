@@ -1,9 +1,12 @@
 """Logs in JSON, one object a line, with the job that it belongs to and without secrets.
 
 The same redaction stands before every sentence that a client is told: addresses lose their path
-and query, which may be signed, paths their folders, base64 its letters, secrets everything.
+and query, which may be signed, paths their folders, base64 its letters, secrets everything. It
+takes a time in proportion to the text, whatever is in it, and what is told has a limit: sentences
+quote what strangers' files and servers say.
 """
 
+import io
 import json
 import logging
 import re
@@ -18,11 +21,14 @@ CURRENT: ContextVar[str | None] = ContextVar("job", default=None)  # the id of t
 
 _SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL", re.IGNORECASE)
 _SECRET_CHARS = 8  # shorter values are words that sentences are made of
-_ADDRESS = re.compile(
-    r"\b([a-z][a-z0-9+.-]*)://([^\s/?#'\"<>]*@)?([^\s/?#'\"<>]*)[^\s'\"<>]*", re.I
-)
-_PAYLOAD = re.compile(r"[A-Za-z0-9+/_=-]{100,}")
-_FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/:'\",;()]+/)+")
+# Each begins where a run of its characters does and never gives one back: no text takes long.
+_ADDRESS = re.compile(r"://(?:[^\s/?#'\"<>@]*+@)*+([^\s/?#'\"<>@]*+)[^\s'\"<>]*+")
+_PAYLOAD = re.compile(r"(?<![A-Za-z0-9+/_=-])[A-Za-z0-9+/_=-]{100,}+")
+_FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/:'\",;()]++/)++")
+
+_SENTENCE_CHARS, _TRACE_CHARS = 1_000, 20_000
+_END_SHARE = 4  # one part in so many of a long text is its end, where it says what to do
+_ID_CHARS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +50,28 @@ class Redactor:
     def __call__(self, text: str) -> str:
         for secret in self.secrets:
             text = text.replace(secret, "***")
-        text = _ADDRESS.sub(r"\1://\3/...", text)
+        text = _ADDRESS.sub(r"://\1/...", text)
         text = _PAYLOAD.sub(lambda run: f"<{len(run[0])} characters>", text)
         return _FOLDERS.sub("", text)
+
+    def tell(self, text: str, most: int = _SENTENCE_CHARS) -> str:
+        """Returns the text as it may be told: on one line, redacted, and cut if it is long."""
+        return shortened(self(" ".join(text.split())), most)
+
+
+def shortened(text: str, most: int) -> str:
+    """Cuts the midst out of a text, so that at most `most` characters are left."""
+    if len(text) <= most:
+        return text
+    mark = " [...] "
+    end = most // _END_SHARE
+    return text[: most - end - len(mark)] + mark + text[-end:]
+
+
+def name_of(job: Mapping[str, object]) -> str:
+    """Returns the id of a job, as far as an id goes; a job that has none is this machine's own."""
+    name = job.get("id")
+    return name[:_ID_CHARS] if isinstance(name, str) else "local"
 
 
 class JsonLines(logging.Formatter):
@@ -62,21 +87,25 @@ class JsonLines(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "job": CURRENT.get(),
-            "message": self._redact(record.getMessage()),
+            "message": shortened(self._redact(record.getMessage()), _TRACE_CHARS),
         }
         line |= getattr(record, "facts", {})
         if record.exc_info:
-            line["traceback"] = self._redact(self.formatException(record.exc_info))
+            trace = self._redact(self.formatException(record.exc_info))
+            line["traceback"] = shortened(trace, _TRACE_CHARS)
         return json.dumps(line, default=str, ensure_ascii=False)
 
 
 def log_as_json(redact: Redactor) -> None:
     """Logs the engine's lines from INFO on, and those of others from WARNING on."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a locale may not have all letters
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonLines(redact))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("engine").setLevel(logging.INFO)
     logging.captureWarnings(True)
+    logging.raiseExceptions = False  # a line that cannot be written would be shown unredacted
 
 
 @contextmanager

@@ -44,6 +44,8 @@ def load_renderer(endpoint: Endpoint) -> Renderer:
             "There is no GPU here, and a worker without one takes hours for a clip. Take a "
             "machine with a GPU; for a test with a tiny package set SCAIL_ALLOW_CPU=1."
         )
+    if gpu is not None and not torch.cuda.is_available():
+        raise UnsupportedGpu(f"The CUDA driver shows {gpu.name}, and PyTorch cannot use it.")
     device = torch.device("cpu" if gpu is None else "cuda")
     if gpu is None:
         keep_freed_memory()
@@ -54,7 +56,7 @@ def load_renderer(endpoint: Endpoint) -> Renderer:
     denoiser, package = pipeline.denoiser, chosen.package
     assert isinstance(denoiser, PackagedDenoiser)
     with Clock()("warm"):
-        _warm(pipeline)
+        _warm(pipeline, endpoint.scratch)
 
     def run(request: Request, out: Path, watch: Watch) -> Clip:
         comment = f"SCAIL, seed {request.settings.seed}"
@@ -72,12 +74,12 @@ def load_renderer(endpoint: Endpoint) -> Renderer:
     )
 
 
-def _warm(pipeline: Pipeline) -> None:
+def _warm(pipeline: Pipeline, scratch: Path) -> None:
     """Makes the smallest clip, so that the first job finds kernels loaded and memory mapped.
 
     A sheet of grey is no picture, so its clip may be refused. What matters will fail again.
     """
-    with TemporaryDirectory(prefix="scail-warm-") as folder:
+    with TemporaryDirectory(prefix="warm-", dir=scratch) as folder:
         picture, skeleton, clip = (Path(folder, name) for name in ("a.png", "b.mp4", "c.mp4"))
         Image.radial_gradient("L").resize((_WARM_SIDE, _WARM_SIDE)).save(picture)
         encode_mp4([_ramp()], 16.0, skeleton)

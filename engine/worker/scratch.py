@@ -3,21 +3,30 @@
 A worker's folder holds a file that the worker has locked. The system drops the lock with the
 process, whatever ended it, so that the next worker can tell the dead from the living. It is a lock
 of `lockf`: forks of the worker do not share it, and a process must have one `Scratch` only.
+
+Cleaners remove what looks old, the folders of a worker that waits among them: what is gone, or is
+no longer ours to use, is made anew under the same name before the next job.
 """
 
 import fcntl
 import logging
+import os
 import shutil
+import stat
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from engine.errors import OutputError
 
 log = logging.getLogger(__name__)
 
 _PREFIX, _LOCK = "worker-", "lock"
+_PRIVATE = 0o700
+_PROBE_BYTES = 16 * 2**20  # a picture and a short clip
 
 
 class Scratch:
@@ -25,20 +34,13 @@ class Scratch:
 
     def __init__(self, root: Path) -> None:
         """Makes the folder. Raises `OutputError` if there can be none."""
-        self.root = root
-        try:
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with (root / _LOCK).open("wb") as starting:  # one worker at a time
-                fcntl.lockf(starting, fcntl.LOCK_EX)
-                self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
-                self._lock = (self.folder / _LOCK).open("wb")
-                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._remove_the_dead()
-        except OSError as error:
-            raise OutputError(
-                f"{root} cannot hold the files of jobs: {error.strerror}. Set TMPDIR to a folder "
-                "with room."
-            ) from error
+        self.root = root.absolute()
+        self._one_at_a_time = threading.Lock()  # jobs, and whoever asks how the worker is
+        self._lock: IO[bytes] | None = None
+        with self._told("cannot hold the files of jobs"), self._starting():
+            self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self.root))
+            self._stand()
+            self._remove_the_dead()
 
     @property
     def free_bytes(self) -> int:
@@ -48,20 +50,82 @@ class Scratch:
     def job_folder(self) -> Iterator[Path]:
         """Makes a folder for this user alone, with a name that nobody can guess.
 
-        It is removed whatever happens.
+        It is removed whatever happens. Raises `OutputError` if there can be none.
         """
+        with self._told("has no room for the job's files"):
+            self._mend()
+            folder = Path(tempfile.mkdtemp(prefix="job-", dir=self.folder))
         try:
-            folder = tempfile.mkdtemp(prefix="job-", dir=self.folder)
-        except OSError as error:
-            raise OutputError(f"There is no room for the job's files: {error.strerror}.") from error
-        try:
-            yield Path(folder)
+            yield folder
         finally:
-            _remove(Path(folder))
+            _remove(folder)
+
+    def check(self) -> None:
+        """Raises `OutputError` unless the next job can store its files; mends what it can."""
+        with self._told("cannot hold the files of jobs"):
+            self._mend()
+            with tempfile.TemporaryFile(dir=self.folder) as file:
+                os.posix_fallocate(file.fileno(), 0, _PROBE_BYTES)
 
     def close(self) -> None:
-        _remove(self.folder)
-        self._lock.close()
+        """Removes the folder. May be called from any thread, and again."""
+        if self.folder.exists():
+            _remove(self.folder)
+        if self._lock is not None:
+            self._lock.close()
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(
+                f"{self.root} {what}: {error.strerror}. Set TMPDIR to a folder with room."
+            ) from error
+
+    @contextmanager
+    def _starting(self) -> Iterator[None]:
+        """Is held by one worker at a time, so that none takes a half-made folder for a dead one."""
+        self.root.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+        _own(self.root)
+        with (self.root / _LOCK).open("wb") as starting:
+            fcntl.lockf(starting, fcntl.LOCK_EX)
+            yield
+
+    def _mend(self) -> None:
+        """Makes the folder and its lock anew if they are not as they were left."""
+        with self._one_at_a_time:
+            if self._stands():
+                return
+            log.warning("the folder for the files of jobs was taken away, and is made anew")
+            with self._starting():
+                if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
+                    self.folder.unlink()
+                self.folder.mkdir(mode=_PRIVATE, exist_ok=True)
+                self._stand()
+
+    def _stands(self) -> bool:
+        """Tells whether folder and lock are there, ours, and can be used."""
+        assert self._lock is not None
+        try:
+            held, there = os.fstat(self._lock.fileno()), (self.folder / _LOCK).lstat()
+            return (
+                stat.S_ISDIR(self.folder.lstat().st_mode)
+                and os.path.samestat(held, there)
+                and _is_usable(self.folder)
+            )
+        except OSError:
+            return False
+
+    def _stand(self) -> None:
+        """Locks the folder, in a file of its own that nobody had a lock on before."""
+        _own(self.folder)
+        with suppress(FileNotFoundError):
+            (self.folder / _LOCK).unlink()
+        if self._lock is not None:
+            self._lock.close()
+        self._lock = (self.folder / _LOCK).open("wb")
+        fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def _remove_the_dead(self) -> None:
         for folder in self.root.glob(f"{_PREFIX}*"):
@@ -79,6 +143,17 @@ def _is_dead(folder: Path) -> bool:
     except OSError:
         return False  # locked, or not ours
     return True
+
+
+def _is_usable(folder: Path) -> bool:
+    return os.access(folder, os.R_OK | os.W_OK | os.X_OK, effective_ids=True)
+
+
+def _own(folder: Path) -> None:
+    """Gives this user's folder its permissions back."""
+    with suppress(PermissionError):  # somebody else's
+        if not _is_usable(folder):
+            folder.chmod(_PRIVATE)
 
 
 def _remove(folder: Path) -> None:

@@ -7,27 +7,38 @@ used from there alone. Telling how the worker is needs neither thread nor GPU.
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from engine.clock import Clock
 from engine.config import Defaults, defaults
-from engine.errors import BadRequest, BlankFrames, EngineError, NotFinite, Unavailable
+from engine.errors import (
+    BadRequest,
+    BlankFrames,
+    Cancelled,
+    EngineError,
+    NotFinite,
+    OutputError,
+    Unavailable,
+)
 from engine.flow import Clip, Request
 from engine.jobs.fetch import Wanted, fetch_base64, fetch_path, fetch_url
 from engine.jobs.job import Given, Job
 from engine.jobs.parse import parse_job
 from engine.memory import ClipShape, MemoryPlan
-from engine.worker.delivery import Delivered, check_bucket, deliver
+from engine.worker.bucket import check_bucket
+from engine.worker.delivery import Delivered, deliver
 from engine.worker.dry_run import DryRun, dry_run, measure, sized
 from engine.worker.endpoint import Endpoint
+from engine.worker.joblog import name_of
 from engine.worker.progress import JobProgress, ProgressReport
 from engine.worker.scratch import Scratch
 
@@ -35,6 +46,8 @@ log = logging.getLogger(__name__)
 
 EXACT = "sdpa"  # attention in 16 bits by PyTorch, for a clip that came out wrong with another
 FETCH_S = 120.0
+_SEND_S = 3.0  # for a reply to reach the platform
+_WARNINGS = 50  # with their sentences, a quarter of what a reply has room for beside its clip
 
 Medium: TypeAlias = Literal["picture", "video", "joints"]
 Response = dict[str, Any]  # JSON, as clients read it
@@ -66,6 +79,8 @@ class Worker:
         self._problem: EngineError | None = None
         self._born, self._start_ms = time.monotonic(), dict[str, float]()
         self._waiting = self._done = self._failed = 0
+        self._running = set[JobProgress]()
+        self._answered, self.is_ending = -math.inf, False
         self._last: tuple[DryRun, float, float] | None = None  # seconds to denoise, and the rest
 
     def start(self, load: Callable[[Endpoint], Renderer]) -> None:
@@ -78,8 +93,9 @@ class Worker:
         try:
             self.endpoint.check()
             self._defaults = defaults()
-            with clock("load"):
-                self._renderer = self._thread.submit(load, self.endpoint).result()
+            with clock("load"), self._scratch.job_folder() as folder:
+                given = replace(self.endpoint, scratch=folder)  # so that nothing is left of it
+                self._renderer = self._thread.submit(load, given).result()
         except EngineError as error:
             if error.fatal:
                 raise
@@ -89,6 +105,23 @@ class Worker:
 
     def close(self) -> None:
         self._thread.shutdown()
+        self._scratch.close()
+
+    def call_off(self, patience_s: float) -> None:
+        """Ends all jobs, or leaves them alone after so many seconds. From any thread, and again.
+
+        A reply that was handed over just now gets some of the time to reach the client.
+        """
+        self.is_ending = True
+        ends = time.monotonic() + (patience_s if self._start_ms else 0.0)  # loading has no end
+        for progress in [*self._running]:
+            progress.cancel()
+        with contextlib.suppress(TimeoutError, RuntimeError):  # or the thread was ended before
+            self._thread.submit(lambda: None).result(max(ends - time.monotonic(), 0.0))
+        time.sleep(max(min(self._answered + _SEND_S, ends) - time.monotonic(), 0.0))
+
+    def leave(self) -> None:
+        """Removes all files, those of a job that goes on too. From any thread."""
         self._scratch.close()
 
     async def answer(self, given: Mapping[str, object], report: ProgressReport) -> Response:
@@ -104,9 +137,12 @@ class Worker:
             raise type(self._problem)(*self._problem.args)  # a fresh one, with a trace of its own
         progress = JobProgress(report, job.max_seconds)
         work = self._validate if job.action == "validate" else self._generate
-        name = str(given.get("id", "local"))
+        name = name_of(given)
         self._waiting += 1
+        self._running.add(progress)
         try:
+            if self.is_ending:
+                raise Cancelled("The worker ends.")
             todo = partial(work, job, name, self._renderer, progress)
             running = asyncio.get_running_loop().run_in_executor(
                 self._thread, copy_context().run, todo
@@ -117,14 +153,23 @@ class Worker:
             raise
         finally:
             self._waiting -= 1
+            self._running.discard(progress)
+            if not self.is_ending:
+                self._answered = time.monotonic()
         self._done += 1
         return response
 
     def health(self) -> Response:
+        """Tells how the worker is. A disk that holds no job is a problem until it does again."""
         renderer, problem = self._renderer, self._problem
+        if problem is None:
+            try:
+                self._scratch.check()
+            except OutputError as error:
+                problem = error
         return {
             "status": "broken" if problem else "busy" if self._waiting else "ready",
-            "problem": None if problem is None else self.endpoint.redact(str(problem)),
+            "problem": None if problem is None else self.endpoint.redact.tell(str(problem)),
             "engine": renderer.engine if renderer else None,
             "gpu": renderer.gpu if renderer else None,
             "jobs": {"done": self._done, "failed": self._failed},
@@ -158,7 +203,8 @@ class Worker:
             "gpu_bytes": renderer.high_water(),
         }
         log.info("clip finished", extra={"facts": facts})
-        return _response(renderer, clip, sent, laps, (*job.warnings, *notes))
+        warnings = self._told(*job.warnings, *notes, *sent.warnings)
+        return _response(renderer, clip, sent, laps, warnings)
 
     def _validate(self, job: Job, name: str, renderer: Renderer, progress: JobProgress) -> Response:
         """Fetches and measures the media, and renders nothing. Runs in the worker's thread."""
@@ -182,8 +228,14 @@ class Worker:
             "memory": None if plan is None else _memory(plan),
             "estimate_s": None if expected is None else round(expected, 1),
             "settings": _settings(job, renderer),
-            "warnings": list(job.warnings),
+            "warnings": self._told(*job.warnings),
         }
+
+    def _told(self, *warnings: str) -> list[str]:
+        """Returns warnings as clients are told them: redacted, and no more than anybody reads."""
+        told = [self.endpoint.redact.tell(warning) for warning in warnings[:_WARNINGS]]
+        more = len(warnings) - _WARNINGS
+        return [*told, f"There are {more} more warnings."] if more > 0 else told
 
     def _check_delivery(self, job: Job) -> None:
         if job.bucket is not None:
@@ -210,7 +262,8 @@ class Worker:
     def _file(self, given: Given, kind: Medium, folder: Path, progress: JobProgress) -> Path:
         wanted = Wanted(given.field, kind, folder)
         if given.kind == "url":
-            return fetch_url(given.value, wanted, timeout_s=progress.left_s(FETCH_S))
+            left_s = progress.left_s(FETCH_S)
+            return fetch_url(given.value, wanted, timeout_s=left_s, check=progress.check)
         progress.check()
         if given.kind == "base64":
             return fetch_base64(given.value, wanted)
@@ -266,7 +319,7 @@ def _response(
     clip: Clip,
     sent: Delivered,
     laps_ms: Mapping[str, float],
-    warnings: tuple[str, ...],
+    warnings: list[str],
 ) -> Response:
     return {
         sent.key: sent.value,
@@ -279,7 +332,7 @@ def _response(
         "timings_ms": _rounded(laps_ms),
         "gpu": renderer.gpu,
         "engine": renderer.engine,
-        "warnings": [*warnings, *sent.warnings],
+        "warnings": warnings,
     }
 
 

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from engine.errors import BadMedia, BadRequest
+from engine.errors import BadMedia, BadRequest, Cancelled
 from engine.jobs.fetch import Wanted, fetch_url
 from tests.support.hostile_server import (
     ADDRESS,
@@ -241,6 +241,24 @@ def test_a_hostile_answer_is_refused_and_leaves_nothing(wanted, answer, sentence
 def test_a_slow_answer_ends_with_the_time_for_the_whole_file(wanted, answer):
     call = partial(fetch, {"/a": answer}, wanted, timeout_s=0.3)
     assert "media.example.com takes too long" in refusal(BadMedia, wanted, call)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [first_then_again(b""), first_then_again(OK + b"\r\n" + PNG[:40], b"a", pause_s=0.01)],
+    ids=["silent", "drops"],
+)
+def test_a_download_is_called_off_whatever_it_waits_for(wanted, answer):
+    asked = []
+
+    def check():
+        asked.append(1)
+        if len(asked) > 5:
+            raise Cancelled("The job was called off.")
+
+    with Server({"/a": answer}) as server, pytest.raises(Cancelled):
+        fetch_url(URL, wanted, server.network(), check=check)
+    assert [*wanted.folder.iterdir()] == []
 
 
 def test_the_time_of_all_redirects_together_is_limited(wanted):

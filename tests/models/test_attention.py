@@ -2,12 +2,15 @@
 
 import asyncio
 import base64
+import shutil
 
 import pytest
 
 from benchmarks.nano.dance import dance
 from engine.config import state_dir
 from engine.demo.weights import demo_weights
+from engine.errors import Unavailable
+from engine.models.attention import available, find_attention
 from engine.pose.joints import JointClip, save_joints
 from engine.worker.renderer import load_renderer
 from engine.worker.scratch import Scratch
@@ -49,6 +52,17 @@ def test_attention_that_is_not_here_is_refused_before_rendering(worker, tmp_path
     assert reply["code"] == "unavailable"
 
 
+def test_a_refusal_offers_what_is_here_alone(worker, tmp_path):
+    """As xformers, which is in the images and needs a GPU."""
+    there = "xformers" in available()
+    with pytest.raises(Unavailable, match="only sdpa") as told:
+        find_attention("flash")
+    assert ("xformers" in str(told.value)) is there
+    reply = ask(worker, job(tmp_path, attention_mode="sage"))
+    assert "sdpa" in reply["error"]
+    assert ("xformers" in reply["error"]) is there
+
+
 def test_joints_are_taken(worker, tmp_path):
     path = tmp_path / "dance.npz"
     save_joints(path, JointClip(dance(9, 16.0, seed=1), 16.0, (896, 512)))
@@ -62,3 +76,16 @@ def test_joints_are_taken(worker, tmp_path):
         "error": "joints_base64 is a picture; an .npz file of joints is expected.",
         "code": "bad_media",
     }
+
+
+def test_jobs_go_on_where_the_folder_of_state_was_removed(worker, tmp_path):
+    state = tmp_path / "state"
+    given = endpoint(
+        tmp_path,
+        package=worker.endpoint.package, models=worker.endpoint.models, state=state,
+    )  # fmt: skip
+    made = Worker(given, Scratch(given.scratch))
+    made.start(load_renderer)
+    shutil.rmtree(state, ignore_errors=True)
+    assert "video" in ask(made, job(tmp_path, steps=1))
+    made.close()

@@ -12,7 +12,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from engine.jobs.download import Internet
+from engine.jobs.wire import Internet
 
 NAME, ADDRESS = "media.example.com", "93.184.215.14"
 
@@ -62,7 +62,7 @@ def first_then_again(first, again=b"", pause_s=0.0):
 
 
 class Server:
-    """Answers by path, in a thread a connection. `requests` are the heads that came."""
+    """Answers by path, or by "*", in a thread a connection. `requests` are the heads that came."""
 
     def __init__(self, answers, tls=False):
         self.requests, self.dialled, self.server_names = [], [], []
@@ -114,7 +114,8 @@ class Server:
             if head:
                 self.requests.append(head.decode("latin-1"))
                 path = head.split()[1].decode("latin-1").partition("?")[0]
-                self._answers.get(path, reply(b"none", "404 Not Found"))(talk)
+                other = self._answers.get("*", reply(b"none", "404 Not Found"))
+                self._answers.get(path, other)(talk)
             with contextlib.suppress(OSError):
                 talk.shutdown(socket.SHUT_RDWR)
 

@@ -5,6 +5,7 @@ import base64
 import dataclasses
 import json
 import logging
+import shutil
 import threading
 
 import pytest
@@ -104,6 +105,27 @@ def test_a_sentence_loses_paths_queries_and_secrets(serve, tmp_path):
         "error": "There is no VAE in vae nor at https://x.example/... and the key was ***.",
         "code": "missing_model",
     }
+
+
+def test_a_reply_has_an_end_whatever_others_said(serve, tmp_path):
+    endless = "ffmpeg said " + "a.a " * 100_000 + "Send another."
+    made = HandMade(NobodyFound(endless), notes=(endless,) * 200 + ("key hunter2hunter2 in /a/b",))
+    worker = serve(renderer=made)
+    reply = ask(worker, job(tmp_path))
+    assert len(reply["error"]) == 1000
+    assert reply["error"].endswith("Send another.")
+    fields = {f"{'x' * 3000}{number}": 1 for number in range(1000)}
+    reply = ask(worker, job(tmp_path, **fields))
+    del reply["video"]
+    assert len(json.dumps(reply)) < 100_000  # half of what is kept free for it
+    assert reply["warnings"][-1] == "There are 152 more warnings."
+    reply = ask(worker, job(tmp_path, action="validate", prompt="é" * 4096, **fields))
+    assert len(json.dumps(reply)) < 100_000
+
+
+def test_warnings_are_redacted_as_errors_are(serve, tmp_path):
+    worker = serve(renderer=HandMade(notes=("key hunter2hunter2 in /a/b at http://h/p?q",)))
+    assert ask(worker, job(tmp_path))["warnings"] == ["key *** in b at http://h/..."]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("CUDA error: /secret/path"), MemoryError()])
@@ -323,6 +345,39 @@ def test_a_missing_model_is_told_to_every_job_and_health_still_answers(serve, tm
     told = ask(worker, {"input": {"action": "health"}})
     assert (told["status"], told["engine"]) == ("broken", None)
     assert told["problem"] == "There is no VAE in models. Put it there."
+
+
+def test_a_worker_whose_folders_were_cleaned_away_mends_itself(serve, tmp_path):
+    worker = serve()
+    for take in (worker.endpoint.scratch, *worker.endpoint.scratch.glob("worker-*")):
+        shutil.rmtree(take)
+        assert worker.health()["status"] == "ready"
+        shutil.rmtree(take, ignore_errors=True)
+        assert "video" in ask(worker, job(tmp_path))
+
+
+def test_health_is_broken_while_no_job_could_store_its_files(serve, tmp_path):
+    worker = serve()
+    shutil.rmtree(worker.endpoint.scratch)
+    worker.endpoint.scratch.write_bytes(b"in the way")
+    told = ask(worker, {"input": {"action": "health"}})
+    assert (told["status"], told["problem"].split(":")[0]) == (
+        "broken", "jobs cannot hold the files of jobs",
+    )  # fmt: skip
+    reply = ask(worker, job(tmp_path))
+    assert (reply["code"], "refresh_worker" in reply) == ("output_failed", False)
+    worker.endpoint.scratch.unlink()
+    assert worker.health()["status"] == "ready"
+    assert "video" in ask(worker, job(tmp_path))
+
+
+def test_a_folder_that_goes_in_mid_job_costs_that_job_alone(serve, tmp_path):
+    made = HandMade(each=lambda done: shutil.rmtree(tmp_path / "jobs", ignore_errors=True))
+    worker = serve(renderer=made)
+    reply = ask(worker, job(tmp_path))
+    assert (reply["code"], "refresh_worker" in reply) == ("output_failed", False)
+    made.each = None
+    assert "video" in ask(worker, job(tmp_path))
 
 
 def test_settings_that_make_no_sense_are_told_to_every_job(serve, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ import urllib.request
 from importlib.metadata import version
 from pathlib import Path
 
+import psutil
 import pytest
 
 from engine.config import state_dir
@@ -181,6 +182,81 @@ def test_the_log_is_json_with_the_job_and_without_the_media(worker, given):
     assert given["pose_video_base64"][:60] not in worker.said()
 
 
+END_S = 8.0  # `docker stop` kills after ten
+
+
+def in_mid_job(started, given, **changes):
+    """Sends a job that takes minutes, and returns once it renders."""
+
+    def send():
+        with contextlib.suppress(OSError, urllib.error.URLError):
+            started.ask({"input": given | {"steps": 100, "fps": 120} | changes})
+
+    threading.Thread(target=send, daemon=True).start()
+    ends = time.monotonic() + START_S
+    while not started.left() and time.monotonic() < ends:
+        time.sleep(0.02)
+    assert started.left() != []
+
+
+def ends_in_time(started, *signals):
+    """Sends the signals; returns the status, when nothing of the worker is left."""
+    children = psutil.Process(started.process.pid).children(recursive=True)
+    for number in signals:
+        started.process.send_signal(number)
+        time.sleep(0.1)
+    status = started.process.wait(timeout=END_S)
+    assert [child for child in children if child.is_running()] == []
+    scratch = started.folder / "tmp" / "scail-jobs"
+    assert [path.name for path in scratch.iterdir()] == ["lock"]
+    assert [path.name for path in (started.folder / "tmp").glob("[!.]*")] == ["scail-jobs"]
+    assert "Traceback" not in started.said()
+    return status
+
+
+def test_sigterm_in_mid_job_ends_it_in_time_and_leaves_nothing(start, given):
+    started = start().wait_until_ready()
+    in_mid_job(started, given)
+    assert ends_in_time(started, signal.SIGTERM) == 128 + signal.SIGTERM
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "signals",
+    [[signal.SIGINT], [signal.SIGHUP], [signal.SIGTERM] * 2, [signal.SIGINT, signal.SIGTERM]],
+    ids=str,
+)
+def test_other_signals_and_a_second_one_end_it_too(start, given, signals):
+    started = start().wait_until_ready()
+    in_mid_job(started, given)
+    assert ends_in_time(started, *signals) == 128 + signals[-1]
+
+
+@pytest.mark.slow
+def test_sigterm_is_heard_in_the_midst_of_a_request_that_never_ends(start):
+    started = start().wait_until_ready()
+    with socket.create_connection(("127.0.0.1", started.port)) as half:
+        half.sendall(b"POST /runsync HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
+        time.sleep(0.5)
+        assert ends_in_time(started, signal.SIGTERM) == 128 + signal.SIGTERM
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_busy", [False, True], ids=["idle", "in mid job"])
+def test_on_the_platform_sigterm_ends_it_in_time_and_a_job_goes_back(start, given, is_busy):
+    jobs = [{"id": "long", "input": given | {"steps": 100, "fps": 120}}] if is_busy else []
+    platform = Platform(*jobs, poll_s=60)
+    started = start(serve=(), **platform.environment)
+    if is_busy:
+        platform.wait_for(lambda name, body: name == "long")
+    else:
+        assert platform.asked.wait(START_S)
+    assert ends_in_time(started, signal.SIGTERM) == 128 + signal.SIGTERM
+    final = [body for _, body in platform.told if body.get("status") != "IN_PROGRESS"]
+    assert final == []  # unanswered, the platform gives it to another worker
+    platform.server.shutdown()
+
+
 @pytest.mark.slow
 def test_killed_in_mid_job_the_next_worker_cleans_up_and_serves(start, given, tmp_path):
     first = start().wait_until_ready()
@@ -242,18 +318,20 @@ def test_a_missing_model_is_told_by_a_worker_that_serves(start, given, tmp_path)
 class Platform:
     """A server that the platform's library asks for jobs, and brings news and results to."""
 
-    def __init__(self, *jobs):
+    def __init__(self, *jobs, poll_s=0.2):
         self.jobs, self.stops, self.told = [*jobs], [], []
+        self.asked = threading.Event()
         platform = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
+                platform.asked.set()
                 if "/job-take/" in self.path and platform.jobs:
                     self.answer(platform.jobs.pop(0))
                 elif "/job-stop/" in self.path and platform.stops:
                     self.answer({"jobsToStop": [platform.stops.pop(0)]})
                 else:
-                    time.sleep(0.2)
+                    time.sleep(poll_s)
                     self.send_response(204)
                     self.end_headers()
 
@@ -311,6 +389,18 @@ def test_on_the_platform_jobs_are_taken_told_of_called_off_and_answered(start, g
     assert told["output"] == {"code": "bad_request"}
     assert [body for name, body in platform.told if name == "long" and "video" in str(body)] == []
     assert started.left() == []
+    platform.server.shutdown()
+
+
+@pytest.mark.slow
+def test_on_the_platform_a_missing_package_is_told_to_each_job(start, given, tmp_path):
+    platform = Platform({"id": "one", "input": given}, {"id": "two", "input": given})
+    started = start(serve=(), SCAIL_PACKAGE=str(tmp_path / "none"), **platform.environment)
+    for name in ("one", "two"):
+        told = platform.wait_for(lambda of, body, name=name: of == name)
+        assert told["output"] == {"code": "bad_package"}
+        assert str(tmp_path) not in told["error"]
+    assert started.process.poll() is None
     platform.server.shutdown()
 
 

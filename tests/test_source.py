@@ -67,7 +67,7 @@ def test_picture_and_skeleton_have_the_size_of_their_fit(wide):
 def test_the_canvas_of_a_captured_skeleton_follows_the_fit(wide):
     asked = []
 
-    def capture(request, picture, canvas):
+    def capture(request, picture, canvas, check):
         asked.append(canvas)
         return torch.zeros(5, *canvas, 3, dtype=torch.uint8), 24.0
 

@@ -166,7 +166,8 @@ class Worker:
         self._check_delivery(job)
         with self._scratch.job_folder() as folder:
             request = self._fetch(job, folder, progress)
-            seen = dry_run(request, measure(request))
+            source = measure(request, progress.check)
+            seen = dry_run(request, source)
         with _attending(job.attention or renderer.attention, renderer):
             pass  # raises if it is not here
         plan = renderer.plan(seen.shape)
@@ -182,7 +183,7 @@ class Worker:
             "memory": None if plan is None else _memory(plan),
             "estimate_s": None if expected is None else round(expected, 1),
             "settings": _settings(job, renderer),
-            "warnings": list(job.warnings),
+            "warnings": [*job.warnings, *source.notes],
         }
 
     def _check_delivery(self, job: Job) -> None:

@@ -6,6 +6,7 @@ import imageio_ffmpeg
 import torch
 
 from engine.media.mp4 import encode_mp4
+from engine.media.sound import find_sound
 from engine.media.video import read_video
 
 STEP = 8  # grey levels from one frame to the next: more than compression moves them
@@ -25,8 +26,10 @@ def read_numbers(info, *args):
     return [number for chunk in read_video(info, *args) for number in numbers(chunk)]
 
 
-def clip(path, count=20, fps=16, **options):
-    encode_mp4([numbered(count)], fps, path, crf=4, **options)
+def clip(path, count=20, fps=16, audio=None):
+    """A clip; `audio` is a file with its sound."""
+    sound = None if audio is None else find_sound(audio)
+    encode_mp4([numbered(count)], fps, path, audio=sound, crf=4)
     return path
 
 

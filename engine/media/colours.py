@@ -1,7 +1,7 @@
 """The colours that a video declares, and the filters that bring them to BT.709.
 
-HDR (PQ and HLG) is mapped as BT.2408 places it: its reference white of 203 cd/m2 becomes white; up to
-three quarters of that light is kept as it is, and highlights to 1000 cd/m2 share the rest.
+HDR (PQ and HLG) is mapped as BT.2408 places it: its reference white of 203 cd/m2 becomes white; up
+to three quarters of that light is kept as it is, and highlights to 1000 cd/m2 share the rest.
 """
 
 import struct

@@ -47,9 +47,9 @@ _DISCARD = 4  # packet flag: needed to decode others, not shown (before an edit 
 _NO_STREAM = "Stream map "
 _MESSAGE_BYTES = 16_384
 _LISTING_BYTES = 16 * 2**20  # some 250 000 packets: an hour of picture and sound
-# To tell the places of frames a file of 500 MiB takes a second and 100 MiB. One of a few bytes may
-# claim millions of frames, each of which would cost an entry of an index.
-LISTING_MEMORY_BYTES = 2**30
+# A file of a few bytes may claim millions of frames, each of which would cost an entry of an index.
+# To list a file of 500 MiB takes a second and 100 MiB, one with frames of 4096x4096 less than 256.
+LISTING_MEMORY_BYTES = 2**29
 LISTING_CPU_S = 30
 # HEVC of 4096x4096 in 10 bits takes 1.9 GiB with 16 threads, and each further one 8 MiB of stack.
 MEMORY_BYTES = 6 * 2**30
@@ -62,7 +62,8 @@ _SIGNALLED = (255, 123)
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE)
 # messages with which ffmpeg follows up the one that said what happened
 _FOLLOW_UP = re.compile(
-    r"Error (opening|parsing|processing packet|reinitializing)|Failed to configure|Task finished|Terminating thread|Last message rep"
+    r"Error (opening|parsing|processing packet|reinitializing)|Failed to configure|Task finished"
+    r"|Terminating thread|Last message rep"
     r"|Conversion failed|Failed to set value|To ignore this|Nothing was written|Could not open enc"
     r"|Error (submitting|sending frames|muxing|while)"
 )

@@ -84,9 +84,8 @@ def _encode(frames: Iterable[Tensor], rate: Fraction, path: Path, crf: int, chec
                 continue
             if run is None:
                 size = chunk.shape[1], chunk.shape[2]
-                run = stack.enter_context(
-                    ffmpeg(_arguments(size, rate, path, crf), feed=True, check=check)
-                )
+                arguments = _arguments(size, rate, path, crf)
+                run = stack.enter_context(ffmpeg(arguments, feed=True, check=check))
             assert chunk.shape[1:3] == size, (chunk.shape, size)
             write_from(run, chunk.contiguous().cpu().numpy().reshape(-1).data)
             count += len(chunk)

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 _LONGEST_S = Fraction(600)
 _TRACKS = ("0:a:disp:default:0", "0:a:0")  # the default one, or the first
+_CPU_S, _MEMORY_BYTES = 120, 2 * 2**30  # ten minutes of many channels, and some silence
 # A gap is filled, and an overlap cut, from this on: less is the coarse clock of a container.
 _GAP_S = 0.02
 
@@ -44,7 +45,7 @@ def find_sound(
             return None
         sound = Sound(path, track, begins_s)
         attempt = [*sound_input(sound), *sound_output(sound, seconds), "-f", "null", "-"]
-        with ffmpeg(attempt, check=check) as run:
+        with ffmpeg(attempt, cpu_s=_CPU_S, memory_bytes=_MEMORY_BYTES, check=check) as run:
             said = run.finish()
     except FfmpegFailed as error:
         reason = error.reason.replace(str(path.absolute()), path.name)

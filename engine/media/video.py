@@ -3,9 +3,9 @@
 The timing of every frame is listed first, without decoding: so the rate is exact, a clip of
 constant rate yields exactly its frames, and any other rate is met by choice of frames. Colours are
 converted with the matrix and range that the stream declares; where it declares none, BT.601 limited
-is taken, as the official script does. High dynamic range and wide gamuts become BT.709. Rotation and
-the shape of pixels are honoured, interlaced frames are de-interlaced, and a picture that changes its
-shape is refused.
+is taken, as the official script does. High dynamic range and wide gamuts become BT.709. Rotation
+and the shape of pixels are honoured, interlaced frames are de-interlaced, and a picture that
+changes its shape is refused.
 """
 
 import logging
@@ -72,6 +72,7 @@ class VideoInfo:
     is_constant: bool
     frames: int  # in the file, from the first that can be decoded
     start_s: Fraction  # of that one, on the clock of all tracks
+    first_s: Fraction  # the same as ffmpeg decodes it; later where the file gives no such times
     duration_s: Fraction
     has_audio: bool
 
@@ -119,7 +120,8 @@ def probe_video(path: Path, limits: Limits = LIMITS, check: Check = go_on) -> Vi
         rate=rate,
         is_constant=is_constant,
         frames=frames,
-        start_s=first,
+        start_s=packets[0].start if packets[0].is_guess else first,
+        first_s=first,
         duration_s=duration_s,
         has_audio=found.has_audio,
     )
@@ -151,12 +153,15 @@ def _look_inside(path: Path, limits: Limits, check: Check) -> _Found:
             what = "sound but no picture" if has_audio else "no picture"
             raise BadMedia(f"{path.name} holds {what}; a video is expected.")
         stored = packed[0]
+        if not stored.packets:
+            raise BadMedia(f"{path.name} holds no frame that can be read; a video is expected.")
         _check_side(path, stored, limits)
         # once in units of a frame at its nominal rate, once on the clock of the file
-        one = [*source, "-map", track, "-frames:v", "1"]
-        nominal, _ = list_streams(one, _FIRST_CPU_S, MEMORY_BYTES, check)
+        one = ["-threads", "1", *source, "-map", track, "-frames:v", "1"]
+        memory_bytes = _memory_bytes(stored.width, stored.height)
+        nominal, _ = list_streams(one, _FIRST_CPU_S, memory_bytes, check)
         one += ["-enc_time_base", "demux"]
-        decoded, _ = list_streams(one, _FIRST_CPU_S, MEMORY_BYTES, check)
+        decoded, _ = list_streams(one, _FIRST_CPU_S, memory_bytes, check)
     except FfmpegFailed as error:
         known = content_kind(path) == "video"
         if error.reason.startswith("Codec "):
@@ -164,7 +169,7 @@ def _look_inside(path: Path, limits: Limits, check: Check) -> _Found:
         else:
             found = "is a damaged" if known else "is not a"
         raise _unreadable(path, found, error) from error
-    if not stored.packets or not nominal or not decoded or not decoded[0].packets:
+    if not nominal or not decoded or not decoded[0].packets:
         raise BadMedia(f"{path.name} holds no frame that can be decoded; a video is expected.")
     if nominal[0].tick <= 0:
         raise BadMedia(f"{path.name} is a damaged video: its frames have no rate.")
@@ -225,10 +230,11 @@ def read_video(
     try:
         filters = [*_choice(info, fps), *_picture(info, _colours(info, check))]
         arguments = [
-            STRICT, *_source(info.path, LIMITS), "-map", info.track, "-vf", ",".join(filters),
-            "-frames:v", str(wanted), "-fps_mode", "passthrough", "-f", "rawvideo", "pipe:1",
+            STRICT, *_source(info.path, LIMITS), "-filter_threads", "8", "-map", info.track,
+            "-vf", ",".join(filters), "-frames:v", str(wanted), "-fps_mode", "passthrough", "-f", "rawvideo", "pipe:1",
         ]  # fmt: skip
-        with ffmpeg(arguments, check=check) as run:
+        memory_bytes = _memory_bytes(info.width, info.height)
+        with ffmpeg(arguments, memory_bytes=memory_bytes, check=check) as run:
             while delivered < wanted:
                 buffer = np.empty(min(chunk, wanted - delivered) * frame_bytes, np.uint8)
                 whole = read_into(run, buffer.data) // frame_bytes
@@ -264,7 +270,7 @@ def _choice(info: VideoInfo, fps: float | None) -> list[str]:
         return woven
     rate = info.rate if fps is None else exact_rate(fps)
     # not STARTPTS: where a stream changes its colours, the filters begin anew
-    choose = [f"setpts=round(PTS-{float(info.start_s):.9f}/TB)"]
+    choose = [f"setpts=round(PTS-{float(info.first_s):.9f}/TB)"]
     if info.is_constant:  # counting in frames undoes the rounding of the container's clock
         choose.append(f"settb=1/({info.rate})")
     # up: a frame serves the times from its start on
@@ -288,7 +294,8 @@ def _picture(info: VideoInfo, colours: Colours) -> list[str]:
 def _colours(info: VideoInfo, check: Check) -> Colours:
     """The colours that the first frame declares."""
     arguments = [*_source(info.path, LIMITS), "-map", info.track, *DECLARED, "pipe:1"]
-    with ffmpeg(arguments, cpu_s=_FIRST_CPU_S, check=check) as run:
+    memory_bytes = _memory_bytes(info.width, info.height)
+    with ffmpeg(arguments, cpu_s=_FIRST_CPU_S, memory_bytes=memory_bytes, check=check) as run:
         head = bytearray(1 << 16)
         size = read_into(run, memoryview(head))
     return declared(bytes(head[:size]))
@@ -315,6 +322,12 @@ def _on_grid(starts: Sequence[Fraction], rate: Fraction) -> bool:
     return all(
         abs((start - starts[0]) * rate - place) <= _GRID for place, start in enumerate(starts)
     )
+
+
+def _memory_bytes(width: int, height: int) -> int:
+    """What decoding may take: all that it may for the largest frames, a part of it for small."""
+    share = width * height / LIMITS.max_video_side**2
+    return int(MEMORY_BYTES / 3 * (1 + 2 * min(share, 1)))
 
 
 def _check_side(path: Path, stream: Stream, limits: Limits) -> None:

@@ -3,7 +3,6 @@
 from fractions import Fraction
 
 import pytest
-import torch
 
 from engine.errors import OutputError
 from engine.media.ffmpeg import list_streams

@@ -51,7 +51,7 @@ _PLACES = (
     "setts=pts=if(eq(PTS\\,NOPTS)\\,DTS\\,PTS):dts=2*N+eq(PTS\\,NOPTS)-2000000000000000",
 )  # fmt: skip
 _FIRST_CPU_S = 60  # until the first frame is there
-_RESHAPED = "Error when evaluating the expression"  # said of the width in `_picture`
+_RESHAPED = "Error when evaluating the expression"  # said of the width in `_upright`
 _MAX_S = 600  # of a file: a dance is often cut from a longer one, but not from a film
 _GRID = Fraction(1, 4)  # a frame may be this share of the interval off its place
 _NTSC = Fraction(1000, 1001)
@@ -67,12 +67,11 @@ class VideoInfo:
     track: str  # as ffmpeg's `-map` takes it
     height: int  # upright, in square pixels
     width: int
-    shape: tuple[int, int, Fraction]  # upright: columns, rows, and the aspect of a pixel
+    columns: int  # upright, in its own pixels; of as many rows
     rate: Fraction  # frames per second; of a variable one, its usual rate
     is_constant: bool
     frames: int  # in the file, from the first that can be decoded
     start_s: Fraction  # of that one, on the clock of all tracks
-    first_s: Fraction  # the same as ffmpeg decodes it; later where the file gives no such times
     duration_s: Fraction
     has_audio: bool
 
@@ -116,12 +115,11 @@ def probe_video(path: Path, limits: Limits = LIMITS, check: Check = go_on) -> Vi
         track=found.track,
         height=shown.height,
         width=width,
-        shape=(shown.width, shown.height, shown.pixel_aspect),
+        columns=shown.width,
         rate=rate,
         is_constant=is_constant,
         frames=frames,
         start_s=packets[0].start if packets[0].is_guess else first,
-        first_s=first,
         duration_s=duration_s,
         has_audio=found.has_audio,
     )
@@ -228,10 +226,11 @@ def read_video(
     frame_bytes = info.height * info.width * 3
     delivered = 0
     try:
-        filters = [*_choice(info, fps), *_picture(info, _colours(info, check))]
+        filters = [*_upright(info), *_choice(info, fps), *_picture(info, _colours(info, check))]
         arguments = [
-            STRICT, *_source(info.path, LIMITS), "-filter_threads", "8", "-map", info.track,
-            "-vf", ",".join(filters), "-frames:v", str(wanted), "-fps_mode", "passthrough", "-f", "rawvideo", "pipe:1",
+            STRICT, "-reinit_filter", "0", *_source(info.path, LIMITS),
+            "-filter_threads", "8", "-map", info.track, "-vf", ",".join(filters), "-frames:v", str(wanted), "-fps_mode", "passthrough",
+            "-f", "rawvideo", "pipe:1",
         ]  # fmt: skip
         memory_bytes = _memory_bytes(info.width, info.height)
         with ffmpeg(arguments, memory_bytes=memory_bytes, check=check) as run:
@@ -265,30 +264,37 @@ def _source(path: Path, limits: Limits) -> list[str]:
 
 def _choice(info: VideoInfo, fps: float | None) -> list[str]:
     """The filters that choose the frame on screen at each moment of the result."""
-    woven = ["bwdif=mode=send_frame:deint=interlaced"]  # a frame that is not interlaced stays
     if fps is None and info.is_constant:
-        return woven
+        return []
     rate = info.rate if fps is None else exact_rate(fps)
-    # not STARTPTS: where a stream changes its colours, the filters begin anew
-    choose = [f"setpts=round(PTS-{float(info.first_s):.9f}/TB)"]
+    choose = ["setpts=PTS-STARTPTS"]
     if info.is_constant:  # counting in frames undoes the rounding of the container's clock
         choose.append(f"settb=1/({info.rate})")
     # up: a frame serves the times from its start on
-    return [*woven, *choose, f"fps={rate}:round=up"]
+    return [*choose, f"fps={rate}:round=up"]
+
+
+def _upright(info: VideoInfo) -> list[str]:
+    """The filters that hand on whole frames of the size that the first one has, or end in an error.
+
+    These see every change of a stream, for the filters are never made anew: that would lose frames.
+    """
+    same = f"eq(iw,{info.columns})*eq(ih,{info.height})"
+    return [
+        f"scale=w='if({same},iw,nan)':h=ih:eval=frame",
+        "bwdif=mode=send_frame:deint=interlaced",  # a frame that is not interlaced stays
+    ]
 
 
 def _picture(info: VideoInfo, colours: Colours) -> list[str]:
     """The filters that make a frame RGB of BT.709 in square pixels."""
-    columns, rows, aspect = info.shape
-    # Not a number where the picture is another: the filters end with an error.
-    same = f"eq(iw,{columns})*eq(ih,{rows})*lt(abs(sar-{float(aspect):.6f}),1e-3)"
-    size = f"w='if({same},{info.width},nan)':h={info.height}:flags=bicubic"
+    size = f"scale={info.width}:{info.height}:flags=bicubic"
     if colours.is_hdr:
         matrix = "" if colours.matrix != UNKNOWN else ":in_color_matrix=bt2020"
-        return [f"scale={size}{matrix}", "format=gbrp16le", *tone_map(colours), "format=rgb24"]
+        return [f"{size}{matrix}", "format=gbrp16le", *tone_map(colours), "format=rgb24"]
     if colours.is_wide:
-        return [f"scale={size}", "format=gbrp16le", *to_bt709(colours), "format=rgb24"]
-    return [f"scale={size}", "format=rgb24"]
+        return [size, "format=gbrp16le", *to_bt709(colours), "format=rgb24"]
+    return [size, "format=rgb24"]
 
 
 def _colours(info: VideoInfo, check: Check) -> Colours:

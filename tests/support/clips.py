@@ -3,6 +3,7 @@
 import subprocess
 
 import imageio_ffmpeg
+import numpy as np
 import torch
 
 from engine.media.mp4 import encode_mp4
@@ -42,3 +43,13 @@ def run_ffmpeg(*arguments, stdin=b""):
 def tone(path, seconds, *options):
     run_ffmpeg("-f", "lavfi", "-i", f"sine=frequency=440:duration={seconds}", *options, path)
     return path
+
+
+def read_sound(path, hz):
+    """Samples -1..1 of the first track, as they come on its clock."""
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", path, "-map", "0:a:0", "-af",
+        "aresample=async=1:first_pts=0", "-f", "f32le", "-ac", "1", "-ar", str(hz), "-",
+    ]  # fmt: skip
+    found = subprocess.run(command, capture_output=True, check=True).stdout
+    return np.frombuffer(found, np.float32)

@@ -152,7 +152,7 @@ def _look_inside(path: Path, limits: Limits, check: Check) -> _Found:
             raise BadMedia(f"{path.name} holds {what}; a video is expected.")
         stored = packed[0]
         if not stored.packets:
-            raise BadMedia(f"{path.name} holds no frame that can be read; a video is expected.")
+            raise BadMedia(f"{path.name} is a damaged video: no frame of it can be read.")
         _check_side(path, stored, limits)
         # once in units of a frame at its nominal rate, once on the clock of the file
         one = ["-threads", "1", *source, "-map", track, "-frames:v", "1"]
@@ -228,9 +228,9 @@ def read_video(
     try:
         filters = [*_upright(info), *_choice(info, fps), *_picture(info, _colours(info, check))]
         arguments = [
-            STRICT, "-reinit_filter", "0", *_source(info.path, LIMITS),
-            "-filter_threads", "8", "-map", info.track, "-vf", ",".join(filters), "-frames:v", str(wanted), "-fps_mode", "passthrough",
-            "-f", "rawvideo", "pipe:1",
+            STRICT, "-reinit_filter", "0", *_source(info.path, LIMITS), "-map", info.track,
+            "-vf", ",".join(filters), "-filter_threads", "8", "-frames:v", str(wanted),
+            "-fps_mode", "passthrough", "-f", "rawvideo", "pipe:1",
         ]  # fmt: skip
         memory_bytes = _memory_bytes(info.width, info.height)
         with ffmpeg(arguments, memory_bytes=memory_bytes, check=check) as run:
@@ -302,9 +302,10 @@ def _colours(info: VideoInfo, check: Check) -> Colours:
     arguments = [*_source(info.path, LIMITS), "-map", info.track, *DECLARED, "pipe:1"]
     memory_bytes = _memory_bytes(info.width, info.height)
     with ffmpeg(arguments, cpu_s=_FIRST_CPU_S, memory_bytes=memory_bytes, check=check) as run:
-        head = bytearray(1 << 16)
-        size = read_into(run, memoryview(head))
-    return declared(bytes(head[:size]))
+        file = bytearray(1 << 16)  # it has some hundred bytes
+        size = read_into(run, memoryview(file))
+        run.finish()
+    return declared(bytes(file[:size]))
 
 
 def _timing(packets: Sequence[Packet], nominal: Fraction, limits: Limits) -> tuple[Fraction, bool]:

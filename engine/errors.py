@@ -110,3 +110,9 @@ class OutputError(EngineError):
     """The result could not be written."""
 
     code = "output_failed"
+
+
+class Interrupted(EngineError):
+    """A program that the engine ran was ended or stopped from outside."""
+
+    code = "interrupted"

@@ -1,9 +1,11 @@
 """The values that pass between the stages of one job, with their shapes and units."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 if TYPE_CHECKING:  # whoever reads settings alone does not wait for PyTorch
     from torch import Tensor
@@ -12,6 +14,12 @@ Motion = Literal["video", "pose", "joints"]  # a dance, a rendered skeleton vide
 Align = Literal["exact", "official"]  # the best fit, or what the official program's solver finds
 RecipeName = Literal["production", "official"]  # rows of `recipes.RECIPES`; the first is usual
 Fit = Literal["crop", "resize"]  # the picture fills the size asked for, or the clip has its shape
+
+Check: TypeAlias = Callable[[], None]  # asked in every long loop; what it raises ends the job
+
+
+def go_on() -> None:
+    """Lets a job go on: a `Check` for work that nobody calls off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +85,23 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Sound:
+    """A track of sound that can be read, and the moment of it at which the clip begins."""
+
+    path: Path
+    track: str  # as ffmpeg's `-map` takes it
+    begins_s: Fraction
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """The media of a job at the size of the result."""
 
     image: "Tensor"  # [3, H, W] fp32, about -1..1
     skeleton: "Tensor"  # [T, H, W, 3] u8, or drawn at half that size; T = 4k + 1
     fps: float
-    audio: Path | None  # a file whose sound, if it has any, belongs to the clip
+    audio: Sound | None  # goes with the clip
+    notes: tuple[str, ...] = ()  # what of the media could not be had
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from engine.denoise.windows import (
     windowed,
 )
 from engine.errors import NotFinite, TooLarge
-from engine.flow import Clip, Conditions, Request, Source
+from engine.flow import Check, Clip, Conditions, Request, Source
 from engine.media.blank import refuse_blank
 from engine.media.mp4 import encode_mp4
 from engine.residency import Memory
@@ -54,7 +54,7 @@ class Pipeline:
         """
         clock = Clock()
         with clock("media"):
-            source = self._source(request)
+            source = self._source(request, lambda: watch("media", 0.0))
             dump.keep_skeleton(source)
         watch("media", 1.0)
         self.memory.prepare(request, source)
@@ -68,12 +68,12 @@ class Pipeline:
             attempt("decode", lambda: self._write(latents, source, out, comment, watch))
         dump.keep_timings(clock.laps)
         frames, (height, width) = len(source.skeleton), source.image.shape[1:]
-        seed, notes = request.settings.seed, tuple(self.memory.notes)
+        seed, notes = request.settings.seed, (*source.notes, *self.memory.notes)
         return Clip(out, width, height, frames, source.fps, seed, clock.laps, notes)
 
-    def _source(self, request: Request) -> Source:
+    def _source(self, request: Request, check: Check) -> Source:
         try:
-            return load_source(request, self.capture)
+            return load_source(request, self.capture, check)
         except torch.OutOfMemoryError as error:  # no plan knows of the networks of motion capture
             raise TooLarge(
                 "The GPU ran out of memory in motion capture. Ask for fewer frames, or give the "
@@ -92,9 +92,18 @@ class Pipeline:
     def _write(
         self, latents: Tensor, source: Source, out: Path, comment: str, watch: Watch
     ) -> None:
+        done = 0.0
+
+        def told(stage: str, share: float) -> None:
+            nonlocal done
+            done = share
+            watch(stage, share)
+
         with self.encoders.vae_home.present():
-            frames = refuse_blank(self.decode(latents, watch))
-            encode_mp4(frames, source.fps, out, audio=source.audio, comment=comment)
+            frames = refuse_blank(self.decode(latents, told))
+            encode_mp4(
+                frames, source.fps, out, source.audio, comment, check=lambda: watch("decode", done)
+            )
 
     def denoise(self, request: Request, conditions: Conditions, watch: Watch = unwatched) -> Tensor:
         """Latents [16, t, h, w] of the clip, of any length: long ones in windows."""

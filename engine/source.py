@@ -1,5 +1,6 @@
 """A request -> its media at the size of the result: picture, skeleton, rate and sound."""
 
+import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from engine.config import LIMITS
 from engine.errors import BadMedia
-from engine.flow import Request, Source
+from engine.flow import Check, Request, Sound, Source, go_on
 from engine.media.framing import (
     Size,
     crop_clip,
@@ -19,32 +20,37 @@ from engine.media.framing import (
     trim_to_whole_latents,
 )
 from engine.media.picture import load_image
+from engine.media.sound import find_sound
 from engine.media.video import frame_count, probe_video, read_video
 from engine.pose.joints import JointClip, load_joints
 from engine.pose.skeleton import draw_skeleton
 
-# request, picture [h, w, 3] u8, size of the skeleton -> skeleton [T, *size, 3] u8 and its rate
-MotionCapture = Callable[[Request, Tensor, Size], tuple[Tensor, float]]
+# request, picture [h, w, 3] u8, size of the skeleton, whom to ask -> skeleton [T, *size, 3] u8 and
+# its rate
+MotionCapture = Callable[[Request, Tensor, Size, Check], tuple[Tensor, float]]
+
+log = logging.getLogger(__name__)
 
 
-def load_source(request: Request, capture: MotionCapture) -> Source:
+def load_source(request: Request, capture: MotionCapture, check: Check = go_on) -> Source:
     """Reads the files of a request and brings them to the size of the clip.
 
-    `capture` turns a dance into a skeleton. Raises `BadMedia` and what `capture` raises.
+    `capture` turns a dance into a skeleton. Sound that cannot be read is a note, and costs nothing
+    but itself. Raises `BadMedia`, and what `capture` and `check` raise.
     """
     picture = load_image(request.image)
     size = clip_size(request, picture)
     image = crop_image(image_to_network(picture), size)
     canvas = (size[0] // 2, size[1] // 2) if request.settings.recipe.half_render else size
+    sound, notes = _look_at_sound(request, check)
     if request.kind == "pose":
-        skeleton, fps = _read_skeleton(request, size)
+        skeleton, fps = _read_skeleton(request, size, check)
     elif request.kind == "joints":
-        skeleton, fps = _draw_joints(request, canvas)
+        skeleton, fps = _draw_joints(request, canvas, check)
     else:
-        skeleton, fps = capture(request, picture, canvas)
+        skeleton, fps = capture(request, picture, canvas, check)
     whole = trim_to_whole_latents(len(skeleton))
-    has_sound = request.settings.audio and request.kind != "joints"
-    return Source(image, skeleton[:whole], fps, request.motion if has_sound else None)
+    return Source(image, skeleton[:whole], fps, sound, notes)
 
 
 def clip_size(request: Request, picture: Tensor) -> Size:
@@ -58,26 +64,48 @@ def clip_size(request: Request, picture: Tensor) -> Size:
 
 
 def check_source(request: Request) -> None:
-    """Checks a request's files before anything is loaded. Raises `BadMedia`."""
+    """Checks a request's files before anything is loaded, and logs what a clip will lack.
+
+    Raises `BadMedia`.
+    """
     clip_size(request, load_image(request.image))
     if request.kind == "joints":
         _joint_count(request, load_joints(request.motion))
     else:
         frame_count(probe_video(request.motion), request.settings.fps, request.settings.frames)
+        for note in _look_at_sound(request, go_on)[1]:
+            log.warning("%s", note)
 
 
-def _read_skeleton(request: Request, size: Size) -> tuple[Tensor, float]:
-    info, fps = probe_video(request.motion), request.settings.fps
+def _look_at_sound(request: Request, check: Check) -> tuple[Sound | None, tuple[str, ...]]:
+    """The sound of the motion if the clip is to have it, and a note if it cannot be read."""
+    if request.kind == "joints" or not request.settings.audio:
+        return None, ()
+    info = probe_video(request.motion, check=check)
+    try:
+        return find_sound(info.path, info.start_s, info.duration_s, check), ()
+    except BadMedia as error:
+        note = f"{error} The clip has no sound."
+        log.info("%s", note)
+        return None, (note,)
+
+
+def _read_skeleton(request: Request, size: Size, check: Check) -> tuple[Tensor, float]:
+    info, fps = probe_video(request.motion, check=check), request.settings.fps
     count = frame_count(info, fps, request.settings.frames)
-    return crop_clip(read_video(info, fps, count), count, size), fps or info.fps
+    return crop_clip(read_video(info, fps, count, check=check), count, size), fps or info.fps
 
 
-def _draw_joints(request: Request, canvas: Size) -> tuple[Tensor, float]:
+def _draw_joints(request: Request, canvas: Size, check: Check) -> tuple[Tensor, float]:
     clip = load_joints(request.motion)
     fps, count = request.settings.fps or clip.fps, _joint_count(request, clip)
     shown = np.minimum((np.arange(count) / fps * clip.fps + 1e-9).astype(int), len(clip.joints) - 1)
+    skeleton = torch.empty(count, *canvas, 3, dtype=torch.uint8)
     frames = draw_skeleton(clip.joints[shown], *canvas)
-    return torch.from_numpy(np.stack(list(frames))), fps
+    for place, frame in zip(skeleton, frames, strict=True):
+        check()
+        place.copy_(torch.from_numpy(frame))
+    return skeleton, fps
 
 
 def _joint_count(request: Request, clip: JointClip) -> int:

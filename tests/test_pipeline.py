@@ -22,7 +22,7 @@ from engine.pose.joints import JointClip, save_joints
 from engine.pose.networks import Networks
 from engine.program import ModelSettings
 from engine.stage_dump import StageDump
-from tests.support.clips import clip, tone
+from tests.support.clips import clip, run_ffmpeg, tone
 
 QUICK = Recipe(sampler="euler", steps=2, cfg=1.0, shift=5.0)
 
@@ -121,6 +121,11 @@ def test_sound_of_the_motion_is_kept_or_left_out_as_asked(pipeline, request_of, 
         found[name] = {stream.media for stream in streams}
         assert probe_video(made.path).frames == 9
     assert found == {"silent": {"video"}, "loud": {"video", "audio"}, "muted": {"video"}}
+    run_ffmpeg("-i", loud.motion, "-c:v", "copy", "-c:a", "dca", "-strict", "-2",
+               tmp_path / "rare.mkv")  # fmt: skip
+    made, _ = run(pipeline, dataclasses.replace(loud, motion=tmp_path / "rare.mkv"), tmp_path)
+    assert [note.split(": ")[0] for note in made.notes] == ["The sound of rare.mkv cannot be read"]
+    assert not probe_video(made.path).has_audio
 
 
 def test_a_long_clip_runs_in_windows_that_make_another_clip_of_the_same_length(

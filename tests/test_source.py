@@ -8,13 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.errors import BadMedia
+from engine.errors import BadMedia, Cancelled
 from engine.flow import Request, Settings
 from engine.media.framing import crop_image, fitted_size, image_to_network
 from engine.media.picture import load_image
+from engine.pose.joints import JointClip, save_joints
 from engine.recipes import RECIPES
 from engine.source import check_source, clip_size, load_source
-from tests.support.clips import clip
+from tests.support.clips import clip, run_ffmpeg, tone
 
 BOX = (672, 416)  # H, W of production
 
@@ -67,7 +68,7 @@ def test_picture_and_skeleton_have_the_size_of_their_fit(wide):
 def test_the_canvas_of_a_captured_skeleton_follows_the_fit(wide):
     asked = []
 
-    def capture(request, picture, canvas):
+    def capture(request, picture, canvas, check):
         asked.append(canvas)
         return torch.zeros(5, *canvas, 3, dtype=torch.uint8), 24.0
 
@@ -91,3 +92,64 @@ def test_a_picture_too_long_is_refused_before_anything_is_loaded(tmp_path, wide)
     long = fitted(wide, "resize", image=tmp_path / "long.png")
     with pytest.raises(BadMedia, match="1600x64 fits into 160x192 at 160x0 only"):
         check_source(long)
+
+
+@pytest.fixture
+def loud(tmp_path, wide):
+    """The request with a skeleton video that has sound."""
+    sound = tone(tmp_path / "a.wav", 1)
+    clip(tmp_path / "loud.mp4", 5, audio=sound)
+    return dataclasses.replace(wide, motion=tmp_path / "loud.mp4")
+
+
+def unreadable(request):
+    """The same with sound that no decoder in use takes."""
+    path = request.motion.with_name("rare.mkv")
+    run_ffmpeg("-i", request.motion, "-c:v", "copy", "-c:a", "dca", "-strict", "-2", path)
+    return dataclasses.replace(request, motion=path)
+
+
+def test_sound_that_cannot_be_read_is_a_note_and_told_before_anything_is_loaded(loud, caplog):
+    source = load_source(loud, capture=None)
+    assert (source.audio.path, source.audio.begins_s, source.notes) == (loud.motion, 0, ())
+    rare = unreadable(loud)
+    note = (
+        "The sound of rare.mkv cannot be read: Codec (dca) not on whitelist. The clip has no sound."
+    )
+    source = load_source(rare, capture=None)
+    assert (source.audio, source.notes) == (None, (note,))
+    caplog.clear()
+    check_source(rare)
+    assert [record.getMessage() for record in caplog.records] == [note]
+    silent = dataclasses.replace(rare, settings=dataclasses.replace(rare.settings, audio=False))
+    assert load_source(silent, capture=None).notes == ()
+
+
+def test_sound_is_looked_at_before_motion_is_captured(loud, caplog):
+    def capture(request, picture, canvas, check):
+        assert "The clip has no sound." in caplog.text
+        return torch.zeros(5, *canvas, 3, dtype=torch.uint8), 24.0
+
+    caplog.set_level("INFO", "engine")
+    source = load_source(dataclasses.replace(unreadable(loud), kind="video"), capture)
+    assert len(source.notes) == 1
+
+
+@pytest.mark.parametrize("calls", [0, 5, 20])
+@pytest.mark.parametrize("kind", ["pose", "joints"])
+def test_a_check_ends_the_reading_of_media(loud, tmp_path, kind, calls):
+    motion = loud.motion
+    if kind == "joints":
+        motion = tmp_path / "dance.npz"
+        joints = np.ones((40, 1, 24, 3), np.float32) * 1000
+        save_joints(motion, JointClip(joints, 16.0, (64, 96)))
+    request, asked = dataclasses.replace(loud, kind=kind, motion=motion), []
+
+    def check():
+        asked.append(1)
+        if len(asked) > calls:
+            raise Cancelled("The job was called off.")
+
+    with pytest.raises(Cancelled):
+        load_source(request, None, check)
+    assert len(asked) == calls + 1

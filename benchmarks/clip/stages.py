@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.clip.scene import dance_joints
 from engine.denoise.guidance import Denoiser
 from engine.denoise.windows import WindowVelocity
-from engine.flow import Conditions, Recipe
+from engine.flow import Check, Conditions, Recipe, go_on
 from engine.machine.resident import Resident
 from engine.pipeline import Pipeline
 from engine.pose.align import Mode
@@ -133,7 +133,9 @@ class KnownDance(PoseExtractor):
     def __init__(self, spans: Spans) -> None:
         self._spans = spans
 
-    def motion(self, dance: Dance, read: Callable[[], NDArray[np.uint8]]) -> CapturedMotion:
+    def motion(
+        self, dance: Dance, read: Callable[[], NDArray[np.uint8]], check: Check = go_on
+    ) -> CapturedMotion:
         return CapturedMotion(dance_joints(len(read())), [])
 
     def skeleton(

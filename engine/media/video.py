@@ -3,8 +3,9 @@
 The timing of every frame is listed first, without decoding: so the rate is exact, a clip of
 constant rate yields exactly its frames, and any other rate is met by choice of frames. Colours are
 converted with the matrix and range that the stream declares; where it declares none, BT.601 limited
-is taken, as the official script does. Rotation and the shape of pixels are honoured. High dynamic
-range is not mapped.
+is taken, as the official script does. High dynamic range and wide gamuts become BT.709. Rotation
+and the shape of pixels are honoured, interlaced frames are de-interlaced, and a picture that
+changes its shape is refused.
 """
 
 import logging
@@ -21,7 +22,10 @@ from torch import Tensor
 
 from engine.config import LIMITS, Limits
 from engine.errors import BadMedia
+from engine.flow import Check, go_on
+from engine.media.colours import DECLARED, UNKNOWN, Colours, declared, to_bt709, tone_map
 from engine.media.ffmpeg import (
+    MEMORY_BYTES,
     SAFE_INPUT,
     STRICT,
     FfmpegFailed,
@@ -38,7 +42,16 @@ log = logging.getLogger(__name__)
 
 CHUNK = 16  # frames handed out at once
 
-_STALL_S = 60.0
+# The default track, or the first; `V` passes over the cover of a song.
+_TRACKS = ("0:V:disp:default:0", "0:V:0")
+# Copies packets. Their order of decoding is made up, for that of a clip which was cut from another
+# may go backwards: an even number, odd where a file gives no time of showing and this is it.
+_PLACES = (
+    "-c", "copy", "-bsf",
+    "setts=pts=if(eq(PTS\\,NOPTS)\\,DTS\\,PTS):dts=2*N+eq(PTS\\,NOPTS)-2000000000000000",
+)  # fmt: skip
+_FIRST_CPU_S = 60  # until the first frame is there
+_RESHAPED = "Error when evaluating the expression"  # said of the width in `_upright`
 _MAX_S = 600  # of a file: a dance is often cut from a longer one, but not from a film
 _GRID = Fraction(1, 4)  # a frame may be this share of the interval off its place
 _NTSC = Fraction(1000, 1001)
@@ -51,11 +64,14 @@ class VideoInfo:
     """The facts about a video that are known before it is decoded."""
 
     path: Path
+    track: str  # as ffmpeg's `-map` takes it
     height: int  # upright, in square pixels
     width: int
+    columns: int  # upright, in its own pixels; of as many rows
     rate: Fraction  # frames per second; of a variable one, its usual rate
     is_constant: bool
-    frames: int  # in the file
+    frames: int  # in the file, from the first that can be decoded
+    start_s: Fraction  # of that one, on the clock of all tracks
     duration_s: Fraction
     has_audio: bool
 
@@ -72,56 +88,78 @@ def exact_rate(fps: float) -> Fraction:
     return Fraction(fps).limit_denominator(1001)
 
 
-def probe_video(path: Path, limits: Limits = LIMITS) -> VideoInfo:
+def probe_video(path: Path, limits: Limits = LIMITS, check: Check = go_on) -> VideoInfo:
     """Reads the facts about a video.
 
     Raises `BadMedia` if the file is missing, too large, damaged or holds no moving picture.
     """
     check_file(path, "video", limits.max_video_bytes)
-    stored, shown, has_audio = _look_inside(path, limits)
+    found = _look_inside(path, limits, check)
+    shown, first, packets = found.shown, found.first, found.packets
     width = max(1, round(shown.width * shown.pixel_aspect))
     if min(width, shown.height) < limits.min_side:
         raise BadMedia(
             f"{path.name} is {width}x{shown.height}; "
             f"a video needs at least {limits.min_side} pixels a side."
         )
-    frames = len(stored.packets)
+    frames = len(packets)
     if frames > _MAX_S * limits.max_fps:
         raise BadMedia(f"{path.name} holds {frames} frames; cut it to the part that is meant.")
-    rate, is_constant = _timing(stored.packets, 1 / shown.tick, limits)
-    first, last = stored.packets[0], stored.packets[-1]
-    spread = last.start - first.start + (last.length or 1 / rate)
-    duration_s = frames / rate if is_constant else spread
-    if duration_s > _MAX_S:
-        raise BadMedia(
-            f"{path.name} lasts {float(duration_s):.0f} s; a video may last {_MAX_S} s. "
-            "Cut it to the part that is meant."
-        )
+    spread = packets[-1].start - packets[0].start + packets[-1].length
+    _check_length(path, spread)
+    rate, is_constant = _timing(packets, 1 / shown.tick, limits)
+    duration_s = frames / rate if is_constant else spread + (0 if packets[-1].length else 1 / rate)
+    _check_length(path, duration_s)
     return VideoInfo(
         path=path,
+        track=found.track,
         height=shown.height,
         width=width,
+        columns=shown.width,
         rate=rate,
         is_constant=is_constant,
         frames=frames,
+        start_s=packets[0].start if packets[0].is_guess else first,
         duration_s=duration_s,
-        has_audio=has_audio,
+        has_audio=found.has_audio,
     )
 
 
-def _look_inside(path: Path, limits: Limits) -> tuple[Stream, Stream, bool]:
-    """The picture track as stored, its first frame as shown, and whether there is sound."""
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What two short runs of ffmpeg tell about a file."""
+
+    track: str
+    packets: list[Packet]  # of the pictures that can be decoded
+    shown: Stream  # as decoded
+    first: Fraction  # the time of the first decoded picture
+    has_audio: bool
+
+
+def _look_inside(path: Path, limits: Limits, check: Check) -> _Found:
     source = _source(path, limits)
-    tracks = ["-map", "0:V:0?", "-map", "0:a:0?", "-c", "copy"]
     try:
-        packed, said = list_streams([*source, *tracks], _STALL_S)
-        if said == _CUT_SHORT:
-            raise BadMedia(f"{path.name} is cut short; send the whole file.")
-        held = {stream.media: stream for stream in packed}
-        if "video" not in held:
-            raise BadMedia(f"{path.name} holds sound but no picture; a video is expected.")
-        _check_side(path, held["video"], limits)
-        shown, _ = list_streams([*source, "-map", "0:V:0", "-frames:v", "1"], _STALL_S)
+        audio = [*source, "-map", "0:a:0", "-c", "copy", "-frames:a", "1"]
+        has_audio = bool(list_streams(audio, check=check)[0])
+        for track in _TRACKS:
+            packed, said = list_streams([*source, "-map", track, *_PLACES], check=check)
+            if said == _CUT_SHORT:
+                raise BadMedia(f"{path.name} is cut short; send the whole file.")
+            if packed:
+                break
+        else:
+            what = "sound but no picture" if has_audio else "no picture"
+            raise BadMedia(f"{path.name} holds {what}; a video is expected.")
+        stored = packed[0]
+        if not stored.packets:
+            raise BadMedia(f"{path.name} is a damaged video: no frame of it can be read.")
+        _check_side(path, stored, limits)
+        # once in units of a frame at its nominal rate, once on the clock of the file
+        one = ["-threads", "1", *source, "-map", track, "-frames:v", "1"]
+        memory_bytes = _memory_bytes(stored.width, stored.height)
+        nominal, _ = list_streams(one, _FIRST_CPU_S, memory_bytes, check)
+        one += ["-enc_time_base", "demux"]
+        decoded, _ = list_streams(one, _FIRST_CPU_S, memory_bytes, check)
     except FfmpegFailed as error:
         known = content_kind(path) == "video"
         if error.reason.startswith("Codec "):
@@ -129,9 +167,22 @@ def _look_inside(path: Path, limits: Limits) -> tuple[Stream, Stream, bool]:
         else:
             found = "is a damaged" if known else "is not a"
         raise _unreadable(path, found, error) from error
-    if not held["video"].packets or not shown or not shown[0].packets:
+    if not nominal or not decoded or not decoded[0].packets:
         raise BadMedia(f"{path.name} holds no frame that can be decoded; a video is expected.")
-    return held["video"], shown[0], "audio" in held
+    if nominal[0].tick <= 0:
+        raise BadMedia(f"{path.name} is a damaged video: its frames have no rate.")
+    first = decoded[0].packets[0].start
+    # What was cut from another clip may begin with frames that lack what they are coded by.
+    packets = [p for p in stored.packets if p.is_guess or p.start > first - decoded[0].tick]
+    return _Found(track, packets or stored.packets, nominal[0], first, has_audio)
+
+
+def _check_length(path: Path, seconds: Fraction) -> None:
+    if seconds > _MAX_S:
+        raise BadMedia(
+            f"{path.name} lasts {float(seconds):.0f} s; a video may last {_MAX_S} s. "
+            "Cut it to the part that is meant."
+        )
 
 
 def frame_count(
@@ -159,26 +210,33 @@ def frame_count(
 
 
 def read_video(
-    info: VideoInfo, fps: float | None = None, max_frames: int | None = None, chunk: int = CHUNK
+    info: VideoInfo,
+    fps: float | None = None,
+    max_frames: int | None = None,
+    chunk: int = CHUNK,
+    check: Check = go_on,
 ) -> Iterator[Tensor]:
     """Reads frames [n, H, W, 3] u8, n <= `chunk`, at `fps` (None: `info.rate`), chunk by chunk.
 
     Output frame i is the one on screen at i / fps. `frame_count` tells how many will come; fewer
-    only where a clip was cut from another and its first frames cannot be decoded, which is logged.
-    Raises `BadMedia` if the file is damaged.
+    only where frames in the midst of a clip cannot be decoded, which is logged. Raises `BadMedia`
+    if the file is damaged or its picture changes its shape, and what `check` raises.
     """
     wanted = frame_count(info, fps, max_frames)
-    arguments = [
-        STRICT, *_source(info.path, LIMITS), "-map", "0:V:0", "-vf", _filters(info, fps),
-        "-frames:v", str(wanted), "-fps_mode", "passthrough", "-f", "rawvideo", "pipe:1",
-    ]  # fmt: skip
     frame_bytes = info.height * info.width * 3
     delivered = 0
     try:
-        with ffmpeg(arguments) as run:
+        filters = [*_upright(info), *_choice(info, fps), *_picture(info, _colours(info, check))]
+        arguments = [
+            STRICT, "-reinit_filter", "0", *_source(info.path, LIMITS), "-map", info.track,
+            "-vf", ",".join(filters), "-filter_threads", "8", "-frames:v", str(wanted),
+            "-fps_mode", "passthrough", "-f", "rawvideo", "pipe:1",
+        ]  # fmt: skip
+        memory_bytes = _memory_bytes(info.width, info.height)
+        with ffmpeg(arguments, memory_bytes=memory_bytes, check=check) as run:
             while delivered < wanted:
                 buffer = np.empty(min(chunk, wanted - delivered) * frame_bytes, np.uint8)
-                whole = read_into(run.process, buffer.data, _STALL_S) // frame_bytes
+                whole = read_into(run, buffer.data) // frame_bytes
                 if not whole:
                     break
                 frames = torch.from_numpy(buffer[: whole * frame_bytes])
@@ -186,6 +244,11 @@ def read_video(
                 yield frames.view(whole, info.height, info.width, 3)
             said = run.finish()
     except FfmpegFailed as error:
+        if _RESHAPED in error.reason:
+            raise BadMedia(
+                f"{info.path.name} changes the size or shape of its picture midway; one of a "
+                "single size is expected. Cut it at the change, or encode it again."
+            ) from error
         raise _unreadable(info.path, "is a damaged", error) from error
     if not delivered:
         raise BadMedia(f"{info.path.name} holds no frame that can be decoded: {said}.")
@@ -199,19 +262,50 @@ def _source(path: Path, limits: Limits) -> list[str]:
     return [*SAFE_INPUT, "-max_pixels", str(pixels), "-i", file_url(path)]
 
 
-def _filters(info: VideoInfo, fps: float | None) -> str:
-    filters = [
-        f"scale={info.width}:{info.height}:flags=bicubic",
-        "format=rgb24",
-    ]
+def _choice(info: VideoInfo, fps: float | None) -> list[str]:
+    """The filters that choose the frame on screen at each moment of the result."""
     if fps is None and info.is_constant:
-        return ",".join(filters)
+        return []
     rate = info.rate if fps is None else exact_rate(fps)
     choose = ["setpts=PTS-STARTPTS"]
     if info.is_constant:  # counting in frames undoes the rounding of the container's clock
         choose.append(f"settb=1/({info.rate})")
-    choose.append(f"fps={rate}:round=up")  # up: a frame serves the times from its start on
-    return ",".join([*choose, *filters])
+    # up: a frame serves the times from its start on
+    return [*choose, f"fps={rate}:round=up"]
+
+
+def _upright(info: VideoInfo) -> list[str]:
+    """The filters that hand on whole frames of the size that the first one has, or end in an error.
+
+    These see every change of a stream, for the filters are never made anew: that would lose frames.
+    """
+    same = f"eq(iw,{info.columns})*eq(ih,{info.height})"
+    return [
+        f"scale=w='if({same},iw,nan)':h=ih:eval=frame",
+        "bwdif=mode=send_frame:deint=interlaced",  # a frame that is not interlaced stays
+    ]
+
+
+def _picture(info: VideoInfo, colours: Colours) -> list[str]:
+    """The filters that make a frame RGB of BT.709 in square pixels."""
+    size = f"scale={info.width}:{info.height}:flags=bicubic"
+    if colours.is_hdr:
+        matrix = "" if colours.matrix != UNKNOWN else ":in_color_matrix=bt2020"
+        return [f"{size}{matrix}", "format=gbrp16le", *tone_map(colours), "format=rgb24"]
+    if colours.is_wide:
+        return [size, "format=gbrp16le", *to_bt709(colours), "format=rgb24"]
+    return [size, "format=rgb24"]
+
+
+def _colours(info: VideoInfo, check: Check) -> Colours:
+    """The colours that the first frame declares."""
+    arguments = [*_source(info.path, LIMITS), "-map", info.track, *DECLARED, "pipe:1"]
+    memory_bytes = _memory_bytes(info.width, info.height)
+    with ffmpeg(arguments, cpu_s=_FIRST_CPU_S, memory_bytes=memory_bytes, check=check) as run:
+        file = bytearray(1 << 16)  # it has some hundred bytes
+        size = read_into(run, memoryview(file))
+        run.finish()
+    return declared(bytes(file[:size]))
 
 
 def _timing(packets: Sequence[Packet], nominal: Fraction, limits: Limits) -> tuple[Fraction, bool]:
@@ -235,6 +329,12 @@ def _on_grid(starts: Sequence[Fraction], rate: Fraction) -> bool:
     return all(
         abs((start - starts[0]) * rate - place) <= _GRID for place, start in enumerate(starts)
     )
+
+
+def _memory_bytes(width: int, height: int) -> int:
+    """What decoding may take: all that it may for the largest frames, a part of it for small."""
+    share = width * height / LIMITS.max_video_side**2
+    return int(MEMORY_BYTES / 3 * (1 + 2 * min(share, 1)))
 
 
 def _check_side(path: Path, stream: Stream, limits: Limits) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from engine.diskcache import DiskCache
+from engine.flow import Check, go_on
 from engine.pose.align import Mode, fit, place
 from engine.pose.arrays import Floats, Frame, Frames
 from engine.pose.boxes import Detection
@@ -31,7 +32,7 @@ from engine.pose.tracking import prominence, track
 log = logging.getLogger(__name__)
 
 CACHE_BYTES = 256 * 2**20  # about 600 clips of 326 frames
-CACHE_VERSION = 1  # raise it when the same video and networks give other joints or keypoints
+CACHE_VERSION = 2  # raise it when the same video and networks give other joints or keypoints
 
 _PARTS = ("body", "visible", "faces", "hands")
 
@@ -76,11 +77,14 @@ class PoseExtractor:
         self._networks = networks
         self._cache = DiskCache(state / "motion", CACHE_BYTES)
 
-    def motion(self, dance: Dance, read: Callable[[], NDArray[np.uint8]]) -> CapturedMotion:
+    def motion(
+        self, dance: Dance, read: Callable[[], NDArray[np.uint8]], check: Check = go_on
+    ) -> CapturedMotion:
         """Joints and keypoints of the most prominent persons; at least one of them is seen.
 
         `read` gives the frames [T, *size, 3] u8 and is called only if they must be looked at.
-        Raises `MissingModel`, `BadCheckpoint`, `NobodyFound` and what `read` raises.
+        `check` is asked before each frame that a network takes. Raises `MissingModel`,
+        `BadCheckpoint`, `NobodyFound` and what `read` and `check` raise.
         """
         key = json.dumps([CACHE_VERSION, *astuple(dance), *self._networks.hashes()])
         kept = self._cache.read(key)
@@ -88,7 +92,7 @@ class PoseExtractor:
             motion = _unpacked(kept)
             log.info("motion of %d frames found in the cache", len(motion.joints))
             return motion
-        motion = self._capture(read(), dance)
+        motion = self._capture(read(), dance, check)
         self._cache.write(key, _packed(motion))
         return motion
 
@@ -118,17 +122,20 @@ class PoseExtractor:
                 keypoints = place(keypoints, dancer, reference, alignment)
         return draw_skeleton(motion.joints, height, width, camera=camera, keypoints=keypoints)
 
-    def _capture(self, frames: NDArray[np.uint8], dance: Dance) -> CapturedMotion:
+    def _capture(self, frames: NDArray[np.uint8], dance: Dance, check: Check) -> CapturedMotion:
         height, width = frames.shape[1:3]
         with tqdm(total=len(frames), desc="joints", disable=None) as bar:
-            people = self._networks.locator().locate(frames, lambda done: _advance(bar, done))
+            people = self._networks.locator().locate(
+                asking(frames, check), lambda done: _advance(bar, done)
+            )
         tracks = track(
             [each.joints for each in people], [each.boxes for each in people],
             height, width, dance.fps, persons=dance.persons,
         )  # fmt: skip
         # Somebody who was wanted and never seen would only change the colours of the others.
         joints = tracks.joints[:, tracks.joints.any(axis=(0, 2, 3))]
-        seen = self._networks.detector().detect(tqdm(frames, "keypoints", disable=None))
+        shown = tqdm(frames, "keypoints", disable=None)
+        seen = self._networks.detector().detect(asking(shown, check))
         found = [detection.keypoints for detection in seen]
         return CapturedMotion(
             joints, match(found, joints, base_camera(height, width), height, width)
@@ -143,6 +150,13 @@ class PoseExtractor:
                 "points in the whole of it, if anything does"
             )
         return _main_person(detection, *picture.shape[:2])
+
+
+def asking(frames: Frames, check: Check) -> Iterator[Frame]:
+    """Hands on the frames and asks `check` before each."""
+    for frame in frames:
+        check()
+        yield frame
 
 
 def _main_person(detection: Detection, height: int, width: int) -> Keypoints:

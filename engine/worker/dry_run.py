@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.denoise.windows import evaluations, latent_frames
-from engine.flow import Recipe, Request, Source
+from engine.flow import Check, Recipe, Request, Source, go_on
 from engine.media.framing import Size
 from engine.media.video import frame_count, probe_video
 from engine.memory import ClipShape
@@ -32,12 +32,12 @@ class DryRun:
         return denoise_s * self.work / other.work + rest_s * pixels
 
 
-def measure(request: Request) -> Source:
+def measure(request: Request, check: Check = go_on) -> Source:
     """Measures the media of a job. A dance is counted and nobody is looked for in it.
 
-    Raises `BadMedia` as rendering would.
+    Raises `BadMedia` as rendering would, and what `check` raises.
     """
-    return load_source(request, _counted)
+    return load_source(request, _counted, check)
 
 
 def dry_run(request: Request, source: Source) -> DryRun:
@@ -54,8 +54,8 @@ def sized(recipe: Recipe, height: int, width: int, frames: int, fps: float) -> S
     return Source(_nothing(3, height, width), _nothing(frames, *size, 3), fps, None)
 
 
-def _counted(request: Request, picture: Tensor, canvas: Size) -> tuple[Tensor, float]:
-    info, fps = probe_video(request.motion), request.settings.fps
+def _counted(request: Request, picture: Tensor, canvas: Size, check: Check) -> tuple[Tensor, float]:
+    info, fps = probe_video(request.motion, check=check), request.settings.fps
     count = frame_count(info, fps, request.settings.frames)
     return _nothing(count, *canvas, 3), fps or info.fps
 

@@ -212,7 +212,8 @@ class Worker:
         self._check_delivery(job)
         with self._scratch.job_folder() as folder:
             request = self._fetch(job, folder, progress)
-            seen = dry_run(request, measure(request))
+            source = measure(request, progress.check)
+            seen = dry_run(request, source)
         with _attending(job.attention or renderer.attention, renderer):
             pass  # raises if it is not here
         plan = renderer.plan(seen.shape)
@@ -228,7 +229,7 @@ class Worker:
             "memory": None if plan is None else _memory(plan),
             "estimate_s": None if expected is None else round(expected, 1),
             "settings": _settings(job, renderer),
-            "warnings": self._told(*job.warnings),
+            "warnings": self._told(*job.warnings, *source.notes),
         }
 
     def _told(self, *warnings: str) -> list[str]:

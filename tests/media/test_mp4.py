@@ -3,13 +3,12 @@
 from fractions import Fraction
 
 import pytest
-import torch
 
-from engine.errors import BadMedia, OutputError
+from engine.errors import OutputError
 from engine.media.ffmpeg import list_streams
 from engine.media.mp4 import encode_mp4
 from engine.media.video import probe_video
-from tests.support.clips import clip, numbered, read_numbers, run_ffmpeg, tone
+from tests.support.clips import clip, numbered, read_numbers, tone
 
 SECONDS = Fraction(20, 16)  # of a clip of 20 frames
 
@@ -49,57 +48,21 @@ def test_frame_rates_are_exact(tmp_path):
     assert end(tracks(tmp_path / "a.mp4")["video"]) == 9 * Fraction(1001, 24000)
 
 
-@pytest.mark.parametrize(
-    ("name", "codec"), [("a.m4a", "aac"), ("a.mp3", "mp3"), ("a.wav", "aac"), ("a.ogg", "aac")]
-)
+@pytest.mark.parametrize("name", ["a.m4a", "a.mp3", "a.wav", "a.ogg"])
 @pytest.mark.parametrize("seconds", [0.5, 4])
-def test_sound_of_any_kind_and_length_leaves_the_picture_as_long_as_it_is(
-    tmp_path, name, codec, seconds
-):
+def test_sound_of_any_kind_and_length_lasts_as_long_as_the_picture(tmp_path, name, seconds):
     audio = tone(tmp_path / name, seconds)
     held = tracks(clip(tmp_path / "out.mp4", audio=audio))
-    assert held["audio"].codec == codec
+    assert held["audio"].codec == "aac"
     assert len(held["video"].packets) == 20
     assert end(held["video"]) == SECONDS
-    assert end(held["audio"]) <= SECONDS
-    assert end(held["audio"]) > min(Fraction(seconds), SECONDS) - Fraction(1, 15)
-
-
-def test_the_sound_of_a_dance_is_copied_without_a_loss(tmp_path):
-    sound = tone(tmp_path / "a.m4a", 4)
-    dance = clip(tmp_path / "dance.mp4", audio=sound)
-    clip(tmp_path / "out.mp4", audio=dance)
-    for path in (dance, tmp_path / "out.mp4"):
-        run_ffmpeg("-i", path, "-map", "0:a", "-c", "copy", "-f", "adts", path.with_suffix(".aac"))
-    got, want = (tmp_path / name for name in ("out.aac", "dance.aac"))
-    assert len(got.read_bytes()) > 2000
-    assert want.read_bytes().startswith(got.read_bytes())
-    assert probe_video(tmp_path / "out.mp4").has_audio
-
-
-def test_sound_that_starts_before_the_picture_is_cut_into_step(tmp_path):
-    run_ffmpeg("-i", clip(tmp_path / "a.mp4"), "-vf", "setpts=PTS+0.5/TB", "-c:v", "libx264",
-               tmp_path / "late.mkv")  # fmt: skip
-    # silence for half a second, until the first picture, then a tone
-    tone(tmp_path / "a.wav", 1, "-af", "adelay=500")
-    run_ffmpeg("-copyts", "-i", tmp_path / "late.mkv", "-i", tmp_path / "a.wav", "-c:v", "copy",
-               "-c:a", "aac", tmp_path / "dance.mkv")  # fmt: skip
-    clip(tmp_path / "out.mp4", audio=tmp_path / "dance.mkv")
-    run_ffmpeg("-i", tmp_path / "out.mp4", "-f", "f32le", "-ac", "1", tmp_path / "raw")
-    samples = torch.frombuffer(bytearray((tmp_path / "raw").read_bytes()), dtype=torch.float32)
-    loud = (samples.abs() > 0.05).nonzero()
-    assert loud[0].item() / 44100 < 0.05
+    assert SECONDS - Fraction(1, 1000) <= end(held["audio"]) <= SECONDS
 
 
 def test_a_clip_shorter_than_a_packet_of_sound_is_written(tmp_path):
     audio = tone(tmp_path / "a.m4a", 1)
     held = tracks(clip(tmp_path / "out.mp4", count=1, fps=60, audio=audio))
     assert end(held["video"]) == Fraction(1, 60)
-
-
-def test_sound_of_a_rate_that_mp4_cannot_hold_as_it_is_becomes_aac(tmp_path):
-    audio = tone(tmp_path / "a.mp3", 1, "-ar", "8000")
-    assert tracks(clip(tmp_path / "out.mp4", audio=audio))["audio"].codec == "aac"
 
 
 def test_a_glitch_in_the_sound_does_not_cost_the_clip(tmp_path):
@@ -114,19 +77,6 @@ def test_a_glitch_in_the_sound_does_not_cost_the_clip(tmp_path):
 def test_a_source_without_sound_is_no_error(tmp_path):
     silent = clip(tmp_path / "silent.mp4")
     assert set(tracks(clip(tmp_path / "out.mp4", audio=silent))) == {"video"}
-
-
-def test_a_sound_file_that_is_none_is_refused_before_a_frame_is_asked_for(tmp_path):
-    (tmp_path / "a.mp3").write_text("hello")
-
-    def frames():
-        pytest.fail("a frame was rendered for nothing")
-        yield numbered(1)
-
-    with pytest.raises(BadMedia, match=r"^The sound of a\.mp3 cannot be read: "):
-        encode_mp4(frames(), 16, tmp_path / "out.mp4", audio=tmp_path / "a.mp3")
-    with pytest.raises(BadMedia, match=r"^There is no sound b\.mp3\.$"):
-        encode_mp4(frames(), 16, tmp_path / "out.mp4", audio=tmp_path / "b.mp3")
 
 
 @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, OSError])

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from engine.__main__ import main
+from engine.errors import Cancelled
 from engine.flow import Request, Settings
 from engine.media.framing import crop_frames
 from engine.media.mp4 import encode_mp4
@@ -314,3 +315,23 @@ def test_a_damaged_video_is_named_before_any_network_is_looked_for(tmp_path, cap
     run_ffmpeg("-f", "lavfi", "-i", "sine=duration=1", video)
     assert pose(tmp_path / "nowhere", video, tmp_path / "o.mp4") == 2
     assert "holds sound but no picture" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("calls", [0, 4, 12, 20])
+def test_a_check_ends_capturing_wherever_it_is(standins, tmp_path, calls):
+    Image.new("RGB", (160, 96)).save(tmp_path / "i.png")
+    video = boxes_video(tmp_path / "v.mp4", *[(80, 20, 120, 80)] * 5)
+    settings = Settings(RECIPES["official"], height=SIZE[0], width=SIZE[1])
+    request = Request(tmp_path / "i.png", video, "video", settings)
+    asked = []
+
+    def check():
+        asked.append(1)
+        if len(asked) > calls:
+            raise Cancelled("The job was called off.")
+
+    with pytest.raises(Cancelled):
+        capture_skeleton(
+            extractor(standins, tmp_path), request, load_image(request.image), SIZE, check
+        )
+    assert len(asked) == calls + 1

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engine.errors import NobodyFound
+from engine.errors import Cancelled, NobodyFound
 from engine.pose import extract
 from engine.pose.align import fit
 from engine.pose.boxes import Detection
@@ -355,3 +355,18 @@ def test_hundreds_of_dances_fit_and_the_cap_holds(tmp_path):
     capture(Dancers([body(0)]), tmp_path)
     assert not old.exists()
     assert len(list(folder.iterdir())) == 1
+
+
+@pytest.mark.parametrize("calls", [0, 3, 7])
+def test_a_check_ends_the_search_before_the_next_frame_and_nothing_is_kept(tmp_path, calls):
+    dancers = Dancers(*[[body()]] * 5)
+    extractor, left = PoseExtractor(dancers, tmp_path), iter(range(calls))
+
+    def check():
+        if next(left, None) is None:
+            raise Cancelled("The job was called off.")
+
+    with pytest.raises(Cancelled):
+        extractor.motion(dance(5), lambda: frames(5), check)
+    assert len(dancers.located) + len(dancers.detected) == calls
+    assert extractor.motion(dance(5), lambda: frames(5)).joints.shape[0] == 5

@@ -101,10 +101,13 @@ class Dancers:
         return self
 
     def locate(self, frames, progress=None):
-        self.located += [int(frame[0, 0, 0]) for frame in frames]
+        numbers = []
+        for frame in frames:  # asks for the next when it is done with one, as networks do
+            numbers.append(int(frame[0, 0, 0]))
+            self.located.append(numbers[-1])
         if progress is not None:
             progress(len(self.located))
-        return [self.people[int(frame[0, 0, 0])] for frame in frames]
+        return [self.people[number] for number in numbers]
 
     def detect(self, frames):
         for frame in frames:

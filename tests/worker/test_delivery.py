@@ -13,6 +13,7 @@ from engine.errors import Cancelled, OutputError, ResultTooLarge
 from engine.jobs.job import Bucket
 from engine.media.ffmpeg import list_streams
 from engine.media.mp4 import encode_mp4
+from engine.media.sound import find_sound
 from engine.media.video import probe_video
 from engine.worker.delivery import (
     BESIDE_BYTES,
@@ -60,7 +61,8 @@ def noisy(path, frames=40, side=256, sound=None):
     generator = torch.Generator().manual_seed(0)
     rough = torch.randint(0, 256, (frames, side // 4, side // 4, 3), generator=generator)
     shown = rough.repeat_interleave(4, 1).repeat_interleave(4, 2).to(torch.uint8)
-    encode_mp4([shown], 16.0, path, audio=sound, comment="SCAIL, seed 7", crf=1)
+    track = None if sound is None else find_sound(sound)
+    encode_mp4([shown], 16.0, path, audio=track, comment="SCAIL, seed 7", crf=1)
     return path
 
 

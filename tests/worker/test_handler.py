@@ -26,6 +26,7 @@ from engine.worker.joblog import JsonLines
 from engine.worker.scratch import Scratch
 from engine.worker.service import Worker
 from handler import respond
+from tests.support.clips import clip, run_ffmpeg, tone
 from tests.support.workers import FPS, FRAMES, HandMade, endpoint, job, left_in, started
 
 
@@ -317,6 +318,17 @@ def test_validate_refuses_what_a_job_would_be_refused_for(serve, tmp_path):
     assert ask(worker, job(tmp_path, action="validate", width=LIMITS.max_side * 2))["code"] == (
         "bad_request"
     )
+
+
+def test_validate_warns_of_sound_that_cannot_be_read(serve, tmp_path):
+    made, video = tmp_path / "made.mp4", tmp_path / "rare.mkv"
+    clip(made, 9, audio=tone(tmp_path / "a.wav", 1))
+    run_ffmpeg("-i", made, "-c:v", "copy", "-c:a", "dca", "-strict", "-2", video)
+    sent = base64.b64encode(video.read_bytes()).decode()
+    told = ask(serve(), job(tmp_path, action="validate", pose_video_base64=sent))
+    (warning,) = told["warnings"]
+    assert warning.endswith("cannot be read: Codec (dca) not on whitelist. The clip has no sound.")
+    assert told["valid"]
 
 
 def test_a_bucket_of_a_job_must_be_on_the_internet(serve, tmp_path):

@@ -11,8 +11,10 @@ import torch
 
 from engine.errors import TooLarge
 from engine.flow import Request, Source
+from engine.machine.exhausted import ran_out
 from engine.machine.resident import Resident, nothing
 from engine.memory import ClipShape, MemoryPlan, Rung, Stage, next_rung
+from kernels.launch import DriverError
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +65,9 @@ class Memory:
             try:
                 with self.stage(stage):
                     return work()
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, DriverError) as error:
+                if not ran_out(error):
+                    raise
                 self.step_down(error)
 
     @contextmanager
@@ -76,12 +80,12 @@ class Memory:
             if self._plan is not None:
                 torch.cuda.empty_cache()  # the next stage needs it in other pieces
 
-    def step_down(self, error: torch.OutOfMemoryError) -> None:
+    def step_down(self, error: Exception) -> None:
         """Follows a lower rung after a stage ran out of memory, or raises `TooLarge`."""
         clear_frames(error.__traceback__)  # they hold the tensors of what failed
         lower = None if self._plan is None else next_rung(self._plan, self._stage)
         if lower is None:
-            reason = str(error).partition(".")[0]
+            reason = str(error).partition("\n")[0].partition(". ")[0]
             raise TooLarge(
                 f"The GPU ran out of memory ({self._stage}: {reason}) and nothing is left to be "
                 "moved. Ask for a smaller or shorter clip."
@@ -96,8 +100,10 @@ class Memory:
         self._plan = plan
         try:
             self._move(plan.rung)
-        except torch.OutOfMemoryError as error:  # what a smaller clip had sent away did not fit
-            self.step_down(error)
+        except (RuntimeError, DriverError) as error:
+            if not ran_out(error):
+                raise
+            self.step_down(error)  # what a smaller clip had sent away did not fit
 
     def _move(self, rung: Rung) -> None:
         self._models.use_graphs(rung.graphs)

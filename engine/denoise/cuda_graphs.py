@@ -14,6 +14,7 @@ from torch import Tensor
 
 from engine.denoise.block import ContextKeys
 from engine.denoise.block_runner import BlockRunner, Pass
+from engine.machine.exhausted import ran_out
 
 KEPT_GRAPHS = 4  # with and without a skeleton, for the prompt and the negative prompt
 
@@ -83,8 +84,9 @@ class CudaGraphRecorder:
             # other threads may allocate meanwhile: encoders load, frames are copied
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 run()
-        except torch.AcceleratorError as error:  # a recording that cannot end hides why
-            if isinstance(error.__context__, torch.OutOfMemoryError):
+        except RuntimeError as error:  # a recording that cannot end hides why
+            if not ran_out(error) and ran_out(error.__context__):
+                assert error.__context__ is not None
                 raise error.__context__ from None
             raise
         return graph.replay

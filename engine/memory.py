@@ -22,6 +22,7 @@ import torch
 
 from engine.config import LATENT_CHANNELS, SIZE_MULTIPLE, TEXT_TOKENS, VAE_STRIDE
 from engine.denoise.block import BlockWeights
+from engine.denoise.cuda_graphs import is_recorded
 from engine.denoise.packaged import TIME
 from engine.denoise.windows import latent_frames
 from engine.errors import BadRequest, TooLarge
@@ -63,12 +64,17 @@ class ClipShape:
     unseen: Literal["never", "last", "first"] = "never"  # which steps do not see the skeleton
     clip_frames: int = 0  # of the whole clip, where it has several windows
     text_tokens: int = TEXT_TOKENS  # rows of the prompt, padding counted once
+    # of a window, with the skeleton and without; None: as many of each as are worth recording
+    evaluations: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         assert self.unseen in ("never", "last", "first")
         counts = (self.height, self.width, self.frames, self.contexts, self.text_tokens)
         usual = all(type(count) is int and count > 0 for count in counts) and self.contexts < 3
-        clip = type(self.clip_frames) is int and self.clip_frames >= 0
+        clip = all(
+            type(count) is int and count >= 0
+            for count in (self.clip_frames, *(self.evaluations or ()))
+        )
         if not (usual and clip) or self.height % SIZE_MULTIPLE or self.width % SIZE_MULTIPLE:
             raise BadRequest(
                 f"The memory of {self} cannot be planned: numbers must be whole and positive, "
@@ -107,6 +113,7 @@ class Evaluation:
     embedding: int  # the most before the first block
     block: int  # the most inside a block, beside x
     head: int  # the most after the last block, beside x
+    is_recorded: bool = True  # where graphs are: there are enough of its kind in the clip
 
     @property
     def launched(self) -> int:
@@ -232,11 +239,13 @@ def _recorded(fp: Footprint, contexts: int) -> int:
     """Counts the most bytes with CUDA graphs.
 
     Evaluations of one kind are launched at first, beside the graphs of the kind before, and then
-    recorded. Graphs share the memory between their kernels.
+    recorded if there are enough. Graphs share the memory between their kernels.
     """
     graphs, between, needs = 0, 0, []
     for one in fp.evaluations:
         needs.append(graphs + between + one.launched)
+        if not one.is_recorded:
+            continue
         graphs += contexts * one.stream
         between = max(between, one.block)
         needs.append(graphs + between + one.around)
@@ -250,8 +259,14 @@ def _footprint(
     manifest: Manifest, held: tuple[int, int, int], shape: ClipShape, encoders: EncoderBytes
 ) -> Footprint:
     model, (time, area), (blocks, outside, rounding) = manifest.model, shape.grid, held
-    seen = _evaluation(manifest, area * (1 + time), area * time // 4, area * time)
-    unseen = _evaluation(manifest, area * (1 + time), 0, area * time)
+    counts = (None, None) if shape.evaluations is None else shape.evaluations
+    seen, unseen = (
+        replace(
+            _evaluation(manifest, area * (1 + time), skeleton, area * time),
+            is_recorded=count is None or is_recorded(count),
+        )
+        for skeleton, count in zip((area * time // 4, 0), counts, strict=True)
+    )
     evaluations = {"never": (seen,), "last": (seen, unseen), "first": (unseen, seen)}[shape.unseen]
     keys = _up(shape.text_tokens, KEY_TILE) + _up(VISION_TOKENS, KEY_TILE)
     clip = latent_frames(max(shape.frames, shape.clip_frames))

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 
+from engine.denoise.windows import evaluations_of_each, latent_frames
 from engine.errors import TooLarge
 from engine.flow import Request, Source
 from engine.machine.exhausted import ran_out
@@ -125,4 +126,5 @@ def shape_of(request: Request, source: Source) -> ClipShape:
         contexts=1 if recipe.cfg == 1 else 2,
         unseen=unseen,
         clip_frames=frames,
+        evaluations=evaluations_of_each(recipe, latent_frames(frames)),
     )

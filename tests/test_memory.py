@@ -21,9 +21,10 @@ from engine.denoise.block import (
     assemble,
     run_block,
 )
-from engine.denoise.cuda_graphs import GraphedBlocks
+from engine.denoise.cuda_graphs import FEWEST_REPLAYS, GraphedBlocks, is_recorded
 from engine.denoise.packaged import TIME, PackagedDenoiser
 from engine.denoise.sampler import grid
+from engine.denoise.windows import evaluations_of_each, in_latents, windowed
 from engine.errors import EngineError
 from engine.flow import Conditions, Recipe
 from engine.media.framing import frames_to_u8
@@ -40,6 +41,7 @@ from engine.models.dit import Rope, Scail
 from engine.models.vae import Vae
 from engine.models.vae_decode import VaeDecoder
 from engine.package.manifest import ITEM_BYTES, Entry
+from engine.recipes import RECIPES
 from kernels.arch import SM89
 from kernels.channel_norm import channel_norm_reference
 from kernels.cross_attention import CrossKeys
@@ -179,8 +181,10 @@ def test_the_largest_moment_of_a_block_is_what_its_launchers_allocate(model, ffn
 
 
 def count_denoising(manifest, shape, recorded):
-    """The most bytes in as many steps as make all graphs."""
-    steps = 3 if shape.unseen == "never" else 6
+    """The most bytes in the steps that make all graphs, of so many that graphs are made."""
+    steps = 2 * (FEWEST_REPLAYS + 1)
+    first = range(3)
+    asked = first if shape.unseen == "never" else (*first, *(steps // 2 + step for step in first))
     recipe = Recipe("euler", steps, 2.0 if shape.contexts == 2 else 1.0, 5.0)
     share = {"never": (0.0, 1.0), "last": (0.0, 0.5), "first": (0.5, 1.0)}[shape.unseen]
     recipe = replace(recipe, pose_from=share[0], pose_until=share[1])
@@ -201,8 +205,9 @@ def count_denoising(manifest, shape, recorded):
         denoiser = PackagedDenoiser(package, native_ops(NoLaunches(), SM89), graphed)
         velocity = denoiser.bind(conditions, recipe)
         latents = meta(16, time, height, width)
-        for step, told in enumerate(grid(recipe.sampler, steps, recipe.shift).timesteps):
-            latents = latents - velocity(latents, range(time), step, told)
+        timesteps = grid(recipe.sampler, steps, recipe.shift).timesteps
+        for step in asked:
+            latents = latents - velocity(latents, range(time), step, timesteps[step])
     return live.peak
 
 
@@ -301,6 +306,92 @@ def test_a_plan_takes_the_first_rung_that_fits():
         plan(REAL, shape, ENCODERS, min(needs.values()) - 1)
 
 
+SHORT = {"unseen": "last", "evaluations": (3, 3)}  # the production recipe: 6 steps, one window
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_clip_too_short_for_graphs_needs_what_it_needs_without_them(name):
+    found = plan(REAL, shape_of(name, **SHORT), ENCODERS, FREE[141])
+    many = plan(REAL, shape_of(name, **PRODUCTION), ENCODERS, FREE[141])
+    launched = next_rung(many, "denoise")
+    assert not launched.rung.graphs
+    assert found.rung.graphs
+    assert found.peaks == launched.peaks
+    assert next_rung(found, "denoise").rung == LADDER[2]  # doing without graphs would give nothing
+    stream = 4 * 5120 * shape_of(name).tokens
+    assert many.peaks["denoise"] - found.peaks["denoise"] >= 2 * stream
+
+
+def test_only_the_kinds_that_are_recorded_have_graphs_in_the_plan():
+    peaks = [
+        plan(
+            REAL, shape_of("512x896", **PRODUCTION | {"evaluations": counts}), ENCODERS, FREE[141]
+        ).peaks["denoise"]
+        for counts in ((8, 8), (9, 8), (9, 9))
+    ]
+    assert peaks[0] < peaks[1] <= peaks[2]
+
+
+def count_graphs(recipe, time=3):
+    """How often blocks are recorded and replayed in a clip of one window, without a GPU."""
+
+    class Recorder:
+        recorded = replayed = 0
+
+        def __call__(self, run):
+            self.recorded += 1
+
+            def replay():
+                self.replayed += 1
+
+            return replay
+
+    recorder = Recorder()
+    package = MetaPackage(manifest_of(TINY, 512))
+    text = torch.ones(4, TINY.text_dim)
+    conditions = Conditions(
+        text,
+        text.clone() if recipe.cfg != 1 else None,
+        meta(257, TINY.clip_dim),
+        meta(16, 1, 8, 8),
+        meta(16, time, 4, 4),
+    )
+    graphed = lambda runner: GraphedBlocks(runner, recorder)  # noqa: E731
+    with torch.inference_mode():
+        denoiser = PackagedDenoiser(package, native_ops(NoLaunches(), SM89), graphed)
+        velocity = windowed(denoiser.bind(conditions, recipe), in_latents(recipe.window_frames, 4))
+        for step, told in enumerate(grid(recipe.sampler, recipe.steps, recipe.shift).timesteps):
+            velocity(meta(16, time, 8, 8), step, told)
+    return recorder.recorded, recorder.replayed
+
+
+@pytest.mark.parametrize(
+    ("recipe", "counts"),
+    [
+        (RECIPES["production"], (0, 0)),
+        (RECIPES["official"], (2, 2 * 49)),
+        (replace(RECIPES["official"], cfg=1.0), (1, 49)),
+        (Recipe("euler", 8, 1.0, 5.0), (0, 0)),
+        (Recipe("euler", 9, 1.0, 5.0), (1, 8)),
+        (replace(RECIPES["production"], steps=17), (1, 8)),  # 9 see the skeleton, 8 do not
+        (replace(RECIPES["production"], steps=17, pose_from=0.5, pose_until=1.0), (1, 8)),
+    ],
+    ids=str,
+)
+def test_only_what_is_replayed_eight_times_is_recorded(recipe, counts):
+    assert count_graphs(recipe) == counts
+    kinds = evaluations_of_each(recipe, 3)
+    contexts = 1 if recipe.cfg == 1 else 2
+    assert counts[0] == contexts * sum(map(is_recorded, kinds))  # as the plan takes for granted
+
+
+def test_windows_of_a_long_clip_count_as_evaluations():
+    recipe = replace(RECIPES["production"], window_frames=9, overlap_frames=4)
+    with_pose, without = evaluations_of_each(recipe, 21)
+    assert min(with_pose, without) > 9
+    assert count_graphs(recipe, 21) == (2, with_pose + without - 2)
+
+
 def test_what_stays_and_what_comes_and_goes_add_up():
     shape = shape_of("512x896")
     everything = plan(REAL, shape, ENCODERS, FREE[141])
@@ -387,6 +478,8 @@ def test_the_sentence_says_what_is_needed_and_what_is_done():
         {"text_tokens": 0},
         {"clip_frames": -1},
         {"clip_frames": None},
+        {"evaluations": (3, -1)},
+        {"evaluations": (3.0, 3)},
     ],
     ids=str,
 )

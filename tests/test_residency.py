@@ -176,7 +176,8 @@ def made():
 
     def make(gpu):
         source = Source(torch.zeros(3, 64, 96), torch.zeros(9, 64, 96, 3).byte(), 16.0, None)
-        return Request(None, None, "pose", Settings(QUICK)), source
+        recipe = dataclasses.replace(QUICK, steps=50)  # so many that graphs are recorded
+        return Request(None, None, "pose", Settings(recipe)), source
 
     return make
 
@@ -274,11 +275,15 @@ def test_a_stage_is_begun_again_until_it_is_done(made):
 @pytest.mark.parametrize(
     ("changes", "frames", "want"),
     [
-        ({}, 9, ClipShape(64, 96, 9, clip_frames=9)),
-        ({"cfg": 4.0}, 9, ClipShape(64, 96, 9, contexts=2, clip_frames=9)),
-        ({"pose_until": 0.5}, 97, ClipShape(64, 96, 81, unseen="last", clip_frames=97)),
-        ({"pose_from": 0.5}, 97, ClipShape(64, 96, 81, unseen="first", clip_frames=97)),
-        ({"window_frames": 13}, 97, ClipShape(64, 96, 13, clip_frames=97)),
+        ({}, 9, ClipShape(64, 96, 9, clip_frames=9, evaluations=(2, 0))),
+        ({"cfg": 4.0}, 9, ClipShape(64, 96, 9, 2, clip_frames=9, evaluations=(2, 0))),
+        ({"pose_until": 0.5}, 97, ClipShape(64, 96, 81, 1, "last", 97, evaluations=(2, 3))),
+        ({"pose_from": 0.5}, 97, ClipShape(64, 96, 81, 1, "first", 97, evaluations=(3, 2))),
+        (
+            {"window_frames": 13, "overlap_frames": 4},
+            97,
+            ClipShape(64, 96, 13, clip_frames=97, evaluations=(17, 0)),
+        ),
     ],
 )
 def test_a_clip_is_planned_as_it_is_denoised(changes, frames, want):
@@ -420,7 +425,7 @@ def test_the_job_after_a_clip_that_was_too_large_works_and_has_all_memory(hungry
     assert (made.notes, probe_video(made.path).frames) == ((), 9)
     assert hungry.gpu.diary[0] == "graphs True"
     assert not [move for move in hungry.gpu.diary if move.startswith("-")]
-    assert hungry.gpu.shapes == [ClipShape(64, 96, 9, clip_frames=9)] * 2
+    assert hungry.gpu.shapes == [ClipShape(64, 96, 9, clip_frames=9, evaluations=(2, 0))] * 2
 
 
 def test_a_job_goes_down_rung_by_rung_over_its_stages(hungry, run):

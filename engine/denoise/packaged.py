@@ -74,6 +74,11 @@ class PackagedDenoiser:
         """Decides if evaluations are recorded, where they can be: that takes memory."""
         self._wants_graphs = wanted
 
+    @property
+    def attention_bits(self) -> int:
+        """Those of q, k and v in self attention now."""
+        return self._ops.attention_bits
+
     @contextmanager
     def attending(self, attention: Attention) -> Iterator[None]:
         """Computes self attention in 16 bits by `attention` while it is open: slower, and without

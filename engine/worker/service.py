@@ -168,8 +168,7 @@ class Worker:
             request = self._fetch(job, folder, progress)
             seen = dry_run(request, measure(request))
         with _attending(job.attention or renderer.attention, renderer):
-            pass  # raises if it is not here
-        plan = renderer.plan(seen.shape)
+            plan = renderer.plan(seen.shape)  # as this attention needs it
         expected = None if self._last is None else seen.seconds(*self._last)
         return {
             "valid": True,

@@ -16,10 +16,11 @@ from engine.denoise.cuda_graphs import GraphedBlocks
 from engine.denoise.exact import ExactDenoiser
 from engine.denoise.packaged import PackagedDenoiser
 from engine.errors import MissingModel
+from engine.machine.exhausted import held_by_others
 from engine.machine.resident import Resident
 from engine.machine.upload import PackageWeights
 from engine.media.framing import frames_to_u8
-from engine.memory import ClipShape, EncoderBytes, MemoryPlan, Running, plan
+from engine.memory import CUDA_BYTES, ClipShape, EncoderBytes, MemoryPlan, Running, plan
 from engine.models.attention import find_attention
 from engine.models.checkpoint import Checkpoint
 from engine.models.locate import IMAGE_ENCODER, TEXT_ENCODER, VAE, find_model
@@ -107,7 +108,7 @@ def load_package(
         {"denoise": denoiser.forget, "decode": decoder.release},
     )
     planner = _planner(chosen, found, encoders, norm, settings, denoiser)
-    memory = Memory(planner, movable)
+    memory = Memory(planner, movable, partial(held_by_others, CUDA_BYTES))
     return Pipeline(denoiser, encoders, _capture(networks, settings), memory)
 
 

@@ -19,6 +19,8 @@ from kernels.launch import DriverError
 
 log = logging.getLogger(__name__)
 
+TOLD_BYTES = 2**30  # held by others; the driver itself keeps about half of that
+
 T = TypeVar("T")
 
 
@@ -36,8 +38,14 @@ class Movable:
 class Memory:
     """The plan of the clip at hand. Without a planner nothing is planned and nothing moves."""
 
-    def __init__(self, planner: Callable[[ClipShape], MemoryPlan] | None, models: Movable) -> None:
-        self._planner, self._models = planner, models
+    def __init__(
+        self,
+        planner: Callable[[ClipShape], MemoryPlan] | None,
+        models: Movable,
+        others: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`others` counts the bytes that other programs hold of the GPU."""
+        self._planner, self._models, self._others = planner, models, others
         self._plan: MemoryPlan | None = None
         self._stage: Stage = "conditioning"
         self.notes: list[str] = []  # what became of the plan, for whoever asked for the clip
@@ -51,11 +59,24 @@ class Memory:
         """Plans a clip and follows the plan. Raises `TooLarge` if it fits in no way."""
         self.notes, self._stage = [], "conditioning"
         if self._planner is not None:
-            self._follow(self._planner(shape_of(request, source)))
+            self._follow(self._plan_of(self._planner, shape_of(request, source)))
 
     def foresee(self, shape: ClipShape) -> MemoryPlan | None:
         """Plans a clip, and leaves the models; None if nothing is planned. Raises `TooLarge`."""
-        return None if self._planner is None else self._planner(shape)
+        return None if self._planner is None else self._plan_of(self._planner, shape)
+
+    def _plan_of(self, planner: Callable[[ClipShape], MemoryPlan], shape: ClipShape) -> MemoryPlan:
+        try:
+            return planner(shape)
+        except TooLarge as error:
+            raise TooLarge(f"{error}{self._told_of_others()}") from error
+
+    def _told_of_others(self) -> str:
+        """A sentence for an error, if other programs hold what would be of use."""
+        held = self._others()
+        if held < TOLD_BYTES:
+            return ""
+        return f" Other programs hold {held / 1e9:.1f} GB of this GPU: end them, or take another."
 
     def attempt(self, stage: Stage, work: Callable[[], T]) -> T:
         """Does the work of a stage, again with less on the GPU whenever it runs out of memory.
@@ -89,7 +110,7 @@ class Memory:
             reason = str(error).partition("\n")[0].partition(". ")[0]
             raise TooLarge(
                 f"The GPU ran out of memory ({self._stage}: {reason}) and nothing is left to be "
-                "moved. Ask for a smaller or shorter clip."
+                f"moved. Ask for a smaller or shorter clip.{self._told_of_others()}"
             ) from error
         note = f"Out of memory ({self._stage}): tried again, {lower.rung.does}."
         log.warning(note)

@@ -18,6 +18,7 @@ from engine.denoise.windows import unwatched
 from engine.errors import EngineError, TooLarge
 from engine.flow import Recipe, Request, Settings, Source
 from engine.load import load_exact
+from engine.machine.exhausted import held_by_others
 from engine.machine.resident import Resident
 from engine.media.video import probe_video
 from engine.memory import LADDER, ClipShape, EncoderBytes, plan
@@ -572,3 +573,43 @@ def test_a_recording_that_cannot_end_tells_that_memory_ran_out(monkeypatch, faul
     with pytest.raises(type(inner)) as caught:
         CudaGraphRecorder()(run)
     assert caught.value is inner
+
+
+# --- what other programs hold
+
+
+def shared_with(gpu, held):
+    gpu.memory = Memory(gpu.plan, gpu.memory._models, lambda: held)
+    return gpu
+
+
+@pytest.mark.parametrize(
+    ("held", "told"), [(0, False), (GB // 2, False), (7_400_000_000, True)], ids=str
+)
+def test_a_plan_that_fails_tells_what_other_programs_hold(made, held, told):
+    gpu = shared_with(Gpu(free=GB // 2), held)
+    with pytest.raises(TooLarge) as planned:
+        gpu.memory.prepare(*made(gpu))
+    with pytest.raises(TooLarge) as foreseen:
+        gpu.memory.foresee(ClipShape(64, 96, 9))
+    for caught in (planned, foreseen):
+        assert "of GPU memory" in str(caught.value)
+        assert ("Other programs hold 7.4 GB of this GPU: end them" in str(caught.value)) is told
+
+
+def test_a_clip_that_runs_out_on_every_rung_tells_it_too(made):
+    gpu = shared_with(Gpu(), 7 * GB)
+    gpu.memory.prepare(*made(gpu))
+
+    def work():
+        raise full()
+
+    with pytest.raises(TooLarge, match=r"shorter clip\. Other programs hold 7\.0 GB"):
+        gpu.memory.attempt("denoise", work)
+
+
+def test_others_have_what_is_neither_free_nor_ours(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5 * GB, 24 * GB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 12 * GB)
+    assert held_by_others(GB) == 6 * GB
+    assert held_by_others(9 * GB) == 0

@@ -1,4 +1,4 @@
-"""Tells if an error means that the GPU's memory is used up.
+"""Tells if an error means that the GPU's memory is used up, and how much of it others have.
 
 PyTorch's allocator says so by a type of its own. Libraries that ask for memory themselves do not:
 cuDNN gives up each plan whose workspace it does not get, and the last thing that it says is that it
@@ -23,6 +23,14 @@ _SAID = re.compile(
     r"|[Nn]o valid (?:execution plans|engine configs)"
     r"|CUDNN_STATUS_NOT_SUPPORTED",
 )
+
+
+def held_by_others(outside_bytes: int) -> int:
+    """Counts the bytes of the GPU that neither are free nor belong to this process, whose own are
+    those of PyTorch's allocator and `outside_bytes` more: other programs, and the driver's.
+    """
+    free, total = torch.cuda.mem_get_info()
+    return max(0, total - free - torch.cuda.memory_reserved() - outside_bytes)
 
 
 def ran_out(error: BaseException | None) -> bool:

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 
+from engine.config import expandable_segments
 from engine.machine.allocator import MIB, CachingAllocator, Card, Counter, Full, smallest_gpu
 
 both = pytest.mark.parametrize("expandable", [False, True], ids=["usual", "expandable"])
@@ -168,3 +169,29 @@ def test_the_smallest_gpu_runs_a_program_and_one_step_less_does_not(expandable):
     run(Card(found))
     with pytest.raises(Full):
         run(Card(found - 4 * MIB))
+
+
+@pytest.mark.parametrize(
+    ("told", "want"),
+    [
+        ({}, False),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}, True),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64, expandable_segments:True"}, True),
+        ({"PYTORCH_ALLOC_CONF": "expandable_segments:True,expandable_segments:False"}, False),
+        ({"PYTORCH_ALLOC_CONF": "not_expandable_segments:True"}, False),
+        ({"PYTORCH_ALLOC_CONF": ""}, False),
+        (
+            {
+                "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+                "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False",
+            },
+            False,
+        ),
+    ],
+)
+def test_segments_grow_where_pytorch_was_told_so(monkeypatch, told, want):
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    assert expandable_segments() is want

@@ -41,6 +41,14 @@ GELU_LINEAR = -2 * math.sqrt(2 / math.pi) / math.log(2)
 GELU_CUBIC = 0.044715 * GELU_LINEAR
 
 
+SUMS: Mapping[str, str] = {  # by `MMA` of the device code
+    "int8": "INT32, exact",
+    "fp8": "about 14 bits, over all of K",
+    "fp8_promoted": "about 14 bits, moved to FP32 every 128 products",
+    "scaled": "FP32",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Gemm:
     """One way to multiply, in its three endings. Their tiles are the same."""
@@ -49,6 +57,11 @@ class Gemm:
     bias: KernelSpec
     gelu: KernelSpec
     residual: KernelSpec
+
+    @property
+    def sums(self) -> str:
+        """Says what sums of codes are kept in, as `info` shows it."""
+        return SUMS[str(self.bias.constants["MMA"])]
 
     @property
     def specs(self) -> tuple[KernelSpec, ...]:

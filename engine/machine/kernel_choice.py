@@ -166,6 +166,17 @@ def gemm_ways(choices: Choices, dtypes: Collection[torch.dtype]) -> tuple[Gemm, 
     return tuple(found)
 
 
+def chosen_sums(choices: Choices) -> dict[str, str]:
+    """Tells, by op, in what the chosen products keep their sums: speed alone chose, and on some
+    GPUs the fastest has short ones (docs/reference/performance.md A).
+    """
+    return {
+        choice.op: f"{choice.chosen}: {GEMM[choice.chosen].sums}"
+        for choice in choices.ops
+        if choice.chosen is not None and choice.op.startswith("gemm.")
+    }
+
+
 def _held(arch: Arch, cubins: Sequence[Cubin]) -> dict[str, dict[str, Way]]:
     """Groups the variants in the package by op, then by name, in order of preference."""
     names = {cubin.name for cubin in cubins}

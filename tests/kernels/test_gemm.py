@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.quality.sums import hopper_product
 from kernels.arch import ARCHS, SM89
 from kernels.fp8 import E4M3_MAX, Rows, quantize_rows
 from kernels.gemm import (
@@ -166,22 +167,6 @@ def quantised_product_error(dtype, k):
 def test_eight_bits_cost_what_the_reference_says(dtype, stated, k):
     """The errors stated are those of docs/reference/kernels.md 4."""
     assert quantised_product_error(dtype, k) < 1.2 * stated
-
-
-def hopper_product(a, b, promote):
-    """Sums codes as a Hopper is believed to: each step aligns 32 products and the sum so far to
-    the largest of them, and drops what lies 13 bits below its leading one.
-    """
-    total, running = np.zeros((2, len(a), len(b)))
-    for k in range(0, a.shape[1], 32):
-        terms = a[:, None, k : k + 32] * b[None, :, k : k + 32]
-        terms = np.concatenate([running[..., None], terms], axis=-1)
-        _, exponent = np.frexp(np.abs(terms).max(-1, keepdims=True))
-        unit = np.exp2(exponent - 14.0)
-        running = (np.trunc(terms / unit) * unit).sum(-1)
-        if (k + 32) % promote == 0:
-            total, running = total + running, np.zeros_like(running)
-    return total + running
 
 
 @pytest.mark.parametrize("k", [5120, 13824])

@@ -16,13 +16,14 @@ from engine.machine.kernel_choice import (
     Variant,
     attention_kernel,
     choose_variants,
+    chosen_sums,
     gemm_ways,
     keep_choices,
     known_choices,
 )
 from kernels.arch import SM89, SM90, SM120
 from kernels.attention import ATTENTION
-from kernels.gemm import GEMM
+from kernels.gemm import GEMM, SUMS
 from kernels.launch import DriverError, KernelBank
 from kernels.ops import native_ops
 from kernels.spec import KernelError
@@ -499,3 +500,19 @@ def test_a_state_that_cannot_be_written_costs_the_next_start_and_is_said(tmp_pat
     fake = Fake()
     choose(fake, FORM, state)
     assert fake.timed != []
+
+
+# --- what is told of it
+
+
+def test_the_sums_of_what_speed_alone_chose_are_told(tmp_path):
+    fake = Fake(SM90, gemm__fp8_pair__bias=0.5, gemm__fp8_promoted__bias=0.4)
+    specs = [spec for name in ("fp8_pair", "fp8", "fp8_promoted") for spec in GEMM[name].specs]
+    hopper = replace(GPU, name="NVIDIA H200", capability=(9, 0))
+    choices = choose(fake, specs, tmp_path, gpu=hopper)
+    told = {"gemm.fp8": "fp8_promoted: about 14 bits, moved to FP32 every 128 products"}
+    assert chosen_sums(choices) == told
+    fake.times["gemm.fp8_promoted.bias"] = 0.6
+    choices = choose(fake, specs, tmp_path, digest="d2", gpu=hopper)
+    assert chosen_sums(choices) == {"gemm.fp8": "fp8_pair: about 14 bits, over all of K"}
+    assert {way.sums for way in GEMM.values()} == {*SUMS.values()}

@@ -25,7 +25,7 @@ from engine.load import load_exact, load_package
 from engine.machine.device import find_device
 from engine.machine.gpu import Gpu, arch_of, find_gpu, require_driver
 from engine.machine.heap import keep_freed_memory
-from engine.machine.kernel_choice import known_choices
+from engine.machine.kernel_choice import chosen_sums, known_choices
 from engine.media.framing import crop_frames, target_size
 from engine.media.mp4 import encode_mp4
 from engine.media.picture import load_image
@@ -211,22 +211,27 @@ def _packages(path: Path) -> list[Package]:
 
 def _choice(gpu: Gpu | None, packages: Sequence[Package]) -> dict[str, object]:
     """Tells which package would run here and why, or why none would."""
+    untold = {"variants": None, "sums": None}  # nothing was chosen here yet
     if not packages:
         where = "the CPU" if gpu is None else "the GPU"
-        return {"runs": f"the exact model in plain PyTorch on {where}", "variants": None}
+        return {"runs": f"the exact model in plain PyTorch on {where}", **untold}
     if gpu is None:
         names = ", ".join(package.manifest.arch for package in packages)
-        return {"runs": f"{names}, by references on the CPU: there is no GPU", "variants": None}
+        return {"runs": f"{names}, by references on the CPU: there is no GPU", **untold}
     try:
         arch = arch_of(gpu, [package.manifest.arch for package in packages])
         package = next(held for held in packages if held.manifest.arch == arch.name)
         require_driver(gpu, package.manifest.driver)
     except EngineError as error:
-        return {"runs": f"none: {error}", "variants": None}
+        return {"runs": f"none: {error}", **untold}
     known = known_choices(package.digest, gpu, state_dir())
+    runs = {"runs": f"{package.path}, which is for {gpu.name}"}
+    if known is None:
+        return {**runs, **untold}
     return {
-        "runs": f"{package.path}, which is for {gpu.name}",
-        "variants": None if known is None else [dataclasses.asdict(op) for op in known.ops],
+        **runs,
+        "variants": [dataclasses.asdict(op) for op in known.ops],
+        "sums": chosen_sums(known),
     }
 
 

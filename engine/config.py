@@ -127,6 +127,21 @@ def state_dir() -> Path:
     return cache / "scail-engine"
 
 
+def expandable_segments() -> bool:
+    """Tells if PyTorch's allocator was told to let its segments grow (docs/reference/performance.md
+    E): releases differ in which of the two variables they obey, so all that are set must say so.
+    """
+    names = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"
+    told = [_option(given, "expandable_segments") for name in names if (given := os.getenv(name))]
+    return bool(told) and all(value == "True" for value in told)
+
+
+def _option(given: str, name: str) -> str:
+    """Finds an option in `a:1,b:2`; the last one counts. Empty if it is not there."""
+    pairs = (part.partition(":") for part in given.split(","))
+    return ([""] + [value.strip() for key, _, value in pairs if key.strip() == name])[-1]
+
+
 def models_dir() -> Path:
     """Returns the folder of the models beside the transformer (`SCAIL_MODELS`)."""
     return Path(os.environ.get("SCAIL_MODELS") or "/runpod-volume/models")

@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 
 from engine.conditioning import Encoders
+from engine.config import expandable_segments
 from engine.denoise.block_runner import LaunchedBlocks
 from engine.denoise.cuda_graphs import GraphedBlocks
 from engine.denoise.exact import ExactDenoiser
 from engine.denoise.packaged import PackagedDenoiser
 from engine.errors import BadPackage, MissingModel
+from engine.machine.exhausted import held_by_others
 from engine.machine.resident import Resident
 from engine.machine.upload import PackageWeights
 from engine.media.framing import frames_to_u8
-from engine.memory import ClipShape, EncoderBytes, MemoryPlan, plan
+from engine.memory import CUDA_BYTES, ClipShape, EncoderBytes, MemoryPlan, Running, plan
 from engine.models.attention import find_attention
 from engine.models.checkpoint import Checkpoint
 from engine.models.known_prompts import KnownPrompts
@@ -107,7 +109,8 @@ def load_package(
         {"denoise": denoiser.forget, "decode": decoder.release},
         denoiser.kept,
     )
-    memory = Memory(_planner(chosen, found, encoders, norm, settings), movable)
+    planner = _planner(chosen, found, encoders, norm, settings, denoiser)
+    memory = Memory(planner, movable, partial(held_by_others, CUDA_BYTES))
     return Pipeline(denoiser, encoders, _capture(networks, settings), memory)
 
 
@@ -146,6 +149,7 @@ def _planner(
     encoders: Encoders,
     norm: ChannelNorm,
     settings: ModelSettings,
+    denoiser: PackagedDenoiser,
 ) -> Callable[[ClipShape], MemoryPlan] | None:
     """Makes the function that plans a clip with the memory that is free now; None on a CPU."""
     if chosen.gpu is None:
@@ -159,7 +163,12 @@ def _planner(
     bytes_of = EncoderBytes(
         text, encoders.vision.nbytes, vae, dtype, norm is channel_norm_reference
     )
-    return lambda shape: plan(manifest, shape, bytes_of, free)
+    grows = expandable_segments()
+
+    def plan_now(shape: ClipShape) -> MemoryPlan:
+        return plan(manifest, shape, bytes_of, free, Running(denoiser.attention_bits, grows))
+
+    return plan_now
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,10 @@
 
 Bytes are counted before anything runs: weights from the manifest, the rest from the tensors that
 the code makes, in the order in which it makes them and lets go of them. tests/test_memory.py holds
-these tables against the code itself. Where all of it does not fit, rungs of a ladder are climbed
-down, each slower than the one before; weights are never exchanged while a clip is denoised.
+these tables against the code itself. What PyTorch's allocator needs beyond them while a clip is
+denoised comes from a model of it (`engine.denoise.activations`). Where all of it does not fit,
+rungs of a ladder are climbed down, each slower than the one before; weights are never exchanged
+while a clip is denoised.
 
 A plan takes for granted that graphs are forgotten when a clip is denoised and that the decoder's
 buffers are released when it is decoded: neither is of use to the next clip.
@@ -21,27 +23,27 @@ from typing import Literal, TypeAlias
 import torch
 
 from engine.config import LATENT_CHANNELS, SIZE_MULTIPLE, TEXT_TOKENS, VAE_STRIDE
+from engine.denoise.activations import Course, Kind, Tokens, Width, allocator_gap, most_bytes
 from engine.denoise.block import BlockWeights, ContextWeights
 from engine.denoise.contexts import KEPT_TEXT_BYTES
+from engine.denoise.cuda_graphs import is_recorded
 from engine.denoise.packaged import TIME
 from engine.denoise.windows import latent_frames
 from engine.errors import BadRequest, TooLarge
 from engine.models.vae_decode import decode_bytes
 from engine.package.manifest import Entry, Manifest
 from kernels.cross_attention import KEY_TILE
-from kernels.layout import HEAD, K_BLOCK, Q_BLOCK
+from kernels.layout import HEAD
 
 CUDA_BYTES = 640 * 2**20  # context, kernels of PyTorch, cuBLAS, cuDNN and of the package
 WORKSPACE_BYTES = 256 * 2**20  # of cuDNN, for one convolution
-GAP_BYTES = 256 * 2**20  # between tensors in the allocator's blocks
+GAP_BYTES = 256 * 2**20  # between tensors in the allocator's blocks, or more while denoising
 SMALL_BYTES = 64 * 2**20  # modulations, conditions, biases: what is listed nowhere
 ALLOWANCES = CUDA_BYTES + WORKSPACE_BYTES + GAP_BYTES + SMALL_BYTES
 LARGE_BYTES, LARGE_ROUND, SMALL_ROUND = 2**20, 2 * 2**20, 512  # of PyTorch's allocator
 
 VISION_TOKENS = 257
 TABLE_BYTES = 2 * 4 * HEAD // 2  # a token's cos and sin
-PATCH_VALUES = 80  # of latents and mask, that a token is made of
-TOKENS_HELD = 1  # copies of the tokens while blocks run
 LATENTS_HELD = 8  # of the whole clip: the solver's, the noise, the conditions
 NORM_BYTES = 4 * 4 * 96  # a pixel: four FP32 copies of a frame, where the VAE's norm is PyTorch's
 # Bytes a pixel of the picture: what the encoder remembers of earlier frames, and its largest moment
@@ -64,12 +66,17 @@ class ClipShape:
     unseen: Literal["never", "last", "first"] = "never"  # which steps do not see the skeleton
     clip_frames: int = 0  # of the whole clip, where it has several windows
     text_tokens: int = TEXT_TOKENS  # rows of the prompt, padding counted once
+    # of a window, with the skeleton and without; None: as many of each as are worth recording
+    evaluations: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         assert self.unseen in ("never", "last", "first")
         counts = (self.height, self.width, self.frames, self.contexts, self.text_tokens)
         usual = all(type(count) is int and count > 0 for count in counts) and self.contexts < 3
-        clip = type(self.clip_frames) is int and self.clip_frames >= 0
+        clip = all(
+            type(count) is int and count >= 0
+            for count in (self.clip_frames, *(self.evaluations or ()))
+        )
         if not (usual and clip) or self.height % SIZE_MULTIPLE or self.width % SIZE_MULTIPLE:
             raise BadRequest(
                 f"The memory of {self} cannot be planned: numbers must be whole and positive, "
@@ -101,25 +108,11 @@ class EncoderBytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
-    """Bytes of one evaluation of the transformer, beside its weights."""
+class Running:
+    """How the transformer is run, where that decides about memory."""
 
-    stream: int  # x: the tokens in FP32, changed in place by the blocks
-    embedding: int  # the most before the first block
-    block: int  # the most inside a block, beside x
-    head: int  # the most after the last block, beside x
-
-    @property
-    def launched(self) -> int:
-        """The most at any moment."""
-        held = TOKENS_HELD * self.stream
-        return max(self.embedding, held + self.block, held + self.head)
-
-    @property
-    def around(self) -> int:
-        """The most beside a graph, which has an x of its own and the memory of the blocks."""
-        held = TOKENS_HELD * self.stream
-        return max(self.embedding, held, held - self.stream + self.head)
+    attention_bits: int = 8  # of q, k and v in self attention
+    expandable: bool = False  # segments of PyTorch's allocator grow
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +129,10 @@ class Footprint:
     contexts: int  # keys and values of text and picture, of all blocks
     tables: int  # RoPE
     latents: int
-    evaluations: tuple[Evaluation, ...]  # with the skeleton, without, as the steps want them
     encode: int
     decode: int
+    course: Course  # of the clip while it is denoised, with all graphs that are worth it
+    running: Running
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,14 +183,18 @@ class MemoryPlan:
 
 
 def plan(
-    manifest: Manifest, shape: ClipShape, encoders: EncoderBytes, free_bytes: int
+    manifest: Manifest,
+    shape: ClipShape,
+    encoders: EncoderBytes,
+    free_bytes: int,
+    running: Running = Running(),
 ) -> MemoryPlan:
     """Chooses the highest rung on which the clip fits into `free_bytes`, as NVML tells it before
     this process has a CUDA context.
 
     Raises `TooLarge` if none does, with the need and what would fit.
     """
-    bytes_of = _footprint(manifest, _held_weights(manifest), shape, encoders)
+    bytes_of = _footprint(manifest, _held_weights(manifest), shape, encoders, running)
     plans = [_on(rung, shape, bytes_of, free_bytes) for rung in LADDER]
     fitting = [one for one in plans if one.peak_bytes <= free_bytes]
     if not fitting:
@@ -220,47 +218,46 @@ def _on(rung: Rung, shape: ClipShape, fp: Footprint, free_bytes: int) -> MemoryP
     idle = ALLOWANCES + fp.outside + rung.blocks_stay * blocks + rung.encoders_stay * encoders
     idle += rung.contexts_stay * fp.context_weights + rung.texts_stay * KEPT_TEXT_BYTES
     alone = not rung.encoders_stay
-    evaluating = (_recorded if rung.graphs else _launched)(fp, shape.contexts)
+    course = fp.course if rung.graphs else fp.course.launched
+    gap = allocator_gap(course, expandable=fp.running.expandable)
     peaks: dict[Stage, int] = {
         "conditioning": idle + max(fp.text, alone * fp.vision, alone * fp.vae + fp.encode),
         "denoise": idle
         + (not rung.blocks_stay) * blocks
-        + (fp.contexts + fp.tables + fp.latents + evaluating),
+        + (fp.contexts + fp.tables + fp.latents + most_bytes(course))
+        + max(0, gap - GAP_BYTES),
         "decode": idle + alone * fp.vae + fp.latents + fp.decode,
     }
     return MemoryPlan(rung, shape, fp, idle, peaks, free_bytes)
-
-
-def _launched(fp: Footprint, contexts: int) -> int:
-    return max(one.launched for one in fp.evaluations)
-
-
-def _recorded(fp: Footprint, contexts: int) -> int:
-    """Counts the most bytes with CUDA graphs.
-
-    Evaluations of one kind are launched at first, beside the graphs of the kind before, and then
-    recorded. Graphs share the memory between their kernels.
-    """
-    graphs, between, needs = 0, 0, []
-    for one in fp.evaluations:
-        needs.append(graphs + between + one.launched)
-        graphs += contexts * one.stream
-        between = max(between, one.block)
-        needs.append(graphs + between + one.around)
-    return max(needs)
 
 
 # --- bytes by name
 
 
 def _footprint(
-    manifest: Manifest, held: tuple[int, int, int, int], shape: ClipShape, encoders: EncoderBytes
+    manifest: Manifest,
+    held: tuple[int, int, int, int],
+    shape: ClipShape,
+    encoders: EncoderBytes,
+    running: Running,
 ) -> Footprint:
     model, (time, area), (blocks, outside, contexts, rounding) = manifest.model, shape.grid, held
-    seen = _evaluation(manifest, area * (1 + time), area * time // 4, area * time)
-    unseen = _evaluation(manifest, area * (1 + time), 0, area * time)
-    evaluations = {"never": (seen,), "last": (seen, unseen), "first": (unseen, seen)}[shape.unseen]
-    keys = shape.contexts * _up(shape.text_tokens, KEY_TILE) + _up(VISION_TOKENS, KEY_TILE)
+    counts = (None, None) if shape.evaluations is None else shape.evaluations
+    seen, unseen = (
+        Kind(
+            Tokens(area * (1 + time), skeleton, area * time),
+            graphs=shape.contexts if count is None or is_recorded(count) else 0,
+        )
+        for skeleton, count in zip((area * time // 4, 0), counts, strict=True)
+    )
+    kinds = {"never": (seen,), "last": (seen, unseen), "first": (unseen, seen)}[shape.unseen]
+    text, vision = _up(shape.text_tokens, KEY_TILE), _up(VISION_TOKENS, KEY_TILE)
+    kept = (text, shape.contexts), (vision, 1)  # keys, and how many of them there are
+    course = Course(
+        Width(model.dim, manifest.padded_ffn, running.attention_bits),
+        kept=tuple((2 * model.dim * keys, 2 * count * model.layers) for keys, count in kept),
+        kinds=kinds,
+    )
     clip = latent_frames(max(shape.frames, shape.clip_frames))
     pixels = shape.height * shape.width
     cells = pixels // (VAE_STRIDE[1] * VAE_STRIDE[2])
@@ -272,13 +269,14 @@ def _footprint(
         text=encoders.text,
         vision=encoders.vision,
         vae=encoders.vae,
-        contexts=model.layers * keys * (2 * 2 * model.dim + 4),
-        tables=sum(one.stream for one in evaluations) // (4 * model.dim) * TABLE_BYTES,
+        contexts=model.layers * sum(keys * count for keys, count in kept) * (2 * 2 * model.dim + 4),
+        tables=sum(kind.told.total for kind in kinds) * TABLE_BYTES,
         latents=LATENTS_HELD * 4 * LATENT_CHANNELS * clip * cells,
-        evaluations=evaluations,
         encode=ENCODE_BYTES * pixels,
         decode=decode_bytes(shape.height, shape.width, encoders.vae_dtype)
         + encoders.plain_norm * NORM_BYTES * pixels,
+        course=course,
+        running=running,
     )
 
 
@@ -314,59 +312,6 @@ def _up(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
-def _evaluation(manifest: Manifest, picture: int, skeleton: int, video: int) -> Evaluation:
-    """`picture`: tokens of the reference and of the video."""
-    dim, tokens = manifest.model.dim, picture + skeleton
-    # what convolutions made, the skeleton's multiplied, all of it joined; or joined, and reordered
-    copies = 2 * picture + 3 * skeleton if skeleton else 2 * picture
-    patches = 4 * PATCH_VALUES * (picture + video + skeleton)
-    return Evaluation(
-        stream=4 * dim * tokens,
-        embedding=max(4 * dim * copies + patches, 4 * dim * 2 * tokens),
-        block=tokens * largest_moment(dim, manifest.padded_ffn),
-        head=2 * 4 * dim * video,  # a norm in FP32, and its product with the scale
-    )
-
-
-# The launches of `engine.denoise.block.run_block`, in order.
-LAUNCHES = (
-    "norm", "qkv", "statistics", "rope", "attention", "o rows", "o",
-    "norm3", "cross q", "cross attention", "cross o rows", "cross o",
-    "norm2", "up", "down rows", "down",
-)  # fmt: skip
-
-
-def largest_moment(dim: int, ffn: int) -> int:
-    """Counts the bytes a token at the launch that finds most in memory, without x."""
-    held = list(_allocations(dim, ffn))
-    order = {name: place for place, name in enumerate(LAUNCHES)}
-    return max(
-        sum(nbytes for nbytes, first, last in held if order[first] <= at <= order[last])
-        for at in range(len(LAUNCHES))
-    )
-
-
-def _allocations(dim: int, ffn: int) -> Iterator[tuple[int, str, str]]:
-    """Yields bytes a token, the launch that makes them, the last before they are given back."""
-    scales = 4 * (dim // HEAD) // Q_BLOCK + 4 * (dim // HEAD) // K_BLOCK
-    rows, inner_rows = dim + 4, ffn + 4
-    yield rows, "norm", "qkv"
-    yield 6 * dim, "qkv", "rope"
-    yield 8, "statistics", "rope"  # 1 / rms of q and of k
-    yield dim // 8, "statistics", "statistics"  # sums and peaks of 64 tokens
-    yield 3 * dim + scales, "rope", "o rows"  # 8-bit q, k, v
-    yield 2 * dim, "attention", "o rows"
-    yield rows, "o rows", "o"
-    yield rows, "norm3", "cross q"
-    yield 2 * dim, "cross q", "cross attention"
-    yield 4, "cross attention", "cross attention"  # 1 / rms
-    yield 2 * dim, "cross attention", "cross o rows"
-    yield rows, "cross o rows", "cross o"
-    yield rows, "norm2", "up"
-    yield 2 * ffn, "up", "down rows"
-    yield inner_rows, "down rows", "down"
-
-
 # --- what is said
 
 
@@ -375,7 +320,9 @@ def _too_large(manifest: Manifest, encoders: EncoderBytes, last: MemoryPlan) -> 
     weights = held.blocks, held.outside, held.context_weights, held.rounding
 
     def fits(other: ClipShape) -> bool:
-        bytes_of = _footprint(manifest, weights, other, encoders)
+        bytes_of = _footprint(manifest, weights, other, encoders, held.running)
+        if most_bytes(bytes_of.course.launched) > last.free_bytes:
+            return False  # whatever else it needs: most of a huge clip's offers end here
         return _on(last.rung, other, bytes_of, last.free_bytes).peak_bytes <= last.free_bytes
 
     stage = max(last.peaks, key=lambda name: last.peaks[name])

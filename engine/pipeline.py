@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,6 +21,7 @@ from engine.denoise.windows import (
 )
 from engine.errors import NotFinite, TooLarge
 from engine.flow import Check, Clip, Conditions, Request, Source
+from engine.machine.exhausted import ran_out
 from engine.media.blank import refuse_blank
 from engine.media.mp4 import encode_mp4
 from engine.residency import Memory
@@ -74,7 +74,9 @@ class Pipeline:
     def _source(self, request: Request, check: Check) -> Source:
         try:
             return load_source(request, self.capture, check)
-        except torch.OutOfMemoryError as error:  # no plan knows of the networks of motion capture
+        except RuntimeError as error:  # no plan knows of the networks of motion capture
+            if not ran_out(error):
+                raise
             raise TooLarge(
                 "The GPU ran out of memory in motion capture. Ask for fewer frames, or give the "
                 "skeleton itself as a video."

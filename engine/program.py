@@ -29,7 +29,7 @@ from kernels.fp8 import LIMITS
 from kernels.launch import KernelBank
 from kernels.ops import Ops, native_ops, native_specs, plain_attention, reference_ops
 from kernels.spec import Bank
-from kernels.trial import event_ms
+from kernels.trial import trial_ms
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def make_program(chosen: ChosenPackage, settings: ModelSettings) -> Program:
     torch.zeros(1, device=device)  # makes the context that the bank shares
     bank = KernelBank([], chosen.arch, lambda: torch.cuda.current_stream(device).cuda_stream)
     choices = choose_variants(
-        package.kernels, package.digest, chosen.gpu, bank, device, settings.state, event_ms
+        package.kernels, package.digest, chosen.gpu, bank, device, settings.state, trial_ms
     )
     ops = native_ops(
         bank,

@@ -10,12 +10,17 @@ from typing import TypeVar
 import torch
 
 from engine.denoise.contexts import Contexts
+from engine.denoise.windows import evaluations_of_each, latent_frames
 from engine.errors import TooLarge
 from engine.flow import Request, Source
+from engine.machine.exhausted import ran_out
 from engine.machine.resident import Resident, nothing
 from engine.memory import ClipShape, MemoryPlan, Rung, Stage, next_rung
+from kernels.launch import DriverError
 
 log = logging.getLogger(__name__)
+
+TOLD_BYTES = 2**30  # held by others; the driver itself keeps about half of that
 
 T = TypeVar("T")
 
@@ -35,8 +40,14 @@ class Movable:
 class Memory:
     """The plan of the clip at hand. Without a planner nothing is planned and nothing moves."""
 
-    def __init__(self, planner: Callable[[ClipShape], MemoryPlan] | None, models: Movable) -> None:
-        self._planner, self._models = planner, models
+    def __init__(
+        self,
+        planner: Callable[[ClipShape], MemoryPlan] | None,
+        models: Movable,
+        others: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`others` counts the bytes that other programs hold of the GPU."""
+        self._planner, self._models, self._others = planner, models, others
         self._plan: MemoryPlan | None = None
         self._stage: Stage = "conditioning"
         self.notes: list[str] = []  # what became of the plan, for whoever asked for the clip
@@ -50,11 +61,24 @@ class Memory:
         """Plans a clip and follows the plan. Raises `TooLarge` if it fits in no way."""
         self.notes, self._stage = [], "conditioning"
         if self._planner is not None:
-            self._follow(self._planner(shape_of(request, source)))
+            self._follow(self._plan_of(self._planner, shape_of(request, source)))
 
     def foresee(self, shape: ClipShape) -> MemoryPlan | None:
         """Plans a clip, and leaves the models; None if nothing is planned. Raises `TooLarge`."""
-        return None if self._planner is None else self._planner(shape)
+        return None if self._planner is None else self._plan_of(self._planner, shape)
+
+    def _plan_of(self, planner: Callable[[ClipShape], MemoryPlan], shape: ClipShape) -> MemoryPlan:
+        try:
+            return planner(shape)
+        except TooLarge as error:
+            raise TooLarge(f"{error}{self._told_of_others()}") from error
+
+    def _told_of_others(self) -> str:
+        """A sentence for an error, if other programs hold what would be of use."""
+        held = self._others()
+        if held < TOLD_BYTES:
+            return ""
+        return f" Other programs hold {held / 1e9:.1f} GB of this GPU: end them, or take another."
 
     def attempt(self, stage: Stage, work: Callable[[], T]) -> T:
         """Does the work of a stage, again with less on the GPU whenever it runs out of memory.
@@ -65,7 +89,9 @@ class Memory:
             try:
                 with self.stage(stage):
                     return work()
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, DriverError) as error:
+                if not ran_out(error):
+                    raise
                 self.step_down(error)
 
     @contextmanager
@@ -78,15 +104,15 @@ class Memory:
             if self._plan is not None:
                 torch.cuda.empty_cache()  # the next stage needs it in other pieces
 
-    def step_down(self, error: torch.OutOfMemoryError) -> None:
+    def step_down(self, error: Exception) -> None:
         """Follows a lower rung after a stage ran out of memory, or raises `TooLarge`."""
         clear_frames(error.__traceback__)  # they hold the tensors of what failed
         lower = None if self._plan is None else next_rung(self._plan, self._stage)
         if lower is None:
-            reason = str(error).partition(".")[0]
+            reason = str(error).partition("\n")[0].partition(". ")[0]
             raise TooLarge(
                 f"The GPU ran out of memory ({self._stage}: {reason}) and nothing is left to be "
-                "moved. Ask for a smaller or shorter clip."
+                f"moved. Ask for a smaller or shorter clip.{self._told_of_others()}"
             ) from error
         note = f"Out of memory ({self._stage}): tried again, {lower.rung.does}."
         log.warning(note)
@@ -98,8 +124,10 @@ class Memory:
         self._plan = plan
         try:
             self._move(plan.rung)
-        except torch.OutOfMemoryError as error:  # what a smaller clip had sent away did not fit
-            self.step_down(error)
+        except (RuntimeError, DriverError) as error:
+            if not ran_out(error):
+                raise
+            self.step_down(error)  # what a smaller clip had sent away did not fit
 
     def _move(self, rung: Rung) -> None:
         self._models.use_graphs(rung.graphs)
@@ -123,4 +151,5 @@ def shape_of(request: Request, source: Source) -> ClipShape:
         contexts=1 if recipe.cfg == 1 else 2,
         unseen=unseen,
         clip_frames=frames,
+        evaluations=evaluations_of_each(recipe, latent_frames(frames)),
     )

@@ -41,6 +41,14 @@ GELU_LINEAR = -2 * math.sqrt(2 / math.pi) / math.log(2)
 GELU_CUBIC = 0.044715 * GELU_LINEAR
 
 
+SUMS: Mapping[str, str] = {  # by `MMA` of the device code
+    "int8": "INT32, exact",
+    "fp8": "about 14 bits, over all of K",
+    "fp8_promoted": "about 14 bits, moved to FP32 every 128 products",
+    "scaled": "FP32",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Gemm:
     """One way to multiply, in its three endings. Their tiles are the same."""
@@ -49,6 +57,11 @@ class Gemm:
     bias: KernelSpec
     gelu: KernelSpec
     residual: KernelSpec
+
+    @property
+    def sums(self) -> str:
+        """Says what sums of codes are kept in, as `info` shows it."""
+        return SUMS[str(self.bias.constants["MMA"])]
 
     @property
     def specs(self) -> tuple[KernelSpec, ...]:
@@ -164,7 +177,8 @@ def _tile(
     return Tuning(8, stages, blocks, toolkit, max_registers)
 
 
-# The first of an architecture is its default; the others are for measuring against it.
+# The first of an architecture is its default, by the estimates of `benchmarks/kernel/model.py`
+# (tests/kernels/test_preference.py); the others are for measuring against it.
 GEMM: Mapping[str, Gemm] = {
     "i8": _way(
         "i8",
@@ -186,18 +200,18 @@ GEMM: Mapping[str, Gemm] = {
         {SM89: "IMMA.16832.S8.S8", SM120: "IMMA.16832.S8.S8"},
         {SM89: _tile(256, 128, 64, 3, "12.6"), SM120: _tile(256, 128, 64, 3, "12.8")},
     ),
-    "fp8": _way(
-        "fp8",
-        "fp8",
-        {SM89: "QMMA.16832.F32.E4M3.E4M3", SM90: "QGMMA.64x256x32.F32.E4M3.E4M3"},
-        {SM89: _tile(128, 256, 64, 3, "12.6"), SM90: _tile(128, 256, 128, 4, "12.6")},
-    ),
     # two blocks on a multiprocessor: one multiplies while the other stores
     "fp8_pair": _way(
         "fp8_pair",
         "fp8",
         {SM90: "QGMMA.64x128x32.F32.E4M3.E4M3"},
         {SM90: _tile(128, 128, 128, 3, "12.6", max_registers=128)},
+    ),
+    "fp8": _way(
+        "fp8",
+        "fp8",
+        {SM89: "QMMA.16832.F32.E4M3.E4M3", SM90: "QGMMA.64x256x32.F32.E4M3.E4M3"},
+        {SM89: _tile(128, 256, 64, 3, "12.6"), SM90: _tile(128, 256, 128, 4, "12.6")},
     ),
     "fp8_promoted": _way(
         "fp8_promoted",

@@ -35,7 +35,7 @@ from kernels.rope import (
     rope,
     rope_reference,
     rope_specs,
-    rotated_heads,
+    rotate_in_place,
 )
 from kernels.spec import Bank, KernelError, KernelSpec
 
@@ -60,7 +60,7 @@ class Ops(Generic[Heads]):
     quantize: Callable[[Tensor, Dtype], Rows]
     # x [S, D] -> 1 / rms of each row [S] fp32
     rms_inverse: Callable[[Tensor], Tensor]
-    # q | k | v [S, 3 D], RMSNorm weights of q and of k [D], cos and sin [S, K / 2]
+    # q | k | v [S, 3 D], used up; RMSNorm weights of q and of k [D], cos and sin [S, K / 2]
     rope: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Heads]
     # heads, number of queries: the first so many tokens look at all -> [queries, D]
     attention: Callable[[Heads, int], Tensor]
@@ -72,6 +72,7 @@ class Ops(Generic[Heads]):
     gemm_gelu: Product
     # rows [S, in], weight [out, in], bias, gate [out], x [S, out]: x += gate * product, in place
     gemm_residual: Residual
+    attention_bits: int = 8  # of q, k and v between `rope` and `attention`
 
 
 def native_ops(
@@ -150,15 +151,12 @@ def first_ways(arch: Arch) -> Mapping[Dtype, Gemm]:
 def plain_attention(ops: Ops, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Ops[Plain]:
     """Replaces self attention by `attend` in 16 bits: q, k, v [S, N, K] bf16 -> [S, N, K].
 
-    It is slower and has no errors of 8 bits: try a clip with it that came out wrong.
+    It is slower and has no errors of 8 bits: try a clip with it that came out wrong. The heads lie
+    where the product wrote them, so that it needs no more memory than attention in 8 bits.
     """
-
-    def heads(*given: Tensor) -> Plain:
-        q, k, v = (side.bfloat16() for side in rotated_heads(*given))
-        return q, k, v
 
     def attention(qkv: Plain, queries: int) -> Tensor:
         q, k, v = qkv
         return attend(q[:queries], k, v).flatten(1)
 
-    return replace(ops, rope=heads, attention=attention)
+    return replace(ops, rope=rotate_in_place, attention=attention, attention_bits=16)

@@ -41,6 +41,7 @@ from kernels.signature import Axis, require
 from kernels.spec import Bank, Constant, KernelError, KernelSpec, Tuning
 
 EPS = 1e-6  # in every RMSNorm
+ROTATED_AT_ONCE = 1024  # tokens of `rotate_in_place`: a tenth of a gigabyte at D 5120
 
 
 class RopeSpecs(NamedTuple):
@@ -68,6 +69,33 @@ def rotated_heads(
     q, k = (F.rms_norm(x, x.shape[1:], w, EPS) for x, w in ((q, norm_q), (k, norm_k)))
     q, k, v = (x.unflatten(1, (-1, HEAD)) for x in (q, k, v))
     return _rotate(q, cos, sin), _rotate(k, cos, sin), v
+
+
+def rotate_in_place(
+    qkv: Tensor,
+    norm_q: Tensor,
+    norm_k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    at_once: int = ROTATED_AT_ONCE,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Computes `rotated_heads`, rounded to the dtype of qkv, in the memory of qkv: q and k replace
+    what they were made of, v stays as it is. Returns views [S, N, K].
+
+    It takes `at_once` tokens at a time: what they need in FP32 is six times as large as they are.
+    """
+    dim = len(norm_q)
+    for begin in range(0, len(qkv), at_once):
+        tokens = slice(begin, begin + at_once)
+        for first, weight in ((0, norm_q), (dim, norm_k)):
+            _rotate_rows(qkv[tokens, first : first + dim], weight, cos[tokens], sin[tokens])
+    q, k, v = (side.unflatten(1, (-1, HEAD)) for side in qkv.chunk(3, dim=1))
+    return q, k, v
+
+
+def _rotate_rows(side: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> None:
+    normed = F.rms_norm(side.float(), weight.shape, weight, EPS).unflatten(1, (-1, HEAD))
+    side.copy_(_rotate(normed, cos, sin).flatten(1))
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

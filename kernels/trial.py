@@ -2,12 +2,14 @@
 
 They choose between kernels that do the same, which attention and the 8-bit products have. Both
 together take a GPU some milliseconds. Inputs and definitions are computed on the CPU, since
-PyTorch's libraries for a GPU take longer to start than a trial may.
+PyTorch's libraries for a GPU take longer to start than a trial may; by one thread, since waking
+many for so little takes longer than the work.
 """
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from typing import TypeAlias
 
@@ -35,9 +37,12 @@ Launch: TypeAlias = Callable[[Way], object]  # one run of the timed problem
 CHECKED_TOKENS = 200
 CHECKED_PRODUCT = (40, 256, 256)  # M, N, K
 # 1280 and 640 tiles: 7 to 10 and 4 to 5 for each multiprocessor of the GPUs in question, each with
-# a loop of the length it has in a real clip. About 2 ms and 0.5 ms; 105 and 90 MB.
+# a loop of the length it has in a real clip. About 2 ms, and 0.5 ms for each of the three endings;
+# 105 and 180 MB.
 TIMED_TOKENS, TIMED_HEADS = 8192, 20
 TIMED_PRODUCT = (4096, 5120, 5120)
+
+TIMED_LAUNCHES = 4  # between two events: the GPU need not wait for the host
 
 _DRAWN = 2**16  # values; larger tensors repeat them
 
@@ -50,9 +55,10 @@ def error_of(bank: Bank, way: Way, device: torch.device) -> float:
     """Returns the relative error against the definition, for a product the largest of its three
     endings; NaN if any result is. Rounding to BF16 alone makes 2e-3. Raises what the bank raises.
     """
-    if isinstance(way, Gemm):
-        return _product_error(bank, way, device)
-    return _attention_error(bank, way, device)
+    with one_thread():
+        if isinstance(way, Gemm):
+            return _product_error(bank, way, device)
+        return _attention_error(bank, way, device)
 
 
 def timed_problem(bank: Bank, way: Way, device: torch.device) -> Launch:
@@ -64,23 +70,45 @@ def timed_problem(bank: Bank, way: Way, device: torch.device) -> Launch:
         Rows(_codes(way.dtype, LIMITS[way.dtype], device, rows, k), _scales(device, rows))
         for rows in (m, n)
     )
-    bias = torch.zeros(n, device=device)
+    bias, gate, x = (torch.zeros(*shape, n, device=device) for shape in ((), (), (m,)))
 
     def multiply(way: Way) -> Tensor:
+        """All three endings: a block needs each of them."""
         assert isinstance(way, Gemm)
+        gemm_residual(bank, way, a, b, bias, gate, x)
+        gemm_gelu(bank, way, a, b, bias)
         return gemm(bank, way, a, b, bias)
 
     return multiply
 
 
-def event_ms(run: Callable[[], object]) -> float:
-    """Times a run by the GPU's clock: milliseconds between two events on the current stream."""
+def event_ms(run: Callable[[], object], launches: int = 1) -> float:
+    """Times a run by the GPU's clock: milliseconds between two events on the current stream, with
+    so many runs between them.
+    """
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
-    run()
+    for _ in range(launches):
+        run()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end)
+    return begin.elapsed_time(end) / launches
+
+
+def trial_ms(run: Callable[[], object]) -> float:
+    """Times a variant: `TIMED_LAUNCHES` of it between two events."""
+    return event_ms(run, TIMED_LAUNCHES)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Lets PyTorch compute with one thread of the CPU while it is open."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _attention_error(bank: Bank, spec: KernelSpec, device: torch.device) -> float:

@@ -13,6 +13,8 @@ from engine.__main__ import main
 from engine.build.make import Order, make_package
 from engine.config import state_dir
 from engine.demo.weights import demo_weights
+from engine.machine.gpu import Gpu
+from engine.machine.kernel_choice import Choices, KernelChoice, Variant, keep_choices
 from engine.media.video import probe_video
 from engine.package.folder import open_package
 from kernels.arch import SM89, SM90, SM120
@@ -218,7 +220,20 @@ def test_info_shows_what_is_in_a_package(capsys):
     assert "absent" in shown["tensorrt"]
     assert found["gpu"] is None
     assert found["runs"] == "sm89, by references on the CPU: there is no GPU"
-    assert found["variants"] is None
+    assert found["variants"] is found["sums"] is None
+
+
+def test_info_tells_in_what_the_chosen_products_keep_their_sums(monkeypatch, capsys):
+    """On a Hopper the fastest sums FP8 in about 14 bits: nobody should have to look for that."""
+    gpu = Gpu("NVIDIA H200", "GPU-1", (9, 0), (12, 8), "570.86.15", 150 * 10**9, None)
+    path = tiny_package(SM90)
+    choice = KernelChoice("gemm.fp8", "fp8_pair", "the fastest", (Variant("fp8_pair", 0.5),))
+    monkeypatch.setattr("engine.__main__.find_gpu", lambda: gpu)
+    assert info(capsys, "--package", path, "--quiet")["sums"] is None
+    keep_choices(Choices((choice,)), open_package(path).digest, gpu, state_dir())
+    found = info(capsys, "--package", path, "--quiet")
+    assert found["sums"] == {"gemm.fp8": "fp8_pair: about 14 bits, over all of K"}
+    assert found["variants"][0]["chosen"] == "fp8_pair"
 
 
 def test_info_shows_all_packages_of_a_folder(several, capsys):

@@ -13,6 +13,13 @@ import pytest
 import torch
 
 from engine.config import SCAIL_1_3B, SCAIL_14B, TINY
+from engine.denoise.activations import (
+    Width,
+    allocator_gap,
+    largest_moment,
+    most_bytes,
+    walk_clip,
+)
 from engine.denoise.block import (
     BlockWeights,
     ContextKeys,
@@ -22,18 +29,22 @@ from engine.denoise.block import (
     run_block,
 )
 from engine.denoise.contexts import KEPT_TEXT_BYTES
-from engine.denoise.cuda_graphs import GraphedBlocks
+from engine.denoise.cuda_graphs import FEWEST_REPLAYS, GraphedBlocks, is_recorded
 from engine.denoise.packaged import TIME, PackagedDenoiser
 from engine.denoise.sampler import grid
+from engine.denoise.windows import evaluations_of_each, in_latents, windowed
 from engine.errors import EngineError
 from engine.flow import Conditions, Recipe
+from engine.machine.allocator import CachingAllocator, Card
 from engine.media.framing import frames_to_u8
 from engine.memory import (
     ALLOWANCES,
+    GAP_BYTES,
     LADDER,
+    SMALL_BYTES,
     ClipShape,
     EncoderBytes,
-    largest_moment,
+    Running,
     next_rung,
     plan,
 )
@@ -41,10 +52,11 @@ from engine.models.dit import Rope, Scail
 from engine.models.vae import Vae
 from engine.models.vae_decode import VaeDecoder
 from engine.package.manifest import ITEM_BYTES, Entry
+from engine.recipes import RECIPES
 from kernels.arch import SM89
 from kernels.channel_norm import channel_norm_reference
 from kernels.cross_attention import CrossKeys
-from kernels.ops import native_ops
+from kernels.ops import native_ops, plain_attention
 from tests.support.live_memory import META, Live, NoLaunches, Pool
 from tests.support.packages import MANIFEST
 
@@ -124,6 +136,7 @@ def manifest_of(model, ffn):
 
 REAL = manifest_of(SCAIL_14B, 13824)
 SOME_LAYERS = manifest_of(replace(SCAIL_14B, layers=16), 13824)
+FEW_LAYERS = manifest_of(replace(SCAIL_14B, layers=3), 13824)
 
 
 def shape_of(name, **changes):
@@ -164,9 +177,20 @@ def test_names_and_shapes_are_those_that_a_denoiser_reads():
 # --- the tables against the code
 
 
-def count_block(model, ffn, tokens):
+def flash(q, k, v):
+    """PyTorch's attention of 16 bits on a GPU, on tensors without memory."""
+    q, k, v = (side.transpose(0, 1)[None] for side in (q, k, v))
+    return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0][0].transpose(0, 1)
+
+
+def ops_of(bits):
+    ops = native_ops(NoLaunches(), SM89)
+    return ops if bits == 8 else plain_attention(ops, flash)
+
+
+def count_block(model, ffn, tokens, bits):
     package = MetaPackage(manifest_of(replace(model, layers=1), ffn))
-    ops, bf16 = native_ops(NoLaunches(), SM89), {"dtype": torch.bfloat16}
+    ops, bf16 = ops_of(bits), {"dtype": torch.bfloat16}
     with Live() as live:
         weights = assemble(BlockWeights, lambda name: package.tensor(f"blocks.0.{name}"))
         keys = CrossKeys(meta(512, model.dim, **bf16), meta(512, model.dim, **bf16), meta(512))
@@ -177,16 +201,25 @@ def count_block(model, ffn, tokens):
     return live.peak - before
 
 
-@pytest.mark.parametrize("tokens", [29757, 48832, 95920])
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("tokens", [300, 1500, 29757, 48832, 95920])
 @pytest.mark.parametrize(("model", "ffn"), [(SCAIL_14B, 13824), (SCAIL_1_3B, 8960)])
-def test_the_largest_moment_of_a_block_is_what_its_launchers_allocate(model, ffn, tokens):
-    got = tokens * largest_moment(model.dim, ffn)
-    assert got == pytest.approx(count_block(model, ffn, tokens), rel=0.01)
+def test_the_largest_moment_of_a_block_is_what_its_launchers_allocate(model, ffn, tokens, bits):
+    got = largest_moment(Width(model.dim, ffn, bits), tokens)
+    assert got == pytest.approx(count_block(model, ffn, tokens, bits), rel=0.01)
 
 
-def count_denoising(manifest, shape, rung):
-    """The most bytes in as many steps as make all graphs."""
-    steps = 3 if shape.unseen == "never" else 6
+def test_attention_in_16_bits_needs_no_more_than_that_in_8():
+    """Its q, k and v in FP32 at once would be another 9.5 GB."""
+    wide, usual = (largest_moment(Width(5120, 13824, bits), 48832) for bits in (16, 8))
+    assert wide < usual < 2.3e9
+
+
+def count_denoising(manifest, shape, rung, bits):
+    """The most bytes in the steps that make all graphs, of so many that graphs are made."""
+    steps = 2 * (FEWEST_REPLAYS + 1)
+    first = range(3)
+    asked = first if shape.unseen == "never" else (*first, *(steps // 2 + step for step in first))
     recipe = Recipe("euler", steps, 2.0 if shape.contexts == 2 else 1.0, 5.0)
     share = {"never": (0.0, 1.0), "last": (0.0, 0.5), "first": (0.5, 1.0)}[shape.unseen]
     recipe = replace(recipe, pose_from=share[0], pose_until=share[1])
@@ -204,41 +237,171 @@ def count_denoising(manifest, shape, rung):
         )
         pool = Pool(live)
         graphed = (lambda steps: GraphedBlocks(steps, pool)) if rung.graphs else None
-        denoiser = PackagedDenoiser(package, native_ops(NoLaunches(), SM89), graphed)
+        denoiser = PackagedDenoiser(package, ops_of(bits), graphed)
         denoiser.kept.keep(weights=rung.contexts_stay, texts=rung.texts_stay)
         velocity = denoiser.bind(conditions, recipe)
         latents = meta(16, time, height, width)
-        for step, told in enumerate(grid(recipe.sampler, steps, recipe.shift).timesteps):
-            latents = latents - velocity(latents, range(time), step, told)
+        timesteps = grid(recipe.sampler, steps, recipe.shift).timesteps
+        for step in asked:
+            latents = latents - velocity(latents, range(time), step, timesteps[step])
     return live.peak
 
 
 PLAIN, PRODUCTION, GUIDED = {}, {"unseen": "last"}, {"contexts": 2}
 LATE = {"unseen": "first"}
+SHORT = {"unseen": "last", "evaluations": (3, 3)}  # the production recipe: 6 steps, one window
 
 
 @pytest.mark.parametrize(
-    ("changes", "recorded", "stay"),
+    ("changes", "recorded", "stay", "bits"),
     [
-        (PLAIN, False, False),
-        (PRODUCTION, False, False),
-        (GUIDED, True, False),
-        (GUIDED, True, True),
-        (PRODUCTION, True, True),
-        (LATE, True, False),
+        (PLAIN, False, False, 8),
+        (PRODUCTION, False, False, 8),
+        (GUIDED, True, False, 8),
+        (GUIDED, True, True, 8),
+        (PRODUCTION, True, True, 8),
+        (LATE, True, False, 8),
+        (PRODUCTION, False, False, 16),
+        (LATE, True, False, 16),
     ],
+    ids=str,
 )
-def test_the_peak_while_denoising_is_what_the_denoiser_allocates(changes, recorded, stay):
+def test_the_peak_while_denoising_is_what_the_denoiser_allocates(changes, recorded, stay, bits):
     """Once the weights of the contexts stay, once they are read and dropped block by block."""
-    shape = shape_of("512x896", **changes)
-    found = plan(SOME_LAYERS, shape, EncoderBytes(0, 0, 0), FREE[141])
+    # in 16 bits q and k are made in pieces, which takes the meta device long for a large clip
+    shape = shape_of("512x896", frames=81 if bits == 8 else 13, **changes)
+    layers = SOME_LAYERS if bits == 8 else FEW_LAYERS
+    found = plan(layers, shape, EncoderBytes(0, 0, 0), FREE[141], Running(bits))
     assert found.rung == LADDER[0]
     while found.rung.graphs is not recorded or found.rung.texts_stay is not stay:
         found = next_rung(found, "denoise")
-    got = found.peaks["denoise"] - ALLOWANCES - found.footprint.rounding
+    gap = max(0, gap_of(found) - GAP_BYTES)
+    got = found.peaks["denoise"] - ALLOWANCES - found.footprint.rounding - gap
     if found.rung.texts_stay:
         got -= KEPT_TEXT_BYTES  # these texts are the clip's own, which is counted with it
-    assert got == pytest.approx(count_denoising(SOME_LAYERS, shape, found.rung), rel=0.01)
+    assert got == pytest.approx(count_denoising(layers, shape, found.rung, bits), rel=0.01)
+
+
+def gap_of(found):
+    """The bytes that the allocator's model has for a plan."""
+    course, running = found.footprint.course, found.footprint.running
+    course = course if found.rung.graphs else course.launched
+    return allocator_gap(course, expandable=running.expandable)
+
+
+# --- the allocator's gap
+
+
+class Recorder(Live):
+    """Writes down what the code takes and gives back, in order: (+1 or -1, name, bytes)."""
+
+    def __init__(self):
+        super().__init__()
+        self.events = []
+
+    def _see(self, storage):
+        is_new = id(storage) not in self._known
+        super()._see(storage)
+        if is_new:
+            self.events.append((1, id(storage), storage.nbytes()))
+
+    def _forget(self, key, nbytes):
+        super()._forget(key, nbytes)
+        self.events.append((-1, key, nbytes))
+
+
+def replay(events, card, expandable):
+    """Takes and gives what was written down, with an allocator."""
+    allocator, held = CachingAllocator(card, expandable=expandable), {}
+    for sign, name, nbytes in events:
+        if sign > 0:
+            held[name] = allocator.take(nbytes)
+        elif name in held:
+            allocator.give(held.pop(name))
+
+
+def recorded_evaluations(shape, bits, kinds):
+    """The events of two evaluations of each kind, by the code on the meta device."""
+    manifest = manifest_of(replace(SCAIL_14B, layers=2), 13824)
+    recipe = Recipe("euler", 50, 1.0, 5.0, pose_until=0.5)
+    time, height, width = shape.grid[0], shape.height // 8, shape.width // 8
+    text = torch.ones(4, manifest.model.text_dim)
+    conditions = Conditions(
+        text,
+        None,
+        meta(257, manifest.model.clip_dim),
+        meta(16, 1, height, width),
+        meta(16, time, height // 2, width // 2),
+    )
+    timesteps = grid(recipe.sampler, recipe.steps, recipe.shift).timesteps
+    with torch.inference_mode(), Recorder() as recorder:
+        denoiser = PackagedDenoiser(MetaPackage(manifest), ops_of(bits))
+        velocity = denoiser.bind(conditions, recipe)
+        latents = meta(16, time, height, width)
+        for step in kinds:  # makes tables, which stay
+            velocity(latents, range(time), step, timesteps[step])
+        recorder.events.clear()
+        for step in kinds:
+            for _ in range(2):
+                velocity(latents, range(time), step, timesteps[step])
+    return recorder.events
+
+
+@pytest.mark.parametrize("expandable", [False, True], ids=["usual", "expandable"])
+@pytest.mark.parametrize(
+    ("size", "frames", "bits"),
+    [((512, 896), 81, 8), ((704, 1280), 77, 8), ((64, 96), 5, 8),
+     ((256, 448), 33, 16)],
+)  # fmt: skip
+def test_an_allocator_with_the_planned_bytes_runs_what_the_code_does(
+    size, frames, bits, expandable
+):
+    shape = ClipShape(*size, frames, unseen="last", evaluations=(3, 3))
+    found = plan(REAL, shape, ENCODERS, FREE[141], Running(bits, expandable))
+    planned = most_bytes(found.footprint.course) + max(GAP_BYTES, gap_of(found)) + SMALL_BYTES
+    events = recorded_evaluations(shape, bits, (0, 25))
+    replay(events, Card(planned), expandable)  # raises `Full` where it does not fit
+
+
+SWEEP = [(h, w, frames) for h, w in ((416, 672), (512, 896), (704, 1280), (96, 160))
+         for frames in (5, 33, 61, 81, 121)]  # fmt: skip
+
+
+@pytest.mark.parametrize("expandable", [False, True], ids=["usual", "expandable"])
+def test_the_plan_counts_the_gap_of_the_model_whatever_the_tokens(expandable):
+    gaps = []
+    for height, width, frames in SWEEP:
+        for changes in (SHORT, PRODUCTION, LATE):
+            shape = ClipShape(height, width, frames, **changes)
+            found = plan(REAL, shape, ENCODERS, 10**13, Running(expandable=expandable))
+            fp, gap = found.footprint, gap_of(found)
+            gaps.append(gap)
+            idle = (
+                ALLOWANCES - GAP_BYTES + fp.outside + fp.blocks + fp.rounding + fp.vision + fp.vae
+            )
+            kept = fp.contexts + fp.tables + fp.latents
+            denoise = found.peaks["denoise"]
+            assert denoise >= idle + kept + most_bytes(fp.course) + gap
+            course = fp.course
+            fits = kept_bytes(course) + most_bytes(course) + gap
+            walk_clip(Card(fits), course, expandable=expandable)
+    assert max(gaps) > 2 * GAP_BYTES  # no constant would do
+    assert min(gaps) < GAP_BYTES / 4
+
+
+def kept_bytes(course):
+    return sum(nbytes * count for nbytes, count in course.kept)
+
+
+def test_segments_that_grow_need_less_at_the_size_of_training():
+    shape = shape_of("512x896", **PRODUCTION)
+    usual, growing = (
+        plan(REAL, shape, ENCODERS, FREE[141], Running(expandable=expandable))
+        for expandable in (False, True)
+    )
+    assert usual.rung == growing.rung
+    assert gap_of(growing) <= GAP_BYTES < gap_of(usual)
+    assert usual.peaks["denoise"] - growing.peaks["denoise"] == gap_of(usual) - GAP_BYTES
 
 
 def count_vae(job):
@@ -353,6 +516,90 @@ def test_a_plan_takes_the_first_rung_that_fits():
         plan(REAL, shape, ENCODERS, min(needs.values()) - 1)
 
 
+@pytest.mark.parametrize("name", NAMED)
+def test_a_clip_too_short_for_graphs_needs_what_it_needs_without_them(name):
+    found = plan(REAL, shape_of(name, **SHORT), ENCODERS, FREE[141])
+    many = plan(REAL, shape_of(name, **PRODUCTION), ENCODERS, FREE[141])
+    launched = next_rung(many, "denoise")
+    assert not launched.rung.graphs
+    assert found.rung.graphs
+    assert found.peaks == launched.peaks
+    below = next_rung(found, "denoise").rung  # doing without graphs alone would give nothing
+    assert not (below.graphs or below.encoders_stay)
+    stream = 4 * 5120 * shape_of(name).tokens
+    assert many.peaks["denoise"] - found.peaks["denoise"] >= 2 * stream
+
+
+def test_only_the_kinds_that_are_recorded_have_graphs_in_the_plan():
+    peaks = [
+        plan(
+            REAL, shape_of("512x896", **PRODUCTION | {"evaluations": counts}), ENCODERS, FREE[141]
+        ).peaks["denoise"]
+        for counts in ((8, 8), (9, 8), (9, 9))
+    ]
+    assert peaks[0] < peaks[1] <= peaks[2]
+
+
+def count_graphs(recipe, time=3):
+    """How often blocks are recorded and replayed in a clip of one window, without a GPU."""
+
+    class Recorder:
+        recorded = replayed = 0
+
+        def __call__(self, run):
+            self.recorded += 1
+
+            def replay():
+                self.replayed += 1
+
+            return replay
+
+    recorder = Recorder()
+    package = MetaPackage(manifest_of(TINY, 512))
+    text = torch.ones(4, TINY.text_dim)
+    conditions = Conditions(
+        text,
+        text.clone() if recipe.cfg != 1 else None,
+        meta(257, TINY.clip_dim),
+        meta(16, 1, 8, 8),
+        meta(16, time, 4, 4),
+    )
+    graphed = lambda runner: GraphedBlocks(runner, recorder)  # noqa: E731
+    with torch.inference_mode():
+        denoiser = PackagedDenoiser(package, native_ops(NoLaunches(), SM89), graphed)
+        velocity = windowed(denoiser.bind(conditions, recipe), in_latents(recipe.window_frames, 4))
+        for step, told in enumerate(grid(recipe.sampler, recipe.steps, recipe.shift).timesteps):
+            velocity(meta(16, time, 8, 8), step, told)
+    return recorder.recorded, recorder.replayed
+
+
+@pytest.mark.parametrize(
+    ("recipe", "counts"),
+    [
+        (RECIPES["production"], (0, 0)),
+        (RECIPES["official"], (2, 2 * 49)),
+        (replace(RECIPES["official"], cfg=1.0), (1, 49)),
+        (Recipe("euler", 8, 1.0, 5.0), (0, 0)),
+        (Recipe("euler", 9, 1.0, 5.0), (1, 8)),
+        (replace(RECIPES["production"], steps=17), (1, 8)),  # 9 see the skeleton, 8 do not
+        (replace(RECIPES["production"], steps=17, pose_from=0.5, pose_until=1.0), (1, 8)),
+    ],
+    ids=str,
+)
+def test_only_what_is_replayed_eight_times_is_recorded(recipe, counts):
+    assert count_graphs(recipe) == counts
+    kinds = evaluations_of_each(recipe, 3)
+    contexts = 1 if recipe.cfg == 1 else 2
+    assert counts[0] == contexts * sum(map(is_recorded, kinds))  # as the plan takes for granted
+
+
+def test_windows_of_a_long_clip_count_as_evaluations():
+    recipe = replace(RECIPES["production"], window_frames=9, overlap_frames=4)
+    with_pose, without = evaluations_of_each(recipe, 21)
+    assert min(with_pose, without) > 9
+    assert count_graphs(recipe, 21) == (2, with_pose + without - 2)
+
+
 def test_what_stays_and_what_comes_and_goes_add_up():
     shape = shape_of("512x896")
     everything = plan(REAL, shape, ENCODERS, FREE[141])
@@ -421,7 +668,7 @@ def test_a_whole_clip_of_windows_needs_more_for_its_latents_alone():
     long = plan(REAL, shape_of("416x672", clip_frames=2001), ENCODERS, FREE[141])
     latents = 8 * 4 * 16 * (501 - 21) * 52 * 84
     assert long.peaks["denoise"] - one.peaks["denoise"] == latents
-    assert long.footprint.evaluations == one.footprint.evaluations
+    assert long.footprint.course == one.footprint.course
 
 
 def test_the_sentence_says_what_is_needed_and_what_is_done():
@@ -445,6 +692,8 @@ def test_the_sentence_says_what_is_needed_and_what_is_done():
         {"text_tokens": 0},
         {"clip_frames": -1},
         {"clip_frames": None},
+        {"evaluations": (3, -1)},
+        {"evaluations": (3.0, 3)},
     ],
     ids=str,
 )

@@ -13,10 +13,12 @@ from PIL import Image
 
 from engine.config import state_dir
 from engine.demo.weights import demo_weights
+from engine.denoise.cuda_graphs import CudaGraphRecorder
 from engine.denoise.windows import unwatched
 from engine.errors import EngineError, TooLarge
 from engine.flow import Recipe, Request, Settings, Source
 from engine.load import load_exact
+from engine.machine.exhausted import held_by_others
 from engine.machine.resident import Resident
 from engine.media.video import probe_video
 from engine.memory import LADDER, ClipShape, EncoderBytes, plan
@@ -26,6 +28,7 @@ from engine.program import ModelSettings
 from engine.residency import Memory, Movable, shape_of
 from engine.stage_dump import StageDump
 from kernels.arch import SM90
+from kernels.launch import DriverError
 from tests.support.built import tiny_package
 from tests.support.clips import clip
 
@@ -178,7 +181,8 @@ def made():
 
     def make(gpu):
         source = Source(torch.zeros(3, 64, 96), torch.zeros(9, 64, 96, 3).byte(), 16.0, None)
-        return Request(None, None, "pose", Settings(QUICK)), source
+        recipe = dataclasses.replace(QUICK, steps=50)  # so many that graphs are recorded
+        return Request(None, None, "pose", Settings(recipe)), source
 
     return make
 
@@ -276,11 +280,15 @@ def test_a_stage_is_begun_again_until_it_is_done(made):
 @pytest.mark.parametrize(
     ("changes", "frames", "want"),
     [
-        ({}, 9, ClipShape(64, 96, 9, clip_frames=9)),
-        ({"cfg": 4.0}, 9, ClipShape(64, 96, 9, contexts=2, clip_frames=9)),
-        ({"pose_until": 0.5}, 97, ClipShape(64, 96, 81, unseen="last", clip_frames=97)),
-        ({"pose_from": 0.5}, 97, ClipShape(64, 96, 81, unseen="first", clip_frames=97)),
-        ({"window_frames": 13}, 97, ClipShape(64, 96, 13, clip_frames=97)),
+        ({}, 9, ClipShape(64, 96, 9, clip_frames=9, evaluations=(2, 0))),
+        ({"cfg": 4.0}, 9, ClipShape(64, 96, 9, 2, clip_frames=9, evaluations=(2, 0))),
+        ({"pose_until": 0.5}, 97, ClipShape(64, 96, 81, 1, "last", 97, evaluations=(2, 3))),
+        ({"pose_from": 0.5}, 97, ClipShape(64, 96, 81, 1, "first", 97, evaluations=(3, 2))),
+        (
+            {"window_frames": 13, "overlap_frames": 4},
+            97,
+            ClipShape(64, 96, 13, clip_frames=97, evaluations=(17, 0)),
+        ),
     ],
 )
 def test_a_clip_is_planned_as_it_is_denoised(changes, frames, want):
@@ -422,7 +430,7 @@ def test_the_job_after_a_clip_that_was_too_large_works_and_has_all_memory(hungry
     assert (made.notes, probe_video(made.path).frames) == ((), 9)
     assert hungry.gpu.diary[0] == "graphs True"
     assert not [move for move in hungry.gpu.diary if move.startswith("-")]
-    assert hungry.gpu.shapes == [ClipShape(64, 96, 9, clip_frames=9)] * 2
+    assert hungry.gpu.shapes == [ClipShape(64, 96, 9, clip_frames=9, evaluations=(2, 0))] * 2
 
 
 def test_a_job_goes_down_rung_by_rung_over_its_stages(hungry, run):
@@ -458,3 +466,155 @@ def test_other_failures_are_no_reason_to_try_again(hungry, run):
         run(hungry.pipeline)
     assert hungry.gpu.diary == ["graphs True", "forget", "release"]
     assert hungry.pipeline.memory.notes == []
+
+
+# --- what running out of memory looks like
+
+RAN_OUT = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
+    RuntimeError("FIND was unable to find an engine to execute this computation after trying 3"),
+    RuntimeError("Unable to find a valid cuDNN algorithm to run convolution"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    RuntimeError("cuDNN Frontend error: No valid execution plans built."),
+    RuntimeError(
+        "Plan failed with a cudnnException: CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR: cudnnFinalize "
+        "Descriptor Failed cudnn_status: CUDNN_STATUS_NOT_SUPPORTED"
+    ),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"),
+    RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate`"),
+    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+    RuntimeError("CUDA driver error: CUDA_ERROR_OUT_OF_MEMORY"),
+    RuntimeError(
+        "The following operation failed in the TorchScript interpreter: CUDA out of memory"
+    ),
+    DriverError("cuLaunchKernel failed: CUDA_ERROR_OUT_OF_MEMORY (2)", 2),
+]
+SOMETHING_ELSE = [
+    torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+    torch.AcceleratorError("CUDA error: unspecified launch failure"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_BAD_PARAM"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"),
+    RuntimeError("mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)"),
+    RuntimeError("Expected all tensors to be on the same device"),
+    RuntimeError(""),
+    DriverError("cuLaunchKernel failed: CUDA_ERROR_ILLEGAL_ADDRESS (700)", 700),
+]
+
+
+def first_line(error):
+    return str(error).partition("\n")[0][:60]
+
+
+@pytest.mark.parametrize("error", RAN_OUT, ids=first_line)
+def test_a_library_that_gets_no_memory_is_a_reason_to_try_again_with_less(made, error):
+    gpu, fails = Gpu(), [error]
+    gpu.memory.prepare(*made(gpu))
+
+    def work():
+        if fails:
+            raise fails.pop()
+        return 17
+
+    assert gpu.memory.attempt("decode", work) == 17
+    assert len(gpu.memory.notes) == 1
+    assert "-vision" in gpu.diary
+
+
+@pytest.mark.parametrize("error", SOMETHING_ELSE, ids=first_line)
+def test_another_error_of_a_library_is_none(made, error):
+    gpu = Gpu()
+    gpu.memory.prepare(*made(gpu))
+
+    def work():
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        gpu.memory.attempt("decode", work)
+    assert caught.value is error
+    assert gpu.memory.notes == []
+    assert not [move for move in gpu.diary if move.startswith("-")]
+
+
+def test_a_convolution_that_gets_no_memory_on_any_rung_is_a_clip_that_is_too_large(made):
+    gpu = Gpu()
+    gpu.memory.prepare(*made(gpu))
+
+    def work():
+        raise RuntimeError("GET was unable to find an engine to execute this computation")
+
+    with pytest.raises(TooLarge, match=r"\(decode: GET was unable to find an engine") as caught:
+        gpu.memory.attempt("decode", work)
+    assert not caught.value.fatal
+
+
+@pytest.mark.parametrize("fault", ["OutOfMemoryError", "cuDNN"])
+def test_a_recording_that_cannot_end_tells_that_memory_ran_out(monkeypatch, fault):
+    inner = (
+        full() if fault == "OutOfMemoryError" else RuntimeError("cuDNN: unable to find an engine")
+    )
+
+    class Capture:
+        def __init__(self, *_, **__):
+            pass
+
+        def __enter__(self):
+            pass
+
+        def __exit__(self, *_):
+            raise torch.AcceleratorError("CUDA error: operation failed due to a previous error")
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", Capture)
+
+    def run():
+        raise inner
+
+    with pytest.raises(type(inner)) as caught:
+        CudaGraphRecorder()(run)
+    assert caught.value is inner
+
+
+# --- what other programs hold
+
+
+def shared_with(gpu, held):
+    gpu.memory = Memory(gpu.plan, gpu.memory._models, lambda: held)
+    return gpu
+
+
+@pytest.mark.parametrize(
+    ("held", "told"), [(0, False), (GB // 2, False), (7_400_000_000, True)], ids=str
+)
+def test_a_plan_that_fails_tells_what_other_programs_hold(made, held, told):
+    gpu = shared_with(Gpu(free=GB // 2), held)
+    with pytest.raises(TooLarge) as planned:
+        gpu.memory.prepare(*made(gpu))
+    with pytest.raises(TooLarge) as foreseen:
+        gpu.memory.foresee(ClipShape(64, 96, 9))
+    for caught in (planned, foreseen):
+        assert "of GPU memory" in str(caught.value)
+        assert ("Other programs hold 7.4 GB of this GPU: end them" in str(caught.value)) is told
+
+
+def test_a_clip_that_runs_out_on_every_rung_tells_it_too(made):
+    gpu = shared_with(Gpu(), 7 * GB)
+    gpu.memory.prepare(*made(gpu))
+
+    def work():
+        raise full()
+
+    with pytest.raises(TooLarge, match=r"shorter clip\. Other programs hold 7\.0 GB"):
+        gpu.memory.attempt("denoise", work)
+
+
+def test_others_have_what_is_neither_free_nor_ours(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5 * GB, 24 * GB))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 12 * GB)
+    assert held_by_others(GB) == 6 * GB
+    assert held_by_others(9 * GB) == 0

@@ -114,6 +114,14 @@ def estimated_tflops(cubin: Cubin, arch: Arch) -> float:
     return need.tensor * iterations * peak_tflops(cubin.loop, GPUS[arch])
 
 
+def estimated_ms(cubin: Cubin, arch: Arch, flop: float, programs: int) -> float:
+    """The time of a launch of so many programs, which run in waves: the last one may be short."""
+    gpu = GPUS[arch]
+    together = gpu.multiprocessors * blocks_together(cubin, gpu)
+    waves = -(-programs // together)
+    return flop / estimated_tflops(cubin, arch) / 1e9 * waves * together / programs
+
+
 def iterations_a_cycle(needs: Sequence[float], warps: int) -> float:
     """Throughput of a closed queue. `needs`: cycles of each unit in an iteration of a warp."""
     waiting, rate = [0.0] * len(needs), 0.0

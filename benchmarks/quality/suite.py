@@ -2,7 +2,8 @@
 
 Hidden states block by block, latents, and decoded frames, for each attention, weights and recipe.
 Without a checkpoint the tiny random model is measured, and the same written with outliers; on a CPU
-the references compute what kernels do.
+the references compute what kernels do. Beside them, what FP8 sums of about 14 bits cost at worst,
+from a model.
 """
 
 import gc
@@ -12,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
+from typing import TypeAlias
 
 import torch
 from PIL import Image
@@ -22,7 +24,8 @@ from benchmarks.quality.blocks import Call, Walked, recorded, walk, worst
 from benchmarks.quality.metrics import psnr, relative_error, ssim
 from benchmarks.quality.outliers import write_outliers
 from benchmarks.quality.rows import QualityRow, quality_figures, quality_pictures, quality_table
-from benchmarks.record import Suite
+from benchmarks.quality.sums import SumRow, measure_sums, sums_figures, sums_table
+from benchmarks.record import Figure, Suite
 from benchmarks.timing import require
 from engine.build.make import Order, WeightsForm, make_package
 from engine.conditioning import condition
@@ -79,7 +82,7 @@ class Exact:
 
 def measure_quality(
     checkpoint: Path | None = None, package: Path | None = None, models: Path | None = None
-) -> tuple[str, list[QualityRow]]:
+) -> tuple[str, list[QualityRow | SumRow]]:
     """Says how figures were checked, and gives a row for each combination. Raises `WrongResult`."""
     if checkpoint is None and package is not None:
         raise Unavailable("--package is measured against the checkpoint it was built from: add "
@@ -89,12 +92,14 @@ def measure_quality(
             scenes = tiny_scenes(Path(folder))
         else:
             scenes = [real_scene(checkpoint, package, models or models_dir())]
-        rows = [row for scene in scenes for row in measure_scene(scene, Path(folder) / scene.name)]
+        rows: list[QualityRow | SumRow] = [
+            row for scene in scenes for row in measure_scene(scene, Path(folder) / scene.name)
+        ]
     how = "kernels" if torch.cuda.is_available() else "references on the CPU"
     return (
         f"the velocity after the blocks walked one by one being the package's own ({how}; exact "
         f"model in {settings(None).precision})"
-    ), rows
+    ), [*rows, *measure_sums()]
 
 
 def tiny_scenes(folder: Path) -> list[QualityScene]:
@@ -271,6 +276,28 @@ def _ops(package: Package, arch: Arch) -> Iterator[Mapping[str, Ops]]:
         yield {**ops, "sdpa": plain}
 
 
+Rows: TypeAlias = Sequence[QualityRow | SumRow]
+
+
+def _apart(rows: Rows) -> tuple[list[QualityRow], list[SumRow]]:
+    clips = [row for row in rows if isinstance(row, QualityRow)]
+    return clips, [row for row in rows if isinstance(row, SumRow)]
+
+
+def whole_table(rows: Rows) -> str:
+    clips, sums = _apart(rows)
+    return f"{quality_table(clips)}\n\n{sums_table(sums)}"
+
+
+def whole_figures(rows: Rows) -> list[Figure]:
+    clips, sums = _apart(rows)
+    return [*quality_figures(clips), *sums_figures(sums)]
+
+
+def whole_pictures(rows: Rows, folder: Path, stem: str) -> list[Path]:
+    return quality_pictures(_apart(rows)[0], folder, stem)
+
+
 def _model(pipeline: Pipeline) -> Scail:
     model = pipeline.denoiser.recorded
     assert isinstance(model, Scail)
@@ -291,4 +318,4 @@ def networks(scene: QualityScene) -> Networks:
     return Networks(scene.models, settings(None).device, state_dir())
 
 
-SUITE = Suite(measure_quality, quality_table, quality_figures, quality_pictures)
+SUITE = Suite(measure_quality, whole_table, whole_figures, whole_pictures)

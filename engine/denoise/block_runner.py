@@ -20,6 +20,7 @@ class Pass:
     context: Sequence[ContextKeys]  # for each block
     rope: Rope
     kept: int  # so many tokens are asked for, the first ones
+    left: int = 1  # evaluations of this context and number of tokens in the clip, from here on
 
 
 # returns the kept tokens after the last block, valid until the next call

@@ -1,7 +1,8 @@
 """The blocks as a CUDA graph: hundreds of launches cost the host what one does.
 
-A graph is recorded for each context and number of tokens, at the second evaluation that has them;
-recording needs memory of its own for tensors between kernels, which all graphs share.
+A graph is recorded for each context and number of tokens, at the second evaluation that has them,
+if it will be replayed often enough in this clip. Recording needs memory of its own for tensors
+between kernels, which all graphs share.
 """
 
 from collections import OrderedDict
@@ -14,8 +15,13 @@ from torch import Tensor
 
 from engine.denoise.block import ContextKeys
 from engine.denoise.block_runner import BlockRunner, Pass
+from engine.machine.exhausted import ran_out
 
 KEPT_GRAPHS = 4  # with and without a skeleton, for the prompt and the negative prompt
+
+# A recording takes the host as long as launching does once, and memory for the whole clip: it is
+# made where at least so many evaluations of its kind are left. A clip of six steps has none.
+FEWEST_REPLAYS = 8
 
 # records the launches of a function and returns a function that repeats them
 GraphRecorder: TypeAlias = Callable[[Callable[[], object]], Callable[[], None]]
@@ -27,6 +33,11 @@ class _Recorded:
 
     given: Pass
     replay: Callable[[], None]
+
+
+def is_recorded(evaluations: int) -> bool:
+    """Tells if a clip with so many evaluations of a kind records them, after the first."""
+    return evaluations > FEWEST_REPLAYS
 
 
 class GraphedBlocks:
@@ -45,6 +56,8 @@ class GraphedBlocks:
             self._remember(key, given.context)
             return self._runner(given)
         if not isinstance(known, _Recorded):
+            if given.left < FEWEST_REPLAYS:
+                return self._runner(given)
             known = self._record(given)
             self._remember(key, known)
         known.given.x.copy_(given.x)
@@ -83,8 +96,9 @@ class CudaGraphRecorder:
             # other threads may allocate meanwhile: encoders load, frames are copied
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 run()
-        except torch.AcceleratorError as error:  # a recording that cannot end hides why
-            if isinstance(error.__context__, torch.OutOfMemoryError):
+        except RuntimeError as error:  # a recording that cannot end hides why
+            if not ran_out(error) and ran_out(error.__context__):
+                assert error.__context__ is not None
                 raise error.__context__ from None
             raise
         return graph.replay

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from engine.config import ModelConfig
 from engine.denoise.sampler import guided
-from engine.denoise.windows import WindowVelocity
+from engine.denoise.windows import WindowVelocity, sees_skeleton
 from engine.errors import BadCheckpoint
 from engine.flow import Conditions, Recipe
 from engine.machine.resident import Resident
@@ -57,9 +57,7 @@ def bind(forwards: Sequence[GuidedForward], recipe: Recipe, pose: Tensor) -> Win
 
     def showing(forward: GuidedForward) -> WindowVelocity:
         def velocity(latents: Tensor, frames: Sequence[int], step: int, timestep: float) -> Tensor:
-            share = step / recipe.steps
-            is_seen = recipe.pose_from <= share < recipe.pose_until
-            seen = pose[:, list(frames)] if is_seen else None
+            seen = pose[:, list(frames)] if sees_skeleton(recipe, step) else None
             return forward(latents, step, timestep, seen)
 
         return velocity

@@ -20,7 +20,7 @@ from engine.denoise.contexts import Contexts
 from engine.denoise.cuda_graphs import GraphedBlocks
 from engine.denoise.guidance import bind, check_widths, texts
 from engine.denoise.sampler import grid
-from engine.denoise.windows import WindowVelocity
+from engine.denoise.windows import WindowVelocity, evaluations_of_each
 from engine.flow import Conditions, Recipe
 from engine.machine.resident import Resident
 from engine.machine.upload import PackageWeights
@@ -66,6 +66,11 @@ class PackagedDenoiser:
     def use_graphs(self, wanted: bool) -> None:
         """Decides if evaluations are recorded, where they can be: that takes memory."""
         self._wants_graphs = wanted
+
+    @property
+    def attention_bits(self) -> int:
+        """Those of q, k and v in self attention now."""
+        return self._ops.attention_bits
 
     @contextmanager
     def attending(self, attention: Attention) -> Iterator[None]:
@@ -121,10 +126,12 @@ class PackagedDenoiser:
             )
             contexts = self.contexts(texts(conditions), vision)
         tables = cache(partial(_tables, device=self.device))
+        with_pose, without = evaluations_of_each(recipe, conditions.pose.shape[1])
 
         @torch.inference_mode()
         def forward(
             context: Sequence[ContextKeys],
+            left: dict[bool, int],
             latents: Tensor,
             step: int,
             timestep: float,
@@ -136,10 +143,14 @@ class PackagedDenoiser:
             embed = partial(self._outside.embed, pose_strength=strength)
             x = video_first(embed(latents, reference, pose), area, video)
             rope = tables(patches, pose is not None)
-            x = self._runner(Pass(x, modulations[step], context, rope, video))
+            seen = pose is not None
+            x = self._runner(Pass(x, modulations[step], context, rope, video, left[seen]))
+            left[seen] -= 1
             return self._outside.head(x, vectors[step], patches)
 
-        forwards = [partial(forward, context) for context in contexts]
+        forwards = [
+            partial(forward, context, {True: with_pose, False: without}) for context in contexts
+        ]
         return bind(forwards, recipe, conditions.pose.to(self.device))
 
     def contexts(self, texts: Sequence[Tensor], vision: Tensor) -> list[list[ContextKeys]]:

@@ -165,10 +165,22 @@ def unwatched(stage: str, share: float) -> None:
     """Tells nobody: a `Watch` for a clip that nobody waits for."""
 
 
+def sees_skeleton(recipe: Recipe, step: int) -> bool:
+    """Tells if the skeleton is seen at a step: from `pose_from` until before `pose_until`."""
+    return recipe.pose_from <= step / recipe.steps < recipe.pose_until
+
+
 def evaluations(recipe: Recipe, latents: int) -> int:
     """Counts how often the velocity of a window is asked for, in all steps of a clip."""
-    cut = in_latents(recipe.window_frames, recipe.overlap_frames)
-    return sum(len(windows(step, latents, cut)) for step in range(recipe.steps))
+    return sum(evaluations_of_each(recipe, latents))
+
+
+def evaluations_of_each(recipe: Recipe, latents: int) -> tuple[int, int]:
+    """Counts the `evaluations` that see the skeleton, and those that do not."""
+    cut, counts = in_latents(recipe.window_frames, recipe.overlap_frames), [0, 0]
+    for step in range(recipe.steps):
+        counts[not sees_skeleton(recipe, step)] += len(windows(step, latents, cut))
+    return counts[0], counts[1]
 
 
 def reporting(velocity: WindowVelocity, total: int, watch: Watch) -> WindowVelocity:

@@ -103,6 +103,17 @@ def _settings(fields: Fields, workflow: Draft | None, defaults: Defaults) -> Set
     )
 
 
+def usual_sizes(defaults: Defaults) -> list[tuple[int, int]]:
+    """Lists the sizes (height, width) of clips whose requests name none: one, or both ways that the
+    size of training is turned.
+    """
+    usual, _ = _capped(_SAID_NOWHERE[defaults.recipe], defaults)
+    if usual.width is None or usual.height is None:
+        short, long = TRAINED_SIZE
+        return [(long, short), (short, long)]
+    return [(usual.height, usual.width)]
+
+
 def _recipe(base: Recipe, fields: Fields) -> Recipe:
     """Changes a recipe as the fields say."""
     windows = {"window_frames": fields.context_frames, "overlap_frames": fields.context_overlap}

@@ -34,16 +34,16 @@ from kernels.trial import Way, error_of, specs_of, timed_problem
 
 log = logging.getLogger(__name__)
 
-BUDGET_MS = 300  # for everything here, the loading too
+BUDGET_MS = 300  # for all timing: after the checks, whose definitions the CPU computes
 MOST_ROUNDS = 9  # of timing; the best counts
 MARGIN = 0.98  # a variant must be faster than a preferred one by 2 %, or noise would choose
 ERROR_LIMIT = 1e-2  # relative, against the definition: BF16 alone makes 2e-3
 
 _DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
-_KEPT = "variants 1"  # changes with what is kept, and with how it was measured
+_KEPT = "variants 2"  # changes with what is kept, and with how it was measured
 _KEPT_BYTES = 2**20
 
-KernelTimer: TypeAlias = Callable[[Callable[[], object]], float]  # ms of one run: `trial.event_ms`
+KernelTimer: TypeAlias = Callable[[Callable[[], object]], float]  # ms of one run: `trial.trial_ms`
 
 
 class LoadingBank(Bank, Protocol):
@@ -103,7 +103,7 @@ def choose_variants(
         log.info("kernels as chosen before on this %s:", gpu.name)
         _tell(kept)
         return kept
-    found = _measure(held, refused, bank, device, clock, now, begin + BUDGET_MS / 1000)
+    found = _measure(held, refused, bank, device, clock, now)
     _tell(found)
     log.info("%-12s %8.0f ms", "variants", 1000 * (now() - begin))
     if all(map(_is_settled, found.ops)):
@@ -166,6 +166,17 @@ def gemm_ways(choices: Choices, dtypes: Collection[torch.dtype]) -> tuple[Gemm, 
     return tuple(found)
 
 
+def chosen_sums(choices: Choices) -> dict[str, str]:
+    """Tells, by op, in what the chosen products keep their sums: speed alone chose, and on some
+    GPUs the fastest has short ones (docs/reference/performance.md A).
+    """
+    return {
+        choice.op: f"{choice.chosen}: {GEMM[choice.chosen].sums}"
+        for choice in choices.ops
+        if choice.chosen is not None and choice.op.startswith("gemm.")
+    }
+
+
 def _held(arch: Arch, cubins: Sequence[Cubin]) -> dict[str, dict[str, Way]]:
     """Groups the variants in the package by op, then by name, in order of preference."""
     names = {cubin.name for cubin in cubins}
@@ -215,13 +226,13 @@ def _measure(
     device: torch.device,
     clock: KernelTimer,
     now: Callable[[], float],
-    end: float,
 ) -> Choices:
-    """Checks all variants, then shares the time until `end` among the ops that have a choice."""
+    """Checks all variants, then shares `BUDGET_MS` among the ops that have a choice."""
     faults = {
         op: {name: _fault(bank, way, refused, device) for name, way in ways.items()}
         for op, ways in held.items()
     }
+    end = now() + BUDGET_MS / 1000
     choices, left = [], sum(map(_must_be_timed, faults.values()))
     for op, ways in held.items():
         times: dict[str, float] = {}
@@ -260,18 +271,21 @@ def _time(
     end: float,
 ) -> dict[str, float]:
     """Times each way once a round, so that all meet the same clock rates, and returns the best ms
-    of each. Stops at `end`; empty if there was no time to run each of them once.
+    of each. Nothing is begun that would end after `end`, as far as is known; empty if there was no
+    time to run each of them once.
     """
-    times = dict.fromkeys(ways, math.inf)
+    times, lasted_s = dict.fromkeys(ways, math.inf), dict.fromkeys(ways, 0.0)
     if now() >= end:
         return {}
     launch = timed_problem(bank, next(iter(ways.values())), device)
     for _ in range(MOST_ROUNDS):
         for name, way in ways.items():
-            if now() >= end:
+            begin = now()
+            if begin >= end or begin + lasted_s[name] > end:
                 return {} if math.inf in times.values() else times
             try:
                 times[name] = min(times[name], clock(partial(launch, way)))
+                lasted_s[name] = now() - begin
             except (DriverError, torch.AcceleratorError) as error:
                 raise _broken(way, error) from error
     return times

@@ -19,6 +19,10 @@ log = logging.getLogger(__name__)
 
 SECTOR = 4096  # offset, length and address of a direct read are multiples of it
 
+# Of a read that this disk, or this memory, does not allow; a buffered one does the same work. What
+# a GPU's driver has pinned may be no memory that a disk can write to: EFAULT.
+_REFUSALS = {errno.EINVAL, errno.EFAULT, errno.EOPNOTSUPP}
+
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.mmap.restype = ctypes.c_void_p
 _LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64]
@@ -48,6 +52,7 @@ class RawFile:
         self.path = path
         self._wish = direct
         self._direct: int | None = None
+        self._refused = False  # once is enough: later reads are buffered at once
         try:
             self._buffered = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe must not block
         except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # the last: a NUL
@@ -107,13 +112,18 @@ class RawFile:
         """
         done = 0
         try:
-            while self._direct is not None and done < len(into) and not done % SECTOR:
+            while (
+                self._direct is not None
+                and not self._refused
+                and done < len(into)
+                and not done % SECTOR
+            ):
                 count = os.preadv(self._direct, [into[done:]], offset + done)
                 done += count
                 if not count:
                     break
         except OSError as error:
-            if error.errno != errno.EINVAL:
+            if error.errno not in _REFUSALS:
                 raise
             self._refuse_direct(error)
         return done
@@ -124,6 +134,7 @@ class RawFile:
                 f"{self.path} cannot be read past the page cache: {error.strerror}. "
                 "Leave the choice to the engine, or use another disk."
             ) from error
+        self._refused = True
         log.warning("%s: no direct read (%s), a buffered one instead", self.path, error.strerror)
 
 

@@ -35,7 +35,10 @@ KNOWN_SHA256: frozenset[str] = frozenset()
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NMS = "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC_FAILED")
+_OUT_OF_MEMORY = re.compile(  # as in engine/machine/exhausted.py, with the CPU's words
+    r"out of memory|can't allocate memory|ALLOC(?:ATION)?_FAILED|unable to find an engine"
+    r"|[Uu]nable to find a valid cuDNN algorithm|CUDNN_STATUS_NOT_SUPPORTED"
+)
 # What one call takes of a GPU. Estimates, not measurements: running out halves the batch.
 _FIXED_BYTES = 3 << 30  # 64 crops of 384 x 384 in the backbone, whatever the batch
 _DETECTOR_BYTES = 128 << 20  # one frame in the person detector

@@ -10,10 +10,12 @@ from PIL import Image
 from torch import Tensor
 
 from engine.clock import Clock
+from engine.config import defaults
 from engine.denoise.packaged import PackagedDenoiser
 from engine.denoise.windows import Watch
 from engine.errors import EngineError, UnsupportedGpu
 from engine.flow import Clip, Recipe, Request, Settings
+from engine.jobs.parse import usual_sizes
 from engine.load import load_package
 from engine.machine.gpu import find_gpu
 from engine.machine.heap import keep_freed_memory
@@ -23,6 +25,7 @@ from engine.pipeline import Pipeline
 from engine.pose.networks import Networks
 from engine.program import DEFAULT_ATTENTION, ModelSettings, choose_package
 from engine.stage_dump import StageDump
+from engine.worker.convolutions import choose_plans
 from engine.worker.endpoint import Endpoint
 from engine.worker.service import Renderer
 
@@ -57,6 +60,7 @@ def load_renderer(endpoint: Endpoint) -> Renderer:
     assert isinstance(denoiser, PackagedDenoiser)
     with Clock()("warm"):
         _warm(pipeline, endpoint.scratch)
+        choose_plans(pipeline, usual_sizes(defaults()), device)
 
     def run(request: Request, out: Path, watch: Watch) -> Clip:
         comment = f"SCAIL, seed {request.settings.seed}"

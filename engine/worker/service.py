@@ -215,8 +215,7 @@ class Worker:
             source = measure(request, progress.check)
             seen = dry_run(request, source)
         with _attending(job.attention or renderer.attention, renderer):
-            pass  # raises if it is not here
-        plan = renderer.plan(seen.shape)
+            plan = renderer.plan(seen.shape)  # as this attention needs it
         expected = None if self._last is None else seen.seconds(*self._last)
         return {
             "valid": True,

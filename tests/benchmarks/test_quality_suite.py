@@ -22,10 +22,12 @@ from benchmarks.quality.suite import (
     measure_quality,
     measure_scene,
 )
+from benchmarks.quality.sums import hopper_product, measure_sums
 from benchmarks.timing import WrongResult
 from engine.demo.weights import demo_weights
 from engine.errors import Unavailable
 from kernels.arch import SM89, SM90
+from kernels.gemm import GEMM
 from tests.support.compiled import STATE
 
 ATTENTIONS = ["int8fp8", "int8", "fp8", "sdpa"]
@@ -119,6 +121,44 @@ def test_a_package_without_its_checkpoint_is_refused(tmp_path):
 
 def test_attention_is_all_that_an_architecture_has():
     assert suite.attentions(SM89) == suite.attentions(SM90) == ATTENTIONS
+
+
+# --- coherent sums
+
+
+def test_products_of_one_sign_lose_much_without_promotion_and_little_with_it():
+    rows = measure_sums()
+    assert {(row.way, row.depth) for row in rows} == {("fp8", 13824), ("fp8_promoted", 13824)}
+    for row in rows:
+        if row.way == "fp8":
+            assert 0.1 < row.error < 0.5, row
+        else:
+            assert row.error < 0.01, row
+    assert {*(row.way for row in rows)} <= {*GEMM}
+
+
+def test_the_model_of_a_short_sum_is_exact_where_nothing_is_dropped():
+    small = np.ones((2, 256))
+    assert (hopper_product(small, small, 256) == 256).all()
+    signs = np.where(np.arange(4096) % 2, 1.0, -1.0)[None]
+    assert (hopper_product(signs, np.ones((1, 4096)), 4096) == 0).all()
+
+
+def test_an_equal_sum_stops_growing_where_a_product_is_below_the_last_bit_that_is_kept():
+    """Products of 1 until the sum is 2^14: then each is less than its last bit."""
+    ones = np.ones((1, 2**15))
+    assert hopper_product(ones, ones, 2**15) <= 2**14
+    assert hopper_product(ones, ones, 128) == 2**15
+
+
+def test_the_suite_shows_what_sums_cost_as_an_estimate_beside_the_clips():
+    rows = [made_row(), *measure_sums(256)]
+    table = suite.whole_table(rows)
+    assert "sum % (upper bound)" in table and max(map(len, table.splitlines())) <= 100
+    figures = suite.whole_figures(rows)
+    told = [figure for figure in figures if figure.name.endswith("upper bound")]
+    assert len(told) == 4 and {figure.source for figure in told} == {"estimate"}
+    assert len({figure.name for figure in figures}) == len(figures)
 
 
 # --- what is said of it

@@ -1,9 +1,10 @@
 """Recorded evaluations give what running them gives, and are recorded no oftener than needed."""
 
+import pytest
 import torch
 
 from engine.denoise.block_runner import Pass
-from engine.denoise.cuda_graphs import KEPT_GRAPHS, GraphedBlocks
+from engine.denoise.cuda_graphs import KEPT_GRAPHS, GraphedBlocks, is_recorded
 from engine.models.dit import Rope
 
 ROPE = Rope(torch.zeros(1), torch.zeros(1))
@@ -31,10 +32,10 @@ class Recorder:
         return replay
 
 
-def evaluate(run, seed, context, tokens=5, kept=3):
+def evaluate(run, seed, context, tokens=5, kept=3, left=100):
     draw = torch.Generator().manual_seed(seed)
     x, modulation = torch.randn(tokens, 2, generator=draw), torch.randn(6, 2, generator=draw)
-    return run(Pass(x, modulation, context, ROPE, kept)).clone()
+    return run(Pass(x, modulation, context, ROPE, kept, left)).clone()
 
 
 def test_a_replay_computes_what_a_run_computes_for_its_own_inputs():
@@ -43,6 +44,17 @@ def test_a_replay_computes_what_a_run_computes_for_its_own_inputs():
     for seed in range(4):
         assert torch.equal(evaluate(graphed, seed, context), evaluate(blocks, seed, context))
     assert (recorder.recorded, recorder.replayed) == (1, 3)  # the first evaluation is run
+
+
+@pytest.mark.parametrize("total", [1, 2, 8, 9, 10, 50])
+def test_a_recording_is_made_where_at_least_eight_replays_are_left(total):
+    recorder, context = Recorder(), [3.0]
+    graphed = GraphedBlocks(blocks, recorder)
+    for done in range(total):
+        got = evaluate(graphed, done, context, left=total - done)
+        assert torch.equal(got, evaluate(blocks, done, context))
+    assert (recorder.recorded, recorder.replayed) == ((1, total - 1) if total > 8 else (0, 0))
+    assert is_recorded(total) == (total > 8)
 
 
 def test_another_context_or_number_of_tokens_is_another_graph():

@@ -29,6 +29,7 @@ from kernels.rope import (
     rms_inverse_reference,
     rope,
     rope_reference,
+    rotate_in_place,
     rotated_heads,
 )
 from kernels.spec import KernelError
@@ -121,6 +122,17 @@ def test_the_definition_is_what_the_model_computes():
     torch.testing.assert_close(q, want_q, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(k, want_k, rtol=1e-5, atol=1e-5)
     assert torch.equal(v.flatten(1), v_part)
+
+
+@pytest.mark.parametrize(("tokens", "at_once"), [(40, 1024), (40, 16), (33, 8), (1, 4)])
+def test_rotating_in_place_gives_the_heads_in_the_memory_of_what_they_were_made_of(tokens, at_once):
+    qkv, norm_q, norm_k, cos, sin = inputs(tokens)
+    wanted = [side.bfloat16() for side in rotated_heads(qkv, norm_q, norm_k, cos, sin)]
+    before = qkv.data_ptr()
+    made = rotate_in_place(qkv, norm_q, norm_k, cos, sin, at_once)
+    for got, want in zip(made, wanted, strict=True):
+        torch.testing.assert_close(got, want)
+        assert before <= got.data_ptr() < before + qkv.nbytes
 
 
 def attention_error(qkv8, want):

@@ -11,11 +11,14 @@ from kernels.gemm import GEMM
 from kernels.signature import check_launch
 from kernels.trial import (
     TIMED_HEADS,
+    TIMED_LAUNCHES,
     TIMED_PRODUCT,
     TIMED_TOKENS,
     error_of,
+    event_ms,
     specs_of,
     timed_problem,
+    trial_ms,
 )
 from tests.support.interpreter import InterpretedBank
 
@@ -159,4 +162,63 @@ def test_all_tiles_of_a_product_are_timed_on_the_same_product(names, arch):
     m, n, _ = TIMED_PRODUCT
     sizes = [GEMM[name].bias.tuning[arch].blocks for name in names]
     tiles = [m // size["BLOCK_M"] * (n // size["BLOCK_N"]) for size in sizes]
-    assert bank.launches == [(f"gemm.{n}.bias", (count,)) for n, count in zip(names, tiles)]
+    endings = "residual", "gelu", "bias"
+    assert bank.launches == [
+        (f"gemm.{name}.{ending}", (count,))
+        for name, count in zip(names, tiles)
+        for ending in endings
+    ]
+
+
+class Event:
+    """Stands on a clock that runs counted units forward."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.at = Event.now
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, end):
+        return end.at - self.at
+
+
+def test_several_launches_lie_between_two_events_and_one_of_them_counts(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    launched = []
+
+    def run():
+        launched.append(Event.now)
+        Event.now += 2.0
+
+    assert trial_ms(run) == 2.0
+    assert len(launched) == TIMED_LAUNCHES > 1
+    assert event_ms(run) == 2.0
+    assert len(launched) == TIMED_LAUNCHES + 1
+
+
+class Threads(InterpretedBank):
+    """Notes with how many threads PyTorch computes while a kernel is checked."""
+
+    seen = ()
+
+    def launch(self, spec, grid, *arguments):
+        self.seen = (*self.seen, torch.get_num_threads())
+        super().launch(spec, grid, *arguments)
+
+
+def test_definitions_are_computed_by_one_thread_and_then_by_as_many_as_before():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        bank = Threads(SM89)
+        assert error_of(bank, GEMM["i8"], CPU) < 2e-3
+        assert set(bank.seen) == {1}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

@@ -1,6 +1,7 @@
 """Weights are read fast and whole, in order, and what is wrong with the file is told."""
 
 # ruff: noqa: E402
+import errno
 import gc
 import hashlib
 import logging
@@ -19,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import BadPackage, Unavailable
-from engine.package.direct_file import RawFile, cached_bytes
+from engine.package.direct_file import SECTOR, RawFile, cached_bytes
 from engine.package.stream import Piece, stream
 from tests.support.permissions import bound_by_modes, shared_folder
 
@@ -363,6 +364,42 @@ def test_memory_that_direct_reads_refuse_is_filled_otherwise_and_logged(file, ca
     assert "no direct read (Invalid argument), a buffered one instead" in caplog.text
     with pytest.raises(Unavailable, match="past the page cache: Invalid argument"):
         collect(path, pieces, buffers=askew, direct=True)
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EFAULT, errno.EOPNOTSUPP, errno.EIO])
+def test_pinned_memory_that_a_disk_cannot_write_to_is_filled_otherwise(
+    tmp_path, monkeypatch, caplog, code
+):
+    """Only a disk that does not work is an error. The first of two blocks is refused, and said."""
+    path = tmp_path / "weights.bin"
+    data, known, tried = write(path, 2 * SECTOR), os.preadv, []
+    monkeypatch.setattr(RawFile, "_prepare", lambda self: as_if_direct(self, 2 * SECTOR))
+
+    def preadv(number, buffers, offset):
+        if number == tried_with[0]:
+            tried.append(offset)
+            raise OSError(code, os.strerror(code))
+        return known(number, buffers, offset)
+
+    with RawFile(path, direct=None) as file:
+        tried_with = [file._direct]
+        monkeypatch.setattr(os, "preadv", preadv)
+        into = [memoryview(bytearray(SECTOR)) for _ in range(2)]
+        if code == errno.EIO:
+            with pytest.raises(OSError, match=os.strerror(code)):
+                file.read(into[0], 0)
+            return
+        for block, offset in zip(into, (0, SECTOR), strict=True):
+            assert file.read(block, offset) == (SECTOR, 0, 0)
+    assert b"".join(into) == data
+    assert tried == [0]
+    assert caplog.text.count(f"no direct read ({os.strerror(code)}), a buffered one instead") == 1
+
+
+def as_if_direct(file, size):
+    """Opens the file twice, as where direct reads may be tried; nothing is in the page cache."""
+    file.size, file._sees_cache = size, False
+    file._direct = os.dup(file._buffered)
 
 
 @pytest.mark.skipif(not SYSTEM_FILE.is_file(), reason=f"{SYSTEM_FILE} is not here")

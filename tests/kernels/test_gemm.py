@@ -190,7 +190,7 @@ def test_the_short_accumulator_of_a_hopper_adds_little_to_the_error_of_e4m3(k):
 
 # --- machine code
 
-SHIPPED = ("i8", "fp8", "mx")  # the others are for measuring against these
+SHIPPED = ("i8", "fp8", "fp8_pair", "mx")  # the others are for measuring against these
 
 
 def builds(names):

@@ -253,7 +253,8 @@ def read_video(
     if not delivered:
         raise BadMedia(f"{info.path.name} holds no frame that can be decoded: {said}.")
     if delivered < wanted or said:
-        log.warning("%s: %d of %d frames: %s", info.path.name, delivered, wanted, said)
+        level = logging.WARNING if delivered < wanted else logging.INFO
+        log.log(level, "%s: %d of %d frames: %s", info.path.name, delivered, wanted, said)
 
 
 def _source(path: Path, limits: Limits) -> list[str]:

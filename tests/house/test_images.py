@@ -114,7 +114,7 @@ def test_motion_capture_runs_on_the_gpu_and_the_two_onnxruntimes_never_meet(arch
 
 @each_image
 def test_memory_grows_in_segments_without_gaps(arch):
-    assert ("ENV", "PYTORCH_ALLOC_CONF=expandable_segments:True") in stage(arch, "")
+    assert ("ENV", "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True") in stage(arch, "")
 
 
 @each_image

@@ -137,8 +137,8 @@ def _stored_prompts(package: Package) -> StoredPrompts | None:
     if found != (told.count, told.encoder_sha256) or any(one.shape[1:] != (width,) for one in rows):
         raise BadPackage(
             f"{package.path}: {PROMPTS} holds {found[0]} prompts of the encoder {found[1][:12]}, "
-            f"and by the manifest they are {told.count} of {told.encoder_sha256[:12]}, {width} "
-            "wide. Build the package again."
+            f"and by the manifest {told.count} of {told.encoder_sha256[:12]}, {width} wide, are "
+            "expected. Build the package again."
         )
     return stored
 

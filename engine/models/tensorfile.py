@@ -137,7 +137,7 @@ class TensorFile:
         if top_key is not None and isinstance(held, Mapping) and top_key in held:
             held = held[top_key]
         if not isinstance(held, Mapping):
-            raise BadCheckpoint(f"{part.name} holds a {type(held).__name__}, not named tensors.")
+            raise BadCheckpoint(f"{part.name} holds one {type(held).__name__}, not named tensors.")
         tensors = {str(name): held for name, held in held.items() if isinstance(held, Tensor)}
         for name, tensor in tensors.items():
             _require_plain(tensor, f"{part.name}: {name}")

@@ -392,7 +392,7 @@ def test_a_file_that_is_not_there_and_one_of_another_kind_are_told(tmp_path):
     with pytest.raises(BadCheckpoint, match=r"neither a \.safetensors nor a \.pt"):
         Checkpoint(tmp_path / "model.gguf")
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(BadCheckpoint, match="holds a list"):
+    with pytest.raises(BadCheckpoint, match="holds one list"):
         Checkpoint(tmp_path / "list.pt")
 
 

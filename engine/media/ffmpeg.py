@@ -83,7 +83,7 @@ class Packet:
 
     start: Fraction
     length: Fraction
-    is_guess: bool = False  # of the demuxer: the file gives no time of showing
+    place: int = 0  # its time of decoding, in ticks
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,8 +341,7 @@ def _parse(listing: str) -> list[Stream]:
             if not flags & _DISCARD:
                 tick = Fraction(facts[index]["tb"])
                 start = dts if pts == _NO_PTS else pts
-                known = Packet(start * tick, duration * tick, is_guess=bool(dts % 2))
-                packets.setdefault(index, []).append(known)
+                packets.setdefault(index, []).append(Packet(start * tick, duration * tick, dts))
     return [_stream(known, packets.get(index, [])) for index, known in facts.items()]
 
 

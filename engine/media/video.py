@@ -119,7 +119,7 @@ def probe_video(path: Path, limits: Limits = LIMITS, check: Check = go_on) -> Vi
         rate=rate,
         is_constant=is_constant,
         frames=frames,
-        start_s=packets[0].start if packets[0].is_guess else first,
+        start_s=packets[0].start if _is_guess(packets[0]) else first,
         duration_s=duration_s,
         has_audio=found.has_audio,
     )
@@ -173,8 +173,13 @@ def _look_inside(path: Path, limits: Limits, check: Check) -> _Found:
         raise BadMedia(f"{path.name} is a damaged video: its frames have no rate.")
     first = decoded[0].packets[0].start
     # What was cut from another clip may begin with frames that lack what they are coded by.
-    packets = [p for p in stored.packets if p.is_guess or p.start > first - decoded[0].tick]
+    packets = [p for p in stored.packets if _is_guess(p) or p.start > first - decoded[0].tick]
     return _Found(track, packets or stored.packets, nominal[0], first, has_audio)
+
+
+def _is_guess(packet: Packet) -> bool:
+    """Whether the file gives no time of showing, and what is known is that of decoding."""
+    return packet.place % 2 == 1  # as `_PLACES` made it
 
 
 def _check_length(path: Path, seconds: Fraction) -> None:

@@ -56,7 +56,7 @@ def made_of(path, out, fps=None):
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("fps", [None, 16])
+@pytest.mark.parametrize("fps", [None, pytest.param(16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("name", "seconds", "begins"),
     [

@@ -470,7 +470,7 @@ def test_18_gb_are_enough_with_the_blocks_where_they_are_and_prompts_known(chang
     [
         ("512x896", 32, (True, True)),
         ("512x896", 24, (False, True)),
-        ("704x1280", 32, (True, True)),
+        ("704x1280", 32, (False, True)),
         ("704x1280", 141, (True, True)),
     ],
 )
@@ -520,14 +520,23 @@ def test_a_plan_takes_the_first_rung_that_fits():
 def test_a_clip_too_short_for_graphs_needs_what_it_needs_without_them(name):
     found = plan(REAL, shape_of(name, **SHORT), ENCODERS, FREE[141])
     many = plan(REAL, shape_of(name, **PRODUCTION), ENCODERS, FREE[141])
-    launched = next_rung(many, "denoise")
-    assert not launched.rung.graphs
-    assert found.rung.graphs
+    assert found.rung == many.rung == LADDER[0]
+    stream = 4 * 5120 * shape_of(name).tokens
+    assert many.peaks["denoise"] - found.peaks["denoise"] >= 2 * stream
+    launched = next(lower for lower in lower_plans(many, "denoise") if not lower.rung.graphs)
+    *keeping, found = (
+        lower for lower in (found, *lower_plans(found, "denoise")) if lower.rung.encoders_stay
+    )
+    assert all(one.rung.graphs for one in (*keeping, found))
     assert found.peaks == launched.peaks
     below = next_rung(found, "denoise").rung  # doing without graphs alone would give nothing
     assert not (below.graphs or below.encoders_stay)
-    stream = 4 * 5120 * shape_of(name).tokens
-    assert many.peaks["denoise"] - found.peaks["denoise"] >= 2 * stream
+
+
+def lower_plans(found, stage):
+    """The plans below one, as a stage that runs out of memory again and again meets them."""
+    while (found := next_rung(found, stage)) is not None:
+        yield found
 
 
 def test_only_the_kinds_that_are_recorded_have_graphs_in_the_plan():

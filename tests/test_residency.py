@@ -388,7 +388,9 @@ def test_a_stage_that_runs_out_is_tried_again_with_less_and_the_clip_says_so(hun
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_only_the_stage_that_ran_out_is_begun_again_and_progress_stays_in_it(hungry, run, stage):
-    told = []
+    usual, told = [], []
+    run(hungry.pipeline, lambda *share: usual.append(share))
+    hungry.begun.clear()
     hungry.fails[stage] = 1
     run(hungry.pipeline, lambda *share: told.append(share))
     assert hungry.begun == sorted([*STAGES, stage], key=STAGES.index)
@@ -398,9 +400,9 @@ def test_only_the_stage_that_ran_out_is_begun_again_and_progress_stays_in_it(hun
     for name in STAGES:
         shares = [share for stage, share in told if stage == name]
         assert shares[-1] == 1.0
-        begins = [0.0, *shares[:-1]]
-        falls = sum(after <= before for before, after in zip(begins, shares))
-        assert falls == (name == stage != "conditioning")
+        is_again = len(shares) > sum(one == name for one, _ in usual)
+        assert is_again == (name == stage != "conditioning")
+        assert is_again or shares == sorted(shares)
 
 
 def test_every_rung_is_tried_once_then_the_clip_is_too_large(hungry, run, tmp_path):
@@ -521,8 +523,7 @@ def test_a_library_that_gets_no_memory_is_a_reason_to_try_again_with_less(made, 
         return 17
 
     assert gpu.memory.attempt("decode", work) == 17
-    assert len(gpu.memory.notes) == 1
-    assert "-vision" in gpu.diary
+    assert [note[:36] for note in gpu.memory.notes] == ["Out of memory (decode): tried again,"]
 
 
 @pytest.mark.parametrize("error", SOMETHING_ELSE, ids=first_line)

@@ -15,8 +15,9 @@ from http.client import HTTPException, HTTPResponse
 from urllib.parse import urljoin
 
 from engine.errors import BadMedia
+from engine.flow import Check
 from engine.jobs.addresses import Target, parse_address, public_addresses
-from engine.jobs.wire import PIECE, Check, Internet, Patience, TooMuch, Wire, dial
+from engine.jobs.wire import PIECE, Internet, Patience, TooMuch, Wire, dial
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,9 @@ from urllib.parse import unquote
 
 from engine.config import LIMITS, Limits
 from engine.errors import BadMedia, BadRequest, OutputError
+from engine.flow import Check
 from engine.jobs.download import TOTAL_S, download, nobody_asks, too_large
-from engine.jobs.wire import INTERNET, Check, Internet
+from engine.jobs.wire import INTERNET, Internet
 from engine.media.files import HEAD_BYTES, sniff
 
 _PIECE = 1 << 20

@@ -15,9 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
+from engine.flow import Check
 from engine.jobs.addresses import Resolve, Target, resolve_name
-
-Check = Callable[[], None]  # raises to end the job
 
 PIECE = 1 << 16
 

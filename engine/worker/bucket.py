@@ -36,9 +36,7 @@ def place_of(bucket: Bucket) -> Target:
     _check_keys(bucket)
     if name is None:
         name = time.strftime("%m-%y")
-    elif (
-        not (_OLD if own else _PLAIN).fullmatch(name) or ".." in name or name == "." or is_ip(name)
-    ):
+    elif not _is_plain(name, _OLD if own else _PLAIN):
         raise BadRequest(
             f"{name_field} is no plain name of a bucket; 3 to 63 small letters, digits, hyphens "
             "and single dots are expected."

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from engine.errors import OutputError, ResultTooLarge
+from engine.flow import Check
 from engine.jobs.job import Bucket, Delivery
-from engine.jobs.wire import INTERNET, Check, Internet
+from engine.jobs.wire import INTERNET, Internet
 from engine.media.ffmpeg import SAFE_INPUT, FfmpegFailed, ffmpeg, file_url
 from engine.media.video import probe_video
 from engine.worker.upload import upload

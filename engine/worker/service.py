@@ -33,6 +33,7 @@ from engine.flow import Clip, Request
 from engine.jobs.fetch import Wanted, fetch_base64, fetch_path, fetch_url
 from engine.jobs.job import Given, Job
 from engine.jobs.parse import parse_job
+from engine.jobs.told import bounded
 from engine.memory import ClipShape, MemoryPlan
 from engine.worker.bucket import check_bucket
 from engine.worker.delivery import Delivered, deliver
@@ -47,7 +48,6 @@ log = logging.getLogger(__name__)
 EXACT = "sdpa"  # attention in 16 bits by PyTorch, for a clip that came out wrong with another
 FETCH_S = 120.0
 _SEND_S = 3.0  # for a reply to reach the platform
-_WARNINGS = 50  # with their sentences, a quarter of what a reply has room for beside its clip
 
 Medium: TypeAlias = Literal["picture", "video", "joints"]
 Response = dict[str, Any]  # JSON, as clients read it
@@ -233,9 +233,7 @@ class Worker:
 
     def _told(self, *warnings: str) -> list[str]:
         """Returns warnings as clients are told them: redacted, and no more than anybody reads."""
-        told = [self.endpoint.redact.tell(warning) for warning in warnings[:_WARNINGS]]
-        more = len(warnings) - _WARNINGS
-        return [*told, f"There are {more} more warnings."] if more > 0 else told
+        return [self.endpoint.redact.tell(warning) for warning in bounded(warnings)]
 
     def _check_delivery(self, job: Job) -> None:
         if job.bucket is not None:

@@ -17,9 +17,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from engine.errors import BadMedia, BadRequest, OutputError
+from engine.flow import Check
 from engine.jobs.addresses import Target
 from engine.jobs.job import Bucket
-from engine.jobs.wire import INTERNET, Check, Internet, Patience, Wire, dial
+from engine.jobs.wire import INTERNET, Internet, Patience, Wire, dial
 from engine.worker.bucket import addresses_of, place_of
 from engine.worker.endpoint import region_of
 

@@ -142,7 +142,7 @@ def test_much_damage_costs_no_worker(worker, media, part):
         {"joints": np.zeros(0), "fps": np.zeros(0)},
         {"joints": np.zeros((9, 1, 24, 3)), "fps": "x"},
     ],
-    ids=str,
+    ids=["nobody", "no numbers", "objects", "truths", "nothing", "empty", "a rate in words"],
 )  # fmt: skip
 def test_joints_that_are_none_cost_no_worker(worker, media, arrays):
     file = io.BytesIO()

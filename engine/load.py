@@ -109,7 +109,7 @@ def load_package(
         {"denoise": denoiser.forget, "decode": decoder.release},
         denoiser.kept,
     )
-    planner = _planner(chosen, found, encoders, norm, settings, denoiser)
+    planner = _planner(chosen, found, encoders, norm, settings, denoiser, networks.gpu_bytes())
     memory = Memory(planner, movable, partial(held_by_others, CUDA_BYTES))
     return Pipeline(denoiser, encoders, _capture(networks, settings), memory)
 
@@ -150,6 +150,7 @@ def _planner(
     norm: ChannelNorm,
     settings: ModelSettings,
     denoiser: PackagedDenoiser,
+    capture: int,
 ) -> Callable[[ClipShape], MemoryPlan] | None:
     """Makes the function that plans a clip with the memory that is free now; None on a CPU."""
     if chosen.gpu is None:
@@ -161,7 +162,7 @@ def _planner(
     vae = sum(weight.nbytes for weight in encoders.vae.parameters())
     dtype = encoders.vae.conv2.weight.dtype
     bytes_of = EncoderBytes(
-        text, encoders.vision.nbytes, vae, dtype, norm is channel_norm_reference
+        text, encoders.vision.nbytes, vae, dtype, norm is channel_norm_reference, capture
     )
     grows = expandable_segments()
 

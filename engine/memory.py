@@ -105,6 +105,7 @@ class EncoderBytes:
     vae: int
     vae_dtype: torch.dtype = torch.bfloat16
     plain_norm: bool = False  # the decoder's norm is PyTorch's: no kernel fits this VAE
+    capture: int = 0  # of motion capture's networks, which stay once a dance was seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,7 @@ class Footprint:
     text: int  # encoders' weights
     vision: int
     vae: int
+    capture: int  # motion capture's networks
     contexts: int  # keys and values of text and picture, of all blocks
     tables: int  # RoPE
     latents: int
@@ -216,6 +218,7 @@ def next_rung(plan: MemoryPlan, stage: Stage) -> MemoryPlan | None:
 def _on(rung: Rung, shape: ClipShape, fp: Footprint, free_bytes: int) -> MemoryPlan:
     blocks, encoders = fp.blocks + fp.rounding, fp.vision + fp.vae
     idle = ALLOWANCES + fp.outside + rung.blocks_stay * blocks + rung.encoders_stay * encoders
+    idle += fp.capture
     idle += rung.contexts_stay * fp.context_weights + rung.texts_stay * KEPT_TEXT_BYTES
     alone = not rung.encoders_stay
     course = fp.course if rung.graphs else fp.course.launched
@@ -269,6 +272,7 @@ def _footprint(
         text=encoders.text,
         vision=encoders.vision,
         vae=encoders.vae,
+        capture=encoders.capture,
         contexts=model.layers * sum(keys * count for keys, count in kept) * (2 * 2 * model.dim + 4),
         tables=sum(kind.told.total for kind in kinds) * TABLE_BYTES,
         latents=LATENTS_HELD * 4 * LATENT_CHANNELS * clip * cells,

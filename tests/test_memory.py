@@ -628,6 +628,16 @@ def test_what_stays_and_what_comes_and_goes_add_up():
     assert last.peaks["denoise"] > last.resident_bytes + bytes_of.blocks
 
 
+def test_motion_capture_is_counted_in_every_stage_of_every_rung():
+    shape, captures = shape_of("512x896", **PRODUCTION), replace(ENCODERS, capture=3 * 10**9)
+    plain, more = (plan(REAL, shape, each, 10**12) for each in (ENCODERS, captures))
+    while plain is not None:
+        assert more.resident_bytes - plain.resident_bytes == captures.capture
+        assert {more.peaks[stage] - plain.peaks[stage] for stage in plain.peaks} == {3 * 10**9}
+        plain, more = (next_rung(one, "denoise") for one in (plain, more))
+    assert more is None
+
+
 def test_after_running_out_of_memory_the_next_rung_needs_less_in_that_stage():
     first = plan(REAL, shape_of("512x896"), ENCODERS, FREE[141])
     below = {stage: [first.rung] for stage in first.peaks}

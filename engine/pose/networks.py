@@ -1,7 +1,5 @@
 """The motion capture networks of a models folder: found, hashed for the cache, loaded once."""
 
-import mmap
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +10,7 @@ from engine.diskcache import remembered_sha256
 from engine.errors import MissingModel
 from engine.pose.detect import Detector, DetectorFiles, find_detector, find_nlf, open_detector
 from engine.pose.nlf import Nlf, load_nlf
-
-_GRAPH_BYTES = 64 * 2**20  # an ONNX file whose weights lie in other files is smaller
+from engine.pose.onnx import gpu_bytes, weight_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +42,20 @@ class Networks:
         except OSError as error:
             raise MissingModel(f"{error.filename} cannot be read: {error.strerror}.") from error
 
+    def gpu_bytes(self) -> int:
+        """Counts what the networks keep of the GPU from the first dance on; 0 where there are none.
+
+        What they compute with meanwhile is not counted: it is given back before a clip is planned.
+        """
+        if self._device.type != "cuda":
+            return 0
+        try:
+            files = self._files
+            held = files.nlf.stat().st_size
+            return held + gpu_bytes(files.detector.persons) + gpu_bytes(files.detector.keypoints)
+        except (MissingModel, OSError):  # a job with a dance will say so
+            return 0
+
     def locator(self) -> Nlf:
         """The network for 3D joints, loaded once. Raises `MissingModel`, `BadCheckpoint`."""
         if self._locator is None:
@@ -61,16 +72,3 @@ class Networks:
     @cached_property
     def _files(self) -> NetworkFiles:
         return NetworkFiles(find_nlf(self._models), find_detector(self._models))
-
-
-def weight_files(network: Path) -> Iterator[Path]:
-    """The files beside an ONNX file that hold its weights: those whose names it mentions.
-
-    ViTPose-H has more weights than one ONNX file may hold.
-    """
-    if not 0 < network.stat().st_size <= _GRAPH_BYTES:
-        return
-    with network.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as graph:
-        for beside in sorted(network.parent.iterdir()):
-            if beside != network and beside.is_file() and graph.find(beside.name.encode()) >= 0:
-                yield beside

@@ -3,14 +3,17 @@
 onnxruntime gives up its CUDA provider in three ways: it was built without, it drops it while the
 session opens, or the first kernel fails (1.22 and older on sm_120: cudaErrorInvalidPtx;
 docs/reference/runpod.md A.7). So a GPU session is proved with one run before it is believed, and
-the log always says which provider runs a file and why.
+the log always says which provider runs a file and why. On the GPU a session may take no more memory
+than the plan of a clip counts for it.
 """
 
 import importlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import mmap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +26,10 @@ Net = Callable[[Floats], list[Floats]]  # one network: an array in, its outputs 
 PortShape = tuple[int | None, ...]  # None: any length
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+CUDA_LIBRARY = Path("capi", "libonnxruntime_providers_cuda.so")  # of the wheel for the GPU alone
+
+WORK_BYTES = 512 * 2**20  # for what a network computes, beside its weights; set by hand
+_GRAPH_BYTES = 64 * 2**20  # an ONNX file whose weights lie in other files is smaller
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +157,42 @@ class OnnxNetwork:
         return outputs
 
 
+def gpu_bytes(network: Path) -> int:
+    """Counts the bytes that a network may take on the GPU; 0 where onnxruntime is for the CPU.
+
+    onnxruntime itself is not imported, which takes longer than a start should.
+    """
+    runtime = find_spec("onnxruntime")
+    folders = runtime.submodule_search_locations if runtime is not None else None
+    if not any(Path(folder, CUDA_LIBRARY).is_file() for folder in folders or ()):
+        return 0
+    return WORK_BYTES + sum(file.stat().st_size for file in (network, *weight_files(network)))
+
+
+def weight_files(network: Path) -> Iterator[Path]:
+    """The files beside an ONNX file that hold its weights: those whose names it mentions.
+
+    ViTPose-H has more weights than one ONNX file may hold.
+    """
+    if not 0 < network.stat().st_size <= _GRAPH_BYTES:
+        return
+    with network.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as graph:
+        for beside in sorted(network.parent.iterdir()):
+            if beside != network and beside.is_file() and graph.find(beside.name.encode()) >= 0:
+                yield beside
+
+
+def provider_options(path: Path, providers: Sequence[str]) -> list[tuple[str, dict[str, str]]]:
+    """Pairs providers with their options: the GPU's memory grows as asked, up to `gpu_bytes`."""
+    limited = {
+        "gpu_mem_limit": str(gpu_bytes(path)),
+        "arena_extend_strategy": "kSameAsRequested",  # else it doubles with each extension
+        "cudnn_conv_algo_search": "HEURISTIC",  # the exhaustive search takes all memory it finds
+        "cudnn_conv_use_max_workspace": "0",
+    }
+    return [(provider, limited if provider == CUDA else {}) for provider in providers]
+
+
 def _providers() -> Sequence[str]:
     import onnxruntime  # here, and not when a worker starts: many jobs bring their motion
 
@@ -163,7 +206,7 @@ def _open_file(path: Path, providers: Sequence[str]) -> Session:
     options.log_severity_level = 3  # errors alone: the rest is in our own log
     # With its own fallback on, onnxruntime may swap a failing GPU for the CPU and only print so.
     return onnxruntime.InferenceSession(
-        path, options, providers=list(providers), enable_fallback=False
+        path, options, providers=provider_options(path, providers), enable_fallback=False
     )
 
 

@@ -3,12 +3,16 @@
 import hashlib
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from engine.errors import BadCheckpoint, MissingModel
-from engine.pose.networks import Networks, weight_files
+from engine.pose import onnx
+from engine.pose.networks import Networks
+from engine.pose.onnx import CPU as ON_CPU
+from engine.pose.onnx import CUDA, WORK_BYTES, gpu_bytes, provider_options, weight_files
 from tests.support.standin_models import save_detectors, save_nlf
 
 CPU = torch.device("cpu")
@@ -35,12 +39,48 @@ def models(standins, tmp_path):
     return shutil.copytree(standins, tmp_path / "models")
 
 
+@pytest.fixture
+def onnxruntime_of_the_gpu(tmp_path, monkeypatch):
+    """Puts the file that tells the wheel for the GPU where the wheel would have it."""
+    library = tmp_path / "onnxruntime" / onnx.CUDA_LIBRARY
+    library.parent.mkdir(parents=True)
+    library.touch()
+    found = SimpleNamespace(submodule_search_locations=[str(tmp_path / "onnxruntime")])
+    monkeypatch.setattr(onnx, "find_spec", lambda name: found)
+
+
 def networks(models):
     return Networks(models, CPU, models.parent / "state")
 
 
 def sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_networks_on_the_gpu_are_counted_and_held_to_what_is_counted(
+    models, onnxruntime_of_the_gpu
+):
+    on_gpu = Networks(models, torch.device("cuda"), models.parent / "state")
+    sizes = [(models / name).stat().st_size for name in (NLF, *DWPOSE)]
+    assert on_gpu.gpu_bytes() == sum(sizes) + 2 * WORK_BYTES
+    persons = models / DWPOSE[0]
+    (cuda, limits), (cpu, none) = provider_options(persons, [CUDA, ON_CPU])
+    assert (cuda, cpu, none) == (CUDA, ON_CPU, {})
+    assert int(limits["gpu_mem_limit"]) == gpu_bytes(persons) == sizes[1] + WORK_BYTES
+    assert limits["arena_extend_strategy"] == "kSameAsRequested"  # it would double beyond need
+
+
+def test_weights_in_a_file_of_their_own_are_counted_too(models, onnxruntime_of_the_gpu):
+    graph, weights = models / VITPOSE[1], models / VITPOSE[2]
+    assert gpu_bytes(graph) == graph.stat().st_size + weights.stat().st_size + WORK_BYTES
+
+
+def test_where_the_networks_take_no_gpu_memory_none_is_counted(models, tmp_path):
+    assert networks(models).gpu_bytes() == 0  # on the CPU
+    gpu = torch.device("cuda")
+    assert Networks(tmp_path / "none", gpu, tmp_path).gpu_bytes() == 0  # no dance can come
+    without = Networks(models, gpu, tmp_path).gpu_bytes()  # onnxruntime here is for CPUs
+    assert without == (models / NLF).stat().st_size
 
 
 def test_the_hashes_are_those_of_the_files_in_use(models):

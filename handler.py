@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from engine.command_line import program
 from engine.errors import EngineError
 from engine.worker.ending import Ended, end_children, end_on_signals
 from engine.worker.joblog import Redactor, job_named, log_as_json, name_of
+from engine.worker.runpod_library import import_runpod
 
 if TYPE_CHECKING:
     from engine.worker.progress import ProgressReport
@@ -55,7 +55,7 @@ def main() -> None:
     ended: list[Ended] = []
     end_on_signals(ended)
     os.environ.setdefault("RUNPOD_LOG_LEVEL", "INFO")  # below that it prints whole results
-    platform = ThreadPoolExecutor(1).submit(import_module, "runpod")  # 1.5 s, beside the loading
+    platform = ThreadPoolExecutor(1).submit(import_runpod)  # beside the loading
 
     from engine.worker.endpoint import read_endpoint
     from engine.worker.fitness import fitness_checks

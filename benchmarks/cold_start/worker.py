@@ -104,12 +104,14 @@ def start_worker(laps: Laps, package: str, models: str, state: str) -> None:
         watch_loading(laps)
         renderer._warm = laps.around(READY, "first clip, of nothing", renderer._warm)
 
-    def platform(name: str) -> ModuleType:
-        found = importlib.import_module(name)
+    import_runpod = handler.import_runpod
+
+    def platform() -> ModuleType:
+        found = import_runpod()
         found.serverless.start = lambda _config: laps.end(SERVING)
         return found
 
-    vars(handler).update(log_as_json=imported, import_module=platform)
+    vars(handler).update(log_as_json=imported, import_runpod=platform)
     handler.main()
     laps.end("ended")
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "1"  # triton decides at import; compiling runs in workers
@@ -43,6 +44,22 @@ def _same_for_everybody():
     before = os.umask(0o022)
     yield
     os.umask(before)
+
+
+@pytest.fixture
+def usual_signals():
+    """Signals end processes, as at a terminal: nohup and background shells have some ignored, which
+    every process that is started inherits.
+    """
+    usual = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGHUP: signal.SIG_DFL,
+        signal.SIGTERM: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

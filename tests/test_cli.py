@@ -158,6 +158,7 @@ def test_a_state_folder_that_cannot_be_used_is_told_and_costs_no_clip(files, cap
         demo_weights(files / "ok.png")  # the random ones are written there
 
 
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_stopped_leaves_nothing(files, number):
     command = [
@@ -166,10 +167,7 @@ def test_a_run_that_is_stopped_leaves_nothing(files, number):
         "--width", "320", "--height", "320", "--steps", "1",
     ]  # fmt: skip
     before = sorted(files.iterdir())
-    # a shell's background job ignores Ctrl-C, and so would its children
-    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
-        signal.signal(signal.SIGINT, inherited)
         deadline = time.monotonic() + 120
         while not list(files.glob(".encoding-*")) and time.monotonic() < deadline:
             assert child.poll() is None

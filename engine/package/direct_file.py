@@ -10,6 +10,7 @@ import logging
 import mmap
 import os
 import stat
+import weakref
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -136,6 +137,23 @@ class RawFile:
             ) from error
         self._refused = True
         log.warning("%s: no direct read (%s), a buffered one instead", self.path, error.strerror)
+
+
+def map_private(number: int, offset: int, nbytes: int) -> "ctypes.Array[ctypes.c_char]":
+    """Maps a range of an open file into memory for as long as the array lives; what is written to
+    it stays in this process. Raises `OSError`.
+
+    Python's own mapping keeps a descriptor for each, and a package of 14B has a thousand tensors.
+    """
+    start = offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    length, access = offset - start + nbytes, mmap.PROT_READ | mmap.PROT_WRITE
+    address = _LIBC.mmap(None, length, access, mmap.MAP_PRIVATE, number, start)
+    if address == _MAP_FAILED:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    array = (ctypes.c_char * nbytes).from_address(address + offset - start)
+    weakref.finalize(array, _LIBC.munmap, address, length).atexit = False  # others may hold it then
+    return array
 
 
 def cached_bytes(number: int, offset: int, nbytes: int) -> int:

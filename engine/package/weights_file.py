@@ -9,7 +9,6 @@ import fcntl
 import hashlib
 import json
 import logging
-import mmap
 import os
 from collections import deque
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import BadPackage, BuildFailed
+from engine.package.direct_file import map_private
 from engine.package.manifest import (
     ITEM_BYTES,
     MEND,
@@ -47,24 +47,20 @@ def read_tensor(path: Path, entry: Entry, *, verified: bool) -> "Tensor":
 
     Raises `BadPackage` for other bytes than were written, `OSError` if they cannot be read.
     """
-    start = entry.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-    skipped = entry.offset - start
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size < entry.offset + entry.nbytes:  # a mapping beyond the end would kill the process
             raise BadPackage(f"{path} has {size} bytes, {entry.name} ends behind them. {MEND}")
-        length = skipped + entry.nbytes
-        mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=start)
+        mapped = map_private(file.fileno(), entry.offset, entry.nbytes)
     if not verified:
-        with memoryview(mapped) as whole, whole[skipped:] as view:
-            found = hashlib.sha256(view).hexdigest()
+        found = hashlib.sha256(mapped).hexdigest()
         if found != entry.sha256:
             raise BadPackage(
                 f"{path} is damaged: {entry.name} has sha256 {found}, not {entry.sha256}. {MEND}"
             )
     import torch  # takes a second, for which opening a package should not wait
 
-    flat = torch.frombuffer(mapped, dtype=getattr(torch, entry.dtype), offset=skipped)
+    flat = torch.frombuffer(mapped, dtype=getattr(torch, entry.dtype))
     return flat.view(entry.shape)
 
 

@@ -110,6 +110,17 @@ def test_a_tensor_that_is_written_to_stays_in_the_process(package):
     examine(package)
 
 
+def test_tensors_keep_no_file_open_and_give_their_memory_back(package):
+    """A package of 14B has a thousand tensors, and a process may have 1024 files open."""
+    opened, maps = open_folder(package), Path("/proc/self/maps")
+    weights = str(opened.weights.resolve())
+    held = [opened.read(entry.name) for entry in opened.manifest.tensors]
+    assert weights not in {os.path.realpath(file) for file in Path("/proc/self/fd").iterdir()}
+    assert weights in maps.read_text() and len(held) > 1
+    del held
+    assert weights not in maps.read_text()
+
+
 def test_what_is_not_there_is_named(sound):
     opened = open_folder(sound)
     with pytest.raises(BadPackage, match=r"no tensor blocks\.9\.q"):

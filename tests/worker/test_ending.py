@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+pytestmark = pytest.mark.usefixtures("usual_signals")
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import signal, subprocess, sys, threading, time

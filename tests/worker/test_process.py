@@ -214,6 +214,7 @@ def ends_in_time(started, *signals):
     return status
 
 
+@pytest.mark.usefixtures("usual_signals")
 def test_sigterm_in_mid_job_ends_it_in_time_and_leaves_nothing(start, given):
     started = start().wait_until_ready()
     in_mid_job(started, given)
@@ -221,6 +222,7 @@ def test_sigterm_in_mid_job_ends_it_in_time_and_leaves_nothing(start, given):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize(
     "signals",
     [[signal.SIGINT], [signal.SIGHUP], [signal.SIGTERM] * 2, [signal.SIGINT, signal.SIGTERM]],

@@ -37,6 +37,7 @@ from benchmarks.record import (
 from benchmarks.timing import WrongResult
 from engine.command_line import program
 from engine.errors import EngineError
+from engine.machine.device import find_device
 from kernels.launch import DriverError
 from kernels.spec import BuildError
 
@@ -102,6 +103,7 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Runs suites and keeps what is to be kept of them. Wrong results leave nothing behind."""
+    find_device()  # a GPU that PyTorch cannot use would be times of the CPU
     record, rows = measure(args.suites, vars(args))
     found = encode(record)
     if args.json is not None:

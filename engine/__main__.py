@@ -212,6 +212,11 @@ def _packages(path: Path) -> list[Package]:
 def _choice(gpu: Gpu | None, packages: Sequence[Package]) -> dict[str, object]:
     """Tells which package would run here and why, or why none would."""
     untold = {"variants": None, "sums": None}  # nothing was chosen here yet
+    if gpu is not None:
+        try:
+            find_device()
+        except EngineError as error:
+            return {"runs": f"none: {error}", **untold}
     if not packages:
         where = "the CPU" if gpu is None else "the GPU"
         return {"runs": f"the exact model in plain PyTorch on {where}", **untold}

@@ -404,6 +404,39 @@ def test_segments_that_grow_need_less_at_the_size_of_training():
     assert usual.peaks["denoise"] - growing.peaks["denoise"] == gap_of(usual) - GAP_BYTES
 
 
+def told_in_readme(row):
+    """The gigabytes of a row of the table in README.md."""
+    lines = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8").splitlines()
+    line = next(line for line in lines if line.startswith(f"| {row}"))
+    return [float(told) for told in re.findall(r"([0-9.]+) GB", line)]
+
+
+@pytest.mark.parametrize(
+    ("of_clip", "rows"),
+    [
+        (
+            {"evaluations": (3, 3)},  # of six steps in one window
+            ["and the weights that prepare text and picture", "and the keys of the last prompts",
+             "all models stay", "at least: models take turns"],
+        ),
+        (
+            {"clip_frames": 325},
+            ["the same with them", "325 frames, in windows with CUDA graphs"],
+        ),
+    ],
+    ids=["one window", "windows"],
+)  # fmt: skip
+@pytest.mark.parametrize("place", range(3), ids=list(NAMED))
+def test_the_readme_tells_what_is_planned(place, of_clip, rows):
+    """Row by row, each of the plan that fits into less than the one before."""
+    shape = shape_of([*NAMED][place], unseen="last", **of_clip)
+    encoders, free = replace(ENCODERS, text=0), 10**12
+    for row in rows:
+        found = plan(REAL, shape, encoders, free, Running(expandable=True))
+        assert found.peak_bytes / GB == pytest.approx(told_in_readme(row)[place], abs=0.051)
+        free = found.peak_bytes - 1
+
+
 def count_vae(job):
     with META:
         vae = Vae().to(torch.bfloat16)

@@ -21,6 +21,7 @@ from engine.media.video import frame_count, probe_video, read_video
 from engine.stage_dump import SKELETON, TIMINGS
 
 TIMES = 4  # as high and as wide
+COMMENT = "DEMO WEIGHTS"  # in the file, as in the clip that it shows
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -43,10 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def show(image: Path, skeleton: Path, clip: Path, out: Path, beside: Path) -> None:
     """Writes the clip enlarged, and picture, skeleton and clip in one row. Raises `EngineError`."""
     info = probe_video(clip)
-    encode_mp4(map(enlarged, frames(clip)), info.fps, out)
+    encode_mp4(map(enlarged, frames(clip)), info.fps, out, comment=COMMENT)
     size = TIMES * info.height, TIMES * info.width
     picture = crop_frames(load_image(image)[None], size)
-    encode_mp4(rows(picture, skeleton, clip), info.fps, beside)
+    encode_mp4(rows(picture, skeleton, clip), info.fps, beside, comment=COMMENT)
 
 
 def rows(picture: Tensor, skeleton: Path, clip: Path) -> Iterator[Tensor]:

@@ -71,18 +71,23 @@ def cannot_use(gpu: Gpu, torch: str, cuda: str | None, why: str) -> UnsupportedD
     except UnsupportedDriver as error:
         return UnsupportedDriver(f"PyTorch cannot use the GPU that is here. {error}")
     built = f"is built for CUDA {cuda}" if cuda else "is a build for CPUs"
-    newest = BUILDS[0]
-    update = (
-        f", or update the driver to {newest.driver_release} or newer"
-        if cuda and gpu.cuda < newest.driver
-        else ""
-    )
+    if cuda and int(cuda.partition(".")[0]) <= gpu.cuda[0]:
+        mend = (
+            "That build runs on that driver, so the set-up or the GPU is at fault: look at "
+            "`nvidia-smi`, restart the container or the machine, or take another"
+        )
+    else:
+        mend = (
+            f"Run `rm .venv/ready; make setup`, which installs PyTorch {right.torch} for CUDA "
+            f"{dotted(right.cuda)}"
+        )
+        newest = BUILDS[0]
+        if cuda and gpu.cuda < newest.driver:
+            mend += f", or update the driver to {newest.driver_release} or newer"
     return UnsupportedDriver(
         f"PyTorch cannot use the GPU that is here: the driver{_release(gpu)} of {gpu.name} knows "
-        f"CUDA {dotted(gpu.cuda)}, and PyTorch {torch} {built}{f' ({why})' if why else ''}. Run "
-        f"`rm .venv/ready; make setup`, which installs PyTorch {right.torch} for CUDA "
-        f"{dotted(right.cuda)}{update}. To run on the CPU all the same, set CUDA_VISIBLE_DEVICES "
-        "to nothing."
+        f"CUDA {dotted(gpu.cuda)}, and PyTorch {torch} {built}{f' ({why})' if why else ''}. "
+        f"{mend}. To run on the CPU all the same, set CUDA_VISIBLE_DEVICES to nothing."
     )
 
 

@@ -119,7 +119,8 @@ def find_packages(path: Path) -> list[tuple[str, Path]]:
 
 
 def open_package(path: Path, arch: Arch | None = None) -> Package:
-    """Opens a package, or the one for `arch` of a folder of packages (`out/sm89`).
+    """Opens a package, or the one for `arch` of a folder of packages (`out/sm89`). Without `arch`
+    that is the only one in there.
 
     Everything but the bytes of weights, plans and prompts is checked, and that model, tensors,
     kernels and plans fit each other; that takes milliseconds. Raises `BadPackage`, which says what
@@ -154,6 +155,8 @@ def _of_several(path: Path, arch: Arch | None) -> Path:
     held = dict(find_packages(path))
     if arch is not None and arch.name in held:
         return held[arch.name]
+    if arch is None and len(held) == 1:
+        return next(iter(held.values()))
     if not held:
         places = ", ".join(known.name for known in ARCHS)
         raise BadPackage(

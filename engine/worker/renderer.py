@@ -17,6 +17,7 @@ from engine.errors import EngineError, UnsupportedGpu
 from engine.flow import Clip, Recipe, Request, Settings
 from engine.jobs.parse import usual_sizes
 from engine.load import load_package
+from engine.machine.device import find_device
 from engine.machine.gpu import find_gpu
 from engine.machine.heap import keep_freed_memory
 from engine.media.mp4 import encode_mp4
@@ -39,17 +40,16 @@ _WARM_PROMPT = "the human starts to dance"  # most jobs have it, packages hold i
 def load_renderer(endpoint: Endpoint) -> Renderer:
     """Loads what makes clips. Raises what `choose_package` and `load_package` raise.
 
-    Without a GPU it raises `UnsupportedGpu`, unless the endpoint allows a CPU.
+    Without a GPU it raises `UnsupportedGpu`, unless the endpoint allows a CPU; what `find_device`
+    raises for a GPU that PyTorch cannot use.
     """
-    gpu = find_gpu()
+    device = find_device()
+    gpu = find_gpu() if device.type == "cuda" else None
     if gpu is None and not endpoint.allows_cpu:
         raise UnsupportedGpu(
             "There is no GPU here, and a worker without one takes hours for a clip. Take a "
             "machine with a GPU; for a test with a tiny package set SCAIL_ALLOW_CPU=1."
         )
-    if gpu is not None and not torch.cuda.is_available():
-        raise UnsupportedGpu(f"The CUDA driver shows {gpu.name}, and PyTorch cannot use it.")
-    device = torch.device("cpu" if gpu is None else "cuda")
     if gpu is None:
         keep_freed_memory()
     settings = ModelSettings(device, "fp32" if gpu is None else "bf16", None, endpoint.state)

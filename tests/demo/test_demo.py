@@ -84,6 +84,8 @@ def test_a_clip_is_shown_large_and_beside_what_it_was_made_from(stages, capsys):
     large, beside = (probe_video(stages.parent / name) for name in ("large.mp4", "beside.mp4"))
     assert (large.height, large.width, large.frames, large.fps) == (384, 256, 5, 12.0)
     assert (beside.height, beside.width, beside.frames) == (384, 3 * 256, 5)
+    for name in ("large.mp4", "beside.mp4"):  # "the MP4 says DEMO WEIGHTS"
+        assert b"DEMO WEIGHTS" in (stages.parent / name).read_bytes()
     row = torch.cat([*read_video(beside)]).float()
     for column, level in enumerate((120, 60, 200)):
         part = row[:, :, column * 256 + 8 : column * 256 + 248]

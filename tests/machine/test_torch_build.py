@@ -1,5 +1,6 @@
 """A driver gets the PyTorch that it can run, and a GPU that PyTorch cannot use is an error."""
 
+import json
 import re
 import subprocess
 import sys
@@ -9,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine import __main__ as program
 from engine.errors import UnsupportedDriver, UnsupportedGpu
 from engine.machine import device
 from engine.machine.gpu import Gpu
 from engine.machine.torch_build import BUILDS, build_for, cannot_use, reason
+from engine.media.mp4 import encode_mp4
 from tests.support.fake_driver import build_driver, with_driver
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,6 +125,14 @@ def test_a_build_for_cpus_is_told_as_one():
     assert "installs PyTorch 2.13.0 for CUDA 13.0. To run" in said
 
 
+@pytest.mark.parametrize(("cuda", "knows"), [("12.8", (12, 7)), ("13.0", (13, 0))])
+def test_a_build_that_the_driver_runs_is_not_installed_again(cuda, knows):
+    """In an image say, where the GPU is broken or its devices were not handed to the container."""
+    said = str(cannot_use(replace(ADA, cuda=knows), "2.10.0", cuda, "CUDA unknown error"))
+    assert f"PyTorch 2.10.0 is built for CUDA {cuda} (CUDA unknown error). That build runs" in said
+    assert "restart the container" in said and "make setup" not in said
+
+
 def test_a_driver_that_no_pytorch_runs_on_is_told_as_such():
     said = str(cannot_use(replace(ADA, cuda=(11, 8)), "2.13.0+cu130", "13.0", ""))
     assert said.startswith("PyTorch cannot use the GPU that is here. The driver 565.57.01 of ")
@@ -145,15 +156,44 @@ def test_a_gpu_that_both_see_is_the_device_and_one_that_pytorch_alone_sees_is_an
         device.find_device()
 
 
+GENERATE = ("-m", "engine", "generate", "--image", "engine/demo/nano/dancer.png",
+            "--joints", "engine/demo/nano/dance.npz", "--out", "CLIP")  # fmt: skip
+POSE = ("-m", "engine", "pose", "--video", "DANCE", "--out", "CLIP")
+
+
 @needs_no_gpu
-def test_a_clip_is_not_made_on_the_cpu_of_a_machine_with_a_gpu(library, tmp_path):
-    command = [
-        sys.executable, "-m", "engine", "generate", "--image", "engine/demo/nano/dancer.png",
-        "--joints", "engine/demo/nano/dance.npz", "--out", str(tmp_path / "clip.mp4"),
-    ]  # fmt: skip
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        (GENERATE, 2),
+        pytest.param(POSE, 2, marks=pytest.mark.slow),
+        (("handler.py",), 1),
+        pytest.param(("benchmarks/run.py", "media"), 1, marks=pytest.mark.slow),
+    ],
+    ids=["generate", "pose", "handler", "benchmark"],
+)
+def test_nothing_runs_on_the_cpu_of_a_machine_with_a_gpu(library, tmp_path, command, status):
+    """A worker that may use a CPU may not either: a package of 14B would take it for hours."""
+    clip, dance = tmp_path / "clip.mp4", tmp_path / "dance.mp4"
+    encode_mp4([torch.zeros(2, 64, 64, 3, dtype=torch.uint8)], 16.0, dance)
+    places = {"CLIP": str(clip), "DANCE": str(dance)}
+    environment = with_driver(library, SCAIL_ALLOW_CPU="1", PYTHONPATH=str(ROOT))
+    environment.pop("RUNPOD_WEBHOOK_GET_JOB", None)
     done = subprocess.run(
-        command, cwd=ROOT, env=with_driver(library), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
+        [sys.executable, *(places.get(part, part) for part in command)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == status
     assert "error: PyTorch cannot use the GPU that is here: the driver 565.57.01" in done.stderr
-    assert not (tmp_path / "clip.mp4").exists()
+    assert "knows CUDA 12.7, and PyTorch " in done.stderr
+    assert not clip.exists()
+
+
+@needs_no_gpu
+def test_info_says_that_nothing_would_run_on_a_gpu_that_pytorch_cannot_use(monkeypatch, capsys):
+    for module in (device, program):
+        monkeypatch.setattr(module, "find_gpu", lambda: ADA)
+    program.main(["info"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["gpu"]["name"] == "NVIDIA GeForce RTX 4090"
+    assert found["runs"].startswith("none: PyTorch cannot use the GPU that is here: the driver")

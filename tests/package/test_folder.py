@@ -344,6 +344,14 @@ def test_a_package_for_another_architecture_is_refused(sound):
     assert sentence.startswith(f"{sound} is for sm89, sm120 is needed.")
 
 
+def test_of_a_folder_with_one_package_that_is_opened_where_no_architecture_is_known(
+    sound, tmp_path
+):
+    shutil.copytree(sound, tmp_path / "sm89")
+    assert open_folder(tmp_path).path == tmp_path / "sm89"
+    assert "packages for sm89, none for sm90; build that one" in refusal(tmp_path, SM90)
+
+
 def test_of_a_folder_of_packages_the_one_for_the_architecture_is_opened(sound, tmp_path):
     shutil.copytree(sound, tmp_path / "sm89")
     build(tmp_path / "sm120", groups=1, manifest=for_arch(SM120))

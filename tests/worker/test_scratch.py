@@ -202,3 +202,13 @@ def test_workers_that_start_at_once_do_not_remove_each_other(tmp_path):
     for process, _ in running:
         process.kill()
         process.wait()
+
+
+def test_what_was_closed_is_not_made_anew_for_whoever_asks_late(tmp_path):
+    scratch = Scratch(tmp_path / "jobs")
+    scratch.close()
+    for late in (scratch.check, scratch.job_folder().__enter__):
+        with pytest.raises(OutputError, match="the worker ends"):
+            late()
+    scratch.close()
+    assert [path.name for path in (tmp_path / "jobs").iterdir()] == ["lock"]

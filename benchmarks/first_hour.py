@@ -4,7 +4,6 @@ Run by `first_hour.sh`. A step that fails or takes too long is recorded with wha
 next one runs. Steps are programs that also run alone: their commands are in the file.
 """
 
-import argparse
 import json
 import os
 import re
@@ -12,14 +11,16 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.record import write_json
+from engine import command_line
 from engine.config import state_dir
-from engine.errors import EngineError
+from engine.errors import UnsupportedGpu
 from engine.machine.device import find_device
 from engine.machine.gpu import find_gpu
 from kernels.arch import ARCHS, SM89
@@ -134,23 +135,27 @@ def parsed(text: str) -> tuple[tuple[object, ...], str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = command_line.Parser(
+        prog="benchmarks/first_hour.py", description=(__doc__ or "").partition("\n")[0]
+    )
     add = parser.add_argument
-    add("--out", type=Path, default=Path("first_hour.json"), metavar="FILE")
-    add("--package", type=Path, metavar="DIR", help="of build_engine.py, for this GPU")
-    add("--models", type=Path, metavar="DIR", help="VAE and encoders beside --package")
+    add("--out", type=command_line.path, default=Path("first_hour.json"), metavar="FILE")
+    add("--package", type=command_line.path, metavar="DIR", help="of build_engine.py, for this GPU")
+    add("--models", type=command_line.path, metavar="DIR", help="VAE and encoders beside --package")
     add("--dry", action="store_true", help="on a CPU, tiny")
     args = parser.parse_args(argv)
-    try:
-        gpu = find_gpu()
-        if not args.dry:
-            find_device()  # a GPU that PyTorch cannot use would be an hour on the CPU
-    except EngineError as error:
-        sys.exit(f"error: {error}")
+    command_line.run(_measure, args, out_of_memory="Take a machine with more memory.")
+
+
+def _measure(args: Namespace) -> None:
+    """Runs the steps. Raises `UnsupportedGpu` where they would say nothing, and `OSError`."""
+    gpu = find_gpu()
+    if not args.dry:
+        find_device()  # a GPU that PyTorch cannot use would be an hour on the CPU
     arch = next((a for a in ARCHS if gpu is not None and a.capability == gpu.capability), None)
     if arch is None and not args.dry:
         has = "there is no GPU" if gpu is None else f"{gpu.name} is of no architecture known"
-        sys.exit(f"error: {has} here. Use --dry to try the steps without.")
+        raise UnsupportedGpu(f"{has[0].upper()}{has[1:]} here. Use --dry to try the steps without.")
     done: list[Done] = []
     with TemporaryDirectory(prefix="first-hour-") as folder:
         chosen = steps((arch or SM89).name, Path(folder), args.package, args.models, args.dry)
@@ -168,4 +173,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line.end_on_signals()
+    command_line.program(main)

@@ -92,7 +92,7 @@ def machine() -> dict[str, object]:
 def _cpu_model() -> str:
     """The processor as Linux names it; elsewhere the kind of machine."""
     info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.is_file() else ""
+    text = info.read_text(encoding="utf-8", errors="replace") if info.is_file() else ""
     found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return found[1].strip() if found else platform.machine()
 
@@ -130,7 +130,7 @@ def write_record(path: Path, record: Record) -> None:
 def write_json(path: Path, found: object) -> None:
     """Writes the whole file or nothing."""
     with whole_file(path) as draft:
-        draft.write_text(json.dumps(found, indent=1) + "\n")
+        draft.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def read_record(path: Path) -> Record:

@@ -108,5 +108,5 @@ def _number(value: float) -> str:
 def write_report(folder: Path) -> Path:
     """Writes the report of a folder's runs into it. Raises `BadRecord`."""
     path = folder / REPORT
-    path.write_text(render(read_records(folder)))
+    path.write_text(render(read_records(folder)), encoding="utf-8")
     return path

@@ -116,14 +116,16 @@ def _open_streams(output_matters: bool) -> _Stream:
     """Puts streams of ours in the places of output and errors, closed ones too."""
     while (nowhere := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(nowhere, True)  # or a file of ours would get the number
-    encoding, strictness = "utf-8", "strict"
+    encoding, unknown = "utf-8", "strict"
     if sys.stdout is not None:  # as the locale has them
-        encoding, strictness = sys.stdout.encoding, sys.stdout.errors or strictness
+        encoding, unknown = sys.stdout.encoding, sys.stdout.errors or unknown
+    if unknown == "strict":  # the name of a file may have letters that a terminal has not
+        unknown = "backslashreplace"
     # of a closed one the number may belong to a library's file by now
     output = _Stream(1 if sys.stdout is not None else nowhere, matters=output_matters)
     errors = _Stream(2 if sys.stderr is not None else nowhere, matters=False)
     is_live = output.isatty() or bool(os.environ.get("PYTHONUNBUFFERED"))
-    sys.stdout = _text(output, encoding, strictness, is_live=is_live)
+    sys.stdout = _text(output, encoding, unknown, is_live=is_live)
     sys.stderr = _text(errors, encoding, "backslashreplace", is_live=True)
     return output
 

@@ -26,6 +26,12 @@ program(main, output_matters=True)
 """
 
 
+PROGRAMS = (
+    "-m engine", "build_engine.py", "benchmarks/run.py", "benchmarks/first_hour.py",
+    "-m engine.machine.torch_build",
+)  # fmt: skip
+
+
 def status(arguments, ends="", unbuffered="", script=PROGRAM):
     """Runs the program in a shell that has its streams as `ends` says."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
@@ -77,9 +83,29 @@ def test_a_service_goes_on_where_its_log_cannot_be_written():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", ["-m engine", "build_engine.py", "benchmarks/run.py"])
+@pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize("ends", ["2>/dev/full", "2>&-"])
 def test_every_program_refuses_with_2(program, ends):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     command = f"{sys.executable} {program} --nonsense {ends}"
     assert subprocess.run(["sh", "-c", command], cwd=ROOT, env=environment).returncode == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["benchmarks/first_hour.py --help",
+                                     "-m engine.machine.torch_build torch"])  # fmt: skip
+def test_these_programs_too_say_where_their_output_cannot_be_written(program):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = f"{sys.executable} {program} >/dev/full"
+    done = subprocess.run(["sh", "-c", command], cwd=ROOT, env=environment, capture_output=True)
+    assert done.returncode == 2
+    assert b"Standard output cannot be written: No space left on device." in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii:strict", "latin-1:strict", "utf-8:strict"])
+def test_a_name_that_no_terminal_can_show_costs_no_result(encoding, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    script = PROGRAM.replace('"done"', "chr(0x4E2D) + chr(0xDCFF)")
+    shown = "中" if encoding.startswith("utf") else "\\u4e2d"
+    assert status("", script=script) == (0, f"{shown}\\udcff\n", "")

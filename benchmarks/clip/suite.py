@@ -164,14 +164,14 @@ def reset_peak(on_gpu: bool) -> None:
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def peak_mib(on_gpu: bool) -> float:
     """The most since `reset_peak`: tensors on the GPU, or pages of this process in memory."""
     if on_gpu:
         return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
     held = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
     require(held is not None, "/proc/self/status does not say VmHWM")
     assert held is not None

@@ -107,7 +107,9 @@ def prepare(folder: Path, package: Path | None, models: Path | None) -> StartSce
     """
     given = [str(folder), *([str(package)] if package else [])]
     command = [sys.executable, "-m", "benchmarks.cold_start.scene", *given]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     require(done.returncode == 0, f"Nothing to start: {_last_line(done.stderr)}")
     made = {name: Path(path) for name, path in json.loads(done.stdout.splitlines()[-1]).items()}
     return StartScene(**made | ({"models": models} if models else {}))
@@ -116,7 +118,7 @@ def prepare(folder: Path, package: Path | None, models: Path | None) -> StartSce
 def start(way: str, scene: StartScene, root: Path = ROOT) -> Start:
     """Makes one start of the checkout `root` in a process of its own. Raises `WrongResult`."""
     environment = os.environ | {"PYTHONPATH": str(root), "TMPDIR": str(scene.state)}
-    with TemporaryFile("w+") as errors:
+    with TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
         began = time.monotonic()
         called = way.removesuffix(" before")
         command = [sys.executable, str(root / WORKER), repr(began), called]
@@ -126,7 +128,8 @@ def start(way: str, scene: StartScene, root: Path = ROOT) -> Start:
             env=environment,
             stdout=subprocess.PIPE,
             stderr=errors,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
         ) as process:
             assert process.stdout is not None
             limit = Timer(TIMEOUT_S, process.kill)

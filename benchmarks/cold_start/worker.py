@@ -194,7 +194,9 @@ def files_in_use() -> Iterator[str]:
         for name in ("__file__", "__cached__"):
             if isinstance(path := getattr(module, name, None), str):
                 yield path
-    for line in Path("/proc/self/maps").read_text().splitlines():
+    for line in (
+        Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    ):
         fields = line.split(maxsplit=5)
         if len(fields) == 6 and fields[5].startswith("/"):
             yield fields[5]

@@ -30,7 +30,7 @@ def write(folder: Path, arch: Arch) -> int:
     cubins = compiled(arch).values()
     for cubin in cubins:
         (folder / f"{cubin.name}.cubin").write_bytes(cubin.data)
-        (folder / f"{cubin.name}.json").write_text(json.dumps(cubin.record()))
+        (folder / f"{cubin.name}.json").write_text(json.dumps(cubin.record()), encoding="utf-8")
     return sum(len(cubin.data) for cubin in cubins)
 
 
@@ -38,7 +38,7 @@ def load(folder: Path) -> dict[str, Cubin]:
     """The kernels of a folder by name. Raises `Unavailable` if there are none."""
     found = {}
     for path in sorted(folder.glob("*.json")):
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_bytes())
         found[path.stem] = cubin_from_record(record, path.with_suffix(".cubin").read_bytes())
     if not found:
         raise Unavailable(

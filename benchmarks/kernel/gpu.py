@@ -105,7 +105,7 @@ def said_one(out: Path, step: str, row: KernelRow) -> None:
 def say(out: Path, step: str, facts: Mapping[str, object]) -> None:
     """Adds a line of JSON to a file, and prints it."""
     line = json.dumps({"step": step, **facts})
-    with out.open("a") as file:
+    with out.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
     print(line, flush=True)
 

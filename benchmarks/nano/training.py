@@ -111,7 +111,7 @@ class TrainingLog:
     """Writes one line a step into a file, and some of them on the terminal."""
 
     def __init__(self, path: Path) -> None:
-        self.file = path.open("a")
+        self.file = path.open("a", encoding="utf-8")
 
     def add(self, state: State, found: StepLoss) -> None:
         """Raises `FloatingPointError` for a loss that is not finite."""

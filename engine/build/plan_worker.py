@@ -71,7 +71,7 @@ def _port(tensor: NetworkPort) -> list:
 def main(graph: Path, plan: Path) -> None:
     data, facts = build(graph, json.load(sys.stdin))
     plan.write_bytes(data)
-    plan.with_suffix(".json").write_text(json.dumps(facts))
+    plan.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
 
 
 if __name__ == "__main__":

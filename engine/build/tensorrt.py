@@ -109,7 +109,7 @@ def build_plan(
             f"{name} cannot be proven: the builder's log lists no layers. pyproject.toml names the "
             "version of TensorRT-RTX that lists them."
         )
-    (folder / f"{segment.name}.layers.txt").write_text(table)
+    (folder / f"{segment.name}.layers.txt").write_text(table, encoding="utf-8")
     weights = [port for port in segment.inputs if port.dtype == torch.float8_e4m3fn]
     depths = {port.name: port.sized(1)[-1] for port in weights}
     recipe = segment.recipe
@@ -152,7 +152,7 @@ def run_builder(
     try:
         done = subprocess.run(
             [*worker, str(graph), str(plan)], input=order, env=environment, timeout=timeout_s,
-            check=False, capture_output=True, text=True, errors="replace",
+            check=False, capture_output=True, encoding="utf-8", errors="replace",
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise BuildFailed(
@@ -160,7 +160,7 @@ def run_builder(
             "again, alone on the machine; if that does not help, leave tensorrt out of --programs."
         ) from error
     if done.returncode == 0 and facts.exists():
-        known = json.loads(facts.read_text())
+        known = json.loads(facts.read_bytes())
         facts.unlink()
         return done.stdout, known
     errors = [line for line in done.stdout.splitlines() if line.startswith(ERRORS)]

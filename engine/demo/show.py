@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         show(args.image, args.stages / SKELETON, args.clip, args.out, args.beside)
     except EngineError as error:
         sys.exit(f"error: {error}")
-    laps = json.loads((args.stages / TIMINGS).read_text())
+    laps = json.loads((args.stages / TIMINGS).read_bytes())
     print(", ".join(f"{stage} {ms / 1000:.1f} s" for stage, ms in laps.items()))
     print(f"the clip: {args.out}\npicture, skeleton and clip side by side: {args.beside}")
 

@@ -11,6 +11,7 @@ import ssl
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from http.client import HTTPException, HTTPResponse
 from urllib.parse import urljoin
 
@@ -91,7 +92,7 @@ def _on_the_wire(field: str, host: str, max_bytes: int) -> Iterator[None]:
 def _dial(target: Target, field: str, network: Internet, patience: Patience) -> socket.socket:
     """Connects to one of the checked addresses."""
     with _on_the_wire(field, target.host, 0):
-        addresses = public_addresses(target, field, network.resolve, patience.left_s())
+        addresses = patience.wait_for(partial(public_addresses, target, field, network.resolve))
         return dial(target, addresses, network, patience)
 
 

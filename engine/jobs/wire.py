@@ -6,17 +6,23 @@ twice a second, whatever is waited for.
 """
 
 import io
+import queue
 import select
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
+from engine.errors import EngineError
 from engine.flow import Check
 from engine.jobs.addresses import Resolve, Target, resolve_name
+
+T = TypeVar("T")
 
 PIECE = 1 << 16
 
@@ -60,6 +66,41 @@ class Patience:
         if left_s <= 0:
             raise TimeoutError("the time for the whole exchange is over")
         return min(left_s, most_s)
+
+    def wait_for(self, work: Callable[[float], T], most_s: float = _CONNECT_S) -> T:
+        """Returns what `work` does in the seconds that it is given; nobody else can interrupt it.
+
+        It has a thread of its own, which is left to itself if the job is called off meanwhile.
+        Raises what it raises: an `OSError`, `ValueError` or `EngineError`.
+        """
+        answers: queue.SimpleQueue[tuple[T] | Exception] = queue.SimpleQueue()
+        given_s = self.left_s(most_s)
+
+        def run() -> None:
+            try:
+                answers.put((work(given_s),))
+            except (OSError, ValueError, EngineError) as error:
+                answers.put(error)
+
+        threading.Thread(target=run, name="reach", daemon=True).start()
+        while True:
+            with suppress(queue.Empty):
+                answer = answers.get(timeout=_ASK_S)
+                if isinstance(answer, Exception):
+                    raise answer
+                return answer[0]
+            self.left_s()
+
+    def repeat(self, sock: socket.socket, attempt: Callable[[], T], stall_s: float) -> T:
+        """Tries until something went over the socket, with looks at the time in between."""
+        ends = time.monotonic() + stall_s
+        while True:
+            wait_s = min(self.left_s(_ASK_S), ends - time.monotonic())
+            if wait_s <= 0:
+                raise TimeoutError("nothing goes over the wire")
+            sock.settimeout(wait_s)
+            with suppress(TimeoutError):
+                return attempt()
 
 
 class Wire(io.RawIOBase):
@@ -108,15 +149,7 @@ class Wire(io.RawIOBase):
         return True
 
     def _repeat(self, attempt: Callable[[], int]) -> int:
-        """Tries until something went over the wire, with looks at the time in between."""
-        ends = time.monotonic() + self._stall_s
-        while True:
-            wait_s = min(self._patience.left_s(_ASK_S), ends - time.monotonic())
-            if wait_s <= 0:
-                raise TimeoutError("nothing goes over the wire")
-            self._sock.settimeout(wait_s)
-            with suppress(TimeoutError):
-                return attempt()
+        return self._patience.repeat(self._sock, attempt, self._stall_s)
 
 
 def dial(
@@ -130,11 +163,18 @@ def dial(
     if target.scheme == "http":
         return sock
     try:
-        sock.settimeout(patience.left_s(_STALL_S))
-        return network.tls().wrap_socket(sock, server_hostname=target.host)
+        tls = network.tls().wrap_socket(
+            sock, server_hostname=target.host, do_handshake_on_connect=False
+        )
     except BaseException:
         sock.close()
         raise
+    try:
+        patience.repeat(tls, tls.do_handshake, _STALL_S)
+    except BaseException:
+        tls.close()
+        raise
+    return tls
 
 
 def _first(
@@ -144,5 +184,5 @@ def _first(
     *others, last = addresses
     for address in others:
         with suppress(OSError):
-            return network.connect(address, port, patience.left_s())
-    return network.connect(last, port, patience.left_s())
+            return patience.wait_for(partial(network.connect, address, port))
+    return patience.wait_for(partial(network.connect, last, port))

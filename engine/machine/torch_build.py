@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from engine.command_line import REFUSED, program
 from engine.errors import UnsupportedDriver
 from engine.machine.gpu import Gpu, dotted, find_gpu
 
@@ -95,22 +96,24 @@ def _release(gpu: Gpu) -> str:
     return f" {gpu.driver}" if gpu.driver else ""
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Prints requirements for pip, a line each, and on standard error why they are these."""
+    asked = sys.argv[1:] if argv is None else [*argv]
     try:
         gpu = find_gpu()
         build = build_for(gpu)
     except UnsupportedDriver as error:  # an environment for the CPU is of use here too
         gpu, build = None, BUILDS[0]
         print(f"warning: {error}", file=sys.stderr)
-    if argv == ["torch"]:
+    if asked == ["torch"]:
         print(reason(gpu, build), file=sys.stderr)
         print(f"torch=={build.torch}")
-    elif argv == ["last"]:
+    elif asked == ["last"]:
         print(*build.last, sep="\n")
     else:
-        sys.exit("error: torch or last is expected")
+        print("error: torch or last is expected", file=sys.stderr)
+        sys.exit(REFUSED)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    program(main)

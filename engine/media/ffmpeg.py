@@ -277,7 +277,7 @@ def _await(run: Ffmpeg, pipe: int, event: int) -> None:
 def _used_s(process_id: int) -> float:
     """The seconds of processor time that a process has used; 0 if it is gone."""
     try:
-        stat = Path(f"/proc/{process_id}/stat").read_text()
+        stat = Path(f"/proc/{process_id}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return 0.0
     user, system = stat.rpartition(")")[2].split()[11:13]

@@ -179,7 +179,7 @@ def _require_pin(path: Path, found: str, given: str | None) -> None:
     if given is not None:
         source, pin = "the pin given", given
     elif sidecar.is_file():
-        source, pin = sidecar.name, sidecar.read_text(errors="replace")
+        source, pin = sidecar.name, sidecar.read_text(encoding="utf-8", errors="replace")
     elif found in KNOWN_SHA256:
         return
     else:

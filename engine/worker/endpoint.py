@@ -52,7 +52,7 @@ def read_endpoint() -> Endpoint:
         package=_package(environment.get("SCAIL_PACKAGE")),
         models=models_dir(),
         state=state_dir(),
-        scratch=Path(tempfile.gettempdir()) / "scail-jobs",
+        scratch=Path(environment.get("TMPDIR") or tempfile.gettempdir()) / "scail-jobs",
         inputs=tuple(Path(root) for root in roots if root),
         allows_cpu=environment.get("SCAIL_ALLOW_CPU") == "1",
         on_runpod="RUNPOD_WEBHOOK_GET_JOB" in environment,

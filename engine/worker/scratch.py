@@ -8,6 +8,7 @@ Cleaners remove what looks old, the folders of a worker that waits among them: w
 no longer ours to use, is made anew under the same name before the next job.
 """
 
+import errno
 import fcntl
 import logging
 import os
@@ -37,6 +38,7 @@ class Scratch:
         self.root = root.absolute()
         self._one_at_a_time = threading.Lock()  # jobs, and whoever asks how the worker is
         self._lock: IO[bytes] | None = None
+        self._is_closed = False
         with self._told("cannot hold the files of jobs"), self._starting():
             self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self.root))
             self._stand()
@@ -68,7 +70,8 @@ class Scratch:
                 os.posix_fallocate(file.fileno(), 0, _PROBE_BYTES)
 
     def close(self) -> None:
-        """Removes the folder. May be called from any thread, and again."""
+        """Removes the folder for good. May be called from any thread, and again."""
+        self._is_closed = True
         if self.folder.exists():
             _remove(self.folder)
         if self._lock is not None:
@@ -95,6 +98,8 @@ class Scratch:
     def _mend(self) -> None:
         """Makes the folder and its lock anew if they are not as they were left."""
         with self._one_at_a_time:
+            if self._is_closed:
+                raise OSError(errno.ESHUTDOWN, "it was closed, since the worker ends")
             if self._stands():
                 return
             log.warning("the folder for the files of jobs was taken away, and is made anew")

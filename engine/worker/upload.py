@@ -5,15 +5,18 @@ botocore signs what is asked for, and nothing else of it is used: asking is ours
 reason goes, and a job can be called off in between.
 """
 
+import os
 import re
 import secrets
 import ssl
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from http.client import BadStatusLine, HTTPException, HTTPMessage, parse_headers
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from engine.errors import BadMedia, BadRequest, OutputError
@@ -39,6 +42,7 @@ _ID_CHARS = 64  # of a job's id that stand in the name of its clip
 _TAKEN = (200, 201, 204)
 _BUSY = (408, 425, 429, 500, 502, 503, 504)  # another attempt may go better
 _CONTINUE = 100
+_EXPECTS_NOTHING = 417  # of a server that does not know `Expect`
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9])( .*)?\r?\n", re.DOTALL)
 _CODE = re.compile(rb"<Code>([A-Za-z0-9.]{1,60})</Code>")
 _REGION = re.compile(r"[a-z]{2,12}(?:-[a-z0-9]{1,12}){0,4}")
@@ -65,29 +69,65 @@ def upload(
     Raises what `check` raises, and `OutputError`, in which nothing of the credentials is said.
     """
     patience = Patience(time.monotonic() + timeout_s, check)
-    region, attempts, moved = region_of(bucket.endpoint_url), 1, False
     # Raised without causes: their messages quote addresses.
     try:
-        place = place_of(bucket)
-        url = f"{place.url}/{_name(job_id)}"
-        while True:
-            signed = _signed("PUT", url, bucket, region)
-            answer = _attempt(clip, place, signed, bucket, network, patience)
-            if answer.status in _TAKEN:
-                return _signed("GET", url, bucket, region)
-            if not moved and answer.region not in ("", region):
-                region, moved = answer.region, True  # asked at the same address all the same
-            elif answer.status in _BUSY and attempts < _ATTEMPTS:
-                _pause(attempts * _PAUSE_S, patience)
-                attempts += 1
-            else:
-                raise _refused(answer.code or f"it answers {answer.status}")
+        with _opened(clip) as file:
+            return _put(file, bucket, job_id, network, patience)
     except TimeoutError:
         raise _refused("it takes too long") from None
     except ssl.SSLCertVerificationError:
         raise _refused("its certificate is refused") from None
     except (BadRequest, BadMedia) as error:
         raise _refused(str(error).rstrip(".")) from None
+
+
+def _put(clip: BinaryIO, bucket: Bucket, job_id: str, network: Internet, patience: Patience) -> str:
+    """Asks until the bucket takes the clip, or will not. Raises as `upload` does, and `OSError`."""
+    region, attempts, moved, expects = region_of(bucket.endpoint_url), 1, False, True
+    place = place_of(bucket)
+    url = f"{place.url}/{_name(job_id)}"
+    while True:
+        head = _head(place, _signed("PUT", url, bucket, region), _size(clip), expects)
+        answer = _attempt(head, _pieces(clip), place, bucket, network, patience)
+        if answer.status in _TAKEN:
+            return _signed("GET", url, bucket, region)
+        if not moved and answer.region not in ("", region):
+            region, moved = answer.region, True  # asked at the same address all the same
+        elif expects and answer.status == _EXPECTS_NOTHING:
+            expects = False
+        elif answer.status in _BUSY and attempts < _ATTEMPTS:
+            _pause(attempts * _PAUSE_S, patience)
+            attempts += 1
+        else:
+            raise _refused(answer.code or f"it answers {answer.status}")
+
+
+@contextmanager
+def _opened(clip: Path) -> Iterator[BinaryIO]:
+    """Opens the clip once, for all attempts: a file that is gone is no fault of the bucket."""
+    try:
+        file = clip.open("rb")
+    except OSError as error:
+        raise _unread(error) from error
+    with file:
+        yield file
+
+
+def _size(clip: BinaryIO) -> int:
+    return os.fstat(clip.fileno()).st_size
+
+
+def _pieces(clip: BinaryIO) -> Iterator[bytes]:
+    try:
+        clip.seek(0)
+        while piece := clip.read(_PIECE):
+            yield piece
+    except OSError as error:
+        raise _unread(error) from error
+
+
+def _unread(error: OSError) -> OutputError:
+    return OutputError(f"The clip cannot be read: {error.strerror}.")
 
 
 def _refused(reason: str) -> OutputError:
@@ -120,27 +160,27 @@ def _pause(seconds: float, patience: Patience) -> None:
 
 
 def _attempt(
-    clip: Path, place: Target, signed: str, bucket: Bucket, network: Internet, patience: Patience
-) -> _Answer:
+    head: bytes, pieces: Iterator[bytes], place: Target, bucket: Bucket, network: Internet,
+    patience: Patience,
+) -> _Answer:  # fmt: skip
     """Asks once. A connection that fails is an answer that another attempt may mend."""
     try:
-        addresses = addresses_of(place, bucket, network, patience.left_s())
-        with closing(dial(place, addresses, network, patience)) as sock, clip.open("rb") as file:
-            wire = Wire(sock, patience, _ANSWER_BYTES)
-            size = clip.stat().st_size
-            return _exchange(wire, _head(place, signed, size), iter(lambda: file.read(_PIECE), b""))
+        addresses = patience.wait_for(partial(addresses_of, place, bucket, network))
+        with closing(dial(place, addresses, network, patience)) as sock:
+            return _exchange(Wire(sock, patience, _ANSWER_BYTES), head, pieces)
     except (TimeoutError, ssl.SSLCertVerificationError):
         raise
     except (OSError, HTTPException, ValueError) as error:
         return _Answer(_BUSY[0], type(error).__name__)
 
 
-def _head(place: Target, signed: str, size: int) -> bytes:
+def _head(place: Target, signed: str, size: int, expects: bool) -> bytes:
     parts = urlsplit(signed)
+    expect = "Expect: 100-continue\r\n" if expects else ""
     return (
         f"PUT {parts.path}?{parts.query} HTTP/1.1\r\nHost: {place.authority}\r\n"
         f"User-Agent: scail-engine\r\nContent-Type: video/mp4\r\nContent-Length: {size}\r\n"
-        "Expect: 100-continue\r\nConnection: close\r\n\r\n"
+        f"{expect}Connection: close\r\n\r\n"
     ).encode("ascii")
 
 

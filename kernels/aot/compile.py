@@ -132,8 +132,9 @@ def _run(builds: list[_Build], folder: Path, program: Path) -> str:
     command = [sys.executable, "-m", WORKER, str(folder)]
     text = json.dumps(jobs)
     done = subprocess.run(
-        command, input=text, env=environment, capture_output=True, text=True, check=False
-    )
+        command, input=text, env=environment, check=False,
+        capture_output=True, encoding="utf-8", errors="replace",
+    )  # fmt: skip
     return done.stderr
 
 
@@ -162,7 +163,7 @@ def _collect(build: _Build, folder: Path, errors: str) -> Cubin:
             f"{build.spec.name} does not compile for {build.arch.name}: {_reason(errors)}"
         )
     loop = main_loop(disassemble(code)) if build.spec.loop is not None else None
-    return cubin(build.spec, build.arch, code.read_bytes(), json.loads(facts.read_text()), loop)
+    return cubin(build.spec, build.arch, code.read_bytes(), json.loads(facts.read_bytes()), loop)
 
 
 def _reason(errors: str) -> str:
@@ -193,7 +194,7 @@ def _sources(spec: KernelSpec) -> Iterable[Path]:
         if module is None or module.origin is None:
             raise BuildError(f"{spec.name}: there is no module {name}")
         path = seen[name] = Path(module.origin)
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_bytes())):
             found = [n.name for n in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.module:
                 found = [node.module]
@@ -204,7 +205,7 @@ def _sources(spec: KernelSpec) -> Iterable[Path]:
 def _stored(build: _Build, store: Path) -> Cubin | None:
     code, record = store / f"{build.key}.cubin", store / f"{build.key}.json"
     try:
-        return cubin_from_record(json.loads(record.read_text()), code.read_bytes())
+        return cubin_from_record(json.loads(record.read_bytes()), code.read_bytes())
     except FileNotFoundError:
         return None
     except (BadCubin, ValueError) as error:

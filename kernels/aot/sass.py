@@ -31,7 +31,9 @@ def disassemble(cubin: Path) -> str:
         raise BuildError("nvdisasm comes with Triton, which is not installed here")
     program = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
     command = [str(program), "--print-code", str(cubin)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     if done.returncode:
         raise BuildError(f"nvdisasm cannot read {cubin.name}: {done.stderr.strip()}")
     return done.stdout

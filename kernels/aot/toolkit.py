@@ -85,7 +85,9 @@ def fetch(release: Release, folder: Path, pip: tuple[str, ...] = ("-m", "pip")) 
         sys.executable, *pip, "download", "--quiet", "--no-deps", "--only-binary=:all:",
         "--platform", release.platform, "--dest", str(folder), f"{PACKAGE}=={release.version}",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         reason = done.stderr.strip().splitlines()[-1:] or [f"{len(wheels)} wheels"]

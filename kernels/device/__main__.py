@@ -61,7 +61,7 @@ def main(folder: Path) -> None:
     for name, job in json.load(sys.stdin).items():
         data, facts = compile_job(job)
         (folder / f"{name}.cubin").write_bytes(data)
-        (folder / f"{name}.json").write_text(json.dumps(facts))
+        (folder / f"{name}.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
 if __name__ == "__main__":

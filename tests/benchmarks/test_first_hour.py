@@ -80,7 +80,7 @@ def hour(*arguments, **environment):
 def test_a_gpu_that_pytorch_cannot_use_ends_the_hour_at_once(driver, tmp_path):
     out = tmp_path / "hour.json"
     done = hour("--out", str(out), **with_driver(driver))
-    assert done.returncode == 1 and not out.exists()
+    assert done.returncode == 2 and not out.exists()
     assert done.stderr.startswith("error: PyTorch cannot use the GPU that is here: the driver 565")
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import socket
+import threading
 import time
 from functools import partial
 
@@ -282,3 +283,30 @@ def test_a_server_that_is_silent_in_the_handshake_is_given_up(wanted):
         url = f"https://{NAME}/a"
         said = refusal(BadMedia, wanted, lambda: fetch_url(url, wanted, network, 0.3))
         assert "takes too long" in said
+
+
+@pytest.mark.parametrize("waits_for", ["the name", "the connection", "the handshake"])
+def test_a_download_is_called_off_before_it_is_connected(wanted, waits_for):
+    """What cannot be interrupted is left to itself: neither name nor host ever answers."""
+    asked, over = [], threading.Event()
+
+    def check():
+        asked.append(1)
+        if len(asked) > 3:
+            raise Cancelled("The job was called off.")
+
+    def silent(*_):
+        over.wait(30)
+        raise OSError
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, Server({}) as server:
+        port = listener.getsockname()[1]
+        given = {
+            "the name": {"resolve": silent},
+            "the connection": {"connect": silent},
+            "the handshake": {"connect": lambda *_: socket.create_connection(("127.0.0.1", port))},
+        }[waits_for]
+        network = dataclasses.replace(server.network(), **given)
+        with pytest.raises(Cancelled):
+            fetch_url(f"https://{NAME}/a", wanted, network, check=check)
+    over.set()

@@ -99,7 +99,7 @@ def test_setup_without_a_gpu_takes_the_newest_and_nothing_last(library):
 
 def test_an_unknown_question_is_a_sentence():
     done = choose([], {})
-    assert (done.returncode, done.stderr) == (1, "error: torch or last is expected\n")
+    assert (done.returncode, done.stderr) == (2, "error: torch or last is expected\n")
 
 
 # --- a GPU that PyTorch cannot use

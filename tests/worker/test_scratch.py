@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import OutputError
+from engine.worker.endpoint import read_endpoint
 from engine.worker.scratch import Scratch
 from tests.support.permissions import bound_by_modes, shared_folder
 
@@ -166,6 +167,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from engine.errors import OutputError
+from engine.worker.endpoint import read_endpoint
 from engine.worker.scratch import Scratch
 scratch = Scratch(Path(sys.argv[1]))
 scratch.check()
@@ -202,3 +204,22 @@ def test_workers_that_start_at_once_do_not_remove_each_other(tmp_path):
     for process, _ in running:
         process.kill()
         process.wait()
+
+
+def test_what_was_closed_is_not_made_anew_for_whoever_asks_late(tmp_path):
+    scratch = Scratch(tmp_path / "jobs")
+    scratch.close()
+    for late in (scratch.check, scratch.job_folder().__enter__):
+        with pytest.raises(OutputError, match="the worker ends"):
+            late()
+    scratch.close()
+    assert [path.name for path in (tmp_path / "jobs").iterdir()] == ["lock"]
+
+
+def test_the_folder_that_the_operator_names_is_made_and_no_other_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "a disk" / "of jobs"))
+    root = read_endpoint().scratch
+    assert root == tmp_path / "a disk" / "of jobs" / "scail-jobs"
+    scratch = Scratch(root)
+    assert root.is_dir()
+    scratch.close()

@@ -330,3 +330,34 @@ def test_a_clip_that_no_bucket_takes_is_in_the_reply_with_a_bounded_warning(clip
     assert sent.warnings == (
         "The bucket did not take the clip (it answers 403). The clip is in the reply instead.",
     )
+
+
+def test_a_server_that_expects_nothing_gets_the_clip_at_once(clip):
+    arrived = []
+    unknown = reply(b"", "417 Expectation Failed")
+    url, server = put(clip, in_turn(unknown, taking(reply(), arrived)))
+    assert url.startswith("http://")
+    assert arrived == [BODY]
+    assert [("Expect" in request) for request in server.requests] == [True, False]
+    told, server = put(clip, unknown)
+    assert told == "The bucket did not take the clip (it answers 417)."
+    assert len(server.requests) == 2
+
+
+def test_a_clip_that_is_gone_is_no_fault_of_the_bucket(clip):
+    clip.unlink()
+    told, server = put(clip, taking(reply()))
+    assert told == "The clip cannot be read: No such file or directory."
+    assert server.requests == []
+
+
+def test_a_clip_that_is_removed_meanwhile_arrives_all_the_same(clip):
+    arrived = []
+
+    def first(sock):
+        clip.unlink()
+        reply(b"", "503 Slow")(sock)
+
+    url, _ = put(clip, in_turn(first, taking(reply(), arrived)))
+    assert url.startswith("http://")
+    assert arrived == [BODY]

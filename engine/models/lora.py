@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import BadCheckpoint, BadRequest
-from engine.models.lora_metadata import AdapterScale, read_scale, warn_of_told_alpha
+from engine.models.lora_metadata import ADAPTER, AdapterScale, read_scale, warn_of_told_alpha
 from engine.models.lora_names import EXPECTED, modules_by_joined_name, other_kind, parse
 from engine.models.tensorfile import TensorFile, is_finite
 
@@ -61,6 +61,7 @@ class Lora:
         """
         self._changes = {}
         modules = self._modules(modules_by_joined_name(shapes))
+        self._file.warn_of_metadata(ADAPTER)
         scale = read_scale(self.path, self._file.metadata)
         if scale is not None:
             scale.check([module for module, kinds in modules.items() if "down" in kinds])

@@ -24,8 +24,6 @@ ADAPTER, CONFIG, CONFIGURED = (
     "adapter_model.safetensors",
 )
 COMPONENT = "transformer."  # before the keys, in files of diffusers
-# entries that describe how a file came to be, and change nothing in how it is used
-_DESCRIPTIVE = re.compile(r"format|ss_.*|sshs_.*|modelspec\..*")
 _TOLD_ALPHA = "ss_network_alpha"  # of kohya's trainers, whose files hold an alpha for each pair
 _LARGEST = 1e30  # of an alpha; no NaN is below it either
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
@@ -72,14 +70,8 @@ class AdapterScale:
 def read_scale(path: Path, metadata: Mapping[str, str]) -> AdapterScale | None:
     """Reads the scale that a LoRA file's metadata or its neighbour give; None if they give none.
 
-    Raises `BadCheckpoint` for entries that make no sense or that mean another kind of change, and
-    warns of entries that are not used.
+    Raises `BadCheckpoint` for entries that make no sense or that mean another kind of change.
     """
-    unused = [name for name in metadata if name != ADAPTER and not _DESCRIPTIVE.fullmatch(name)]
-    if unused:
-        log.warning(
-            "%s: its metadata %s are not used", path.name, ", ".join(n[:40] for n in unused[:20])
-        )
     if ADAPTER in metadata:
         return _scale(f"{path.name}: {ADAPTER}", metadata[ADAPTER])
     config = path.with_name(CONFIG)

@@ -385,7 +385,10 @@ def test_the_bias_of_a_pair_is_added_with_the_factor_of_the_pair(tmp_path):
 
 def told(tmp_path, metadata, lora=ONE, name="lora.safetensors"):
     path = tmp_path / name
-    save_file({n: t.contiguous() for n, t in lora.items()}, path, metadata=metadata)
+    if path.suffix == ".safetensors":
+        save_file({n: t.contiguous() for n, t in lora.items()}, path, metadata=metadata)
+    else:
+        torch.save(lora, path)
     return Checkpoint(save(small_weights(), tmp_path / "m.safetensors"), loras=[Lora(path)])
 
 

@@ -215,7 +215,10 @@ def _sources(checkpoint: Checkpoint, order: Order, state: Path) -> tuple[SourceF
     files += [(path, strength) for path, strength in order.loras]
     return tuple(
         SourceFile(
-            path.name, path.stat().st_size, remembered_sha256(path, state / "hashes"), strength
+            "".join(c if c.isprintable() else "?" for c in path.name),
+            path.stat().st_size,
+            remembered_sha256(path, state / "hashes"),
+            strength,
         )
         for path, strength in files
     )

@@ -110,6 +110,9 @@ def read_body(given: object) -> tuple[Fields, Bucket | None, list[str]]:
         raise BadRequest(f"The input is {shown(body)}; an object is expected.")
     known = {name: body[name] for name in Fields.model_fields if name in body}
     ignored = [key for key in body if key not in known]
+    for name, part in (("images", _Images), ("videos", _Videos)):
+        if isinstance(held := known.get(name), dict):
+            ignored += [f"{name}.{key}" for key in held if key not in part.model_fields]
     return _read(known), _bucket(given.get("s3Config")), _told(ignored)
 
 

@@ -20,7 +20,7 @@ Value = TypeVar("Value")
 
 _MAX_NODES = 1000
 _MAX_INPUTS = 100  # in one node; the largest that is known has 20
-_MAX_WIRES = 10  # one after the other
+_MAX_WIRES = 50  # one after the other
 _MAX_PAIRS = 200  # of nodes, that are compared before two parts count as different
 _OPEN = re.compile(r"\s*\{\{[^{}]*\}\}\s*")
 _OFF = (2, 4)  # muted, bypassed: marks of ComfyUI's editor, which no server reads
@@ -31,15 +31,28 @@ _CONSTANTS = {
         ("INTConstant", "FloatConstant", "BOOLConstant", "PrimitiveInt", "PrimitiveFloat",
          "PrimitiveBoolean", "PrimitiveString", "PrimitiveStringMultiline", "PrimitiveNode",
          "easy int", "easy float", "easy string", "easy boolean", "ImpactInt", "ImpactFloat",
-         "ImpactBoolean", "JWInteger", "JWFloat"),
+         "ImpactBoolean", "JWInteger", "JWFloat", "Int", "Float", "String", "Bool"),
         ("value",),
     ),
+    **dict.fromkeys(
+        ("JWString", "JWStringMultiline", "Text Multiline", "CR Text", "ttN text",
+         "ShowText|pysssss"),
+        ("text",),
+    ),
+    **dict.fromkeys(
+        ("Primitive string [Crystools]", "Primitive string multiline [Crystools]",
+         "String Literal", "String Literal (Image Saver)"),
+        ("string",),
+    ),
     **dict.fromkeys(("StringConstant", "StringConstantMultiline"), ("string", "value")),
-    "String Literal": ("string",),
     "Int Literal": ("int",),
     "Float Literal": ("float",),
-    "JWString": ("text",),
-    "Text Multiline": ("text",),
+    "Primitive integer [Crystools]": ("int",),
+    "Primitive float [Crystools]": ("float",),
+    "Primitive boolean [Crystools]": ("boolean",),
+    "CR Prompt Text": ("prompt",),
+    "easy positive": ("positive",),
+    "easy negative": ("negative",),
     "Seed (rgthree)": ("seed",),
     "easy seed": ("seed",),
 }  # fmt: skip

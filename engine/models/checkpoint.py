@@ -19,7 +19,7 @@ from engine.errors import BadCheckpoint
 from engine.models.attention import Attention, sdpa
 from engine.models.dit import Linear, Scail
 from engine.models.fill import Stored, count_blocks
-from engine.models.fp8_scales import Fp8Scales, is_beside
+from engine.models.fp8_scales import METADATA, Fp8Scales, is_beside
 from engine.models.lora import Lora
 from engine.models.tensorfile import TensorFile, is_finite
 
@@ -88,6 +88,7 @@ class Checkpoint:
         """
         self.path = path
         self._file = TensorFile(path, *more, top_key="module")
+        self._file.warn_of_metadata(METADATA)
         self._stored = self._locate()
         self.config = self._infer_config(layers)
         self._check()
@@ -137,7 +138,14 @@ class Checkpoint:
         stored = self._stored[name]
         weight = rows.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         if stored.scale is not None:
-            weight *= self._scale(stored, rows)
+            scale = self._scale(stored, rows)
+            is_odd = is_finite(scale) and not bool((scale > 0).all())
+            if is_odd and bool(weight[(scale <= 0).expand_as(weight)].any()):
+                raise BadCheckpoint(
+                    f"{self.path.name}: {stored.scale} is {scale.min().item():g} for a weight that "
+                    "is not 0; a scale above 0 is expected. Fetch the file again."
+                )
+            weight *= scale
         for lora in loras if is_finite(weight) else ():  # else the LoRA would be blamed
             lora.add_to(name, weight)
         return weight

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import BadCheckpoint, BadRequest
-from engine.models.lora_metadata import AdapterScale, read_scale, warn_of_told_alpha
+from engine.models.lora_metadata import ADAPTER, AdapterScale, read_scale, warn_of_told_alpha
 from engine.models.lora_names import EXPECTED, modules_by_joined_name, other_kind, parse
 from engine.models.tensorfile import TensorFile, is_finite
 
@@ -61,6 +61,7 @@ class Lora:
         """
         self._changes = {}
         modules = self._modules(modules_by_joined_name(shapes))
+        self._file.warn_of_metadata(ADAPTER)
         scale = read_scale(self.path, self._file.metadata)
         if scale is not None:
             scale.check([module for module, kinds in modules.items() if "down" in kinds])
@@ -70,6 +71,8 @@ class Lora:
             warn_of_told_alpha(self.path, self._file.metadata, without_alpha)
         for module, kinds in modules.items():
             self._add_module(module, kinds, scale, shapes)
+        if all(change.factor == 0 for held in self._changes.values() for change in held):
+            log.warning("%s: every alpha in it is 0, so it changes nothing", self.path.name)
         if not self._changes:
             raise BadCheckpoint(
                 f"{self.path.name} changes nothing: none of its {len(self._file)} tensors can be "
@@ -217,6 +220,10 @@ class Lora:
                 "the LoRA belongs to another model."
             )
         found, expected = self._shape(change), _flat(shapes[weight])
+        if len(change.tensors) == 1:  # tables and vectors are also written without, or with, ones
+            plain = [_without_leading_ones(self._file.shape(change.tensors[0])),
+                     _without_leading_ones(shapes[weight])]  # fmt: skip
+            found = expected if plain[0] == plain[1] else found
         if found == expected:
             self._changes.setdefault(weight, []).append(change)
         elif weight == OTHER_INPUT and found is not None and found[0] == expected[0]:
@@ -239,6 +246,11 @@ class Lora:
         if len(down) != 2 or len(up) != 2 or up[1] != down[0] or down[0] == 0:
             return None
         return up[0], down[1]
+
+
+def _without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    first = next((axis for axis, size in enumerate(shape) if size != 1), len(shape))
+    return shape[first:]
 
 
 def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -14,18 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.errors import BadCheckpoint
-from engine.models.lora_names import without_prefixes
+from engine.models.lora_names import PREFIXES, without_prefixes
 
 log = logging.getLogger(__name__)
 
-ADAPTER, CONFIG, CONFIGURED = (
-    "lora_adapter_metadata",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-)
-COMPONENT = "transformer."  # before the keys, in files of diffusers
-# entries that describe how a file came to be, and change nothing in how it is used
-_DESCRIPTIVE = re.compile(r"format|ss_.*|sshs_.*|modelspec\..*")
+ADAPTER, CONFIG, CONFIGURED = "lora_adapter_metadata", "adapter_config.json", "adapter_model"
 _TOLD_ALPHA = "ss_network_alpha"  # of kohya's trainers, whose files hold an alpha for each pair
 _LARGEST = 1e30  # of an alpha; no NaN is below it either
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
@@ -34,6 +27,16 @@ _OTHER_MEANING = (
     "use_dora", "fan_in_fan_out", "use_qalora", "layer_replication", "trainable_token_indices",
     "megatron_config", "alora_invocation_tokens", "modules_to_save", "target_parameters",
 )  # fmt: skip
+# those that say what was trained, and how: the tensors of the file tell it too, or it is over
+_OF_TRAINING = frozenset((
+    "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "adapter_type",
+    "arrow_config", "auto_mapping", "base_model_name_or_path", "bias", "corda_config",
+    "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode", "init_lora_weights",
+    "layers_pattern", "layers_to_transform", "lora_bias", "lora_dropout", "loftq_config",
+    "lora_ga_config", "megatron_core", "peft_type", "peft_version", "qalora_group_size",
+    "revision", "runtime_config", "target_modules", "task_type", *_OTHER_MEANING,
+))  # fmt: skip
+_PLAIN_KINDS = ("LORA",)  # of PEFT's adapters, those that are pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +75,17 @@ class AdapterScale:
 def read_scale(path: Path, metadata: Mapping[str, str]) -> AdapterScale | None:
     """Reads the scale that a LoRA file's metadata or its neighbour give; None if they give none.
 
-    Raises `BadCheckpoint` for entries that make no sense or that mean another kind of change, and
-    warns of entries that are not used.
+    Raises `BadCheckpoint` for entries that make no sense or that mean another kind of change.
     """
-    unused = [name for name in metadata if name != ADAPTER and not _DESCRIPTIVE.fullmatch(name)]
-    if unused:
-        log.warning(
-            "%s: its metadata %s are not used", path.name, ", ".join(n[:40] for n in unused[:20])
-        )
     if ADAPTER in metadata:
         return _scale(f"{path.name}: {ADAPTER}", metadata[ADAPTER])
     config = path.with_name(CONFIG)
-    if path.name == CONFIGURED and config.is_file():
+    if path.stem != CONFIGURED and config.is_file():
+        log.warning(
+            "%s: the %s beside it is read for a file called %s alone, and not used",
+            path.name, CONFIG, CONFIGURED,
+        )  # fmt: skip
+    elif config.is_file():
         try:
             text = config.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
@@ -110,29 +112,60 @@ def _scale(source: str, text: str) -> AdapterScale | None:
         raise BadCheckpoint(f"{source} is no JSON: {error}.") from error
     if not isinstance(told, dict):
         raise BadCheckpoint(f"{source} is {text[:40]!r}, a JSON object is expected.")
-    others = sorted(key for key in told if "." in key and not key.startswith(COMPONENT))
-    if others:
-        log.warning("%s: %s is of another model and not used", source, others[0][:60])
-    settings = {key.removeprefix(COMPONENT): told[key] for key in told if key not in others}
+    settings = _of_the_model(source, told)
     for name in _OTHER_MEANING:
         if settings.get(name):
             raise BadCheckpoint(
                 f"{source} has {name} {str(settings[name])[:40]!r}: its tensors are no plain pairs "
                 "and cannot be merged as such."
             )
+    if (kind := settings.get("peft_type") or _PLAIN_KINDS[0]) not in _PLAIN_KINDS:
+        raise BadCheckpoint(f"{source} has peft_type {str(kind)[:40]!r}; LORA is expected.")
+    if unknown := [key[:40] for key in settings if settings[key] and key not in _OF_TRAINING]:
+        log.warning("%s: %s is not known and not used", source, ", ".join(sorted(unknown)[:20]))
+    is_by_root = settings.get("use_rslora") or False
+    if not isinstance(is_by_root, bool):
+        raise BadCheckpoint(
+            f"{source}: use_rslora is {str(is_by_root)[:40]!r}, true or false is expected."
+        )
     if "lora_alpha" not in settings:
         if left := {"alpha_pattern", "use_rslora"} & {key for key in settings if settings[key]}:
             raise BadCheckpoint(f"{source} has {min(left)} and no lora_alpha.")
+        if "r" in settings:
+            log.warning("%s has no lora_alpha: pairs without an alpha have the factor 1", source)
         return None
     rank = settings.get("r")
     return AdapterScale(
         source,
         _number(source, "lora_alpha", settings["lora_alpha"]),
         None if rank is None else _number(source, "r", rank),
-        bool(settings.get("use_rslora")),
+        is_by_root,
         _pattern(source, "alpha_pattern", settings.get("alpha_pattern")),
         _pattern(source, "rank_pattern", settings.get("rank_pattern")),
     )
+
+
+def _of_the_model(source: str, told: Mapping[str, object]) -> dict[str, object]:
+    """Returns the settings that are for the transformer, and tells of those for other models.
+
+    Keys may have the prefix of the model, or lie in an object that is called after it.
+    """
+    flat: list[tuple[str, object]] = []
+    for key, value in told.items():
+        if f"{key}." in PREFIXES and isinstance(value, dict):
+            flat += [(f"{key}.{inner}", held) for inner, held in value.items()]
+        else:
+            flat.append((key, value))
+    settings, others = dict[str, object](), list[str]()
+    for key, value in flat:
+        name = without_prefixes(key)
+        if "." in name:
+            others.append(key)
+        elif (held := settings.setdefault(name, value)) is not value and held != value:
+            raise BadCheckpoint(f"{source} gives {name[:40]} twice, with two values.")
+    if others:
+        log.warning("%s: %s is of another model and not used", source, min(others)[:60])
+    return settings
 
 
 def _pattern(source: str, name: str, value: object) -> dict[str, float]:

@@ -20,16 +20,20 @@ ENDINGS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     for kind, pattern in (
         ("down", r"(?:lora_down|lora_A)(?:\.(?P<adapter>[^.]+))?\.weight"),
         ("up", r"(?:lora_up|lora_B)(?:\.(?P<adapter>[^.]+))?\.weight"),
+        ("down", r"(?:lora_A|(?:lora|lora_linear_layer)\.down\.weight)"),
+        ("up", r"(?:lora_B|(?:lora|lora_linear_layer)\.up\.weight)"),
         ("up_bias", r"(?:lora_up|lora_B)(?:\.(?P<adapter>[^.]+))?\.bias"),
         ("alpha", r"alpha"),
         ("diff", r"(?:diff|w_norm)"),
         ("diff_b", r"(?:diff_b|b_norm)"),
         ("diff_m", r"diff_m"),
     )
+) + tuple(  # of older diffusers, part of the module's last name
+    (kind, re.compile(rf"(?P<module>.+)_lora\.{kind}\.weight")) for kind in ("down", "up")
 )
 EXPECTED = (
-    ".lora_down.weight, .lora_up.weight, .lora_A.weight, .lora_B.weight, .lora_B.bias, .alpha, "
-    ".diff, .diff_b, .diff_m, .w_norm, .b_norm"
+    ".lora_down.weight, .lora_up.weight, .lora.down.weight, .lora.up.weight, .lora_A.weight, "
+    ".lora_B.weight, .lora_B.bias, .alpha, .diff, .diff_b, .diff_m, .w_norm, .b_norm"
 )
 OTHER_KINDS = {
     "dora_scale": "DoRA",

@@ -6,6 +6,7 @@ the system after use, so reading a 33 GB file needs little memory of its own.
 
 import ctypes
 import json
+import logging
 import math
 import mmap
 import pickle
@@ -25,6 +26,8 @@ from torch import Tensor
 from engine.errors import BadCheckpoint, MissingModel
 from engine.models.torch_zip import require_whole_storages, stored_members
 
+log = logging.getLogger(__name__)
+
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<part>[0-9]{5})-of-(?P<parts>[0-9]{5})\.safetensors")
 _ZIP = b"PK\x03\x04"  # how PyTorch files begin since 1.6
 _OLD_PICKLE = b"\x80"  # how they began before
@@ -35,6 +38,8 @@ _LOAD_ERRORS = (
 )  # fmt: skip
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _FP8 = ("F8_E4M3", "F8_E5M2", "torch.float8_e4m3", "torch.float8_e5m2")  # as headers call it
+# entries of the metadata that describe how a file came to be, and change nothing in its use
+_DESCRIPTIVE = re.compile(r"format|ss_.*|sshs_.*|modelspec\..*", re.DOTALL)
 _TINY_BYTES = 1 << 16  # not worth a system call
 
 
@@ -69,8 +74,20 @@ class TensorFile:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._tensors[name].shape
 
+    def dtype(self, name: str) -> str:
+        """The type as the container calls it: "F8_E4M3", "torch.float8_e4m3fn"."""
+        return self._tensors[name].dtype
+
     def is_fp8(self, name: str) -> bool:
-        return self._tensors[name].is_fp8
+        return self.dtype(name).startswith(_FP8)
+
+    def warn_of_metadata(self, *used: str) -> None:
+        """Names the entries of the metadata that nothing reads and that might mean something."""
+        known = (name for name in self.metadata if name not in used)
+        unused = [name for name in known if not _DESCRIPTIVE.fullmatch(name)]
+        if unused:
+            some = ", ".join(name[:40] for name in unused[:20])
+            log.warning("%s: its metadata %s are not used", self.path.name, some)
 
     @contextmanager
     def open(self, name: str) -> Iterator[Tensor]:
@@ -111,8 +128,8 @@ class TensorFile:
         self.metadata |= handle.metadata() or {}
         for name in handle.keys():  # noqa: SIM118 - not a dict
             header = handle.get_slice(name)
-            shape, is_fp8 = tuple(header.get_shape()), header.get_dtype().startswith(_FP8)
-            self._add(name, _Entry(shape, is_fp8, partial(handle.get_tensor, name)), part)
+            shape, read = tuple(header.get_shape()), partial(handle.get_tensor, name)
+            self._add(name, _Entry(shape, header.get_dtype(), read), part)
 
     def _open_pickle(self, part: Path, head: bytes, top_key: str | None) -> None:
         if head.startswith(_OLD_PICKLE):
@@ -141,8 +158,8 @@ class TensorFile:
         tensors = {str(name): held for name, held in held.items() if isinstance(held, Tensor)}
         for name, tensor in tensors.items():
             _require_plain(tensor, f"{part.name}: {name}")
-            is_fp8 = str(tensor.dtype).startswith(_FP8)
-            self._add(name, _Entry(tuple(tensor.shape), is_fp8, tensor.detach), part)
+            entry = _Entry(tuple(tensor.shape), str(tensor.dtype), tensor.detach)
+            self._add(name, entry, part)
         self.left_out += [str(name) for name in held if str(name) not in tensors]
         require_whole_storages(part, members, tensors.values())
 
@@ -155,7 +172,7 @@ class TensorFile:
 @dataclass(frozen=True, slots=True)
 class _Entry:
     shape: tuple[int, ...]
-    is_fp8: bool
+    dtype: str
     read: Callable[[], Tensor]
 
 

@@ -6,6 +6,7 @@ read as garbage without a word.
 """
 
 import struct
+import sys
 import zipfile
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
@@ -18,6 +19,8 @@ from engine.errors import BadCheckpoint
 
 _LOCAL = struct.Struct("<4sHHHHHIIIHH")  # a member's own header
 _ENCRYPTED = 0x1 | 0x40
+_BYTE_ORDER = "byteorder"  # the last part of the name of the member that tells it
+_SHOWN_BYTES = 16
 _AGAIN = "Save it again with torch.save, or use a .safetensors copy."
 # zipfile raises these on damaged archives
 _DAMAGE = (
@@ -36,19 +39,30 @@ class Member(NamedTuple):
 def stored_members(path: Path) -> Mapping[str, Member]:
     """Where the members of a PyTorch file lie.
 
-    Raises `BadCheckpoint` if one is compressed or encrypted, or if they overlap, are named twice,
-    or do not lie in the file as the archive's directory says.
+    Raises `BadCheckpoint` if one is compressed or encrypted, if they overlap, are named twice, or
+    do not lie in the file as the archive's directory says, or if the bytes of their numbers are
+    in another order than here: what is mapped is not turned.
     """
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             infos = archive.infolist()
             held = {info.filename: _member(path, file, info) for info in infos}
             end = archive.start_dir
+            byte_orders = [
+                archive.open(info).read(_SHOWN_BYTES)
+                for info in infos
+                if info.filename.endswith(f"/{_BYTE_ORDER}")
+            ]
     except _DAMAGE as error:
         raise BadCheckpoint(
             f"{path.name} is damaged or cut short ({path.stat().st_size} bytes), its zip archive "
             f"cannot be read: {error}. Fetch it again."
         ) from error
+    if other := [told for told in byte_orders if told != sys.byteorder.encode()]:
+        raise BadCheckpoint(
+            f"{path.name} was written with its bytes in the order {other[0]!r}, {sys.byteorder} is "
+            "expected: its numbers would be read as others. Use a .safetensors copy."
+        )
     order = sorted((info.header_offset, *held[info.filename]) for info in infos)
     ends = [(start + nbytes, after[0]) for (_, start, nbytes), after in pairwise(order)]
     ends += [(start + nbytes, end) for _, start, nbytes in order[-1:]]

@@ -27,6 +27,8 @@ _LARGE = 2**20  # values from which a matrix outside the blocks takes two bytes 
 _TIME = 256  # width of the sinusoid
 _PATCH = 2 * 2
 _VISION_TOKENS = 257
+# what a block needs of text and picture is loaded before all blocks
+_CONTEXT = ("text.", "vision.", "cross_norm_q", "text_norm_k", "vision_norm_k")
 _TOKENS = "S"  # the size of a plan's ports that a clip decides
 
 
@@ -58,11 +60,16 @@ def check_contents(
 
 
 def expected_tensors(model: ModelConfig, padded_ffn: int, form: str) -> dict[str, Expected]:
-    """The tensors of a package, by name. `form`: "fp8" or "mixed"."""
-    made = {name: _kept(*shape) for name, shape in _outside(model)}
-    for n in range(model.layers):
-        made |= {f"blocks.{n}.{name}": held for name, held in _block(model.dim, padded_ffn, form)}
-    return made
+    """The tensors of a package by name, in load order. `form`: "fp8" or "mixed"."""
+    outside = {name: _kept(*shape) for name, shape in sorted(_outside(model))}
+    head = {name: held for name, held in outside.items() if name.startswith("head.")}
+    made = {name: held for name, held in outside.items() if name not in head}
+    block = dict(_block(model.dim, padded_ffn, form))
+    context = [name for name in block if name.startswith(_CONTEXT)]
+    for names in (context, [name for name in block if name not in context]):
+        for n in range(model.layers):
+            made |= {f"blocks.{n}.{name}": block[name] for name in names}
+    return made | head
 
 
 def _kept(*shape: int) -> Expected:
@@ -95,10 +102,10 @@ def _outside(model: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _block(dim: int, ffn: int, form: str) -> Iterator[tuple[str, Expected]]:
-    for name in ("cross_norm_q", "text_norm_k", "vision_norm_k", "norm_q", "norm_k"):
+    for name, rows in (("modulation", 6), ("smooth", 2)):
+        yield name, Expected((rows, dim), _FULL)
+    for name in ("norm_q", "norm_k", "norm3_shift", "norm3_scale"):
         yield name, Expected((dim,), _FULL)
-    for name, rows in (("norm3_shift", ()), ("norm3_scale", ()), ("modulation", 6), ("smooth", 2)):
-        yield name, Expected((rows, dim) if rows else (dim,), _FULL)
     linears = {
         "qkv": (3 * dim, dim),
         "o": (dim, dim),
@@ -116,6 +123,8 @@ def _block(dim: int, ffn: int, form: str) -> Iterator[tuple[str, Expected]]:
         yield f"{name}.q", Expected(shape, codes)
         yield f"{name}.s", Expected(shape[:1], _FULL)
         yield f"{name}.bias", Expected(shape[:1], _FULL)
+    for name in ("cross_norm_q", "text_norm_k", "vision_norm_k"):
+        yield name, Expected((dim,), _FULL)
 
 
 def _check_model(manifest: Manifest) -> None:
@@ -147,6 +156,10 @@ def _check_tensors(manifest: Manifest) -> None:
         raise ValueError(f"the tensor {absent} is missing, which {of_model} has")
     if strange := _first(held, wanted):
         raise ValueError(f"it has a tensor {strange[:80]!r}, which {of_model} has not")
+    if moved := next((pair for pair in zip(held, wanted, strict=True) if pair[0] != pair[1]), None):
+        raise ValueError(  # the names of two alike tensors may have been exchanged
+            f"the tensor {moved[0]} lies where {moved[1]} is expected"
+        )
     for name, (shape, dtypes) in wanted.items():
         _check_tensor(held[name], shape, dtypes, manifest.weights)
 

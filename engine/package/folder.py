@@ -32,6 +32,7 @@ from engine.package.manifest import (
     decode,
     encode,
     kernel_path,
+    require_plain,
 )
 from engine.package.weights_file import JOURNAL, WeightWriter, read_tensor
 from kernels.aot.cubin import BadCubin, Cubin, cubin_from_record
@@ -188,6 +189,8 @@ def _kernel(
 ) -> Cubin:
     place = kernel_path(str(record.get("name")))
     try:
+        for key, value in record.items():
+            require_plain(value if isinstance(value, str) else "", f"{key[:40]!r} of a kernel")
         if place not in files:
             raise BadCubin(f"the list of files lacks {place[:80]}")
         cubin = cubin_from_record(record, _content(path, files[place]))
@@ -195,7 +198,7 @@ def _kernel(
             raise BadCubin(f"{place} has {len(cubin.data)} bytes, not {record['data']}")
         if cubin.arch != manifest.arch:
             raise BadCubin(f"{place} is for {cubin.arch}, not for {manifest.arch}")
-    except (BadCubin, AttributeError) as error:  # the second: a loop's counts are no object
+    except (BadCubin, AttributeError, ValueError) as error:  # a loop's counts are no object
         raise BadPackage(f"{path / MANIFEST} is damaged: {error}. {MEND}") from error
     return cubin
 

@@ -30,6 +30,7 @@ MEND = "Copy the package again, or build it again."
 
 _LARGEST_BYTES = 64 * 2**20  # of a manifest; that of the 14B model has less than 1 MB
 _LARGEST_NUMBER = 2**63
+_LONGEST_TEXT = 300  # characters of a name, a hash or a path
 _ZEROS = b"0" * 64
 # Names that mean the same on every file system, and nothing outside the folder.
 _RELATIVE = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*/)*[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -143,7 +144,7 @@ def decode(data: bytes, path: Path) -> tuple[Manifest, str]:
             raise ValueError(f"{len(data)} bytes; a manifest has less than {_LARGEST_BYTES}")
         body = json.loads(data)
         if not isinstance(body, dict):
-            raise ValueError(f"a JSON object is expected, not {str(body)[:40]}")
+            raise ValueError(f"a JSON object is expected, not {str(body)[:40]!r}")
     except (ValueError, RecursionError) as error:  # the first: neither UTF-8 nor JSON too
         raise BadPackage(f"{path} is damaged: {error}. {MEND}") from error
     _check_schema(body.pop("schema", None), path)
@@ -154,6 +155,17 @@ def decode(data: bytes, path: Path) -> tuple[Manifest, str]:
     except (ValueError, RecursionError) as error:
         raise BadPackage(f"{path} is damaged: {error}. {MEND}") from error
     return manifest, digest
+
+
+def require_plain(text: str, where: str) -> None:
+    """Raises `ValueError` for what is no name, hash or path, and what no message can show."""
+    if len(text) > _LONGEST_TEXT or not text.isprintable():
+        raise ValueError(f"{where} is {text[:40]!r}... of {len(text)} characters, no plain text")
+
+
+def _named(key: str) -> str:
+    """Returns a key as messages may show it."""
+    return key if len(key) <= _LONGEST_TEXT and key.isprintable() else f"{key[:40]!r}..."
 
 
 def _check_schema(schema: object, path: Path) -> None:
@@ -180,9 +192,11 @@ def check(manifest: Manifest) -> None:
     """Checks what types cannot say. Raises `ValueError`."""
     known = [arch.name for arch in ARCHS]
     if manifest.arch not in known:
-        raise ValueError(f"its architecture is {manifest.arch!r}, not one of {', '.join(known)}")
+        raise ValueError(
+            f"its architecture is {manifest.arch[:40]!r}, not one of {', '.join(known)}"
+        )
     if not _VERSION.fullmatch(manifest.driver_floor):
-        raise ValueError(f"its driver floor is {manifest.driver_floor!r}, not as '12.7'")
+        raise ValueError(f"its driver floor is {manifest.driver_floor[:40]!r}, not as '12.7'")
     files = {check_path(file.path): file for file in manifest.files}
     if len(files) != len(manifest.files) or MANIFEST in files:
         raise ValueError("its list of files names one twice, or itself")
@@ -198,16 +212,18 @@ def check_index(tensors: tuple[Entry, ...], size: int) -> None:
     """
     end, names = 0, set()
     for entry in tensors:
-        name = f"tensor {entry.name!r}"
+        name = f"tensor {entry.name[:80]!r}"
         if entry.name in names:
             raise ValueError(f"{name} is there twice")
         names.add(entry.name)
         if entry.dtype not in ITEM_BYTES:
             raise ValueError(
-                f"{name} has dtype {entry.dtype!r}, not one of {', '.join(ITEM_BYTES)}"
+                f"{name} has dtype {entry.dtype[:40]!r}, not one of {', '.join(ITEM_BYTES)}"
             )
         if entry.nbytes != math.prod(entry.shape) * ITEM_BYTES[entry.dtype] or not entry.nbytes:
-            raise ValueError(f"{name} {list(entry.shape)} {entry.dtype} has {entry.nbytes} bytes")
+            raise ValueError(
+                f"{name} {str([*entry.shape])[:80]} {entry.dtype} has {entry.nbytes} bytes"
+            )
         if entry.offset != aligned(end):
             raise ValueError(f"{name} begins at byte {entry.offset}, {aligned(end)} is expected")
         end = entry.offset + entry.nbytes
@@ -220,11 +236,11 @@ def from_json(kind: type[T], value: object, where: str) -> T:
     annotated types. Integers are counts, so not negative. Raises `ValueError`, which says where.
     """
     if not isinstance(value, dict):
-        raise ValueError(f"{where} is {str(value)[:40]}, an object is expected")
+        raise ValueError(f"{where} is {str(value)[:40]!r}, an object is expected")
     types = _types(kind)
     if types.keys() != value.keys():
         name = sorted(types.keys() ^ value.keys())[0]
-        raise ValueError(f"{where} {'lacks' if name in types else 'has an unknown'} {name!r}")
+        raise ValueError(f"{where} {'lacks' if name in types else 'has an unknown'} {name[:80]!r}")
     return kind(**{name: _read(types[name], value[name], name) for name in types})
 
 
@@ -244,8 +260,13 @@ def _read(kind: object, value: object, where: str) -> object:
     if origin is tuple and isinstance(value, list):
         return tuple([_read(inside[0], item, where) for item in value])
     if origin is Mapping and isinstance(value, dict):
-        return {key: _read(inside[1], item, f"{where}.{key}") for key, item in value.items()}
-    if kind is object or (isinstance(value, str) and (kind is str or value in inside)):
+        return {
+            key: _read(inside[1], item, f"{where}.{_named(key)}") for key, item in value.items()
+        }
+    if isinstance(value, str) and (kind is str or value in inside):
+        require_plain(value, where)
+        return value
+    if kind is object:
         return value
     if isinstance(value, int | float) and abs(value) < _LARGEST_NUMBER:
         if kind is float and not isinstance(value, bool):

@@ -355,3 +355,8 @@ def test_every_field_of_a_request_is_documented():
     told = (ROOT / "docs" / "deploy.md").read_text().split("### Fields of a request")[1]
     words = set(re.findall(r"`([a-z0-9_]+)[`.]", told.split("###")[0]))
     assert {*Fields.model_fields} <= words
+
+
+def test_what_is_not_known_in_a_nested_object_is_told_too():
+    given = job(images={"reference_image": PICTURE, "mask": "m.png"}, videos={"end": 1})
+    assert "Not known here and ignored: images.mask, videos.end." in given.warnings

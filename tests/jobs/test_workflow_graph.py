@@ -21,6 +21,11 @@ from tests.support.workflows import MEDIA, inputs_of, told, workflow
         ("PrimitiveStringMultiline", {"value": "she dances"}), ("JWString", {"text": "she dances"}),
         ("easy string", {"value": "she dances"}), ("Text Multiline", {"text": "she dances"}),
         ("PrimitiveString", {"value": ["901", 0]}), ("Reroute", {"": ["901", 0]}),
+        ("CR Text", {"text": "she dances"}), ("CR Prompt Text", {"prompt": "she dances"}),
+        ("ShowText|pysssss", {"text": ["901", 0], "text_0": "what was shown before"}),
+        ("ttN text", {"text": "she dances"}), ("easy positive", {"positive": "she dances"}),
+        ("JWStringMultiline", {"text": "she dances"}), ("String", {"value": "she dances"}),
+        ("Primitive string [Crystools]", {"string": "she dances"}),
     ],
 )  # fmt: skip
 def test_a_prompt_is_read_from_every_node_that_holds_a_text(kind, inputs):
@@ -123,11 +128,11 @@ def test_wires_end_at_the_node_that_feeds_them():
         {"900": ("Reroute", {"": ["900", 0]})},
         {"900": ("GetNode", {"a": "x"}), "901": ("SetNode", {"a": "x", "b": ["900", 0]})},
         {"900": ("PrimitiveString", {"value": ["900", 0]})},
-        {str(900 + n): ("Reroute", {"": [str(901 + n), 0]}) for n in range(20)},
+        {str(900 + n): ("Reroute", {"": [str(901 + n), 0]}) for n in range(60)},
     ],
 )
 def test_wires_and_constants_in_a_circle_are_refused(nodes):
-    nodes = {**nodes, "920": ("StringConstant", {"string": "a"})}
+    nodes = {**nodes, "960": ("StringConstant", {"string": "a"})}
     given = workflow(nodes=nodes, n368_positive_prompt=["900", 0])
     assert "in a circle through node 9" in refused(workflow=given)
 

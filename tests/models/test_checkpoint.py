@@ -162,6 +162,83 @@ def test_a_scale_that_would_not_be_used_or_is_missing_is_an_error(tmp_path, case
         loaded(save(stored, tmp_path / "fp8.safetensors"))
 
 
+def with_format(told, **more):
+    """The file of `to_fp8` with what a tensor beside a weight says of its format."""
+    text = told if isinstance(told, bytes) else json.dumps(told).encode()
+    return {f"{Q}.comfy_quant": torch.tensor(list(text)).byte(), **more}
+
+
+FP8, NO_SCALE = {"format": "float8_e4m3fn"}, re.compile("scale_weight|scaled_fp8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (with_format(FP8 | {"convrot": True}), r"columns are rotated \(convrot\)"),
+        (with_format({"params": {"convrot": True}, **FP8}), "columns are rotated"),
+        ({f"{Q}.comfy_quant": torch.ones(3)}, r"stored as torch\.float32; the bytes of a text"),
+        ({f"{Q}.comfy_quant": torch.tensor([1000])}, r"stored as torch\.int64; the bytes"),
+        ({f"{Q}.scale_weight": torch.tensor(-1.0)}, "scale_weight is -1 for a weight that is not"),
+        ({f"{Q}.scale_weight": torch.tensor(0.0)}, "scale_weight is 0 for a weight that is not 0"),
+    ],
+)
+def test_a_format_or_a_scale_that_makes_no_sense_is_an_error(tmp_path, changes, message):
+    with pytest.raises(BadCheckpoint, match=message):
+        loaded(save(to_fp8(small_weights()) | changes, tmp_path / "fp8.safetensors"))
+
+
+def test_a_file_that_tells_formats_and_has_no_scales_is_no_file_of_plain_numbers(tmp_path):
+    stored = to_fp8(small_weights()) | with_format(FP8)
+    bare = {name: t for name, t in stored.items() if not NO_SCALE.search(name)}
+    with pytest.raises(BadCheckpoint, match="stored in FP8 and its scale is not in the file"):
+        loaded(save(bare, tmp_path / "fp8.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (with_format({"format": "float8_e5m2"}), "says float8_e5m2 and .* is F8_E4M3"),
+        (with_format(FP8 | {"group_size": 64}), "has group_size, which is not known here"),
+        (
+            {"blocks.9.x.comfy_quant": with_format(FP8)[f"{Q}.comfy_quant"]},
+            r"blocks\.9\.x\.comfy_quant is told of no weight that is read",
+        ),
+    ],
+)
+def test_a_format_that_the_tensors_contradict_is_told(tmp_path, caplog, changes, message):
+    stored = to_fp8(small_weights())
+    want = loaded(save(stored, tmp_path / "plain.safetensors"))
+    assert_equal(loaded(save(stored | changes, tmp_path / "fp8.safetensors")), want)
+    assert re.search(message, caplog.text)
+
+
+def test_scales_of_another_model_in_the_file_are_left_out_with_it(tmp_path, caplog):
+    stored = {PREFIXED + name: t for name, t in to_fp8(small_weights()).items()}
+    want = loaded(save(stored, tmp_path / "plain.safetensors"))
+    stored["text_encoders.x.weight"] = torch.ones(2, 2).to(torch.float8_e4m3fn)
+    stored["text_encoders.x.weight_scale"] = torch.ones(())
+    stored["text_encoders.x.comfy_quant"] = torch.tensor(list(b'{"format": "nvfp4"}')).byte()
+    assert_equal(loaded(save(stored, tmp_path / "whole.safetensors")), want)
+    assert "ignored 1 tensors outside model.diffusion_model." in caplog.text
+
+
+def test_a_scale_that_is_a_number_and_no_tensor_is_refused(tmp_path):
+    stored = {name: t for name, t in to_fp8(small_weights()).items() if not NO_SCALE.search(name)}
+    torch.save(stored | {f"{Q}.scale_weight": 0.5}, tmp_path / "fp8.pt")
+    with pytest.raises(BadCheckpoint, match=r"q\.scale_weight is no tensor, one is expected"):
+        Checkpoint(tmp_path / "fp8.pt")
+
+
+def test_metadata_of_a_checkpoint_that_nothing_reads_are_told(tmp_path, caplog):
+    path = tmp_path / "m.safetensors"
+    save_file(
+        small_weights(), path, metadata={"scale": "2", "format": "pt", "modelspec.title": "a"}
+    )
+    Checkpoint(path)
+    assert "m.safetensors: its metadata scale are not used" in caplog.text
+    assert "modelspec" not in caplog.text
+
+
 def test_formats_in_the_metadata_of_a_file_are_read(tmp_path):
     stored = {name: t.contiguous() for name, t in to_fp8(small_weights()).items()}
     for told, message in (

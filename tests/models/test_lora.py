@@ -303,6 +303,9 @@ MODULES = [
         ("lora_down.weight", "lora_up.weight"),
         ("lora_A.weight", "lora_B.weight"),
         ("lora_A.default.weight", "lora_B.default.weight"),
+        ("lora.down.weight", "lora.up.weight"),
+        ("lora_linear_layer.down.weight", "lora_linear_layer.up.weight"),
+        ("lora_A", "lora_B"),
     ],
 )
 def test_every_way_to_name_a_module_is_merged(tmp_path, names, down, up):
@@ -317,6 +320,38 @@ def test_every_way_to_name_a_module_is_merged(tmp_path, names, down, up):
     got = merged(tmp_path, lora)
     for name, weight in weights.items():
         assert torch.allclose(got[name], want.get(name, weight), atol=1e-5), name
+
+
+def test_a_pair_whose_ending_is_part_of_the_modules_last_name_is_merged(tmp_path):
+    lora = {
+        "unet.blocks.0.self_attn.q_lora.down.weight": torch.randn(RANK, 128),
+        "unet.blocks.0.self_attn.q_lora.up.weight": torch.randn(128, RANK),
+    }
+    down, up = lora.values()
+    want = small_weights()["blocks.0.self_attn.q.weight"] + up @ down
+    assert torch.allclose(merged(tmp_path, lora)["blocks.0.self_attn.q.weight"], want, atol=1e-5)
+
+
+def test_differences_may_lack_or_have_leading_ones(tmp_path):
+    table, norm = torch.randn(6, 128), torch.randn(1, 128)
+    lora = {
+        "blocks.1.diff_m": table,
+        "blocks.0.norm3.diff": norm,
+        "blocks.0.norm3.diff_b": norm * 2,
+    }
+    weights, got = small_weights(), merged(tmp_path, lora)
+    for name, change in (
+        ("blocks.1.modulation", table[None]),
+        ("blocks.0.norm3.weight", norm[0]),
+        ("blocks.0.norm3.bias", norm[0] * 2),
+    ):
+        assert torch.allclose(got[name], weights[name] + change, atol=1e-6), name
+
+
+def test_a_file_whose_alphas_are_all_0_is_told(tmp_path, caplog):
+    got = merged(tmp_path, with_alpha(torch.tensor(0.0)))["blocks.0.ffn.0.weight"]
+    assert torch.equal(got, small_weights()["blocks.0.ffn.0.weight"])
+    assert "every alpha in it is 0, so it changes nothing" in caplog.text
 
 
 @pytest.mark.parametrize("prefix", ["diffusion_model.", "lora_unet_"])
@@ -350,7 +385,10 @@ def test_the_bias_of_a_pair_is_added_with_the_factor_of_the_pair(tmp_path):
 
 def told(tmp_path, metadata, lora=ONE, name="lora.safetensors"):
     path = tmp_path / name
-    save_file({n: t.contiguous() for n, t in lora.items()}, path, metadata=metadata)
+    if path.suffix == ".safetensors":
+        save_file({n: t.contiguous() for n, t in lora.items()}, path, metadata=metadata)
+    else:
+        torch.save(lora, path)
     return Checkpoint(save(small_weights(), tmp_path / "m.safetensors"), loras=[Lora(path)])
 
 
@@ -377,6 +415,10 @@ ADAPTER = "lora_adapter_metadata"
         ({"r": RANK, "lora_alpha": 8, "alpha_pattern": {"transformer.blocks.0.ffn.0": 2}}, 0.5),
         ({"r": RANK, "lora_alpha": 8, "alpha_pattern": {}, "use_dora": False}, 2),
         ({"text_encoder.lora_alpha": 8}, 1),
+        ({"diffusion_model.lora_alpha": 8}, 2),
+        ({"transformer": {"lora_alpha": 8, "r": RANK}}, 2),
+        ({"transformer.lora_alpha": 8, "lora_alpha": 8}, 2),
+        ({"lora_alpha": 8, "peft_type": "LORA", "use_rslora": None}, 2),
         ({"r": RANK}, 1),
     ],
 )
@@ -385,10 +427,17 @@ def test_an_alpha_in_the_metadata_scales_the_pairs(tmp_path, settings, factor):
     assert factor_of(checkpoint) == pytest.approx(factor, rel=1e-3)
 
 
-def test_an_alpha_in_the_configuration_beside_a_peft_file_scales_the_pairs(tmp_path):
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_an_alpha_in_the_configuration_beside_a_peft_file_scales_the_pairs(tmp_path, name):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": 8}))
-    checkpoint = told(tmp_path, None, name="adapter_model.safetensors")
+    checkpoint = told(tmp_path, None, name=name)
     assert factor_of(checkpoint) == pytest.approx(2, rel=1e-3)
+
+
+def test_a_configuration_beside_a_file_of_another_name_is_told(tmp_path, caplog):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": 8}))
+    assert factor_of(told(tmp_path, None)) == pytest.approx(1, rel=1e-3)
+    assert "the adapter_config.json beside it is read for a file called adapter_m" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -408,6 +457,9 @@ def test_an_alpha_in_the_configuration_beside_a_peft_file_scales_the_pairs(tmp_p
         ('{"lora_alpha": 8, "alpha_pattern": {".*q": 1}}', "plain names of modules"),
         ('{"lora_alpha": 8, "alpha_pattern": [1]}', "an object is expected"),
         ('{"use_rslora": true}', "has use_rslora and no lora_alpha"),
+        ('{"lora_alpha": 8, "use_rslora": "false"}', "use_rslora is 'false', true or false"),
+        ('{"lora_alpha": 8, "transformer.lora_alpha": 4}', "gives lora_alpha twice"),
+        ('{"peft_type": "LOHA", "alpha": 8}', "has peft_type 'LOHA'; LORA is expected"),
     ],
 )
 def test_metadata_that_cannot_be_followed_are_refused(tmp_path, text, message):
@@ -429,6 +481,8 @@ def test_an_alpha_beside_its_pair_that_contradicts_the_metadata_is_refused(tmp_p
         ({"lora_alpha": "8"}, "metadata lora_alpha are not used"),
         ({"scale": "2", "format": "pt"}, "metadata scale are not used"),
         ({ADAPTER: '{"text_encoder.lora_alpha": 8}'}, "text_encoder.lora_alpha is of another mod"),
+        ({ADAPTER: '{"r": 4}'}, "has no lora_alpha: pairs without an alpha have the factor 1"),
+        ({ADAPTER: '{"scaling": 2}'}, "scaling is not known and not used"),
         ({"ss_network_alpha": "8"}, "the ss_network_alpha 8 of its metadata is not used"),
     ],
 )

@@ -232,6 +232,18 @@ def rewritten(path, change=None, **members):
     return path
 
 
+def test_a_file_whose_bytes_are_in_another_order_is_refused(tmp_path):
+    path, other = tmp_path / "m.pt", b"big" if sys.byteorder == "little" else b"little"
+    torch.save({"a": torch.arange(64.0)}, path)
+    with zipfile.ZipFile(path) as archive:
+        held = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in held.items():
+            archive.writestr(name, other if name.endswith("/byteorder") else data)
+    with pytest.raises(BadCheckpoint, match=rf"in the order {other}, {sys.byteorder} is exp"):
+        TensorFile(path)
+
+
 def deflated(info, data):
     info.compress_type = zipfile.ZIP_DEFLATED
     return data

@@ -139,6 +139,47 @@ def test_words_that_decide_something_are_compared(copied, body):
         assert not is_accepted(copied, changed(body, path, value)), path
 
 
+def test_tensors_lie_in_the_order_in_which_they_are_loaded(copied, body, held):
+    package = open_package(held)
+    built = [entry.name for entry in package.manifest.tensors]
+    manifest = package.manifest
+    assert built == [*expected_tensors(manifest.model, manifest.padded_ffn, manifest.weights)]
+    places = {name: n for n, name in enumerate(built)}
+    for one, other in (
+        ("img_emb.proj.3.bias", "img_emb.proj.4.bias"),
+        ("blocks.0.norm_q", "blocks.1.norm_q"),
+        ("blocks.0.norm3_shift", "blocks.0.norm3_scale"),
+        ("blocks.0.text.q", "blocks.0.vision.q"),
+    ):
+        whole = changed(body, ("tensors", places[one], "name"), other)
+        whole["tensors"][places[other]]["name"] = one
+        reseal(copied, lambda _, whole=whole: whole)
+        with pytest.raises(BadPackage, match=rf"the tensor {other} lies where {one} is expected"):
+            open_package(copied)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("arch",), "sm89" * 5000),
+        (("driver_floor",), "12.7" * 5000),
+        (("files", 1, "sha256"), "0" * 300_000),
+        (("files", 2, "path"), "a" * 100_000),
+        (("native", "kernels", 2, "entry"), "a\nb"),
+        (("native", "kernels", 2, "arch"), "x" * 10_000),
+        (("native", "kernels", 2, "toolkit"), "\ud800"),
+        (("sources", 0), "a\nb"),
+        (("tensors", 1, "dtype"), "a\nb" * 1000),
+    ],
+)
+def test_a_refusal_shows_no_more_than_a_glance_of_what_it_found(copied, body, path, value):
+    reseal(copied, lambda _: changed(body, path, value))
+    with pytest.raises(BadPackage) as raised:
+        open_package(copied)
+    assert str(raised.value).removeprefix(str(copied)).isprintable()
+    assert len(str(raised.value).removeprefix(str(copied))) < 500
+
+
 def test_a_kernel_that_the_model_needs_is_missed_at_once(copied, body):
     kernels = body["native"]["kernels"]
     ways = ("attention.", "gemm.i8_tall", "gemm.i8.")  # of which others are there

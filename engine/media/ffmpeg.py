@@ -38,8 +38,9 @@ SAFE_INPUT = (
     "-format_whitelist", "mov,mp4,matroska,webm,avi,mpegts,gif,mp3,aac,wav,flac,ogg",
     "-codec_whitelist",
     "h264,hevc,av1,libdav1d,libaom-av1,vp8,vp9,libvpx,libvpx-vp9,mpeg4,mpeg2video,mpegvideo,mjpeg,"
-    "prores,ffv1,gif,aac,mp3,mp3float,opus,libopus,vorbis,libvorbis,flac,alac,ac3,eac3,pcm_u8,"
-    "pcm_s16le,pcm_s16be,pcm_s24le,pcm_s24be,pcm_s32le,pcm_f32le,pcm_alaw,pcm_mulaw",
+    "prores,ffv1,png,rawvideo,gif,aac,mp2,mp2float,mp3,mp3float,opus,libopus,vorbis,libvorbis,flac,"
+    "alac,ac3,eac3,pcm_u8,pcm_s8,pcm_s16le,pcm_s16be,pcm_s24le,pcm_s24be,pcm_s32le,pcm_s32be,"
+    "pcm_f32le,pcm_f32be,pcm_f64le,pcm_f64be,pcm_alaw,pcm_mulaw",
 )  # fmt: skip
 
 _NO_PTS = -(2**63)
@@ -98,6 +99,7 @@ class Stream:
     pixel_aspect: Fraction
     sample_rate: int
     packets: list[Packet]
+    first_s: Fraction  # the time of the first packet of the file, shown or not; 0 without one
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +224,17 @@ def list_streams(
         raise FfmpegFailed(f"what ffmpeg tells of it makes no sense ({error})") from error
 
 
+def clock_zero(source: Sequence[str], track: str, counted: Stream, check: Check) -> Fraction:
+    """The moment on the clock of a file from which ffmpeg counted the times of `counted`.
+
+    Where clocks begin anywhere, as in MPEG-TS, that is the start of the one track which was read,
+    another for each track. `source`: what makes ffmpeg read the file.
+    """
+    arguments = ["-copyts", *source, "-map", track, "-c", "copy", "-frames", "1"]
+    streams, _ = list_streams(arguments, check=check)
+    return streams[0].first_s - counted.first_s if streams else Fraction(0)
+
+
 def read_into(run: Ffmpeg, view: memoryview) -> int:
     """Fills `view` from the process's output and returns the bytes filled: fewer only at its end.
 
@@ -331,6 +344,7 @@ def _parse(listing: str) -> list[Stream]:
     """Lines are "#key index: value" or "index, dts, pts, duration, size, checksum[, F=flags]"."""
     facts: dict[int, dict[str, str]] = {}
     packets: dict[int, list[Packet]] = {}
+    first_s: dict[int, Fraction] = {}
     for line in listing.splitlines():
         if header := re.fullmatch(r"#(\w+) (\d+): (.*)", line):
             facts.setdefault(int(header[2]), {})[header[1]] = header[3].strip()
@@ -338,14 +352,18 @@ def _parse(listing: str) -> list[Stream]:
             fields = [field.strip() for field in line.split(",")]
             index, dts, pts, duration = map(int, fields[:4])
             flags = next((int(field[2:], 16) for field in fields if field[:2] == "F="), 0)
+            tick = Fraction(facts[index]["tb"])
+            start_s = (dts if pts == _NO_PTS else pts) * tick
+            first_s.setdefault(index, start_s)
             if not flags & _DISCARD:
-                tick = Fraction(facts[index]["tb"])
-                start = dts if pts == _NO_PTS else pts
-                packets.setdefault(index, []).append(Packet(start * tick, duration * tick, dts))
-    return [_stream(known, packets.get(index, [])) for index, known in facts.items()]
+                packets.setdefault(index, []).append(Packet(start_s, duration * tick, dts))
+    return [
+        _stream(known, packets.get(index, []), first_s.get(index, Fraction(0)))
+        for index, known in facts.items()
+    ]
 
 
-def _stream(facts: dict[str, str], packets: list[Packet]) -> Stream:
+def _stream(facts: dict[str, str], packets: list[Packet], first_s: Fraction) -> Stream:
     width, height = map(int, facts.get("dimensions", "0x0").split("x"))
     across, down = map(int, facts.get("sar", "0/1").split("/"))
     return Stream(
@@ -357,4 +375,5 @@ def _stream(facts: dict[str, str], packets: list[Packet]) -> Stream:
         pixel_aspect=Fraction(across, down) if across > 0 and down > 0 else Fraction(1),
         sample_rate=int(facts.get("sample_rate", "0")),
         packets=sorted(packets, key=lambda packet: packet.start),
+        first_s=first_s,
     )

@@ -7,8 +7,8 @@ from engine.errors import BadMedia
 
 _MIB = 2**20
 _MOVING = ("mp4", "mov", "mkv", "avi")
-# pictures that jobs may not bring, by how files begin and as sentences call them
-_OTHER_PICTURES = (
+# what jobs may not bring, by how files begin and as sentences call them
+_OTHERS = (
     (b"II*\0", "TIFF picture"),
     (b"MM\0*", "TIFF picture"),
     (b"II+\0", "TIFF picture"),
@@ -32,14 +32,18 @@ _OTHER_PICTURES = (
     (b"FUJIFILMCCD-RAW", "raw photograph"),
     (b"IIRO", "raw photograph"),
     (b"IIU\0", "raw photograph"),
-    (b"<svg", "SVG drawing"),
-    (b"<?xml", "XML document, such as an SVG drawing"),
+    (b"ID3", "sound file"),
+    (b"OggS", "sound file"),
+    (b"fLaC", "sound file"),
 )
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
-_FTYP_PICTURES = {
+_FTYP_OTHERS = {
     b"crx ": "raw photograph",
     b"jxl ": "JPEG XL picture",
     b"jp2 ": "JPEG 2000 picture",
+    b"avci": "HEIF picture",
+    b"avcs": "HEIF picture",
+    b"M4A ": "sound file",
 }
 _STILL_BRANDS = (b"mif1", b"mif2", b"miaf", b"msf1")  # pictures of whatever codec
 
@@ -64,7 +68,7 @@ _NAMES = dict.fromkeys(_MOVING, "video") | {
     "gz": "compressed file",
     "npz": "ZIP archive",
 }
-_READ_AS_WORDS = ("HEIC", "JPEG", "GIF", "GIMP", "TIFF")  # not letter by letter
+_READ_AS_WORDS = ("HEIC", "HEIF", "JPEG", "GIF", "GIMP", "TIFF")  # not letter by letter
 
 HEAD_BYTES = 256  # what `sniff` looks at: all brands that an AVIF file is compatible with
 
@@ -125,11 +129,21 @@ def content_kind(path: Path) -> str | None:
             head = file.read(HEAD_BYTES)
     except OSError:
         return None
-    if head[4:8] == b"ftyp" and head[8:12] in _FTYP_PICTURES:
-        return _FTYP_PICTURES[head[8:12]]
+    if head[4:8] == b"ftyp" and head[8:12] in _FTYP_OTHERS:
+        return _FTYP_OTHERS[head[8:12]]
     if (suffix := sniff(head)) in _NAMES:
         return _NAMES[suffix]
-    return next((name for magic, name in _OTHER_PICTURES if head.startswith(magic)), None)
+    if head[:1] == head[188:189] == b"G" or head[4:5] == head[196:197] == b"G":
+        return "video"  # MPEG-TS: packets of 188 bytes, or of 192 with a time before each
+    known = next((name for magic, name in _OTHERS if head.startswith(magic)), None)
+    return known or _markup(head)
+
+
+def _markup(head: bytes) -> str | None:
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text.startswith(b"<") and (b"<svg" in text or b"<!DOCTYPE svg" in text):
+        return "SVG drawing"
+    return "XML document, such as an SVG drawing" if text.startswith(b"<?xml") else None
 
 
 def with_article(noun: str) -> str:

@@ -11,7 +11,14 @@ from pathlib import Path
 from engine.config import LIMITS
 from engine.errors import BadMedia
 from engine.flow import Check, Sound, go_on
-from engine.media.ffmpeg import SAFE_INPUT, FfmpegFailed, ffmpeg, file_url, list_streams
+from engine.media.ffmpeg import (
+    SAFE_INPUT,
+    FfmpegFailed,
+    clock_zero,
+    ffmpeg,
+    file_url,
+    list_streams,
+)
 from engine.media.files import check_file
 
 log = logging.getLogger(__name__)
@@ -25,25 +32,29 @@ _GAP_S = 0.02
 
 def find_sound(
     path: Path,
-    begins_s: Fraction = Fraction(0),
+    begins_s: Fraction | None = None,
     seconds: Fraction = _LONGEST_S,
     check: Check = go_on,
 ) -> Sound | None:
     """Finds and tries the sound of a video or sound file; None if it has none.
 
-    `begins_s`, `seconds`: where the pictures start, and how long they last. What is tried here is
-    what `sound_output` asks for later. Raises `BadMedia` if it cannot be decoded.
+    `begins_s`, `seconds`: where the pictures start on the clock of the file (None: where the sound
+    does), and how long they last. What is tried here is what `sound_output` asks for later. Raises
+    `BadMedia` if it cannot be decoded.
     """
     check_file(path, "sound", LIMITS.max_video_bytes)
+    source = [*SAFE_INPUT, "-i", file_url(path)]
     try:
         for track in _TRACKS:
-            arguments = [*SAFE_INPUT, "-i", file_url(path), "-map", track, "-c", "copy"]
-            if list_streams([*arguments, "-frames:a", "1"], check=check)[0]:
+            one = [*source, "-map", track, "-c", "copy", "-frames:a", "1"]
+            if counted := list_streams(one, check=check)[0]:
                 break
         else:
             log.info("%s has no sound", path.name)
             return None
-        sound = Sound(path, track, begins_s)
+        if begins_s is not None:
+            begins_s -= clock_zero(source, track, counted[0], check)
+        sound = Sound(path, track, begins_s or Fraction(0))
         attempt = [*sound_input(sound), *sound_output(sound, seconds), "-f", "null", "-"]
         with ffmpeg(attempt, cpu_s=_CPU_S, memory_bytes=_MEMORY_BYTES, check=check) as run:
             said = run.finish()

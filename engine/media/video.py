@@ -31,6 +31,7 @@ from engine.media.ffmpeg import (
     FfmpegFailed,
     Packet,
     Stream,
+    clock_zero,
     ffmpeg,
     file_url,
     list_streams,
@@ -56,6 +57,7 @@ _MAX_S = 600  # of a file: a dance is often cut from a longer one, but not from 
 _GRID = Fraction(1, 4)  # a frame may be this share of the interval off its place
 _NTSC = Fraction(1000, 1001)
 _CUT_SHORT = "File ended prematurely"  # said of a Matroska file, and not counted as a failure
+_NO_HEADER = "Could not write header"  # said of a track that is announced and never comes
 _KINDS = "MP4, MOV, MKV, WebM, AVI, MPEG-TS or GIF"
 
 
@@ -71,7 +73,7 @@ class VideoInfo:
     rate: Fraction  # frames per second; of a variable one, its usual rate
     is_constant: bool
     frames: int  # in the file, from the first that can be decoded
-    start_s: Fraction  # of that one, on the clock of all tracks
+    start_s: Fraction  # of that one, on the clock of the file
     duration_s: Fraction
     has_audio: bool
 
@@ -119,7 +121,7 @@ def probe_video(path: Path, limits: Limits = LIMITS, check: Check = go_on) -> Vi
         rate=rate,
         is_constant=is_constant,
         frames=frames,
-        start_s=packets[0].start if _is_guess(packets[0]) else first,
+        start_s=found.zero_s + (packets[0].start if _is_guess(packets[0]) else first),
         duration_s=duration_s,
         has_audio=found.has_audio,
     )
@@ -133,14 +135,14 @@ class _Found:
     packets: list[Packet]  # of the pictures that can be decoded
     shown: Stream  # as decoded
     first: Fraction  # the time of the first decoded picture
+    zero_s: Fraction  # on the clock of the file: from here the times above are counted
     has_audio: bool
 
 
 def _look_inside(path: Path, limits: Limits, check: Check) -> _Found:
     source = _source(path, limits)
     try:
-        audio = [*source, "-map", "0:a:0", "-c", "copy", "-frames:a", "1"]
-        has_audio = bool(list_streams(audio, check=check)[0])
+        has_audio = _has_audio(source, check)
         for track in _TRACKS:
             packed, said = list_streams([*source, "-map", track, *_PLACES], check=check)
             if said == _CUT_SHORT:
@@ -154,6 +156,7 @@ def _look_inside(path: Path, limits: Limits, check: Check) -> _Found:
         if not stored.packets:
             raise BadMedia(f"{path.name} is a damaged video: no frame of it can be read.")
         _check_side(path, stored, limits)
+        zero_s = clock_zero(source, track, stored, check) if has_audio else Fraction(0)
         # once in units of a frame at its nominal rate, once on the clock of the file
         one = ["-threads", "1", *source, "-map", track, "-frames:v", "1"]
         memory_bytes = _memory_bytes(stored.width, stored.height)
@@ -174,7 +177,17 @@ def _look_inside(path: Path, limits: Limits, check: Check) -> _Found:
     first = decoded[0].packets[0].start
     # What was cut from another clip may begin with frames that lack what they are coded by.
     packets = [p for p in stored.packets if _is_guess(p) or p.start > first - decoded[0].tick]
-    return _Found(track, packets or stored.packets, nominal[0], first, has_audio)
+    return _Found(track, packets or stored.packets, nominal[0], first, zero_s, has_audio)
+
+
+def _has_audio(source: list[str], check: Check) -> bool:
+    arguments = [*source, "-map", "0:a:0", "-c", "copy", "-frames:a", "1"]
+    try:
+        return bool(list_streams(arguments, check=check)[0])
+    except FfmpegFailed as error:
+        if error.reason.startswith(_NO_HEADER):
+            return True  # a track of nothing; the pictures are as good
+        raise
 
 
 def _is_guess(packet: Packet) -> bool:

@@ -125,6 +125,18 @@ def test_what_is_no_picture_is_refused_in_a_sentence_that_names_it(tmp_path):
     assert refusal(tmp_path / "raw.cr3") == f"raw.cr3 is a raw photograph; {expected}"
     assert refusal(tmp_path / "old.jp2") == f"old.jp2 is a JPEG 2000 picture; {expected}"
     assert refusal(tmp_path / "a.svg") == f"a.svg is an SVG drawing; {expected}"
+    for before in ("\ufeff", "\n ", '<?xml version="1.0"?>\n', "<!-- drawn -->", "<!DOCTYPE svg>"):
+        (tmp_path / "b.svg").write_text(f"{before}<svg/>", encoding="utf-8")
+        assert refusal(tmp_path / "b.svg") == f"b.svg is an SVG drawing; {expected}"
+    for name, head, found in (
+        ("a.ts", b"G" + bytes(187) + b"G", "a video"),
+        ("a.m2ts", bytes(4) + b"G" + bytes(191) + b"G", "a video"),
+        ("a.mp3", b"ID3\4", "a sound file"),
+        ("a.avci", b"\0\0\0\x18ftypavci", "a HEIF picture"),
+        ("a.xml", b"<?xml version='1.0'?><a/>", "an XML document, such as an SVG drawing"),
+    ):
+        (tmp_path / name).write_bytes(head + bytes(90))
+        assert refusal(tmp_path / name) == f"{name} is {found}; {expected}"
     assert refusal(tmp_path / "a.exr") == f"a.exr is an OpenEXR picture; {expected}"
     assert "half.avif begins as an AVIF picture and cannot be" in refusal(tmp_path / "half.avif")
     assert refusal(tmp_path / "empty.png") == "empty.png is empty; a picture is expected."

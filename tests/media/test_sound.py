@@ -94,7 +94,8 @@ def test_sound_of_a_rare_codec_is_refused_before_a_frame_is_rendered(golden, nam
 @pytest.mark.parametrize(
     ("suffix", "codec"),
     [("mp4", "aac"), ("mp4", "libmp3lame"), ("mkv", "libopus"), ("mkv", "flac"), ("mov", "alac"),
-     ("ts", "ac3"), ("avi", "pcm_s16le"), ("mkv", "libvorbis")],
+     ("ts", "ac3"), ("avi", "pcm_s16le"), ("mkv", "libvorbis"), ("ts", "mp2"),
+     ("mov", "pcm_s32be"), ("mov", "pcm_f64le")],
 )  # fmt: skip
 def test_the_beep_is_on_the_flash_in_every_container(silent, tmp_path, suffix, codec):
     path = tmp_path / f"dance.{suffix}"
@@ -105,10 +106,11 @@ def test_the_beep_is_on_the_flash_in_every_container(silent, tmp_path, suffix, c
     assert found == pytest.approx(1, abs=FRAME_S)
 
 
+@pytest.mark.parametrize("suffix", ["mkv", "ts"])  # the clock of MPEG-TS begins anywhere
 @pytest.mark.parametrize(("delay_s", "video_delay_s"), [(0.3, 0), (0, 0.3), (0.3, 0.5)])
-def test_tracks_that_start_apart_stay_apart(silent, tmp_path, delay_s, video_delay_s):
+def test_tracks_that_start_apart_stay_apart(silent, tmp_path, delay_s, video_delay_s, suffix):
     sound = beep(tmp_path / "a.wav", 1)
-    path = tmp_path / "dance.mkv"
+    path = tmp_path / f"dance.{suffix}"
     joined(path, silent, sound, "-c:a", "aac", delay_s=delay_s, video_delay_s=video_delay_s)
     length, _, found, lasts = made_of(path, tmp_path / "out.mp4")
     assert found == pytest.approx(1 + delay_s - video_delay_s, abs=0.01)

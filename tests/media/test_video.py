@@ -9,6 +9,7 @@ import torch
 from engine.config import LIMITS
 from engine.errors import BadMedia
 from engine.media.mp4 import encode_mp4
+from engine.media.sound import find_sound
 from engine.media.video import exact_rate, frame_count, probe_video, read_video
 from tests.support.clips import clip, numbered, numbers, read_numbers, run_ffmpeg, tone
 
@@ -229,6 +230,20 @@ def test_damaged_and_shortened_videos_are_refused(clip_16, tmp_path):
     }.items():
         (tmp_path / name).write_bytes(content)
         assert refusal(tmp_path / name).startswith((f"{name} is a damaged", f"{name} is cut short"))
+
+
+def test_a_track_of_sound_that_never_comes_spoils_no_pictures(clip_16, tmp_path):
+    run_ffmpeg("-i", clip_16, "-f", "lavfi", "-i", "sine=d=1", "-c:v", "copy", tmp_path / "a.ts")
+    content = (tmp_path / "a.ts").read_bytes()
+    packets = [content[at : at + 188] for at in range(0, len(content), 188)]
+    silent = [one for one in packets if one[1] & 31 != 1 or one[2] != 1]  # the second track's id
+    assert len(silent) < len(packets)
+    (tmp_path / "b.ts").write_bytes(b"".join(silent))
+    whole, without = probe_video(tmp_path / "a.ts"), probe_video(tmp_path / "b.ts")
+    assert (without.frames, without.rate) == (whole.frames, whole.rate)
+    assert len(torch.cat(list(read_video(without)))) == whole.frames
+    with pytest.raises(BadMedia, match=r"^The sound of b\.ts cannot be read: "):
+        find_sound(tmp_path / "b.ts", without.start_s)
 
 
 def test_limits_on_bytes_sides_and_frames_are_named(clip_16, tmp_path):

@@ -2,7 +2,8 @@
 
     python -m kernels.device FOLDER < jobs.json
 
-Writes NAME.cubin and NAME.json into FOLDER for each named job. The parent is `kernels.aot.compile`.
+Writes NAME.cubin, NAME.ptx and NAME.json into FOLDER for each named job. The parent is
+`kernels.aot.compile`.
 """
 
 import json
@@ -36,8 +37,8 @@ def source(job: dict) -> ASTSource:
     return ASTSource(function, signature, job["constants"], attributes)
 
 
-def compile_job(job: dict) -> tuple[bytes, dict]:
-    """Returns machine code, and what a launch must know of it."""
+def compile_job(job: dict) -> tuple[bytes, str, dict]:
+    """Returns machine code, the PTX that it was made of, and what a launch must know of it."""
     options = {
         "num_warps": job["warps"],
         "num_stages": job["stages"],
@@ -54,13 +55,14 @@ def compile_job(job: dict) -> tuple[bytes, dict]:
         "shared_bytes": metadata.shared,
         "scratch_bytes": metadata.global_scratch_size + metadata.profile_scratch_size,
     }
-    return compiled.asm["cubin"], facts
+    return compiled.asm["cubin"], compiled.asm["ptx"], facts
 
 
 def main(folder: Path) -> None:
     for name, job in json.load(sys.stdin).items():
-        data, facts = compile_job(job)
+        data, ptx, facts = compile_job(job)
         (folder / f"{name}.cubin").write_bytes(data)
+        (folder / f"{name}.ptx").write_text(ptx)
         (folder / f"{name}.json").write_text(json.dumps(facts))
 
 

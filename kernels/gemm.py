@@ -8,10 +8,11 @@
 Shapes    A: Rows [M, K], any M > 0;  B: Rows [N, K], a weight with a scale for each output;
           bias, gate [N] fp32;  x [M, N] fp32.  N and K are multiples of the tile's.
 Numerics  codes are summed in INT32 (exact) or FP32, everything after that is FP32.  What Ada and
-          Hopper call FP32 here is an accumulator of about 14 bits in the tensor core.  `fp8` lets
-          it run over all of K; `fp8_promoted` moves its sum to registers every 128.  Simulated
-          in tests/kernels/test_gemm.py, the short one adds less than 1 % to the error that
-          E4M3 has anyway.  `mx` sums in true FP32.
+          Hopper call FP32 here is an accumulator of about 14 bits in the tensor core, and `fp8`
+          lets it run over all of K.  Simulated in tests/kernels/test_gemm.py, that adds less than
+          1 % to the error that E4M3 has anyway.  `mx` sums in true FP32.  A way that moved its sum
+          to registers every 128 was dropped: Triton 3.6 adds the sum of a product that has not
+          been waited for, and ptxas then waits at once, so that nothing overlaps.
 
 The feed forward needs GELU's result as 8-bit rows, whose scale is known when a whole row is: 13824
 columns, 54 tiles.  It is written as BF16, and `kernels.modulate` quantises it, one row a program.
@@ -198,12 +199,6 @@ GEMM: Mapping[str, Gemm] = {
         "fp8",
         {SM90: "QGMMA.64x128x32.F32.E4M3.E4M3"},
         {SM90: _tile(128, 128, 128, 3, "12.6", max_registers=128)},
-    ),
-    "fp8_promoted": _way(
-        "fp8_promoted",
-        "fp8_promoted",
-        {SM90: "QGMMA.64x128x32.F32.E4M3.E4M3"},
-        {SM90: _tile(128, 128, 128, 4, "12.6")},
     ),
     # block-scaled with all scales 1: the only FP8 product of full rate that sums in FP32
     "mx": _way(

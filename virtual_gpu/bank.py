@@ -7,6 +7,7 @@ orders, which must agree bit for bit.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -54,7 +55,7 @@ class VirtualBank(KernelBank):
                 f"there is no PTX of kernel {cubin.name} in {self.state}. Build its package here, "
                 f"with SCAIL_STATE as it is now."
             )
-        self.load_program(cubin, decode(f"{cubin.arch}.{cubin.name}", path.read_text()))
+        self.load_program(cubin, _decoded(f"{cubin.arch}.{cubin.name}", path))
 
     def load_program(self, cubin: Cubin, program: Program) -> None:
         """Loads a kernel whose PTX is given, not found."""
@@ -139,6 +140,11 @@ class VirtualBank(KernelBank):
             self.load(compile_kernels([(mine, self.arch)], self.state)[0])
         self._replaced[spec.name] = spec, mine
         return mine
+
+
+@lru_cache(maxsize=None)
+def _decoded(name: str, path: Path) -> Program:
+    return decode(name, path.read_text())
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -50,9 +50,13 @@ class Machine:
         self.library.vgpu_executed.restype = ctypes.c_uint64
         self.library.vgpu_findings.restype = ctypes.c_uint64
         self._operations: dict[str, int] = {}
+        self._known: set[bytes] = set()  # machine code that there is a program for
 
     def add(self, program: Program, image: bytes) -> None:
-        """Runs `program` wherever machine code is loaded that is `image`."""
+        """Runs `program` wherever machine code is loaded that is `image`: the first given for it."""
+        if image in self._known:
+            return
+        self._known.add(image)
         code = [
             (self._operation(i.operation), i.guard, first, len(i.operands), i.line)
             for i, first in zip(program.code, _sums(len(i.operands) for i in program.code))

@@ -24,7 +24,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from kernels.aot.cubin import BadCubin, Cubin, cubin_from_record, spec_digest
-from kernels.aot.proofs import cubin, prove
+from kernels.aot.hazards import hazards
+from kernels.aot.proofs import ProofError, cubin, prove
 from kernels.aot.sass import disassemble, main_loop
 from kernels.aot.toolkit import RELEASES, ptxas
 from kernels.arch import Arch
@@ -37,7 +38,10 @@ log = logging.getLogger(__name__)
 TRITON = "3.6.0"  # makes the kernels; those in the store need none (docs/reference/kernels.md 0)
 WORKER = "kernels.device"
 # What is stored depends on these files too.
-_OWN = ("aot/compile.py", "aot/elf.py", "aot/proofs.py", "aot/sass.py", "device/__main__.py")
+_OWN = (
+    "aot/compile.py", "aot/elf.py", "aot/hazards.py", "aot/proofs.py", "aot/sass.py",
+    "device/__main__.py",
+)  # fmt: skip
 # Variables that change what Triton or ptxas do.
 _SETTINGS = ("TRITON_", "PTXAS_", "DISABLE_PTXAS", "LLVM_", "MLIR_", "ENABLE_", "NVPTX_", "USE_IR")
 
@@ -56,8 +60,9 @@ def compile_kernels(
 ) -> list[Cubin]:
     """Returns a proven cubin for each kernel and architecture, in order.
 
-    The folder `state` keeps toolkits and results, with their PTX; what it lacks is made again. Raises `BuildError`
-    if a kernel does not compile, and `ProofError` if it does not hold what its spec asks.
+    The folder `state` keeps toolkits and results, with their PTX; what it lacks is made again.
+    Raises `BuildError` if a kernel does not compile, and `ProofError` if it does not hold what its
+    spec asks.
     """
     for spec, arch in wanted:
         if arch not in spec.tuning:
@@ -169,7 +174,12 @@ def _collect(build: _Build, folder: Path, errors: str, state: Path) -> Cubin:
         raise BuildError(
             f"{build.spec.name} does not compile for {build.arch.name}: {_reason(errors)}"
         )
-    loop = main_loop(disassemble(code)) if build.spec.loop is not None else None
+    loop = None
+    if build.spec.loop is not None:
+        listing = disassemble(code)
+        loop = main_loop(listing)
+        if found := hazards(listing):  # proven once: what is stored depends on the proof itself
+            raise ProofError(build.spec.name, build.arch.name, "waits for wgmma", found[0], "none")
     made = cubin(build.spec, build.arch, code.read_bytes(), json.loads(facts.read_text()), loop)
     path = ptx_path(made.sha256, state)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,15 +7,34 @@ Writes NAME.cubin, NAME.ptx and NAME.json into FOLDER for each named job. The pa
 """
 
 import json
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 WARP = 32  # threads
+WAIT = re.compile(r"^\tcp\.async\.wait_group .*;\n", re.M)
+FENCE = "\tfence.proxy.async.shared::cta;\n"
+
+
+def fenced(ptx: str) -> str:
+    """Adds the fences that Triton 3.6 leaves out between cp.async and wgmma (3.7 has them).
+
+    A copy writes as a thread does and wgmma reads in the asynchronous proxy, so that whoever copied
+    must issue a fence after its wait and before the barrier (PTX ISA 9.7.15.4).
+    """
+    return WAIT.sub(lambda wait: wait[0] + FENCE, ptx) if "wgmma.mma_async" in ptx else ptx
+
+
+def add_fences(backend, stages, options, language, capability) -> None:
+    """Is Triton's hook for what comes between two of its stages."""
+    make_ptx = stages["ptx"]
+    stages["ptx"] = lambda source, metadata: fenced(make_ptx(source, metadata))
 
 
 def source(job: dict) -> ASTSource:
@@ -59,6 +78,7 @@ def compile_job(job: dict) -> tuple[bytes, str, dict]:
 
 
 def main(folder: Path) -> None:
+    knobs.runtime.add_stages_inspection_hook = add_fences
     for name, job in json.load(sys.stdin).items():
         data, ptx, facts = compile_job(job)
         (folder / f"{name}.cubin").write_bytes(data)

@@ -56,7 +56,6 @@ void vgpu_program(const char *name, const u8 *image, u64 image_bytes, const s32 
   }
   program->words = words;
   program->threads = threads;
-  for (auto &known : programs) if (known->image == program->image) { known = std::move(program); return; }
   programs.push_back(std::move(program));
 }
 // Lines of: kernel, tab, finding, tab, how often, tab, at how many instructions, tab, line of the first.

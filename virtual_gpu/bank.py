@@ -7,7 +7,7 @@ orders, which must agree bit for bit.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -112,9 +112,9 @@ class VirtualBank(KernelBank):
             differs = (_bits(tensor) != want).nonzero()
             if len(differs):
                 raise WrongKernel(
-                    f"{self.arch.name}.{spec.name}: {len(differs)} of {want.numel()} bytes of tensor "
-                    f"{number} differ between the orders {self.orders[0].name} and {order.name}, the "
-                    f"first at byte {differs[0].item()}"
+                    f"{self.arch.name}.{spec.name}: {len(differs)} of {want.numel()} bytes of "
+                    f"tensor {number} differ between the orders {self.orders[0].name} and "
+                    f"{order.name}, the first at byte {differs[0].item()}"
                 )
 
     def _with_code(self, spec: KernelSpec, message: str) -> str:
@@ -142,7 +142,7 @@ class VirtualBank(KernelBank):
         return mine
 
 
-@lru_cache(maxsize=None)
+@cache
 def _decoded(name: str, path: Path) -> Program:
     return decode(name, path.read_text())
 
@@ -150,5 +150,3 @@ def _decoded(name: str, path: Path) -> Program:
 def _bits(tensor: Tensor) -> Tensor:
     """Returns the bytes of a tensor, in its memory."""
     return tensor.detach().reshape(-1).view(torch.uint8)
-
-

@@ -91,10 +91,6 @@ KINDS = (
         _changed(1, lambda n: str(int(n) + 1)), _FEWER,
     ),
     _kind(
-        "no commit of wgmma", r"^\twgmma\.commit_group\.sync\.aligned;\n", _gone,
-        "the products belong to the group after, which is waited for as early",
-    ),
-    _kind(
         "no fence of registers", r"^\twgmma\.fence\.sync\.aligned;\n", _gone,
         "no register of the product was touched since the fence before",
     ),
@@ -148,11 +144,12 @@ KINDS = (
         "the values of both lanes are the same: they were reduced over these lanes before",
     ),
     _kind(
-        "other bytes", r"prmt\.b32[ \t]+%r\d+, %r\d+, %r\d+, 0x(\w)(\w)\w\wU", _swapped(1, 2),
+        "other bytes", r"prmt\.b32[ \t]+%r\d+, %r\d+, %r\d+, 0x\w\w(\w)(\w)U", _swapped(1, 2),
         "both bytes are the same",
     ),
     _kind(
-        "a copy of 8 bytes less", r"cp\.async\.c[ag]\S+ \[ *%r\d+ \+ 0 *\], \[ *%rd\d+ \+ 0 *\], 0x10, (%r\d+)",
+        "a copy of 8 bytes less",
+        r"cp\.async\.c[ag]\S+ \[ *%r\d+ \+ 0 *\], \[ *%rd\d+ \+ 0 *\], 0x10, (%r\d+)",
         _changed(1, lambda _: "8"), "what is copied lies past the end and is zero",
     ),
     _kind(

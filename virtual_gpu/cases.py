@@ -19,11 +19,12 @@ from kernels.attention import ATTENTION, attention, attention8_reference, format
 from kernels.channel_norm import CHANNEL_NORM, channel_norm, channel_norm_reference
 from kernels.cross_attention import (
     CROSS_ATTENTION,
+    CrossKeys,
     cross_attention,
     cross_attention_reference,
     cross_keys,
 )
-from kernels.fp8 import LIMITS, Rows, quantize_rows, to_8bit
+from kernels.fp8 import LIMITS, Rows, quantize_rows
 from kernels.gemm import (
     GEMM,
     gemm,
@@ -52,6 +53,7 @@ from kernels.rope import (
     rope_reference,
 )
 from kernels.spec import Bank, KernelSpec
+from virtual_gpu.measure import Check, draw, relative_error, wrong_codes
 
 WIDTH, FFN = 5120, 13824  # of the 14B model
 QUICK = (130,)
@@ -60,24 +62,6 @@ ODD = (1, 17, 127, 129, 300)
 FP32 = 2.0**-23
 
 Wanted: TypeAlias = Callable[[KernelSpec], bool]
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One number that a kernel was measured by."""
-
-    kernel: str
-    case: str
-    what: str
-    found: float
-    limit: float
-
-    @property
-    def holds(self) -> bool:
-        return self.found <= self.limit  # NaN does not
-
-    def __str__(self) -> str:
-        return f"{self.kernel}, {self.case}: {self.what} {self.found:.2e}, limit {self.limit:.0e}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,38 +80,6 @@ def table(arch: Arch) -> list[KernelSpec]:
     return native_specs(WIDTH, FFN, LIMITS, arch)
 
 
-def relative_error(got: Tensor, want: Tensor) -> float:
-    """Returns |got - want| / |want|; NaN if shapes or types differ."""
-    if got.shape != want.shape or got.dtype != want.dtype:
-        return math.nan
-    size = want.double().norm().item()
-    return (got.double() - want.double()).norm().item() / (size or 1.0)
-
-
-def places(codes: Tensor) -> Tensor:
-    """Returns codes as integers in the order of their values, neighbours one apart."""
-    if codes.dtype == torch.int8:
-        return codes.int()
-    bits = codes.view(torch.uint8).int()
-    return torch.where(bits < 128, bits, 128 - bits)
-
-
-def wrong_codes(got: Tensor, exact: Tensor, slack: float) -> float:
-    """Returns how many codes are the nearest to no value within `slack` of the exact one.
-
-    `slack` is a part of the value, and a tenth of that part of the largest value of all.
-    """
-    around = slack * (exact.abs() + 0.1 * LIMITS[got.dtype])
-    low, high = (places(to_8bit(exact + side, got.dtype)) for side in (-around, around))
-    found = places(got)
-    # -0 and 0 are one value with two codes
-    return float(((found < low) | (found > high)).sum().item())
-
-
-def _draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
 # --- rows
 
 
@@ -136,23 +88,21 @@ def _row_specs(arch: Arch) -> list[KernelSpec]:
     return [spec for spec in found if spec in table(arch)]
 
 
-def _rows(
-    bank: Bank, arch: Arch, tokens: Sequence[int], wanted: Wanted
-) -> Iterator[Check]:
+def _rows(bank: Bank, arch: Arch, tokens: Sequence[int], wanted: Wanted) -> Iterator[Check]:
     for count in sorted({min(size, 17) for size in tokens}):
-        x = 3 * _draw(count, WIDTH) + 0.5
-        shift, scale = _draw(2, WIDTH, seed=1)
+        x = 3 * draw(count, WIDTH) + 0.5
+        shift, scale = draw(2, WIDTH, seed=1)
         for dtype in LIMITS:
             if wanted(MODULATE[dtype]):
                 got = modulate(bank, x, shift.clone(), scale.clone(), dtype)
                 yield from _modulated(got, x, shift, scale, dtype)
             for width in (width for width in (WIDTH, FFN) if wanted(QUANTIZE[width, dtype])):
-                branch = _draw(count, width, seed=2).bfloat16()
+                branch = draw(count, width, seed=2).bfloat16()
                 branch[-1] *= count == 1  # a row of zeros
                 yield from _quantized(quantize(bank, branch, dtype), branch, dtype)
         if not wanted(RMS_INVERSE):
             continue
-        branch = _draw(count, WIDTH, seed=2).bfloat16()
+        branch = draw(count, WIDTH, seed=2).bfloat16()
         error = relative_error(
             rms_inverse(bank, branch, WIDTH, 1), rms_inverse_reference(branch, WIDTH, 1)
         )
@@ -192,16 +142,14 @@ def _rope_specs(arch: Arch) -> list[KernelSpec]:
     return [s for s in {s.name: s for specs in ROPE.values() for s in specs}.values() if s in known]
 
 
-def _rope(
-    bank: Bank, arch: Arch, tokens: Sequence[int], wanted: Wanted
-) -> Iterator[Check]:
+def _rope(bank: Bank, arch: Arch, tokens: Sequence[int], wanted: Wanted) -> Iterator[Check]:
     forms = sorted({formats(spec) for spec in _attention_specs(arch)}, key=str)
     forms = [form for form in forms if any(map(wanted, ROPE[form[:2]]))]
     for count in tokens:
-        qkv = (_draw(count, 3 * WIDTH) + 0.3 * _draw(1, 3 * WIDTH, seed=1)).bfloat16()
-        weights = [part.clone() for part in 1 + 0.3 * _draw(2, WIDTH, seed=2)]
-        angles = 3 * _draw(count, HEAD // 2, seed=3)
-        given = (qkv, *weights, angles.cos(), angles.sin())
+        qkv = (draw(count, 3 * WIDTH) + 0.3 * draw(1, 3 * WIDTH, seed=1)).bfloat16()
+        norm_q, norm_k = (part.clone() for part in 1 + 0.3 * draw(2, WIDTH, seed=2))
+        angles = 3 * draw(count, HEAD // 2, seed=3)
+        given = (qkv, norm_q, norm_k, angles.cos(), angles.sin())
         exact = _exact_heads(*given)
         for qk, v, v_limit in forms:
             got = rope(bank, *given, qk, v_limit, v)
@@ -234,20 +182,25 @@ def _roped(
     specs, count = ROPE[qk, v_dtype], got.tokens
     case = f"{count} tokens"
     q, k, v = exact
-    yield Check(specs.queries.name, case, "error of scales", relative_error(got.qs, want.qs), 8 * FP32)
-    yield Check(specs.combine.name, case, "error of scales", relative_error(got.vs, want.vs), FP32)
-    spread = got.qs.double().repeat_interleave(Q_BLOCK, 1)[:, :count, None]
-    yield Check(specs.queries.name, case, "wrong codes", wrong_codes(got.q, q / spread, 24 * FP32), 0)
+    scales = [(specs.queries, got.qs, want.qs, 8), (specs.combine, got.vs, want.vs, 1)]
     if count > 1:  # of one key its mean is taken, and rounding is left
-        yield Check(specs.keys.name, case, "error of scales", relative_error(got.ks, want.ks), 32 * FP32)
+        scales.append((specs.keys, got.ks, want.ks, 32))
+    for spec, found, right, limit in scales:
+        error = relative_error(found, right)
+        yield Check(spec.name, case, "error of scales", error, limit * FP32)
+    spread = got.qs.double().repeat_interleave(Q_BLOCK, 1)[:, :count, None]
+    wrong = wrong_codes(got.q, q / spread, 24 * FP32)
+    yield Check(specs.queries.name, case, "wrong codes", wrong, 0)
+    if count > 1:
         spread = got.ks.double().repeat_interleave(K_BLOCK, 1)[:, :count, None]
-        codes = got.k[:, :count]
-        yield Check(specs.keys.name, case, "wrong codes", wrong_codes(codes, k / spread, 64 * FP32), 0)
-    padding = got.k[:, count:].float().abs().sum() + unpermute_keys(got.vt)[..., count:].float().abs().sum()
-    yield Check(specs.keys.name, case, "padding", padding.item(), 0)
-    codes = unpermute_keys(got.vt)[..., :count].mT.contiguous()
-    exact_v = v / got.vs.double()[:, None]
-    yield Check(specs.values.name, case, "wrong codes", wrong_codes(codes, exact_v, 2 * FP32), 0)
+        wrong = wrong_codes(got.k[:, :count], k / spread, 64 * FP32)
+        yield Check(specs.keys.name, case, "wrong codes", wrong, 0)
+    values = unpermute_keys(got.vt).mT.contiguous()
+    wrong = wrong_codes(values[:, :count].contiguous(), v / got.vs.double()[:, None], 2 * FP32)
+    yield Check(specs.values.name, case, "wrong codes", wrong, 0)
+    for spec, codes in ((specs.keys, got.k), (specs.values, values)):
+        padding = codes[:, count:].float().abs().sum().item()
+        yield Check(spec.name, case, "padding", padding, 0)
 
 
 # --- attention
@@ -265,9 +218,9 @@ def attention_limit(spec: KernelSpec) -> float:
 def attention_operands(spec: KernelSpec, tokens: int, heads: int = 1) -> Qkv8:
     """Draws keys with a strong mean, and values of another size in each channel."""
     dtype, v_dtype, limit = formats(spec)
-    q, k, v = _draw(3, tokens, heads, HEAD, seed=tokens)
-    k = k + 2 * _draw(1, heads, HEAD, seed=1)
-    v = v * torch.exp(_draw(1, heads, HEAD, seed=2))
+    q, k, v = draw(3, tokens, heads, HEAD, seed=tokens)
+    k = k + 2 * draw(1, heads, HEAD, seed=1)
+    v = v * torch.exp(draw(1, heads, HEAD, seed=2))
     return quantize_qkv(q, k, v, dtype, limit, v_dtype)
 
 
@@ -279,9 +232,7 @@ def attention_error(
     return relative_error(attention(bank, spec, qkv, queries), want)
 
 
-def _attention(
-    bank: Bank, arch: Arch, tokens: Sequence[int], wanted: Wanted
-) -> Iterator[Check]:
+def _attention(bank: Bank, arch: Arch, tokens: Sequence[int], wanted: Wanted) -> Iterator[Check]:
     for spec in filter(wanted, _attention_specs(arch)):
         cases = [(count, 1, None) for count in tokens]
         cases += [(300, 3, 131), (257, 2, 1)] if len(tokens) > 1 else []
@@ -313,16 +264,14 @@ def _gemm_specs(arch: Arch) -> list[KernelSpec]:
 def gemm_operands(dtype: torch.dtype, m: int, n: int, k: int) -> tuple[Rows, Rows, Tensor, Tensor]:
     """Draws A and B with rows of other sizes, bias and gate."""
     a, b = (
-        quantize_rows(_draw(rows, k, seed=s) * torch.exp(_draw(rows, 1, seed=s + 1)), dtype)
+        quantize_rows(draw(rows, k, seed=s) * torch.exp(draw(rows, 1, seed=s + 1)), dtype)
         for s, rows in ((m, m), (m + 7, n))
     )
-    bias, gate = (part.clone() for part in _draw(2, n, seed=3))
+    bias, gate = (part.clone() for part in draw(2, n, seed=3))
     return a, b, bias, gate
 
 
-def _gemm(
-    bank: Bank, arch: Arch, tokens: Sequence[int], wanted: Wanted
-) -> Iterator[Check]:
+def _gemm(bank: Bank, arch: Arch, tokens: Sequence[int], wanted: Wanted) -> Iterator[Check]:
     sizes = [(m, 256, 384) for m in tokens]
     sizes += [(129, 512, 128), (17, 256, 1024), (1100, 512, 128)] if len(tokens) > 1 else []
     for way in (way for way in GEMM.values() if arch in way.bias.tuning):
@@ -336,7 +285,7 @@ def _gemm(
                 got, want = gemm_gelu(bank, way, a, b, bias), gemm_gelu_reference(a, b, bias)
                 yield Check(way.gelu.name, case, "error", relative_error(got, want), 2e-4)
             if wanted(way.residual):
-                x = _draw(m, n, seed=4)
+                x = draw(m, n, seed=4)
                 want = x.clone()
                 gemm_residual(bank, way, a, b, bias, gate, x)
                 gemm_residual_reference(a, b, bias, gate, want)
@@ -353,17 +302,18 @@ def _cross_attention(
     contexts = ((1, 512), (64, 449), (65, 1)) if len(tokens) > 1 else ((65, 448),)
     for count in tokens:
         for rows, repeats in contexts:
-            q = 3 * _draw(count, width, seed=count).bfloat16()
+            q = 3 * draw(count, width, seed=count).bfloat16()
             text, vision = (_context(*size) for size in ((rows, repeats, 1), (257, 1, 2)))
             given = (q, rms_inverse_reference(q, width, 1)[0], text, vision)
             want = cross_attention_reference(*given)
             error = relative_error(cross_attention(bank, *given).float(), want)
             case = f"{count} tokens, {rows} rows of text"
-            yield Check(CROSS_ATTENTION.name, case, "error", error, 4e-3)  # P and both parts are BF16
+            # weights and both results are BF16
+            yield Check(CROSS_ATTENTION.name, case, "error", error, 4e-3)
 
 
-def _context(rows: int, repeats: int, seed: int):  # noqa: ANN202
-    k, v = _draw(2, rows, 2 * HEAD, seed=seed)
+def _context(rows: int, repeats: int, seed: int) -> CrossKeys:
+    k, v = draw(2, rows, 2 * HEAD, seed=seed)
     weight = torch.rand(2 * HEAD, generator=torch.Generator().manual_seed(seed)) + 0.5
     return cross_keys(k, v, weight, repeats)
 
@@ -371,30 +321,28 @@ def _context(rows: int, repeats: int, seed: int):  # noqa: ANN202
 # --- the VAE's norm
 
 
-def _channel_norm(
-    bank: Bank, arch: Arch, tokens: Sequence[int], wanted: Wanted
-) -> Iterator[Check]:
+def _channel_norm(bank: Bank, arch: Arch, tokens: Sequence[int], wanted: Wanted) -> Iterator[Check]:
     sizes = ((1, 3, 5), (2, 7, 5), (4, 5, 13)) if len(tokens) > 1 else ((2, 7, 5),)
     for (channels, dtype, has_branch), spec in CHANNEL_NORM.items():
         if not wanted(spec):
             continue
         for frames, height, width in sizes:
             shape = (frames, height, width, channels)
-            x, branch = _draw(2, *shape, seed=frames).to(dtype)
-            bias, gamma = (part.clone() for part in _draw(2, channels, seed=1))
-            history = _draw(2, *shape[1:], seed=2).to(dtype)
+            x, branch = draw(2, *shape, seed=frames).to(dtype)
+            bias, gamma = (part.clone() for part in draw(2, channels, seed=1))
+            history = draw(2, *shape[1:], seed=2).to(dtype)
             window = torch.full((2 + frames, *shape[1:]), math.nan, dtype=dtype)
-            given = [x.clone(), branch.clone() if has_branch else None, bias, gamma, window, history]
-            want = [None if part is None else part.clone() for part in given]
-            channel_norm(bank, *given)
-            channel_norm_reference(*want)
+            made, want = ((x.clone(), window.clone(), history.clone()) for _ in range(2))
+            rest = (branch if has_branch else None, bias, gamma)
+            channel_norm(bank, made[0], *rest, *made[1:])
+            channel_norm_reference(want[0], *rest, *want[1:])
             case = f"{frames} x {height} x {width}"
-            changed = float((given[0] != want[0]).sum())
+            changed = float((made[0] != want[0]).sum())
             yield Check(spec.name, case, "values of x that differ", changed, 0)
             limit = 2.0 ** (-12 if dtype == torch.float16 else -9)
-            error = relative_error(given[4], want[4])
+            error = relative_error(made[1], want[1])
             yield Check(spec.name, case, "error", error, limit)
-            kept = float((given[5] != given[4][-2:]).sum())
+            kept = float((made[2] != made[1][-2:]).sum())
             yield Check(spec.name, case, "values of the history that differ", kept, 0)
 
 

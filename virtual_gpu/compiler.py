@@ -6,6 +6,7 @@ them, and its results are the same bits without (multiplications and additions a
 """
 
 import hashlib
+import os
 import platform
 import subprocess
 import sys
@@ -48,6 +49,12 @@ def vector_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
     return [*VECTORS.values()] if known >= set(VECTORS) else []
 
 
+def _environment(folder: Path) -> dict[str, str]:
+    """Returns that of a compiler, which keeps what it needs again (Zig's own library) beside."""
+    caches = ("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR")
+    return dict.fromkeys(caches, str(folder.absolute() / "zig")) | os.environ
+
+
 def shared_library(
     sources: Sequence[Path], folder: Path, command: Sequence[str], flags: Sequence[str] = FLAGS
 ) -> Path:
@@ -66,7 +73,9 @@ def shared_library(
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(library) as draft:
         everything = [*command, *flags, "-shared", "-fPIC", str(sources[0]), "-o", str(draft)]
-        done = subprocess.run(everything, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            everything, capture_output=True, text=True, check=False, env=_environment(folder)
+        )
         if done.returncode:
             reason = done.stderr.strip().splitlines()[:5]
             raise BuildError(f"{command[0]} cannot compile {sources[0].name}: {' '.join(reason)}")

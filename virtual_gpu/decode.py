@@ -7,7 +7,17 @@ line.
 import re
 from collections.abc import Iterator
 
-from virtual_gpu.opcodes import BARE, MMA, ROWS, SPECIAL, WGMMA, comparison, plain
+from virtual_gpu.opcodes import (
+    BARE,
+    MMA,
+    PARAMETERS_32,
+    PARAMETERS_64,
+    ROWS,
+    SPECIAL,
+    WGMMA,
+    comparison,
+    plain,
+)
 from virtual_gpu.program import SHARED_BASE, WORDS, Instruction, Program, UnknownPtx
 
 _ENTRY = re.compile(r"\.entry\s+\w+\s*\((.*?)\)\s*((?:\.\w+[^{]*)?)\{", re.S)
@@ -17,6 +27,7 @@ _LABEL = re.compile(r"\s*\$?\w+:")
 _NUMBER = re.compile(r"(-?)(0x[0-9a-fA-F]+|\d+)U?")
 _FLOAT = re.compile(r"0[fF]([0-9a-fA-F]{8})")
 _ADDRESS = re.compile(r"\[\s*(\S+?)\s*(?:\+\s*(-?\w+))?\s*\]")
+_MATRIX = re.compile(r"(ld|st)matrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared\.b16")
 _WGMMA_SHAPE = re.compile(r"m64n(\d+)k(\d+)")
 # Kinds of operands, and the types of registers that may be them.
 _KINDS = {"w": ("b32", "b16"), "l": ("b64",), "p": ("pred",)}
@@ -247,9 +258,7 @@ class _Decoder:
         register, address = given
         offset = self._parameters[address.strip("[]")]
         is_wide = self._register(register)[0] == "b64"
-        wide = {"ld.param.b64": "LDP64", "ld.param.u64": "LDP64", "ld.param.s32": "LDP64_S32", "ld.param.u32": "LDP64_U32"}  # fmt: skip
-        narrow = dict.fromkeys([f"ld.param.{kind}32" for kind in "busf"], "LDP32")
-        operation = (wide if is_wide else narrow)[opcode]
+        operation = (PARAMETERS_64 if is_wide else PARAMETERS_32)[opcode]
         return operation, [self._place("l" if is_wide else "w", register), offset]
 
     def _access(self, opcode: str, given: list[str]) -> Decoded:
@@ -276,18 +285,24 @@ class _Decoder:
         return "CPASYNC", [*addresses, int(size, 0), bytes_]
 
     def _matrix(self, opcode: str, given: list[str]) -> Decoded:
-        form = re.fullmatch(r"(ld|st)matrix\.sync\.aligned\.m8n8\.x([124])(\.trans)?\.shared\.b16", opcode)
+        form = _MATRIX.fullmatch(opcode)
         if form is None:
             raise UnknownPtx("an unknown matrix")
         where, values = given if form[1] == "st" else given[::-1]
         registers = self._vector("w", values, int(form[2]))
         address = self._address("w", where)
-        return f"{form[1]}matrix".upper(), [len(registers), int(bool(form[3])), *address, *registers]
+        return f"{form[1]}matrix".upper(), [
+            len(registers),
+            int(bool(form[3])),
+            *address,
+            *registers,
+        ]
 
     def _mma(self, opcode: str, given: list[str]) -> Decoded:
         form = MMA[opcode.removeprefix("mma.sync.aligned.")]
         sums = 2 if form[1] == 2 else 4
-        fragments = [self._vector("w", given[n], count) for n, count in enumerate((sums, 4, 2, sums))]
+        counts = (sums, 4, 2, sums)
+        fragments = [self._vector("w", part, count) for part, count in zip(given, counts)]
         scales: list[int] = []
         for value, chosen in zip(given[4::2], given[5::2], strict=True):
             byte, thread = (int(part) for part in split(chosen.strip("{} ")))
@@ -315,7 +330,7 @@ class _Decoder:
         turned = [int(part) for part in rest[signs:]]  # which operands lie by rows
         if len(turned) != (0 if kind != 2 else 1 if in_registers else 2):
             raise UnknownPtx("operands that lie otherwise")
-        by_rows = ([0, 0] + turned)[-2:]
+        by_rows = [0, 0, *turned][-2:]
         left = self._vector("w", a, 4) if in_registers else [self._place("l", a)]
         operands = [*left, self._place("l", b), *self._vector("w", d, n // 2)]
         numbers = [kind, sums, n, int(in_registers), *by_rows, self._place("p", scale_d)]

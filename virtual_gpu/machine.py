@@ -53,7 +53,7 @@ class Machine:
         self._known: set[bytes] = set()  # machine code that there is a program for
 
     def add(self, program: Program, image: bytes) -> None:
-        """Runs `program` wherever machine code is loaded that is `image`: the first given for it."""
+        """Runs `program` where machine code is loaded that is `image`: the first given for it."""
         if image in self._known:
             return
         self._known.add(image)
@@ -104,11 +104,13 @@ class Machine:
     def take_findings(self) -> list[Finding]:
         """Returns what was found since the last call."""
         size = self.library.vgpu_findings(None, ctypes.c_uint64(0))
-        text = ctypes.create_string_buffer(size)
-        self.library.vgpu_findings(text, ctypes.c_uint64(size))
+        held = ctypes.create_string_buffer(size)
+        self.library.vgpu_findings(held, ctypes.c_uint64(size))
         self.library.vgpu_forget_findings()
-        rows = [line.split("\t") for line in text.value.decode().splitlines()]
-        return [Finding(k, n, int(times), int(at), int(line), t) for k, n, times, at, line, t in rows]
+        rows = [line.split("\t") for line in held.value.decode().splitlines()]
+        return [
+            Finding(k, n, int(times), int(at), int(line), t) for k, n, times, at, line, t in rows
+        ]
 
 
 _made: dict[str, Machine] = {}

@@ -118,32 +118,39 @@ BARE = {  # without operands
     "ret": "RET",
 }
 # Registers with a value of their own, in the order in which machine/step.hpp has them.
-SPECIAL = {
-    name: number
-    for number, name in enumerate(
-        ("%tid.x", "%ctaid.x", "%ctaid.y", "%ctaid.z", "%nctaid.x", "%nctaid.y", "%nctaid.z")
-        + ("%ntid.x", "%laneid")
-    )
-}  # fmt: skip
+_SPECIAL = "%tid.x %ctaid.x %ctaid.y %ctaid.z %nctaid.x %nctaid.y %nctaid.z %ntid.x %laneid"
+SPECIAL = {name: number for number, name in enumerate(_SPECIAL.split())}
+
+# Arguments of the kernel, read into a register of 32 bits and into one of 64.
+PARAMETERS_32 = {f"ld.param.{kind}32": "LDP32" for kind in "busf"}
+PARAMETERS_64 = {
+    "ld.param.b64": "LDP64",
+    "ld.param.u64": "LDP64",
+    "ld.param.s32": "LDP64_S32",
+    "ld.param.u32": "LDP64_U32",
+}
 
 # Comparisons for equality do not care whether numbers have a sign.
-_SIGNED = {f"{how}.{kind}{bits}": f"{how}.s{bits}" for how in ("eq", "ne") for kind in "bu" for bits in (32, 64)}  # fmt: skip
-_COMPARES = {f"{how}.{kind}" for how in ("eq", "ne", "lt", "le", "gt", "ge") for kind in ("s32", "s64", "f32")}  # fmt: skip
-_COMPARES |= {f"{how}.{kind}" for how in ("lt", "le", "gt", "ge") for kind in ("u32", "u64")}
+_EQUALITY = [f"{how}.{{}}{bits}" for how in ("eq", "ne") for bits in (32, 64)]
+_SIGNED = {form.format(kind): form.format("s") for form in _EQUALITY for kind in "bu"}
+_HOW = ("eq", "ne", "lt", "le", "gt", "ge")
+_COMPARES = {f"{how}.{kind}" for how in _HOW for kind in ("s32", "s64", "f32")}
+_COMPARES |= {f"{how}.{kind}" for how in _HOW[2:] for kind in ("u32", "u64")}
 _COMPARES |= {f"{how}.f32" for how in ("equ", "neu", "ltu", "leu", "gtu", "geu", "nan", "num")}
 
 # How an access is cached or ordered changes nothing where one thread runs all.
 _HINTS = re.compile(r"\.(L1::\w+|L2::\w+|nc)(?=\.|$)")
 
 # What is multiplied -> kind of operands, kind of sum, saturates, scaled (machine/products.hpp)
+_SCALED = "kind::mxf8f6f4.block_scale.scale_vec::1X"
 MMA = {
     "m16n8k32.row.col.satfinite.s32.s8.s8.s32": (0, 0, 1, 0),
     "m16n8k32.row.col.s32.s8.s8.s32": (0, 0, 0, 0),
     "m16n8k32.row.col.f32.e4m3.e4m3.f32": (1, 1, 0, 0),
     "m16n8k32.row.col.f16.e4m3.e4m3.f16": (1, 2, 0, 0),
     "m16n8k16.row.col.f32.bf16.bf16.f32": (2, 1, 0, 0),
-    "m16n8k32.row.col.kind::mxf8f6f4.block_scale.scale_vec::1X.f32.e4m3.e4m3.f32.ue8m0": (1, 1, 0, 1),
-}  # fmt: skip
+    f"m16n8k32.row.col.{_SCALED}.f32.e4m3.e4m3.f32.ue8m0": (1, 1, 0, 1),
+}
 # Types of sum, A and B -> kind of operands, kind of sum, depth
 WGMMA = {
     "s32.s8.s8": (0, 0, 32),

@@ -1,7 +1,7 @@
 """Is a kernel that was broken on purpose found out?"""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,17 +42,17 @@ def every_break(archs: Sequence[Arch], state: Path) -> list[Broken]:
     return found
 
 
-def sample(found: Sequence[Broken], count: int, seed: int) -> Iterator[Broken]:
-    """Yields `count` of them: as many of each kind, as far as there are."""
+def sample(found: Sequence[Broken], count: int, seed: int) -> list[Broken]:
+    """Draws `count` of them: some of each kind, however rare it is, and the rest of all."""
     draw = random.Random(seed)
-    by_kind = {kind.name: [one for one in found if one.place.kind is kind] for kind in KINDS}
-    for ones in by_kind.values():
-        draw.shuffle(ones)
-    while count and any(by_kind.values()):
-        for ones in by_kind.values():
-            if ones and count:
-                yield ones.pop()
-                count -= 1
+    each = max(1, count // 40)
+    chosen: list[Broken] = []
+    for kind in KINDS:
+        ones = [one for one in found if one.place.kind is kind]
+        chosen += draw.sample(ones, min(each, len(ones)))
+    known = {id(one) for one in chosen}
+    others = [one for one in found if id(one) not in known]
+    return [*chosen, *draw.sample(others, count - len(chosen))][:count]
 
 
 def found_out(broken: Broken, state: Path, number: int) -> str | None:

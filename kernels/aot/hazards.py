@@ -10,9 +10,7 @@ import re
 from dataclasses import dataclass
 
 _LABEL = re.compile(r"^(\.L_\w+):")
-_INSTRUCTION = re.compile(
-    r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*);"
-)
+_INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*);")
 _WGMMA = re.compile(r"[A-Z]GMMA\.\d+x(\d+)x\d+\.(F16)?")
 _TARGET = re.compile(r"\.L_\w+")
 _GROUP_ENDS = "gsb0"  # on the last wgmma of a group, and on a wait for groups

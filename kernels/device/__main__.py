@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 WARP = 32  # threads
-WAIT = re.compile(r"^\tcp\.async\.wait_group .*;\n", re.M)
+WAIT = re.compile(r"(?<=\n)(\tcp\.async\.wait_group .*;\n)")
 FENCE = "\tfence.proxy.async.shared::cta;\n"
 
 
@@ -26,9 +26,13 @@ def fenced(ptx: str) -> str:
     """Adds the fences that Triton 3.6 leaves out between cp.async and wgmma (3.7 has them).
 
     A copy writes as a thread does and wgmma reads in the asynchronous proxy, so that whoever copied
-    must issue a fence after its wait and before the barrier (PTX ISA 9.7.15.4).
+    must issue a fence after its wait and before the barrier (PTX ISA 9.7.15.4). A wait that no
+    wgmma follows before the next one needs none.
     """
-    return WAIT.sub(lambda wait: wait[0] + FENCE, ptx) if "wgmma.mma_async" in ptx else ptx
+    first, *waits = WAIT.split(ptx)
+    pairs = zip(waits[::2], waits[1::2])  # a wait, and what follows it
+    fences = ((wait, FENCE if "wgmma.mma_async" in rest else "", rest) for wait, rest in pairs)
+    return first + "".join(part for three in fences for part in three)
 
 
 def add_fences(backend, stages, options, language, capability) -> None:

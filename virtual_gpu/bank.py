@@ -135,7 +135,9 @@ class VirtualBank(KernelBank):
         chosen = {n: min(self.blocks.get(n, size), size) for n, size in tuning.blocks.items()}
         mine = spec
         if chosen != dict(tuning.blocks):
-            mine = replace(spec, tuning={self.arch: replace(tuning, blocks=chosen)})
+            # what the main loop must be made of is said of the tiles of the product alone
+            smaller = {self.arch: replace(tuning, blocks=chosen)}
+            mine = replace(spec, tuning=smaller, loop=None)
         if mine.name not in self._loaded:
             self.load(compile_kernels([(mine, self.arch)], self.state)[0])
         self._replaced[spec.name] = spec, mine

@@ -8,6 +8,7 @@ forms that `virtual_gpu.decode` reads. Kinds of operands, the destination first:
 import re
 
 _ROWS = """
+mov.b16 MOV32 ww
 mov.b32 MOV32 ww
 mov.u32 MOV32 ww
 mov.b64 MOV64 ll

@@ -145,7 +145,7 @@ KINDS = (
     ),
     _kind(
         "other bytes", r"prmt\.b32[ \t]+%r\d+, %r\d+, %r\d+, 0x\w\w(\w)(\w)U", _swapped(1, 2),
-        "both bytes are the same",
+        "both bytes are the same, or lie past the end and are not stored",
     ),
     _kind(
         "a copy of 8 bytes less",

@@ -1,9 +1,9 @@
 """The machine as a library: it takes programs, orders and ranges, and is the libcuda of a bank."""
 
 import ctypes
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ class Finding:
 
 
 class Machine:
-    """One in a process, since a library has its state once. `folder` keeps what was compiled."""
+    """A library has its state once, so that a folder, which keeps what was compiled, has one."""
 
     def __init__(self, folder: Path, command: Sequence[str] | None = None) -> None:
         """Raises `kernels.spec.BuildError` without a compiler."""
@@ -113,15 +113,10 @@ class Machine:
         ]
 
 
-_made: dict[str, Machine] = {}
-
-
+@cache
 def the_machine(state: Path) -> Machine:
-    """Returns the machine of this process, compiled below `state` when it is first asked for."""
-    key = str(os.getpid())
-    if key not in _made:
-        _made[key] = Machine(state / "virtual_gpu")
-    return _made[key]
+    """Returns the machine of a state folder, compiled when it is first asked for."""
+    return Machine(state / "virtual_gpu")
 
 
 def _sums(counts: Iterable[int]) -> list[int]:

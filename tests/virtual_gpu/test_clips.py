@@ -140,6 +140,7 @@ def test_every_kernel_makes_the_latents_of_its_reference(arch, request_of, tmp_p
         _, theirs = run(references, request, tmp_path / f"references{number}")
         mine, other = relative_error(ours, want), relative_error(theirs, want)
         assert mine <= 1.1 * other + 1e-3, spec.name
+    assert not [*nano_package(arch).rglob("*.ptx")]
     package = choose_package(nano_package(arch), CPU).package
     kernels = {cubin.name for cubin in package.kernels if "channel" not in cubin.name}
     assert set(bank.launches) == kernels  # not one of the package is left out

@@ -18,8 +18,10 @@ DIGEST = """
 import hashlib, sys, torch
 from pathlib import Path
 from kernels.arch import SM89, SM90
-from virtual_gpu import machine
-machine._made[str(__import__("os").getpid())] = machine.Machine(Path(sys.argv[1]), sys.argv[2:])
+from virtual_gpu import bank
+from virtual_gpu.machine import Machine
+machine = Machine(Path(sys.argv[1]), sys.argv[2:])
+bank.the_machine = lambda state: machine
 from virtual_gpu.bank import VirtualBank
 from virtual_gpu.cases import attention_operands, gemm_operands
 from virtual_gpu.orders import FORWARD

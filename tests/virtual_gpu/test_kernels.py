@@ -12,7 +12,7 @@ from kernels.cross_attention import CROSS_ATTENTION
 from kernels.gemm import GEMM
 from kernels.modulate import MODULATE, QUANTIZE
 from kernels.rope import RMS_INVERSE, ROPE
-from kernels.spec import KernelSpec, Tuning
+from kernels.spec import KernelError, KernelSpec, Tuning
 from tests.support.compiled import STATE, compiled
 from tests.support.interpreter import InterpretedBank
 from virtual_gpu.bank import VirtualBank
@@ -90,6 +90,16 @@ def test_codes_of_e4m3_are_the_nearest_just_beside_ties_too(arch):
         got = torch.empty_like(want)
         bank.launch(spec, (1,), x, got, len(x))
         assert torch.equal(got.view(torch.uint8), want.view(torch.uint8))
+
+
+def test_a_kernel_whose_ptx_is_not_kept_is_refused(tmp_path):
+    (cubin,) = compiled((GEMM["i8"].bias, SM89))
+    bank = VirtualBank(SM89, STATE)
+    bank.state = tmp_path
+    with pytest.raises(
+        KernelError, match=r"no PTX of kernel gemm\.i8\.bias in .* Build"
+    ):
+        bank.load(cubin)
 
 
 def test_tiles_may_be_smaller_and_never_larger():

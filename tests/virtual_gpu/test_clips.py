@@ -120,11 +120,15 @@ def test_a_clip_by_kernels_is_as_near_to_the_exact_one_as_that_by_references(
     spec, ways = next(pairs(arch))
     bank = bank_of(arch, ORDERS)
     ops = native_ops(bank, arch, attention=spec, gemm=ways)
-    ours, _ = run(packaged(arch, ops, monkeypatch), request, tmp_path / "kernels")
+    ours, mine = run(packaged(arch, ops, monkeypatch), request, tmp_path / "kernels")
     references = packaged(arch, reference_ops(spec), monkeypatch)
-    theirs, _ = run(references, request, tmp_path / "references")
-    want, _ = run(exact(), request, tmp_path / "exact")
-    assert abs(psnr(ours, want) - psnr(theirs, want)) <= 0.1
+    theirs, other = run(references, request, tmp_path / "references")
+    want, latents = run(exact(), request, tmp_path / "exact")
+    assert relative_error(mine, latents) <= 1.1 * relative_error(other, latents) + 1e-3
+    # roundings to 8 bits that tip over part the clips: one is as far from the other as from the
+    # exact one, and of a single short clip the noise of both differs by half a decibel
+    assert min(psnr(ours, want), psnr(theirs, want)) > 38
+    assert abs(psnr(ours, want) - psnr(theirs, want)) <= 1
     assert sum(bank.launches.values()) > 100
 
 

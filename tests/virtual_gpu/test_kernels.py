@@ -96,9 +96,7 @@ def test_a_kernel_whose_ptx_is_not_kept_is_refused(tmp_path):
     (cubin,) = compiled((GEMM["i8"].bias, SM89))
     bank = VirtualBank(SM89, STATE)
     bank.state = tmp_path
-    with pytest.raises(
-        KernelError, match=r"no PTX of kernel gemm\.i8\.bias in .* Build"
-    ):
+    with pytest.raises(KernelError, match=r"no PTX of kernel gemm\.i8\.bias in .* Build"):
         bank.load(cubin)
 
 

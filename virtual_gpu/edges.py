@@ -4,9 +4,11 @@ Only what these blocks read is drawn. The rest of tensors of gigabytes is memory
 touches, so that it costs nothing; a kernel that strays there computes with zeros, and is found out.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,6 +62,12 @@ def edges(bank: VirtualBank) -> Iterator[Check]:
         bank.machine.only()
 
 
+def _untouched(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Returns zeros that take no memory until they are written: the system gives page by page."""
+    held = np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)
+    return torch.from_numpy(held).view(dtype).view(shape)
+
+
 def _last(count: int, rows: int) -> slice:
     return slice((count - 1) // rows * rows, count)
 
@@ -67,9 +75,9 @@ def _last(count: int, rows: int) -> slice:
 def _rows(bank: VirtualBank) -> Iterator[Check]:
     bank.machine.only([TOKENS - 1])
     shift, scale = (part.clone() for part in draw(2, WIDTH, seed=1))
-    x = torch.zeros(TOKENS, WIDTH)
+    x = _untouched(TOKENS, WIDTH)
     x[-1] = draw(WIDTH)
-    wide = torch.zeros(TOKENS, FFN, dtype=torch.bfloat16)
+    wide = _untouched(TOKENS, FFN, dtype=torch.bfloat16)
     wide[-1] = draw(FFN)
     for dtype in LIMITS:
         got = modulate(bank, x, shift, scale, dtype)
@@ -92,7 +100,7 @@ def _products(bank: VirtualBank) -> Iterator[Check]:
         rows, columns = _last(TOKENS, height), slice(n - width, n)
         bank.machine.only([-(-TOKENS // height) * (n // width) - 1])
         part = quantize_rows(draw(TOKENS - rows.start, k, seed=1), way.dtype)
-        a = Rows(torch.zeros(TOKENS, k).to(way.dtype), torch.zeros(TOKENS))
+        a = Rows(_untouched(TOKENS, k, dtype=way.dtype), torch.zeros(TOKENS))
         a.q[rows], a.s[rows] = part.q, part.s
         b = quantize_rows(draw(n, k, seed=2), way.dtype)
         bias, gate = (side.clone() for side in draw(2, n, seed=3))
@@ -103,7 +111,7 @@ def _products(bank: VirtualBank) -> Iterator[Check]:
         got = gemm_gelu(bank, way, a, b, bias)[rows, columns]
         error = relative_error(got, gemm_gelu_reference(*corner))
         yield Check(way.gelu.name, CASE, "error", error, 2e-4)
-        x, want = torch.zeros(TOKENS, n), torch.zeros(TOKENS - rows.start, width)
+        x, want = _untouched(TOKENS, n), torch.zeros(TOKENS - rows.start, width)
         gemm_residual(bank, way, a, b, bias, gate, x)
         gemm_residual_reference(*corner, gate[columns], want)
         error = relative_error(x[rows, columns], want)
@@ -130,7 +138,7 @@ def _with_heads(one: Qkv8) -> Qkv8:
     """Returns operands of all heads, of which the last is that of `one`."""
 
     def widened(side: Tensor) -> Tensor:
-        held = torch.zeros(HEADS, *side.shape[1:]).to(side.dtype)
+        held = _untouched(HEADS, *side.shape[1:], dtype=side.dtype)
         held[-1:] = side
         return held
 
@@ -142,7 +150,7 @@ def _cross_attention(bank: VirtualBank) -> Iterator[Check]:
     rows = _last(TOKENS, bank.tuning(CROSS_ATTENTION).blocks["BLOCK_Q"])
     height = bank.tuning(CROSS_ATTENTION).blocks["BLOCK_Q"]
     bank.machine.only([-(-TOKENS // height) * HEADS - 1])
-    q, inverse = torch.zeros(TOKENS, WIDTH, dtype=torch.bfloat16), torch.zeros(TOKENS)
+    q, inverse = _untouched(TOKENS, WIDTH, dtype=torch.bfloat16), torch.zeros(TOKENS)
     q[rows], inverse[rows] = 3 * draw(TOKENS - rows.start, WIDTH).bfloat16(), 0.3
     weight = torch.ones(WIDTH)
     text, vision = (
@@ -156,7 +164,7 @@ def _cross_attention(bank: VirtualBank) -> Iterator[Check]:
 
 def _rope(bank: VirtualBank) -> Iterator[Check]:
     """Launches each kernel by itself: what it needs of the others is drawn."""
-    qkv = torch.zeros(TOKENS, 3 * WIDTH, dtype=torch.bfloat16)
+    qkv = _untouched(TOKENS, 3 * WIDTH, dtype=torch.bfloat16)
     rows = _last(TOKENS, Q_BLOCK)
     qkv[rows] = draw(TOKENS - rows.start, 3 * WIDTH).bfloat16()
     inverse = torch.ones(2, TOKENS)
@@ -188,7 +196,7 @@ def _queries_and_keys(
         live = _last(TOKENS, rows)
         number = live.start // rows  # of the last block with a token
         bank.machine.only([blocks * (groups - 1) + number])
-        codes = torch.zeros(HEADS, count, HEAD).to(dtype)
+        codes = _untouched(HEADS, count, HEAD, dtype=dtype)
         scales = torch.zeros(HEADS, blocks)
         extra = () if spec is specs.queries else (mean,)
         given = (qkv, inverse, weight, *tables, *extra, codes, scales, TOKENS)
@@ -211,7 +219,7 @@ def _values(bank: VirtualBank, specs: RopeSpecs, dtype: torch.dtype, qkv: Tensor
     keys, block = padded_keys(TOKENS), bank.tuning(specs.values).blocks["BLOCK"]
     peaks = qkv[-block:, 2 * WIDTH :].float().abs().amax(0)
     scales = peaks / LIMITS[dtype]
-    codes = torch.zeros(HEADS, HEAD, keys).to(dtype)
+    codes = _untouched(HEADS, HEAD, keys, dtype=dtype)
     blocks = keys // block
     bank.machine.only([blocks * HEADS - 1])
     bank.launch(specs.values, (blocks, HEADS), qkv, scales, codes, TOKENS)

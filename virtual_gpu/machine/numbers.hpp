@@ -10,8 +10,16 @@ typedef uint64_t u64;
 typedef int32_t s32;
 typedef int64_t s64;
 
-inline float as_float(u32 bits) { float x; memcpy(&x, &bits, 4); return x; }
-inline u32 as_bits(float x) { u32 bits; memcpy(&bits, &x, 4); return bits; }
+inline float as_float(u32 bits) {
+  float x;
+  memcpy(&x, &bits, 4);
+  return x;
+}
+inline u32 as_bits(float x) {
+  u32 bits;
+  memcpy(&bits, &x, 4);
+  return bits;
+}
 
 constexpr u32 HALF_NAN = 0x7FFF, BRAIN_NAN = 0x7FFF, E4M3_NAN = 0x7F;  // what PTX calls canonical
 

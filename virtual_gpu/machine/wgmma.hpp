@@ -3,14 +3,36 @@
 #include "block.hpp"
 
 // Calls `use(place, is_written)` for each register of an instruction that is no wgmma.
-template <typename Use> void each_register(const Instruction &instruction, const s32 *o, Use &&use) {
+template <typename Use>
+void each_register(const Instruction& instruction, const s32* o, Use&& use) {
   int count = instruction.count;
-  auto range = [&](int first, int end, bool is_written) { for (int i = first; i < end; i++) if (o[i] >= 0) use(o[i], is_written); };
+  auto range = [&](int first, int end, bool is_written) {
+    for (int i = first; i < end; i++)
+      if (o[i] >= 0) use(o[i], is_written);
+  };
   switch (instruction.operation) {
-    case SREG: case LDP32: case LDP64: case LDP64_S32: case LDP64_U32: range(0, 1, true); break;
-    case LDG: case LDS: case LDMATRIX: range(2, 3, false); range(4, count, true); break;
-    case STG: case STS: case STMATRIX: range(2, 3, false); range(4, count, false); break;
-    case CPASYNC: range(0, 1, false); range(2, 3, false); range(5, 6, false); break;
+    case SREG:
+    case LDP32:
+    case LDP64:
+    case LDP64_S32:
+    case LDP64_U32: range(0, 1, true); break;
+    case LDG:
+    case LDS:
+    case LDMATRIX:
+      range(2, 3, false);
+      range(4, count, true);
+      break;
+    case STG:
+    case STS:
+    case STMATRIX:
+      range(2, 3, false);
+      range(4, count, false);
+      break;
+    case CPASYNC:
+      range(0, 1, false);
+      range(2, 3, false);
+      range(5, 6, false);
+      break;
     case MMA: {
       int sums = o[1] == SUM_F16 ? 2 : 4;
       range(4, 4 + sums, true);
@@ -25,19 +47,20 @@ template <typename Use> void each_register(const Instruction &instruction, const
   }
 }
 
-inline void Block::load_rows(const Tile &tile, int first, int rows, Row *to) {
+inline void Block::load_rows(const Tile& tile, int first, int rows, Row* to) {
   tile.each(first, rows, [&](u32 address, int row, int k) {
-    const u8 *from = shared.bytes.data() + shared.offset(address, 16, "wgmma's read");
+    const u8* from = shared.bytes.data() + shared.offset(address, 16, "wgmma's read");
     if (!tile.is_mn) memcpy(to[row] + 16 * k, from, 16);
-    else for (int i = 0; i < 8; i++) memcpy(to[row + i] + 2 * k, from + 2 * i, 2);
+    else
+      for (int i = 0; i < 8; i++) memcpy(to[row + i] + 2 * k, from + 2 * i, 2);
   });
 }
 
-inline void Block::watch_rows(Warp &warp, const Tile &tile, int first, int rows, int change) {
+inline void Block::watch_rows(Warp& warp, const Tile& tile, int first, int rows, int change) {
   tile.each(first, rows, [&](u32 address, int, int) {
     u32 offset = shared.offset(address, 16, "wgmma's read");
     for (u32 c = shared.first(offset); c < shared.end(offset, 16); c++) {
-      Cell &cell = shared.cells[c];
+      Cell& cell = shared.cells[c];
       if (change > 0) {
         u32 fences = cell.write_warp < 0 ? 0 : warps[cell.write_warp].fences;
         find(shared.read(c, toucher(warp), true, true, fences, warp.fence_epoch));
@@ -47,23 +70,26 @@ inline void Block::watch_rows(Warp &warp, const Tile &tile, int first, int rows,
   });
 }
 
-inline void Block::watch(Warp &warp, const Product &product, int change) {
+inline void Block::watch(Warp& warp, const Product& product, int change) {
   Wgmma w = form(product);
-  if (!w.in_registers) watch_rows(warp, Tile(product.a, w.a_by_rows), 16 * (warp.id % 4), 16, change);
+  if (!w.in_registers)
+    watch_rows(warp, Tile(product.a, w.a_by_rows), 16 * (warp.id % 4), 16, change);
   watch_rows(warp, Tile(product.b, w.b_by_rows), 0, w.n, change);
 }
 
-inline void Block::hold(Warp &warp, const Product &product, bool is_held) {
+inline void Block::hold(Warp& warp, const Product& product, bool is_held) {
   Wgmma w = form(product);
-  if (w.in_registers) for (int i = 0; i < 4; i++) warp.busy[w.a[i] / 16] = is_held ? Warp::OPERAND : Warp::FREE;
-  for (int i = 0; i < w.n / 2; i++) warp.busy[w.d[i] / 16] = is_held ? Warp::ACCUMULATOR : Warp::FREE;
+  if (w.in_registers)
+    for (int i = 0; i < 4; i++) warp.busy[w.a[i] / 16] = is_held ? Warp::OPERAND : Warp::FREE;
+  for (int i = 0; i < w.n / 2; i++)
+    warp.busy[w.d[i] / 16] = is_held ? Warp::ACCUMULATOR : Warp::FREE;
 }
 
-inline void Block::issue(Warp &warp, int instruction) {
+inline void Block::issue(Warp& warp, int instruction) {
   Product product{instruction, 0, 0, false};
   Wgmma w = form(product);
   if (warps.size() % 4) throw Fault("wgmma needs whole warpgroups");
-  const u32 *file = warp.file.data();
+  const u32* file = warp.file.data();
   product.b = descriptor(warp, *w.b);
   if (!w.in_registers) product.a = descriptor(warp, *w.a);
   u32 adds = file[*w.adds];
@@ -73,8 +99,12 @@ inline void Block::issue(Warp &warp, int instruction) {
   if (watched) {
     watch(warp, product, 1);
     // the accumulators of an earlier wgmma need no fence, all else that was touched does
-    auto check = [&](s32 at) { if (!warp.busy[at / 16] && warp.touched[at / 16] == 1 + warp.register_fences) find(UNFENCED_REGISTER); };
-    if (w.in_registers) for (int i = 0; i < 4; i++) check(w.a[i]);
+    auto check = [&](s32 at) {
+      if (!warp.busy[at / 16] && warp.touched[at / 16] == 1 + warp.register_fences)
+        find(UNFENCED_REGISTER);
+    };
+    if (w.in_registers)
+      for (int i = 0; i < 4; i++) check(w.a[i]);
     for (int i = 0; i < w.n / 2; i++) check(w.d[i]);
     if (!warp.register_fences) find(UNFENCED_REGISTER);
   }
@@ -84,36 +114,37 @@ inline void Block::issue(Warp &warp, int instruction) {
   warp.under_way++;
 }
 
-inline void Block::execute(Warp &warp, const Product &product) {
+inline void Block::execute(Warp& warp, const Product& product) {
   Wgmma w = form(product);
-  u32 *file = warp.file.data();
+  u32* file = warp.file.data();
   alignas(64) Row a[16], b[256];
   if (w.in_registers) gather(file, w.a, a, true);
   else load_rows(Tile(product.a, w.a_by_rows), 16 * (warp.id % 4), 16, a);
   load_rows(Tile(product.b, w.b_by_rows), 0, w.n, b);
   multiply(w.kind, a, b, w.n, [&](int row, int column, double sum) {
-    u32 &cell = file[w.d[place_of(row, column)] + lane_of(row, column)];
+    u32& cell = file[w.d[place_of(row, column)] + lane_of(row, column)];
     if (w.sum == SUM_S32) cell = sum_s32(product.adds ? cell : 0, sum, false);
     else cell = as_bits((float)((product.adds ? as_float(cell) : 0) + sum));
   });
 }
 
-inline void Block::wait_products(Warp &warp, size_t allowed) {
+inline void Block::wait_products(Warp& warp, size_t allowed) {
   for (; warp.product_groups.size() > allowed; warp.product_groups.pop_front())
-    for (const Product &product : warp.product_groups.front()) {
+    for (const Product& product : warp.product_groups.front()) {
       if (mode.flags & LATE_PRODUCTS) execute(warp, product);
       if (watched) watch(warp, product, -1);
       hold(warp, product, false);
       warp.under_way--;
     }
   // an accumulator may be that of several
-  for (auto &group : warp.product_groups) for (const Product &product : group) hold(warp, product, true);
-  for (const Product &product : warp.products) hold(warp, product, true);
+  for (auto& group : warp.product_groups)
+    for (const Product& product : group) hold(warp, product, true);
+  for (const Product& product : warp.products) hold(warp, product, true);
 }
 
 // Another instruction meets a register of a wgmma that is under way: PTX does not say what happens.
 // It is done as ptxas does it, which waits.
-inline void Block::meet(Warp &warp, const Instruction &instruction, const s32 *o) {
+inline void Block::meet(Warp& warp, const Instruction& instruction, const s32* o) {
   int found = -1;
   each_register(instruction, o, [&](s32 at, bool is_written) {
     u8 busy = warp.busy[at / 16];

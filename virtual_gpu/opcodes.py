@@ -9,6 +9,7 @@ import re
 
 _ROWS = """
 mov.b16 MOV32 ww
+mov.u16 MOV32 ww
 mov.b32 MOV32 ww
 mov.u32 MOV32 ww
 mov.b64 MOV64 ll

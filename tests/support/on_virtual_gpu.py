@@ -1,6 +1,6 @@
 """A plugin of pytest: tests that run kernels in the interpreter run what was compiled of them.
 
-    python -m pytest -p tests.support.on_virtual_gpu tests/kernels/test_gemm.py
+python -m pytest -p tests.support.on_virtual_gpu tests/kernels/test_gemm.py
 """
 
 from tests.support import interpreter

@@ -3,13 +3,15 @@
 import pytest
 
 from kernels.arch import ARCHS
-from tests.support.compiled import STATE
+from tests.support.compiled import STATE, compiled
 from virtual_gpu.broken import KINDS
+from virtual_gpu.cases import table
 from virtual_gpu.verdict import every_break, found_out, sample
 
 
 @pytest.fixture(scope="module")
 def everything():
+    compiled(*((spec, arch) for arch in ARCHS for spec in table(arch)))
     return every_break(ARCHS, STATE)
 
 

@@ -92,7 +92,7 @@ class _Decoder:
         for line, statement in statements(text[begin:], text.count("\n", 0, begin) + 1):
             try:
                 self._read(line, statement)
-            except (UnknownPtx, ValueError, KeyError, TypeError) as error:
+            except (UnknownPtx, ValueError, LookupError, TypeError) as error:
                 raise UnknownPtx(f"{name}, PTX line {line}: {statement[:160]}: {error}") from error
         self._link()
 

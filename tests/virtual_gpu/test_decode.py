@@ -20,6 +20,10 @@ def code(body):
         "add.sat.f32 %r1, %r0, %r0;",  # known but for a modifier
         "add.f64 %rd2, %rd0, %rd1;",  # another type
         "add.s32 %r1, %r0;",  # an operand less
+        "mov.u32 %r1;",
+        "bra;",
+        "cp.async.wait_group;",
+        "st.global.b32 [%rd0];",
         "add.s32 %r1, %r0, %r0, %r0;",  # an operand more
         "add.s32 %rd2, %r0, %r0;",  # a register of another width
         "add.s32 %r1, %r0, %r99;",  # a register that was not declared

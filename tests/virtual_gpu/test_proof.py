@@ -1,5 +1,7 @@
 """A proof keeps what was measured and what failed, and its report says both."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,12 +9,14 @@ from kernels.arch import ARCHS, SM90
 from kernels.gemm import GEMM
 from tests.support.compiled import STATE, compiled
 from virtual_gpu.bank import VirtualBank, WrongKernel
+from virtual_gpu.cases import table
 from virtual_gpu.edges import edges
 from virtual_gpu.measure import Check
 from virtual_gpu.orders import UNWATCHED
 from virtual_gpu.proof import Breaks, Proven, Row, _take
 from virtual_gpu.report import report
 
+ROOT = Path(__file__).resolve().parents[2]
 NAME = GEMM["fp8"].bias.name
 
 
@@ -61,6 +65,16 @@ def test_the_report_tells_kernels_failures_notes_and_survivors(proven):
     ):  # fmt: skip
         assert sentence in text
     assert text.endswith("\n") and not text.endswith("\n\n")
+
+
+def test_the_proof_that_is_kept_names_every_kernel_and_no_failure():
+    """`make proof` writes it again after a change to the kernels."""
+    text = (ROOT / "docs" / "proof.md").read_text()
+    assert "FAILED" not in text
+    for arch in ARCHS:
+        part = text.partition(f"## {arch.name}\n")[2].partition("\n## ")[0]
+        rows = [line.split(" | ")[0].strip("| ") for line in part.splitlines() if "| " in line]
+        assert sorted(rows[1:]) == sorted(spec.name for spec in table(arch))
 
 
 @pytest.mark.slow

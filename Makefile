@@ -8,7 +8,7 @@ TRITON := triton==3.6.0
 ARCH ?= sm89
 NANO := engine/demo/nano
 
-.PHONY: setup demo test test-slow lint bench clean
+.PHONY: setup demo test test-slow lint bench proof clean
 
 setup: .venv/ready
 
@@ -50,6 +50,10 @@ test-slow: setup
 # one thread, so that the times of two machines can be compared
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/run.py media kernels denoiser clip quality cold-start --runs 2 --sizes 96x64
+
+# all that can be shown of the compiled kernels without a GPU (virtual_gpu/README.md)
+proof: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m virtual_gpu --out docs/proof.md
 
 clean:
 	rm -rf out .venv

@@ -8,10 +8,11 @@
 Shapes    A: Rows [M, K], any M > 0;  B: Rows [N, K], a weight with a scale for each output;
           bias, gate [N] fp32;  x [M, N] fp32.  N and K are multiples of the tile's.
 Numerics  codes are summed in INT32 (exact) or FP32, everything after that is FP32.  What Ada and
-          Hopper call FP32 here is an accumulator of about 14 bits in the tensor core.  `fp8` lets
-          it run over all of K; `fp8_promoted` moves its sum to registers every 128.  Simulated
-          in tests/kernels/test_gemm.py, the short one adds less than 1 % to the error that
-          E4M3 has anyway.  `mx` sums in true FP32.
+          Hopper call FP32 here is an accumulator of about 14 bits in the tensor core, and `fp8`
+          lets it run over all of K.  Simulated in tests/kernels/test_gemm.py, that adds less than
+          1 % to the error that E4M3 has anyway.  `mx` sums in true FP32.  A way that moved its sum
+          to registers every 128 was dropped: Triton 3.6 adds the sum of a product that has not
+          been waited for, and ptxas then waits at once, so that nothing overlaps.
 
 The feed forward needs GELU's result as 8-bit rows, whose scale is known when a whole row is: 13824
 columns, 54 tiles.  It is written as BF16, and `kernels.modulate` quantises it, one row a program.
@@ -44,7 +45,6 @@ GELU_CUBIC = 0.044715 * GELU_LINEAR
 SUMS: Mapping[str, str] = {  # by `MMA` of the device code
     "int8": "INT32, exact",
     "fp8": "about 14 bits, over all of K",
-    "fp8_promoted": "about 14 bits, moved to FP32 every 128 products",
     "scaled": "FP32",
 }
 
@@ -212,12 +212,6 @@ GEMM: Mapping[str, Gemm] = {
         "fp8",
         {SM89: "QMMA.16832.F32.E4M3.E4M3", SM90: "QGMMA.64x256x32.F32.E4M3.E4M3"},
         {SM89: _tile(128, 256, 64, 3, "12.6"), SM90: _tile(128, 256, 128, 4, "12.6")},
-    ),
-    "fp8_promoted": _way(
-        "fp8_promoted",
-        "fp8_promoted",
-        {SM90: "QGMMA.64x128x32.F32.E4M3.E4M3"},
-        {SM90: _tile(128, 128, 128, 4, "12.6")},
     ),
     # block-scaled with all scales 1: the only FP8 product of full rate that sums in FP32
     "mx": _way(

@@ -3,6 +3,9 @@
 Triton works in processes of its own (`python -m kernels.device`): each has one toolkit, a cache of
 its own, and none of the caller's settings. What was compiled from the same sources before is taken
 from the state folder, and proven again.
+
+The PTX of a kernel is kept in the state folder too, under the hash of its machine code: packages
+have no use for it, `virtual_gpu` runs it.
 """
 
 import ast
@@ -21,7 +24,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from kernels.aot.cubin import BadCubin, Cubin, cubin_from_record, spec_digest
-from kernels.aot.proofs import cubin, prove
+from kernels.aot.hazards import hazards
+from kernels.aot.proofs import ProofError, cubin, prove
 from kernels.aot.sass import disassemble, main_loop
 from kernels.aot.toolkit import RELEASES, ptxas
 from kernels.arch import Arch
@@ -34,7 +38,10 @@ log = logging.getLogger(__name__)
 TRITON = "3.6.0"  # makes the kernels; those in the store need none (docs/reference/kernels.md 0)
 WORKER = "kernels.device"
 # What is stored depends on these files too.
-_OWN = ("aot/compile.py", "aot/elf.py", "aot/proofs.py", "aot/sass.py", "device/__main__.py")
+_OWN = (
+    "aot/compile.py", "aot/elf.py", "aot/hazards.py", "aot/proofs.py", "aot/sass.py",
+    "device/__main__.py",
+)  # fmt: skip
 # Variables that change what Triton or ptxas do.
 _SETTINGS = ("TRITON_", "PTXAS_", "DISABLE_PTXAS", "LLVM_", "MLIR_", "ENABLE_", "NVPTX_", "USE_IR")
 
@@ -53,15 +60,15 @@ def compile_kernels(
 ) -> list[Cubin]:
     """Returns a proven cubin for each kernel and architecture, in order.
 
-    The folder `state` keeps toolkits and results; what it lacks is made again. Raises `BuildError`
-    if a kernel does not compile, and `ProofError` if it does not hold what its spec asks.
+    The folder `state` keeps toolkits and results, with their PTX; what it lacks is made again.
+    Raises `BuildError` if a kernel does not compile, and `ProofError` if it does not hold what its
+    spec asks.
     """
     for spec, arch in wanted:
         if arch not in spec.tuning:
             raise BuildError(f"{spec.name} is not tuned for {arch.name}")
     builds = [_Build(spec, arch, _key(spec, arch)) for spec, arch in wanted]
-    store = state / "cubins"
-    found = {build.key: _stored(build, store) for build in builds}
+    found = {build.key: _stored(build, state) for build in builds}
     missing = {build.key: build for build in builds if found[build.key] is None}
     with TemporaryDirectory(prefix="scail-compile-") as folder:
         found |= _compile(
@@ -73,9 +80,14 @@ def compile_kernels(
         assert made is not None
         prove(made, build.spec, build.arch)
         if build.key in missing:
-            _store(made, store / build.key)
+            _store(made, state / "cubins" / build.key)
         cubins.append(made)
     return cubins
+
+
+def ptx_path(sha256: str, state: Path) -> Path:
+    """Returns where the PTX is kept of which the machine code with this hash was made."""
+    return state / "ptx" / f"{sha256}.ptx"
 
 
 def _compile(
@@ -98,7 +110,7 @@ def _compile(
         out = folder / str(number)
         out.mkdir()
         errors = _run(jobs, out, program)
-        return {build.key: _collect(build, out, errors) for build in jobs}
+        return {build.key: _collect(build, out, errors, state) for build in jobs}
 
     made = {}
     with ThreadPoolExecutor(processes) as pool:  # the threads wait for processes
@@ -132,9 +144,8 @@ def _run(builds: list[_Build], folder: Path, program: Path) -> str:
     command = [sys.executable, "-m", WORKER, str(folder)]
     text = json.dumps(jobs)
     done = subprocess.run(
-        command, input=text, env=environment, check=False,
-        capture_output=True, encoding="utf-8", errors="replace",
-    )  # fmt: skip
+        command, input=text, env=environment, capture_output=True, text=True, check=False
+    )
     return done.stderr
 
 
@@ -156,14 +167,25 @@ def _job(spec: KernelSpec, arch: Arch) -> dict[str, object]:
     }
 
 
-def _collect(build: _Build, folder: Path, errors: str) -> Cubin:
+def _collect(build: _Build, folder: Path, errors: str, state: Path) -> Cubin:
+    """Reads what the worker left in the folder, and keeps the PTX."""
     code, facts = folder / f"{build.key}.cubin", folder / f"{build.key}.json"
     if not facts.exists():
         raise BuildError(
             f"{build.spec.name} does not compile for {build.arch.name}: {_reason(errors)}"
         )
-    loop = main_loop(disassemble(code)) if build.spec.loop is not None else None
-    return cubin(build.spec, build.arch, code.read_bytes(), json.loads(facts.read_bytes()), loop)
+    loop = None
+    if build.spec.loop is not None:
+        listing = disassemble(code)
+        loop = main_loop(listing)
+        if found := hazards(listing):  # proven once: what is stored depends on the proof itself
+            raise ProofError(build.spec.name, build.arch.name, "waits for wgmma", found[0], "none")
+    made = cubin(build.spec, build.arch, code.read_bytes(), json.loads(facts.read_text()), loop)
+    path = ptx_path(made.sha256, state)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as draft:
+        draft.write_bytes((folder / f"{build.key}.ptx").read_bytes())
+    return made
 
 
 def _reason(errors: str) -> str:
@@ -194,7 +216,7 @@ def _sources(spec: KernelSpec) -> Iterable[Path]:
         if module is None or module.origin is None:
             raise BuildError(f"{spec.name}: there is no module {name}")
         path = seen[name] = Path(module.origin)
-        for node in ast.walk(ast.parse(path.read_bytes())):
+        for node in ast.walk(ast.parse(path.read_text())):
             found = [n.name for n in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.module:
                 found = [node.module]
@@ -202,10 +224,12 @@ def _sources(spec: KernelSpec) -> Iterable[Path]:
     return [seen[name] for name in sorted(seen)]
 
 
-def _stored(build: _Build, store: Path) -> Cubin | None:
-    code, record = store / f"{build.key}.cubin", store / f"{build.key}.json"
+def _stored(build: _Build, state: Path) -> Cubin | None:
+    path = state / "cubins" / build.key
+    code, record = path.with_suffix(".cubin"), path.with_suffix(".json")
     try:
-        return cubin_from_record(json.loads(record.read_bytes()), code.read_bytes())
+        made = cubin_from_record(json.loads(record.read_text()), code.read_bytes())
+        return made if ptx_path(made.sha256, state).exists() else None
     except FileNotFoundError:
         return None
     except (BadCubin, ValueError) as error:

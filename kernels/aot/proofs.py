@@ -8,6 +8,7 @@ threads     as many as the launch will start
 memory      nothing spills, no scratch, no more shared memory than a block may have
 debug       no line tables: no path of the machine that built it
 main loop   the matrix instructions asked for; no scalar loads, no spills, few shared loads
+waits       no register of a wgmma is touched before it was waited for (`kernels.aot.hazards`)
 """
 
 import hashlib

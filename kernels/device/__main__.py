@@ -2,19 +2,43 @@
 
     python -m kernels.device FOLDER < jobs.json
 
-Writes NAME.cubin and NAME.json into FOLDER for each named job. The parent is `kernels.aot.compile`.
+Writes NAME.cubin, NAME.ptx and NAME.json into FOLDER for each named job. The parent is
+`kernels.aot.compile`.
 """
 
 import json
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
 
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 WARP = 32  # threads
+WAIT = re.compile(r"(?<=\n)(\tcp\.async\.wait_group .*;\n)")
+FENCE = "\tfence.proxy.async.shared::cta;\n"
+
+
+def fenced(ptx: str) -> str:
+    """Adds the fences that Triton 3.6 leaves out between cp.async and wgmma (3.7 has them).
+
+    A copy writes as a thread does and wgmma reads in the asynchronous proxy, so that whoever copied
+    must issue a fence after its wait and before the barrier (PTX ISA 9.7.15.4). A wait that no
+    wgmma follows before the next one needs none.
+    """
+    first, *waits = WAIT.split(ptx)
+    pairs = zip(waits[::2], waits[1::2])  # a wait, and what follows it
+    fences = ((wait, FENCE if "wgmma.mma_async" in rest else "", rest) for wait, rest in pairs)
+    return first + "".join(part for three in fences for part in three)
+
+
+def add_fences(backend, stages, options, language, capability) -> None:
+    """Is Triton's hook for what comes between two of its stages."""
+    make_ptx = stages["ptx"]
+    stages["ptx"] = lambda source, metadata: fenced(make_ptx(source, metadata))
 
 
 def source(job: dict) -> ASTSource:
@@ -36,8 +60,8 @@ def source(job: dict) -> ASTSource:
     return ASTSource(function, signature, job["constants"], attributes)
 
 
-def compile_job(job: dict) -> tuple[bytes, dict]:
-    """Returns machine code, and what a launch must know of it."""
+def compile_job(job: dict) -> tuple[bytes, str, dict]:
+    """Returns machine code, the PTX that it was made of, and what a launch must know of it."""
     options = {
         "num_warps": job["warps"],
         "num_stages": job["stages"],
@@ -54,14 +78,16 @@ def compile_job(job: dict) -> tuple[bytes, dict]:
         "shared_bytes": metadata.shared,
         "scratch_bytes": metadata.global_scratch_size + metadata.profile_scratch_size,
     }
-    return compiled.asm["cubin"], facts
+    return compiled.asm["cubin"], compiled.asm["ptx"], facts
 
 
 def main(folder: Path) -> None:
+    knobs.runtime.add_stages_inspection_hook = add_fences
     for name, job in json.load(sys.stdin).items():
-        data, facts = compile_job(job)
+        data, ptx, facts = compile_job(job)
         (folder / f"{name}.cubin").write_bytes(data)
-        (folder / f"{name}.json").write_text(json.dumps(facts), encoding="utf-8")
+        (folder / f"{name}.ptx").write_text(ptx)
+        (folder / f"{name}.json").write_text(json.dumps(facts))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from kernels.device.fp8 import to_e4m3
+
 INTEGERS = tl.constexpr(1.5 * 2**23)  # FP32 from here on has steps of one: adding it rounds
 
 
@@ -38,9 +40,9 @@ def _add_values(total, p, v, KEY_GROUP: tl.constexpr, SUM: tl.constexpr):
         p8 = (p + INTEGERS).to(tl.int32, bitcast=True).to(tl.int8)  # the last byte
         total = tl.dot(p8, v, total, out_dtype=tl.int32)
     elif SUM == "scaled":
-        total = _scaled_dot(p.to(tl.float8e4nv), v, total)
+        total = _scaled_dot(to_e4m3(p), v, total)
     else:
-        total = tl.dot(p.to(tl.float8e4nv), v, total, out_dtype=total.dtype)
+        total = tl.dot(to_e4m3(p), v, total, out_dtype=total.dtype)
     return total
 
 

@@ -41,8 +41,6 @@ def product(
             total = tl.dot(a, b, total, out_dtype=tl.int32)
         elif MMA == "scaled":
             total = tl.dot_scaled(a, a_ones, "e4m3", b, b_ones, "e4m3", total)
-        elif MMA == "fp8_promoted":
-            total = tl.dot(a, b, total, max_num_imprecise_acc=128)
         else:
             total = tl.dot(a, b, total)
         a_ptrs += BLOCK_K

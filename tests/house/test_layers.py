@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS = ("engine", "kernels", "benchmarks")
+OURS = ("engine", "kernels", "virtual_gpu", "benchmarks")
 
 # Low to high. A module imports from its own wing and from lower lines; two names on one line are
 # strangers, who meet in whoever calls them both.
@@ -25,7 +25,9 @@ engine.residency engine.demo engine.jobs engine.build
 engine.program engine.pipeline
 engine.load
 engine.worker
-engine.__main__ build_engine handler benchmarks
+engine.__main__ build_engine handler
+virtual_gpu
+benchmarks
 """.strip().splitlines()
 
 RANK = {name: rank for rank, line in enumerate(LAYERS) for name in line.split()}
@@ -70,6 +72,14 @@ def test_a_module_imports_from_its_own_wing_and_lower_ones(path, name):
     assert wing(name) is not None, f"{name} belongs to no wing"
     wings = {wing(other) for other in imports(path)} - {wing(name)}
     assert {other for other in wings if RANK[other] >= RANK[wing(name)]} == set()
+
+
+def test_the_virtual_gpu_knows_kernels_alone():
+    """It executes what the compiler made, and nothing that serves may need it."""
+    found = {
+        other for path, name in MODULES if wing(name) == "virtual_gpu" for other in imports(path)
+    }
+    assert {other.split(".")[0] for other in found} == {"kernels", "virtual_gpu"}
 
 
 def test_no_import_runs_in_a_circle():

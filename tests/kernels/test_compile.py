@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels.aot.compile import compile_kernels
+from kernels.aot.compile import compile_kernels, ptx_path
 from kernels.aot.elf import read_elf
 from kernels.arch import ARCHS, SM89, SM90, SM120
+from kernels.attention import ATTENTION
+from kernels.device.__main__ import fenced
+from kernels.gemm import GEMM
 from kernels.modulate import MODULATE
 from kernels.spec import BuildError
 from tests.kernels.test_cubin import COMBINE, FILL, MULTIPLY, fault
@@ -58,6 +61,38 @@ def test_results_come_in_the_order_asked_for_and_are_kept(state):
     (state / "toolkits").unlink()  # nothing can be compiled now
     assert compile_kernels(wanted[::-1], state) == made[::-1]
     assert stored(state) == kept
+
+
+def test_the_ptx_of_a_kernel_is_kept_by_the_hash_of_its_code(state):
+    (made,) = compile_kernels([(FILL, SM90)], state)
+    path = ptx_path(made.sha256, state)
+    assert path == state / "ptx" / f"{made.sha256}.ptx"
+    text = path.read_text()
+    assert f".visible .entry {made.entry}(" in text and ".target sm_90a" in text
+    assert b".visible .entry" not in made.data  # the code itself has none
+    path.unlink()
+    assert compile_kernels([(FILL, SM90)], state) == [made]
+    assert path.read_text() == text
+
+
+def test_copies_are_fenced_before_wgmma_and_nowhere_else():
+    wait, product = "\tcp.async.wait_group \t1;\n", "\twgmma.mma_async.sync.aligned x;\n"
+    fence = "\tfence.proxy.async.shared::cta;\n"
+    text = f"\tmov;\n{wait}\tbar.sync 0;\n{product}{wait}\tbar.sync 0;\n"
+    assert fenced(text) == text.replace(wait, wait + fence, 1)
+    without = text.replace(product, "")
+    assert fenced(without) == without
+
+
+def test_every_product_of_a_warpgroup_has_its_fence():
+    made = compiled((GEMM["fp8"].bias, SM90), (ATTENTION["i8_fp8_f32"], SM90))
+    for cubin in made:
+        text = ptx_path(cubin.sha256, STATE).read_text()
+        parts = text.split("cp.async.wait_group")[1:]
+        assert len(parts) > 1, cubin.name
+        for part in parts:
+            begin = part.split("bar.sync")[0]
+            assert ("fence.proxy.async" in begin) == ("wgmma.mma_async" in part), cubin.name
 
 
 def test_a_damaged_result_is_compiled_again(state, caplog):

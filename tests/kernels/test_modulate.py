@@ -113,7 +113,10 @@ def test_a_mean_far_from_zero_costs_no_accuracy(dtype):
     torch.testing.assert_close(
         got.s.double(), want.abs().amax(dim=1) / LIMITS[dtype], rtol=1e-3, atol=0
     )
-    assert_same_codes(got.q, quantize_rows(want.float(), dtype).q, share=0.02)
+    s = got.s[:, None].double()
+    half = s / 2 if dtype == INT8 else torch.maximum(want.abs() / 16, s * 2**-10)
+    mean = 4096 * 2**-23 * want.abs().amax()  # a mean rounded in another order of its sum
+    assert ((got.q.double() * s - want).abs() <= 1.001 * half + mean).all()
 
 
 @dtypes

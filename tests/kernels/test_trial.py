@@ -30,7 +30,6 @@ RIGHT = [
     (ATTENTION["i8_i8"], SM89),
     (ATTENTION["fp8_f32"], SM89),
     (GEMM["i8_tall"], SM89),
-    (GEMM["fp8_promoted"], SM90),
     (GEMM["mx"], SM120),
 ]
 NAMES = [f"{specs_of(way)[0].name}-{arch.name}" for way, arch in RIGHT]
@@ -152,7 +151,7 @@ def test_all_variants_of_a_form_are_timed_on_the_same_attention(names, arch):
 
 
 @pytest.mark.parametrize(
-    ("names", "arch"), [(("i8", "i8_tall"), SM89), (("fp8", "fp8_pair", "fp8_promoted"), SM90)]
+    ("names", "arch"), [(("i8", "i8_tall"), SM89), (("fp8", "fp8_pair"), SM90)]
 )
 def test_all_tiles_of_a_product_are_timed_on_the_same_product(names, arch):
     bank = Counting(arch)

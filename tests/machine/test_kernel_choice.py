@@ -506,13 +506,12 @@ def test_a_state_that_cannot_be_written_costs_the_next_start_and_is_said(tmp_pat
 
 
 def test_the_sums_of_what_speed_alone_chose_are_told(tmp_path):
-    fake = Fake(SM90, gemm__fp8_pair__bias=0.5, gemm__fp8_promoted__bias=0.4)
-    specs = [spec for name in ("fp8_pair", "fp8", "fp8_promoted") for spec in GEMM[name].specs]
+    fake = Fake(SM90, gemm__fp8_pair__bias=0.5, gemm__fp8__bias=0.4)
+    specs = [spec for name in ("fp8_pair", "fp8") for spec in GEMM[name].specs]
     hopper = replace(GPU, name="NVIDIA H200", capability=(9, 0))
     choices = choose(fake, specs, tmp_path, gpu=hopper)
-    told = {"gemm.fp8": "fp8_promoted: about 14 bits, moved to FP32 every 128 products"}
-    assert chosen_sums(choices) == told
-    fake.times["gemm.fp8_promoted.bias"] = 0.6
+    assert chosen_sums(choices) == {"gemm.fp8": "fp8: about 14 bits, over all of K"}
+    fake.times["gemm.fp8.bias"] = 0.6
     choices = choose(fake, specs, tmp_path, digest="d2", gpu=hopper)
     assert chosen_sums(choices) == {"gemm.fp8": "fp8_pair: about 14 bits, over all of K"}
     assert {way.sums for way in GEMM.values()} == {*SUMS.values()}

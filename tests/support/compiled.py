@@ -4,6 +4,7 @@ Unlike other state of tests this is worth keeping: 60 MB of toolkits, and a seco
 `kernels.aot.compile` takes nothing from there that was made from other sources.
 """
 
+import fcntl
 import sys
 from pathlib import Path
 
@@ -16,5 +17,8 @@ STATE = Path(sys.prefix) / "scail-build"
 
 
 def compiled(*wanted: tuple[KernelSpec, Arch]) -> list[Cubin]:
-    """Returns proven cubins, in order."""
-    return compile_kernels(wanted, STATE)
+    """Returns proven cubins, in order. Of processes that want the same kernels one makes them."""
+    STATE.mkdir(parents=True, exist_ok=True)
+    with (STATE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+        return compile_kernels(wanted, STATE)

@@ -2,24 +2,19 @@
 
 import ctypes
 import os
-import subprocess
 from pathlib import Path
-from shutil import which
+from shutil import copyfile
 
-import pytest
-
-COMPILERS = ("cc", "gcc", "clang")  # the first that is installed is used
+from tests.support.compiled import STATE
+from virtual_gpu.compiler import compiler, shared_library
 
 
 def build_driver(folder: Path) -> Path:
-    """Returns a library that is libcuda and libnvidia-ml at once; skips without a C compiler."""
-    compiler = next((found for name in COMPILERS if (found := which(name))), None)
-    if compiler is None:
-        pytest.skip(f"fake_driver.c needs a C compiler, and none of {', '.join(COMPILERS)} is here")
-    path = folder / "libcuda.so.1"
+    """Returns a library that is libcuda and libnvidia-ml at once."""
     source = Path(__file__).with_name("fake_driver.c")
-    command = [compiler, "-Wall", "-Werror", "-shared", "-fPIC", "-o", path, source]
-    subprocess.run(command, check=True)
+    made = shared_library([source], STATE / "fake_driver", compiler("c"), ("-Wall", "-Werror"))
+    path = folder / "libcuda.so.1"
+    copyfile(made, path)
     return path
 
 

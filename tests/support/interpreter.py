@@ -18,7 +18,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 
 os.environ["TRITON_INTERPRET"] = "1"
@@ -31,6 +31,7 @@ from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
 
 from kernels.arch import Arch
+from kernels.device.fp8 import TO_E4M3
 from kernels.signature import check_launch
 from kernels.spec import Argument, KernelError, KernelSpec, Tuning
 
@@ -65,6 +66,16 @@ def encode(values: np.ndarray, dtype: tl.dtype) -> interpreter.TensorHandle:
     return interpreter.TensorHandle(values.astype(ENCODED[dtype]).view(storage), dtype)
 
 
+@dataclass(frozen=True)
+class Result:
+    """What an operation with one result is to Triton's language."""
+
+    handle: interpreter.TensorHandle
+
+    def get_result(self, index):
+        return [self.handle][index]
+
+
 class CorrectedBuilder(interpreter.InterpreterBuilder):
     """The operations of Triton's language on numpy arrays, with the GPU's rounding."""
 
@@ -82,6 +93,12 @@ class CorrectedBuilder(interpreter.InterpreterBuilder):
         if rounding_mode not in (None, ir.ROUNDING_MODE.RTNE):
             raise NotImplementedError("only rounding to nearest is interpreted")
         return self.cast_impl(src, dst_type)
+
+    def create_inline_asm(self, asm, constraints, values, types, is_pure, pack):
+        """Stands in for the one piece of PTX that device code has."""
+        if asm != TO_E4M3.value:
+            raise NotImplementedError(f"this PTX is not interpreted: {asm}")
+        return Result(self.cast_impl(values[0], types[0]))
 
     # arithmetic
 

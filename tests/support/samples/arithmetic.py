@@ -3,12 +3,21 @@
 import triton
 import triton.language as tl
 
+from kernels.device.fp8 import to_e4m3
+
 
 @triton.jit
 def convert(x_ptr, y_ptr, COUNT, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + at, mask=at < COUNT, other=0.0)
     tl.store(y_ptr + at, x.to(y_ptr.dtype.element_ty), mask=at < COUNT)
+
+
+@triton.jit
+def to_codes(x_ptr, y_ptr, COUNT, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + at, mask=at < COUNT, other=0.0)
+    tl.store(y_ptr + at, to_e4m3(x), mask=at < COUNT)
 
 
 @triton.jit

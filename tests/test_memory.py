@@ -213,6 +213,9 @@ def test_attention_in_16_bits_needs_no_more_than_that_in_8():
     """Its q, k and v in FP32 at once would be another 9.5 GB."""
     wide, usual = (largest_moment(Width(5120, 13824, bits), 48832) for bits in (16, 8))
     assert wide < usual < 2.3e9
+    for bits in (8, 16):  # and the plan asks for that of the attention at hand
+        found = plan(REAL, shape_of("512x896"), ENCODERS, FREE[141], Running(bits)).footprint
+        assert found.course.width == Width(5120, 13824, bits)
 
 
 def count_denoising(manifest, shape, rung, bits):

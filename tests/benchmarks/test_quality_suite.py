@@ -219,3 +219,9 @@ def test_pictures_show_the_worst_frame_of_each_form_of_weights(rows, tmp_path):
     assert shown.std() > 20  # frames, not an empty page
     again = quality_pictures([lowest], tmp_path / "again", "quality")
     assert Image.open(again[0]).size[1] < shown.shape[0]  # one line of frames, not two
+
+
+def test_every_run_of_the_suite_measures_the_sums(monkeypatch):
+    monkeypatch.setattr(suite, "tiny_scenes", lambda folder: [])
+    monkeypatch.setattr(suite, "measure_sums", lambda: measure_sums(256))
+    assert suite.SUITE.measure()[1] == measure_sums(256)

@@ -7,15 +7,20 @@ import pytest
 import torch
 
 from engine.conditioning import Encoders
-from engine.config import Defaults
+from engine.config import Defaults, defaults, state_dir
+from engine.demo.weights import demo_weights
 from engine.jobs.parse import parse_job, usual_sizes
 from engine.machine.resident import Resident
 from engine.media.framing import frames_to_u8
 from engine.models.vae import Vae, in_layout
 from engine.models.vae_decode import VaeDecoder
 from engine.residency import Memory, Movable
+from engine.worker import renderer
 from engine.worker.convolutions import choose_plans
+from kernels.arch import SM89
 from kernels.channel_norm import channel_norm_reference
+from tests.support.built import tiny_package
+from tests.support.workers import endpoint
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -127,3 +132,14 @@ def test_the_sizes_are_those_of_requests_that_name_none(changes, sizes):
     ).settings
     if settings.height is not None:
         assert sizes == [(settings.height, settings.width)]
+
+
+def test_a_worker_chooses_plans_for_the_usual_sizes_before_it_takes_jobs(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(renderer, "choose_plans", lambda *given: asked.append(given[1:]))
+    monkeypatch.setattr(renderer, "_warm", lambda *_: None)
+    models = demo_weights(state_dir()).models
+    given = endpoint(tmp_path, package=tiny_package(SM89), models=models, state=state_dir())
+    renderer.load_renderer(given)
+    assert asked == [(usual_sizes(defaults()), renderer.find_device())]
+    assert asked[0][0]

@@ -227,6 +227,6 @@ def _json(text: str | bytes) -> object:
         return None
 
 
-def _more(names: Iterable[str]) -> str:
+def _more(names: Iterable[object]) -> str:
     count = len([*names]) - 1
     return f" and {count} more" if count else ""

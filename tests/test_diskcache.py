@@ -127,5 +127,5 @@ def test_a_damaged_memo_is_not_believed(tmp_path, caplog, damage):
     (memo,) = memos.iterdir()
     memo.write_bytes(damage)
     assert remembered_sha256(path, memos) == HELLO
-    assert memo.read_text() == HELLO
+    assert memo.read_text("utf-8") == HELLO
     assert f"{memo} is damaged" in caplog.text

@@ -189,7 +189,7 @@ def test_stages_keep_what_calibration_needs(pipeline, request_of, tmp_path):
     mean_square = kept["blocks.1.ffn.2.mean_square"]
     assert (mean_square > 0).all()
     assert (mean_square <= kept["blocks.1.ffn.2.absmax"] ** 2 * 1.0001).all()
-    assert json.loads((tmp_path / "stages" / "timings_ms.json").read_text()).keys() == {
+    assert json.loads((tmp_path / "stages" / "timings_ms.json").read_text("utf-8")).keys() == {
         "media", "conditioning", "denoise", "decode",
     }  # fmt: skip
 

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         tried = pool.submit(try_breaks, args.state, args.broken, SEED)
         proven = [run.result() for run in runs]
         breaks = tried.result()
-    args.out.write_text(report(proven, breaks))
+    args.out.write_text(report(proven, breaks), "utf-8")
     failures = [failure for one in proven for failure in one.failures]
     for failure in failures:
         print(f"FAILED {failure}")

@@ -146,7 +146,7 @@ class VirtualBank(KernelBank):
 
 @cache
 def _decoded(name: str, path: Path) -> Program:
-    return decode(name, path.read_text())
+    return decode(name, path.read_text("utf-8"))
 
 
 def _bits(tensor: Tensor) -> Tensor:

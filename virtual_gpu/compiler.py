@@ -44,7 +44,7 @@ def vector_flags(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
     """Returns flags for the vector instructions of this processor, none if it is not known."""
     if platform.machine() not in ("x86_64", "AMD64") or not cpuinfo.is_file():
         return []
-    lines = [line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")]
+    lines = [line for line in cpuinfo.read_text("utf-8").splitlines() if line.startswith("flags")]
     known = set(lines[0].split()) if lines else set()
     return [*VECTORS.values()] if known >= set(VECTORS) else []
 
@@ -63,7 +63,13 @@ def shared_library(
 
     Raises `BuildError` with what the compiler says.
     """
-    asked = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+    asked = subprocess.run(
+        [*command, "--version"],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
+    )
     digest = hashlib.sha256("\n".join([*command, *flags, asked.stdout]).encode())
     for path in sources:
         digest.update(path.read_bytes())
@@ -74,7 +80,12 @@ def shared_library(
     with whole_file(library) as draft:
         everything = [*command, *flags, "-shared", "-fPIC", str(sources[0]), "-o", str(draft)]
         done = subprocess.run(
-            everything, capture_output=True, text=True, check=False, env=_environment(folder)
+            everything,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            env=_environment(folder),
         )
         if done.returncode:
             reason = done.stderr.strip().splitlines()[:5]

@@ -37,7 +37,7 @@ def every_break(archs: Sequence[Arch], state: Path) -> list[Broken]:
     wanted = [(spec, arch) for arch in archs for spec in table(arch)]
     found = []
     for (spec, arch), cubin in zip(wanted, compile_kernels(wanted, state)):
-        text = ptx_path(cubin.sha256, state).read_text()
+        text = ptx_path(cubin.sha256, state).read_text("utf-8")
         found += [Broken(spec, arch, cubin, text, place) for place in breaks(text)]
     return found
 

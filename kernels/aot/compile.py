@@ -144,7 +144,13 @@ def _run(builds: list[_Build], folder: Path, program: Path) -> str:
     command = [sys.executable, "-m", WORKER, str(folder)]
     text = json.dumps(jobs)
     done = subprocess.run(
-        command, input=text, env=environment, capture_output=True, text=True, check=False
+        command,
+        input=text,
+        env=environment,
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        check=False,
     )
     return done.stderr
 
@@ -180,7 +186,9 @@ def _collect(build: _Build, folder: Path, errors: str, state: Path) -> Cubin:
         loop = main_loop(listing)
         if found := hazards(listing):  # proven once: what is stored depends on the proof itself
             raise ProofError(build.spec.name, build.arch.name, "waits for wgmma", found[0], "none")
-    made = cubin(build.spec, build.arch, code.read_bytes(), json.loads(facts.read_text()), loop)
+    made = cubin(
+        build.spec, build.arch, code.read_bytes(), json.loads(facts.read_text("utf-8")), loop
+    )
     path = ptx_path(made.sha256, state)
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as draft:
@@ -216,7 +224,7 @@ def _sources(spec: KernelSpec) -> Iterable[Path]:
         if module is None or module.origin is None:
             raise BuildError(f"{spec.name}: there is no module {name}")
         path = seen[name] = Path(module.origin)
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             found = [n.name for n in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.module:
                 found = [node.module]
@@ -228,7 +236,7 @@ def _stored(build: _Build, state: Path) -> Cubin | None:
     path = state / "cubins" / build.key
     code, record = path.with_suffix(".cubin"), path.with_suffix(".json")
     try:
-        made = cubin_from_record(json.loads(record.read_text()), code.read_bytes())
+        made = cubin_from_record(json.loads(record.read_text("utf-8")), code.read_bytes())
         return made if ptx_path(made.sha256, state).exists() else None
     except FileNotFoundError:
         return None

@@ -86,8 +86,8 @@ def main(folder: Path) -> None:
     for name, job in json.load(sys.stdin).items():
         data, ptx, facts = compile_job(job)
         (folder / f"{name}.cubin").write_bytes(data)
-        (folder / f"{name}.ptx").write_text(ptx)
-        (folder / f"{name}.json").write_text(json.dumps(facts))
+        (folder / f"{name}.ptx").write_text(ptx, "utf-8")
+        (folder / f"{name}.json").write_text(json.dumps(facts), "utf-8")
 
 
 if __name__ == "__main__":

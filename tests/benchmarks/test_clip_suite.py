@@ -235,4 +235,4 @@ def test_the_picture_has_every_clip_and_group_of_stages(tmp_path):
     png, svg = clip_pictures(rows, tmp_path, "clip")
     assert png.read_bytes().startswith(b"\x89PNG")
     texts = ("1.60 s", "12.00 s", "video encode", "encoders")
-    assert all(f"<!-- {text} -->" in svg.read_text() for text in texts)
+    assert all(f"<!-- {text} -->" in svg.read_text("utf-8") for text in texts)

@@ -267,7 +267,7 @@ def test_the_picture_has_a_bar_for_each_start_and_every_phase_in_its_legend(tmp_
     assert (png.name, svg.name) == ("cold.png", "cold.svg")
     assert png.read_bytes().startswith(b"\x89PNG")
     # matplotlib writes each text beside its outlines
-    written = set(re.findall(r"<!-- (.+?) -->", svg.read_text()))
+    written = set(re.findall(r"<!-- (.+?) -->", svg.read_text("utf-8")))
     assert {"torch, warm", "engine, warm", "interpreter", "import torch", READY} <= written
     assert "first job accepted" not in written and "total" not in written
 

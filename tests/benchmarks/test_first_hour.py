@@ -109,7 +109,7 @@ def test_the_hour_goes_on_when_three_steps_fail_and_its_file_is_complete(
     monkeypatch.setattr(first_hour, "steps", quick)
     with pytest.raises(SystemExit, match="some steps failed; what they said is in the file"):
         first_hour.main(["--dry", "--out", str(out)])
-    found = json.loads(out.read_text())["first_hour"]
+    found = json.loads(out.read_text("utf-8"))["first_hour"]
     assert [step["step"] for step in found] == [step.name for step in wanted]
     assert {step["step"] for step in found if not step["ok"]} == {*fails}
     assert all(step["found"] == [{"gpu": ""}] for step in found)
@@ -130,11 +130,11 @@ def test_the_first_hour_runs_dry_and_is_one_file(tmp_path):
         [str(ROOT / "benchmarks" / "first_hour.sh"), "--dry"],
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    found = json.loads((tmp_path / "first_hour.json").read_text())["first_hour"]
+    found = json.loads((tmp_path / "first_hour.json").read_text("utf-8"))["first_hour"]
     assert done.returncode == 0, found
     assert [step["step"] for step in found] == [
         "info", "kernels", "tiny package", "clip", "forward", "cold start",
     ]  # fmt: skip
     assert all(step["ok"] for step in found)
     assert found[0]["found"][0]["gpu"] is None
-    assert str(Path.home()) not in (tmp_path / "first_hour.json").read_text()
+    assert str(Path.home()) not in (tmp_path / "first_hour.json").read_text("utf-8")

@@ -348,7 +348,7 @@ def gpu_script(*arguments, out):
 def test_the_gpu_script_runs_dry_and_keeps_a_line_for_each_step(tmp_path):
     done = gpu_script("--only", "gemm.fp8 o", "rms", out=tmp_path)
     assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text("utf-8").splitlines()]
     steps = [line["step"] for line in lines]
     assert steps == ["machine"] + 6 * ["check"] + 2 * ["compared", "time"]
     assert {line["tokens"] for line in lines if line["step"] == "check"} == {1, 77, 300}

@@ -239,14 +239,14 @@ def test_what_is_said_of_this_machine_is_what_it_has_and_not_whose_it_is():
     assert here["cores"] >= here["usable_cores"] >= 1
     assert here["threads"] >= 1 and here["memory_gib"] >= 1
     assert set(record.PLACE) < here.keys()
-    assert Path("/proc/sys/kernel/hostname").read_text().strip() not in here.values()
+    assert Path("/proc/sys/kernel/hostname").read_text("utf-8").strip() not in here.values()
 
 
 # --- the report
 
 
 def test_the_committed_report_shows_every_figure_and_picture_of_the_committed_runs():
-    text = (report.RESULTS / report.REPORT).read_text()
+    text = (report.RESULTS / report.REPORT).read_text("utf-8")
     records = report.read_records(report.RESULTS)
     assert records
     latest = {(record.slug(one.machine), name): one for one in records for name in one.suites}
@@ -335,10 +335,10 @@ def test_a_kept_run_has_its_record_its_pictures_and_its_place_in_the_report(monk
         f"pictures/{stem}.png", f"pictures/{stem}.svg", f"{found.stem}.json", "RESULTS.md",
     ]  # fmt: skip
     assert (tmp_path / f"pictures/{stem}.png").read_bytes().startswith(b"\x89PNG")
-    assert "<svg" in (tmp_path / f"pictures/{stem}.svg").read_text()
+    assert "<svg" in (tmp_path / f"pictures/{stem}.svg").read_text("utf-8")
     kept = read_record(tmp_path / f"{found.stem}.json")
     assert kept.suites["media"].rows == [{"name": "decode", "ms": 4.0}]
-    assert f"![media](pictures/{stem}.png)" in (tmp_path / "RESULTS.md").read_text()
+    assert f"![media](pictures/{stem}.png)" in (tmp_path / "RESULTS.md").read_text("utf-8")
     before = (tmp_path / f"pictures/{stem}.svg").read_bytes()
     run.keep(found, drawn, tmp_path)
     assert (tmp_path / f"pictures/{stem}.svg").read_bytes() == before

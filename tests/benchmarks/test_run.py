@@ -91,7 +91,7 @@ def test_the_last_line_is_the_json_that_was_kept(suites, tmp_path, capsys):
     run.main(["media", "media", "--json", str(tmp_path / "found.json")])
     lines = capsys.readouterr().out.splitlines()
     found = json.loads(lines[-1])
-    assert found == json.loads((tmp_path / "found.json").read_text())
+    assert found == json.loads((tmp_path / "found.json").read_text("utf-8"))
     media_found = found["suites"]["media"]
     assert media_found["rows"] == [asdict(row)]
     assert media_found["checked_by"] == "a test"

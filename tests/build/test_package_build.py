@@ -179,7 +179,7 @@ def test_junk_behind_the_journal_is_cut(tmp_path, whole, junk):
 def test_bytes_that_a_power_cut_took_are_made_again(tmp_path, whole, damage, caplog):
     weights = partial(tmp_path, groups=3) / "weights.bin"
     data = weights.read_bytes()
-    second = json.loads((weights.parent / "journal").read_text().splitlines()[2])
+    second = json.loads((weights.parent / "journal").read_text("utf-8").splitlines()[2])
     start = second["tensors"][2]["offset"]
     if damage == "changed":
         weights.write_bytes(data[:start] + bytes(4096) + data[start + 4096 :])

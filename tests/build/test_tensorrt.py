@@ -56,7 +56,7 @@ def test_a_tiny_plan_is_built_for_both_architectures_and_proven(tmp_path, name):
         assert plan.bytes < 2**22
     assert len({plan.sha256 for plan in found}) == 2
     assert hashlib.sha256((tmp_path / f"{name}.plan").read_bytes()).hexdigest() == found[1].sha256
-    assert (tmp_path / f"{name}.layers.txt").read_text().count("LayerType: gemm") == (
+    assert (tmp_path / f"{name}.layers.txt").read_text("utf-8").count("LayerType: gemm") == (
         PROOFS[name].products8
     )
 
@@ -283,7 +283,7 @@ def test_a_worker_is_told_the_target_and_the_sizes_that_are_open(tmp_path):
         build_plan(
             segment, SM120, tmp_path, TokenRange(64, 1024, 4096), timeout_s=TIMEOUT_S, worker=told
         )
-    assert json.loads((tmp_path / "pre.plan").read_text()) == {
+    assert json.loads((tmp_path / "pre.plan").read_text("utf-8")) == {
         "target": "SM120",
         "shapes": {"x": [[1, 64, 256], [1, 1024, 256], [1, 4096, 256]]},
     }

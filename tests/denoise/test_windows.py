@@ -241,7 +241,7 @@ def context_windows(golden):
 
 
 def rewritten(path, folder, change):
-    held = json.loads(path.read_text())
+    held = json.loads(path.read_text("utf-8"))
     change(held["cases"][0])
     damaged = folder / "damaged.json"
     damaged.write_text(json.dumps(held))
@@ -257,7 +257,7 @@ def test_every_golden_window_is_reproduced(context_windows):
 
 @pytest.mark.golden
 def test_golden_windows_are_known_by_their_keys(context_windows):
-    assert recognises(frozenset(json.loads(context_windows.read_text())), {})
+    assert recognises(frozenset(json.loads(context_windows.read_text("utf-8"))), {})
     assert not recognises(frozenset(["rule", "ftfy_version", "cases"]), {})
 
 

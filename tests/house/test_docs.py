@@ -39,7 +39,7 @@ TEXTS = dict(texts())
 
 def headings(document):
     """The numbers with which the headings of a document begin."""
-    found = re.findall(rf"^#+ ({SECTION})(?=[ .])", document.read_text(), re.MULTILINE)
+    found = re.findall(rf"^#+ ({SECTION})(?=[ .])", document.read_text("utf-8"), re.MULTILINE)
     return {number.rstrip(".") for number in found}
 
 
@@ -94,7 +94,7 @@ def test_every_module_that_is_named_exists():
             path = ROOT.joinpath(*parts[:depth])
             file = path.with_suffix(".py") if not path.is_dir() else path / "__init__.py"
             rest = parts[depth : depth + 1]
-            if rest and not re.search(rf"\b{rest[0]}\b", file.read_text()):
+            if rest and not re.search(rf"\b{rest[0]}\b", file.read_text("utf-8")):
                 wrong.append(f"{name}: {dotted}")
     assert wrong == []
 

@@ -55,7 +55,7 @@ class Container:
         return dict(line.partition("=")[::2] for line in done.stdout.splitlines())
 
     def called(self, name):
-        lines = self.calls.read_text().splitlines()
+        lines = self.calls.read_text("utf-8").splitlines()
         return [line for line in lines if line.partition(" ")[0] == name]
 
 
@@ -114,7 +114,7 @@ def test_a_repository_is_fetched_to_the_volume_with_the_token(container):
         "hf download me/scail --revision v2 --include packages/sm89/* --include models/* "
         f"--local-dir {container.volume}"
     ]
-    assert (container.volume / "packages/sm89/manifest.json").read_text() == "hf_1\n"
+    assert (container.volume / "packages/sm89/manifest.json").read_text("utf-8") == "hf_1\n"
     assert found["SCAIL_PACKAGE"] == f"{container.volume}/packages"
     assert "HF_TOKEN" not in found  # the worker has no use for it
     assert found["HF_HUB_OFFLINE"] == "1"

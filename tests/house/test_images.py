@@ -25,7 +25,7 @@ each_image = pytest.mark.parametrize("arch", IMAGES, ids=lambda arch: arch.name)
 
 
 def text_of(arch):
-    return (ROOT / arch.image).read_text()
+    return (ROOT / arch.image).read_text("utf-8")
 
 
 def steps(arch):
@@ -107,7 +107,7 @@ def test_motion_capture_runs_on_the_gpu_and_the_two_onnxruntimes_never_meet(arch
                      "'CUDAExecutionProvider' in ")
     ]  # fmt: skip
     assert order == sorted(order)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     named = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
     assert [one for one in named if one.startswith("onnxruntime")] == ["onnxruntime==1.32.0"]
 
@@ -144,7 +144,7 @@ def test_every_stage_declares_the_arguments_it_uses(arch):
 
 @each_image
 def test_what_is_copied_is_there_and_reaches_the_build(arch):
-    allowed = (ROOT / ".dockerignore").read_text().splitlines()
+    allowed = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
     assert allowed[1] == "*"
     let_in = [line.removeprefix("!") for line in allowed if line.startswith("!")]
     copied = [rest.split()[:-1] for step, rest in steps(arch) if step == "COPY"]
@@ -175,7 +175,7 @@ def test_the_compiler_compiles_in_the_build_and_is_not_shipped(arch):
         "--from=weights /opt/scail/weights weights",
         "--from=build /opt/scail .",
     ]
-    triton = re.search(r"TRITON := triton==(\S+)", (ROOT / "Makefile").read_text())
+    triton = re.search(r"TRITON := triton==(\S+)", (ROOT / "Makefile").read_text("utf-8"))
     assert f"it brings Triton {triton[1]}\n" in text_of(arch)
 
 
@@ -207,11 +207,11 @@ def test_lines_end_as_linux_wants_them(name):
 
 
 def test_git_keeps_line_ends():
-    assert "* text=auto eol=lf" in (ROOT / ".gitattributes").read_text().splitlines()
+    assert "* text=auto eol=lf" in (ROOT / ".gitattributes").read_text("utf-8").splitlines()
 
 
 def test_the_hubs_tests_are_jobs_that_the_worker_understands():
-    light, render = json.loads((ROOT / ".runpod/tests.json").read_text())["tests"]
+    light, render = json.loads((ROOT / ".runpod/tests.json").read_text("utf-8"))["tests"]
     assert parse_job(light, Defaults()).action == "health"
     job = parse_job(render, Defaults())
     assert (job.action, job.kind) == ("generate", "pose")
@@ -221,7 +221,7 @@ def test_the_hubs_tests_are_jobs_that_the_worker_understands():
 
 
 def test_the_hubs_render_uses_the_tiny_package_of_the_image():
-    config = json.loads((ROOT / ".runpod/tests.json").read_text())["config"]
+    config = json.loads((ROOT / ".runpod/tests.json").read_text("utf-8"))["config"]
     assert {item["key"]: item["value"] for item in config["env"]} == {
         "SCAIL_PACKAGE": "/opt/scail/demo/packages",
         "SCAIL_MODELS": "/opt/scail/demo/models",

@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def stored(golden):
     """Yields the names of stored requests with their bodies; the Hub's own files hold none."""
     for path in sorted((golden / "workflows" / "requests").glob("*.req.json")):
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text("utf-8"))
         yield path.name, [found] if "input" in found else found.get("tests", [])
 
 
@@ -65,7 +65,9 @@ def test_the_stored_body_without_a_picture_is_told_so(golden):
 @pytest.mark.golden
 def test_the_default_negative_prompt_is_the_endpoints_to_the_letter(golden):
     path = golden / "workflows" / "Dance-SCAIL-BPlan__SCAIL_api__c72a07f.api.json"
-    assert json.loads(path.read_text())["368"]["inputs"]["negative_prompt"] == NEGATIVE_PROMPT
+    assert (
+        json.loads(path.read_text("utf-8"))["368"]["inputs"]["negative_prompt"] == NEGATIVE_PROMPT
+    )
 
 
 def test_a_request_as_a_json_string_is_the_same_request():
@@ -352,7 +354,7 @@ def test_a_recipe_has_a_name_a_row_and_settings_of_its_own():
 
 
 def test_every_field_of_a_request_is_documented():
-    told = (ROOT / "docs" / "deploy.md").read_text().split("### Fields of a request")[1]
+    told = (ROOT / "docs" / "deploy.md").read_text("utf-8").split("### Fields of a request")[1]
     words = set(re.findall(r"`([a-z0-9_]+)[`.]", told.split("###")[0]))
     assert {*Fields.model_fields} <= words
 

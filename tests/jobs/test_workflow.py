@@ -31,7 +31,7 @@ def renumbered(given):
 
 
 def stored(golden):
-    return {path.name: json.loads(path.read_text())
+    return {path.name: json.loads(path.read_text("utf-8"))
             for path in sorted((golden / "workflows").glob("*.api.json"))}  # fmt: skip
 
 

@@ -45,9 +45,9 @@ def test_every_stored_case_is_done_as_the_graph_says_or_told(golden, tmp_path):
     base = golden / "workflows" / "Dance-SCAIL-BPlan__SCAIL_api__c72a07f.api.json"
     made.workflows(base, tmp_path)
     assert {path.stem for path in tmp_path.glob("*.json")} == set(CASES)
-    usual = job(workflow=json.loads(base.read_text()))
+    usual = job(workflow=json.loads(base.read_text("utf-8")))
     for name, said in CASES.items():
-        read = job(workflow=json.loads((tmp_path / f"{name}.json").read_text()))
+        read = job(workflow=json.loads((tmp_path / f"{name}.json").read_text("utf-8")))
         new = [said for said in read.warnings if said not in usual.warnings]
         if said:
             assert said in new[0]

@@ -67,12 +67,12 @@ def test_the_ptx_of_a_kernel_is_kept_by_the_hash_of_its_code(state):
     (made,) = compile_kernels([(FILL, SM90)], state)
     path = ptx_path(made.sha256, state)
     assert path == state / "ptx" / f"{made.sha256}.ptx"
-    text = path.read_text()
+    text = path.read_text("utf-8")
     assert f".visible .entry {made.entry}(" in text and ".target sm_90a" in text
     assert b".visible .entry" not in made.data  # the code itself has none
     path.unlink()
     assert compile_kernels([(FILL, SM90)], state) == [made]
-    assert path.read_text() == text
+    assert path.read_text("utf-8") == text
 
 
 def test_copies_are_fenced_before_wgmma_and_nowhere_else():
@@ -87,7 +87,7 @@ def test_copies_are_fenced_before_wgmma_and_nowhere_else():
 def test_every_product_of_a_warpgroup_has_its_fence():
     made = compiled((GEMM["fp8"].bias, SM90), (ATTENTION["i8_fp8_f32"], SM90))
     for cubin in made:
-        text = ptx_path(cubin.sha256, STATE).read_text()
+        text = ptx_path(cubin.sha256, STATE).read_text("utf-8")
         parts = text.split("cp.async.wait_group")[1:]
         assert len(parts) > 1, cubin.name
         for part in parts:
@@ -110,7 +110,7 @@ def test_a_damaged_result_is_compiled_again(state, caplog):
 def test_a_changed_source_is_compiled_again(state):
     package = state / "changing"
     package.mkdir()
-    source = (ROOT / "tests" / "support" / "samples" / "faults.py").read_text()
+    source = (ROOT / "tests" / "support" / "samples" / "faults.py").read_text("utf-8")
     spec = replace(FILL, package="changing")
     code = (
         "import pickle, sys; from pathlib import Path;"

@@ -61,7 +61,7 @@ def test_a_release_that_is_not_pinned_is_refused(tmp_path):
 
 def test_pip_is_asked_for_one_version_of_the_wheel_and_no_other_index(tmp_path):
     fetch(RELEASES["12.6"], tmp_path, pip(tmp_path))
-    arguments = (tmp_path / "arguments.json").read_text()
+    arguments = (tmp_path / "arguments.json").read_text("utf-8")
     assert f'"{PACKAGE}==12.6.85"]' in arguments
     assert '"--no-deps", "--only-binary=:all:", "--platform", "manylinux1_x86_64"' in arguments
     assert "index" not in arguments

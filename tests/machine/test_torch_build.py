@@ -53,14 +53,14 @@ def test_a_driver_that_can_run_none_is_refused_with_the_release_to_update_to():
 def test_the_build_of_older_drivers_gets_the_cudnn_of_the_images_last():
     """PyTorch 2.10.0 pins a cuDNN whose Conv3d is wrong in half precision."""
     [old] = [build for build in BUILDS if build.cuda < (13, 0)]
-    image = (ROOT / "Dockerfile.sm89").read_text()
+    image = (ROOT / "Dockerfile.sm89").read_text("utf-8")
     assert f"torch=={old.torch}" in image
     assert [re.search(r"nvidia-cudnn-cu12==[\d.]+", image)[0]] == [*old.last]
     assert all(build.last == () for build in BUILDS if build is not old)
 
 
 def test_setup_installs_what_this_says_and_cudnn_after_everything_else():
-    recipe = (ROOT / "Makefile").read_text()
+    recipe = (ROOT / "Makefile").read_text("utf-8")
     steps = re.findall(r"^\t\$\(BIN\)/(.*)", recipe.partition(".venv/ready:")[2], re.MULTILINE)
     order = [
         next(n for n, step in enumerate(steps) if part in step)

@@ -91,7 +91,7 @@ def test_a_source_of_frames_that_fails_leaves_the_folder_as_it_was(tmp_path, fai
     with pytest.raises(failure, match="in the middle"):
         encode_mp4(frames(), 16, path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.mp4"]
-    assert path.read_text() == "the old one"
+    assert path.read_text("utf-8") == "the old one"
 
 
 def test_what_cannot_be_written_is_said_and_leaves_nothing(tmp_path):

@@ -1,6 +1,7 @@
 """Videos in: which frames come out, in which order, size and colour, and what is refused."""
 
 import dataclasses
+import os
 from fractions import Fraction
 
 import pytest
@@ -260,7 +261,7 @@ def test_limits_on_bytes_sides_and_frames_are_named(clip_16, tmp_path):
 
 
 def test_names_that_look_like_options_or_addresses_are_names(clip_16, tmp_path):
-    for name in ("-y.mp4", "http:a.mp4", "100%03d.mp4", "ä b'\".mp4"):
+    for name in ("-y.mp4", "http:a.mp4", "100%03d.mp4", os.fsdecode("ä b'\".mp4".encode())):
         path = tmp_path / name
         path.write_bytes(clip_16.read_bytes())
         assert probe_video(path).frames == 20

@@ -71,7 +71,7 @@ def test_values_beyond_the_real_tokens_fail_the_golden(golden, tmp_path):
 
 @pytest.mark.golden
 def test_a_damaged_cleaning_golden_fails(golden, tmp_path):
-    held = json.loads((golden / "encoders" / "text_clean.json").read_text())
+    held = json.loads((golden / "encoders" / "text_clean.json").read_text("utf-8"))
     held["cases"][3]["cleaned"] += "."
     (tmp_path / "cases.json").write_text(json.dumps(held))
     failed = [

@@ -116,9 +116,9 @@ def test_tensors_keep_no_file_open_and_give_their_memory_back(package):
     weights = str(opened.weights.resolve())
     held = [opened.read(entry.name) for entry in opened.manifest.tensors]
     assert weights not in {os.path.realpath(file) for file in Path("/proc/self/fd").iterdir()}
-    assert weights in maps.read_text() and len(held) > 1
+    assert weights in maps.read_text("utf-8") and len(held) > 1
     del held
-    assert weights not in maps.read_text()
+    assert weights not in maps.read_text("utf-8")
 
 
 def test_what_is_not_there_is_named(sound):
@@ -404,7 +404,7 @@ def test_a_folder_that_may_not_be_entered_is_told(sound):
 
 def bytes_read():
     """Counts what this process has read, from files or the page cache."""
-    return int(Path("/proc/self/io").read_text().split()[1])
+    return int(Path("/proc/self/io").read_text("utf-8").split()[1])
 
 
 def test_a_package_of_full_size_opens_without_its_weights_being_read(sound, tmp_path):

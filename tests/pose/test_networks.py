@@ -146,7 +146,7 @@ def test_a_file_that_goes_away_meanwhile_is_named(models):
 
 def test_a_failure_to_open_is_not_remembered(models):
     pin = models / f"{NLF}.sha256"
-    right = pin.read_text()
+    right = pin.read_text("utf-8")
     pin.write_text("0" * 64)
     found = networks(models)
     with pytest.raises(BadCheckpoint, match="says 0000"):

@@ -69,7 +69,7 @@ def test_the_report_tells_kernels_failures_notes_and_survivors(proven):
 
 def test_the_proof_that_is_kept_names_every_kernel_and_no_failure():
     """`make proof` writes it again after a change to the kernels."""
-    text = (ROOT / "docs" / "proof.md").read_text()
+    text = (ROOT / "docs" / "proof.md").read_text("utf-8")
     assert "FAILED" not in text
     for arch in ARCHS:
         part = text.partition(f"## {arch.name}\n")[2].partition("\n## ")[0]

@@ -116,7 +116,7 @@ def test_what_is_encoded_again_keeps_all_but_its_quality(tmp_path, share):
         ("video", "h264"), ("audio", "aac"),
     ]  # fmt: skip
     run_ffmpeg("-i", smaller, "-f", "ffmetadata", tmp_path / "facts.txt")
-    assert "comment=SCAIL, seed 7" in (tmp_path / "facts.txt").read_text()
+    assert "comment=SCAIL, seed 7" in (tmp_path / "facts.txt").read_text("utf-8")
     assert b"moov" in smaller.read_bytes()[:4096]  # plays before it is there
 
 

@@ -43,8 +43,8 @@ def held(worker):
     """Resident bytes, threads, open files and children of the worker's process."""
     process = worker.process.pid
     home = Path(f"/proc/{process}")
-    resident = int((home / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    children = (home / "task" / str(process) / "children").read_text().split()
+    resident = int((home / "statm").read_text("utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    children = (home / "task" / str(process) / "children").read_text("utf-8").split()
     return resident, len([*(home / "task").iterdir()]), len([*(home / "fd").iterdir()]), children
 
 

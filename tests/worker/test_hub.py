@@ -20,7 +20,7 @@ QUARTER, HALF = (
 
 
 def ours(name):
-    return json.loads((OURS / name).read_text())
+    return json.loads((OURS / name).read_text("utf-8"))
 
 
 def problems(folder, hub=None, tests=None):
@@ -71,8 +71,8 @@ def test_our_tests_are_a_light_one_and_a_render():
 
 @pytest.mark.golden
 def test_the_stored_pair_of_9aa2584_is_refused_with_the_right_sentences(golden, tmp_path):
-    hub = (golden / REQUESTS.format("hub__9aa2584")).read_text()
-    tests = (golden / REQUESTS.format("tests__9aa2584")).read_text()
+    hub = (golden / REQUESTS.format("hub__9aa2584")).read_text("utf-8")
+    tests = (golden / REQUESTS.format("tests__9aa2584")).read_text("utf-8")
     assert problems(tmp_path, hub, tests) == [
         "hub.json: config.gpuIds: ADA_32_PRO has the NVIDIA GeForce RTX 5090; this image is for "
         "sm89 (RTX 4090, L40S, RTX 6000 Ada). Remove ADA_32_PRO, and deploy Dockerfile.sm120 for "
@@ -104,7 +104,7 @@ TOO_OLD = "config.allowedCudaVersions: has 12.6"
     ],
 )
 def test_the_stored_tests_are_refused_beside_our_listing(golden, tmp_path, commit, expected):
-    tests = (golden / REQUESTS.format(f"tests__{commit}")).read_text()
+    tests = (golden / REQUESTS.format(f"tests__{commit}")).read_text("utf-8")
     found = problems(tmp_path, tests=tests)
     assert all(line.startswith("tests.json: ") for line in found)
     assert [part for part in expected if not any(part in line for line in found)] == []
@@ -328,7 +328,9 @@ def listing(folder, dockerfile):
 
 
 def test_a_base_image_above_the_driver_floor_is_found(tmp_path):
-    text = (OURS / "Dockerfile").read_text().replace("nvidia/cuda:12.6.3", "nvidia/cuda:12.8.1")
+    text = (
+        (OURS / "Dockerfile").read_text("utf-8").replace("nvidia/cuda:12.6.3", "nvidia/cuda:12.8.1")
+    )
     assert listing(tmp_path, text) == [
         "Dockerfile: ARG CUDA: the base image is of CUDA 12.8 and does not start on hosts below "
         "it; sm89 is for 12.7 and newer. Take an older base."
@@ -336,7 +338,7 @@ def test_a_base_image_above_the_driver_floor_is_found(tmp_path):
 
 
 def test_the_image_of_another_architecture_does_not_fit_the_pools(tmp_path):
-    found = listing(tmp_path, (ROOT / "Dockerfile.sm120").read_text())
+    found = listing(tmp_path, (ROOT / "Dockerfile.sm120").read_text("utf-8"))
     assert found == [
         "hub.json: config.gpuIds: ADA_24 has the NVIDIA GeForce RTX 4090; this image is for sm120 "
         "(RTX 5090, RTX PRO 6000). Remove ADA_24, and deploy Dockerfile.sm89 for it.",
@@ -370,10 +372,10 @@ def test_no_pool_hides_the_gpu_of_another(tmp_path):
 @pytest.mark.parametrize("name", VARIABLES)
 def test_every_variable_of_a_listing_is_read_by_the_image(name):
     files = [ROOT / "entrypoint.sh", *(ROOT / "engine").rglob("*.py")]
-    readers = [path for path in files if path.name != "hub.py" and name in path.read_text()]
+    readers = [path for path in files if path.name != "hub.py" and name in path.read_text("utf-8")]
     assert readers != []
 
 
 @pytest.mark.parametrize("name", VARIABLES)
 def test_every_variable_is_explained(name):
-    assert f"`{name}`" in (ROOT / "docs" / "deploy.md").read_text()
+    assert f"`{name}`" in (ROOT / "docs" / "deploy.md").read_text("utf-8")

@@ -88,6 +88,6 @@ def test_the_search_for_other_modules_finds_them_where_they_are_imported():
 def test_a_package_imports_nothing_by_itself(package):
     """Others look for a package called `kernels` and import it to see what it has."""
     path = ROOT / package.replace(".", "/") / "__init__.py"
-    nodes = list(ast.walk(ast.parse(path.read_text())))
+    nodes = list(ast.walk(ast.parse(path.read_text("utf-8"))))
     assert [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)] == []
     assert [node.id for node in nodes if isinstance(node, ast.Name)] == []

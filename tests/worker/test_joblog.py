@@ -113,4 +113,4 @@ def test_a_line_is_written_whatever_the_output_can_hold(tmp_path, monkeypatch):
             root.setLevel(level)
             logging.getLogger("engine").setLevel(engine)
             logging.captureWarnings(False)
-    assert json.loads(path.read_text())["message"].startswith("a name ")
+    assert json.loads(path.read_text("utf-8"))["message"].startswith("a name ")

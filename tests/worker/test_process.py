@@ -74,7 +74,7 @@ class Process:
 
     def said(self):
         self.log.flush()
-        return Path(self.log.name).read_text()
+        return Path(self.log.name).read_text("utf-8")
 
     def left(self):
         return [path for path in (self.folder / "tmp").glob("scail-jobs/*/*") if path.is_dir()]

@@ -229,7 +229,7 @@ def media_of(workflow, inputs):
 def test_a_stored_workflow_is_valid_at_its_full_size_and_rendered_under_the_caps(
     full, capped, golden, inputs, tmp_path
 ):
-    workflow = json.loads((golden / "workflows" / WORKFLOW).read_text())
+    workflow = json.loads((golden / "workflows" / WORKFLOW).read_text("utf-8"))
     media_of(workflow, inputs)
     told = output(full, {"workflow": workflow, "action": "validate"})
     assert (told["width"], told["height"], told["num_frames"]) == (416, 672, frames_at(24))

@@ -146,5 +146,7 @@ def test_every_kernel_makes_the_latents_of_its_reference(arch, request_of, tmp_p
         assert mine <= 1.1 * other + 1e-3, spec.name
     assert not [*nano_package(arch).rglob("*.ptx")]
     package = choose_package(nano_package(arch), CPU).package
-    kernels = {cubin.name for cubin in package.kernels if "channel" not in cubin.name}
-    assert set(bank.launches) == kernels  # not one of the package is left out
+    assert set(bank.launches) <= {cubin.name for cubin in package.kernels}
+    # mixed weights meet some endings of a product in one dtype alone
+    used = {spec.name for pair in pairs(arch) for spec in (pair[0], *(w.residual for w in pair[1]))}
+    assert used <= set(bank.launches)

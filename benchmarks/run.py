@@ -37,7 +37,6 @@ from benchmarks.record import (
 from benchmarks.timing import WrongResult
 from engine.command_line import program
 from engine.errors import EngineError
-from engine.machine.device import find_device
 from kernels.launch import DriverError
 from kernels.spec import BuildError
 
@@ -101,9 +100,17 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+def _require_usable_gpu() -> None:
+    """Refuses a machine whose GPU PyTorch cannot use: its times would be those of the CPU."""
+    from engine.machine.device import find_device  # brings PyTorch, which a start must not find
+
+    find_device()
+
+
 def run(args: argparse.Namespace) -> None:
     """Runs suites and keeps what is to be kept of them. Wrong results leave nothing behind."""
-    find_device()  # a GPU that PyTorch cannot use would be times of the CPU
+    if not {*args.suites} <= {*STARTS}:
+        _require_usable_gpu()
     record, rows = measure(args.suites, vars(args))
     found = encode(record)
     if args.json is not None:

@@ -60,6 +60,7 @@ SUITES = {
 }  # fmt: skip
 # What other suites bring with them: `quality` without a checkpoint, `denoiser --project`
 BROUGHT = ("nano", "projection")
+STARTS = ("cold-start", "reading")  # of processes, which look for the GPU themselves
 FLAGS = {"archs": "--project"}  # where an option is not called like what `measure` takes
 
 

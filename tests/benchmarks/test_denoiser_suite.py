@@ -160,7 +160,7 @@ def test_the_largest_loss_on_hopper_is_attention_between_two_units(rows):
 
 def test_issue_slots_of_attention_on_ada_are_those_that_the_readme_gives(rows):
     attention = next(row for row in of(rows, SM89) if row.step == "attention")
-    assert attention.issue == pytest.approx(0.72, abs=5e-3)
+    assert attention.issue == pytest.approx(0.71, abs=5e-3)
     assert {row.warps for row in of(rows, SM89) if row.warps} == {2, 4}
 
 

@@ -87,7 +87,7 @@ def _warm(pipeline: Pipeline, scratch: Path) -> None:
         picture, skeleton, clip = (Path(folder, name) for name in ("a.png", "b.mp4", "c.mp4"))
         Image.radial_gradient("L").resize((_WARM_SIDE, _WARM_SIDE)).save(picture)
         encode_mp4([_ramp()], 16.0, skeleton)
-        settings = Settings(_WARM, _WARM_PROMPT, width=_WARM_SIDE, height=_WARM_SIDE)
+        settings = Settings(_WARM, _WARM_PROMPT, width=_WARM_SIDE, height=_WARM_SIDE, audio=False)
         request = Request(picture, skeleton, "pose", settings)
         try:
             pipeline.run(request, clip, "warm", StageDump(None))

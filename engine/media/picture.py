@@ -15,8 +15,8 @@ from torch import Tensor
 
 from engine.config import LIMITS, Limits
 from engine.errors import BadMedia, EngineError
-from engine.media.colour import profile_of_cicp, profile_of_gamma, to_srgb
 from engine.media.files import check_file, content_kind, with_article
+from engine.media.picture_colours import profile_of_cicp, profile_of_gamma, to_srgb
 from engine.media.picture_cost import iter_boxes, refuse_costly
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,6 @@ from torch import Tensor
 from engine.config import LIMITS, Limits
 from engine.errors import BadMedia
 from engine.flow import Check, go_on
-from engine.media.colours import DECLARED, UNKNOWN, Colours, declared, to_bt709, tone_map
 from engine.media.ffmpeg import (
     MEMORY_BYTES,
     SAFE_INPUT,
@@ -38,6 +37,7 @@ from engine.media.ffmpeg import (
     read_into,
 )
 from engine.media.files import check_file, content_kind
+from engine.media.video_colours import DECLARED, UNKNOWN, Colours, declared, to_bt709, tone_map
 
 log = logging.getLogger(__name__)
 

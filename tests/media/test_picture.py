@@ -14,9 +14,9 @@ from PIL import Image, ImageCms
 
 from engine.config import LIMITS
 from engine.errors import BadMedia
-from engine.media.colour import PRIMARIES, SRGB, rgb_profile
 from engine.media.files import HEAD_BYTES, sniff
 from engine.media.picture import load_image
+from engine.media.picture_colours import PRIMARIES, SRGB, rgb_profile
 
 SIDE = 64
 

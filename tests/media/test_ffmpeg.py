@@ -197,7 +197,7 @@ BOMBS = {
 }
 
 
-# In a process of its own: what a child is said to have taken begins at what its parent has.
+# In a process of its own: see tests/support/measured.py.
 PROBE = """
 import json, resource, sys
 from pathlib import Path

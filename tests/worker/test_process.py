@@ -231,7 +231,8 @@ def test_sigterm_in_mid_job_ends_it_in_time_and_leaves_nothing(start, given):
 def test_other_signals_and_a_second_one_end_it_too(start, given, signals):
     started = start().wait_until_ready()
     in_mid_job(started, given)
-    assert ends_in_time(started, *signals) == 128 + signals[-1]
+    # the first may have ended it when the second comes
+    assert ends_in_time(started, *signals) in {128 + number for number in signals}
 
 
 @pytest.mark.slow

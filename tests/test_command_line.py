@@ -38,7 +38,7 @@ def status(arguments, ends="", unbuffered="", script=PROGRAM):
     environment |= {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
     done = subprocess.run(
         ["sh", "-c", f'"$0" -c "$1" {arguments} {ends}', sys.executable, script],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+        cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", check=False,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
 

@@ -78,25 +78,33 @@ def test_a_crash_is_the_files_fault():
         run.finish()
 
 
+def python_program(path, text):
+    """Writes a program in Python that is started by its name, though its Python may have blanks."""
+    script = path.with_suffix(".py")
+    script.write_text(text)
+    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{script}" "$@"\n')
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
 @pytest.fixture
 def dying(tmp_path, monkeypatch):
     """Puts a program in ffmpeg's place that kills itself once it has been started so often."""
 
     def install(lives):
         real = runs._program()
-        counter, program = tmp_path / "runs", tmp_path / "ffmpeg"
+        counter = tmp_path / "runs"
         counter.write_text(str(lives))
-        program.write_text(
-            f"#!{sys.executable}\n"
+        program = python_program(
+            tmp_path / "ffmpeg",
             "import os, pathlib, signal, sys\n"
             f"counter = pathlib.Path({str(counter)!r})\n"
             "left = int(counter.read_text())\n"
             "counter.write_text(str(left - 1))\n"
             "if left <= 0:\n"
             "    os.kill(os.getpid(), signal.SIGKILL)\n"
-            f"os.execv({real!r}, [{real!r}, *sys.argv[1:]])\n"
+            f"os.execv({real!r}, [{real!r}, *sys.argv[1:]])\n",
         )
-        program.chmod(program.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
 
     return install
@@ -177,9 +185,7 @@ def test_probing_reading_and_encoding_ask(dance, tmp_path):
      "#tb 0: 1/25\n#sar 0: 1", "#tb 0: 1/25\n#sample_rate 0: x", "#tb 0: 1/25\n0, 1, 1, 1, F=z"],
 )  # fmt: skip
 def test_a_listing_that_makes_no_sense_is_a_failure_and_no_traceback(tmp_path, monkeypatch, line):
-    program = tmp_path / "ffmpeg"
-    program.write_text(f"#!{sys.executable}\nprint({line!r})\n")
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    program = python_program(tmp_path / "ffmpeg", f"print({line!r})\n")
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(program))
     with pytest.raises(FfmpegFailed, match="makes no sense"):
         list_streams(["-i", "a.mp4"])

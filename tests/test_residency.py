@@ -388,9 +388,7 @@ def test_a_stage_that_runs_out_is_tried_again_with_less_and_the_clip_says_so(hun
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_only_the_stage_that_ran_out_is_begun_again_and_progress_stays_in_it(hungry, run, stage):
-    usual, told = [], []
-    run(hungry.pipeline, lambda *share: usual.append(share))
-    hungry.begun.clear()
+    told = []
     hungry.fails[stage] = 1
     run(hungry.pipeline, lambda *share: told.append(share))
     assert hungry.begun == sorted([*STAGES, stage], key=STAGES.index)
@@ -400,9 +398,8 @@ def test_only_the_stage_that_ran_out_is_begun_again_and_progress_stays_in_it(hun
     for name in STAGES:
         shares = [share for stage, share in told if stage == name]
         assert shares[-1] == 1.0
-        is_again = len(shares) > sum(one == name for one, _ in usual)
-        assert is_again == (name == stage != "conditioning")
-        assert is_again or shares == sorted(shares)
+        falls = sum(after < before for before, after in zip(shares, shares[1:]))
+        assert falls <= (name == stage)  # equal shares are told while something is waited for
 
 
 def test_every_rung_is_tried_once_then_the_clip_is_too_large(hungry, run, tmp_path):

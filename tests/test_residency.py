@@ -398,7 +398,7 @@ def test_only_the_stage_that_ran_out_is_begun_again_and_progress_stays_in_it(hun
     for name in STAGES:
         shares = [share for stage, share in told if stage == name]
         assert shares[-1] == 1.0
-        falls = sum(after < before for before, after in zip(shares, shares[1:]))
+        falls = sum(after < before for before, after in pairwise(shares))
         assert falls <= (name == stage)  # equal shares are told while something is waited for
 
 

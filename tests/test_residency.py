@@ -5,6 +5,7 @@ Nothing here has a GPU: models write down where they are sent, and run out when 
 
 import dataclasses
 import weakref
+from itertools import pairwise
 
 import numpy as np
 import pytest

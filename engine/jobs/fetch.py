@@ -18,8 +18,8 @@ from urllib.parse import unquote
 
 from engine.config import LIMITS, Limits
 from engine.errors import BadMedia, BadRequest, OutputError
-from engine.flow import Check
-from engine.jobs.download import TOTAL_S, download, nobody_asks, too_large
+from engine.flow import Check, go_on
+from engine.jobs.download import TOTAL_S, download, too_large
 from engine.jobs.wire import INTERNET, Internet
 from engine.media.files import HEAD_BYTES, sniff
 
@@ -76,7 +76,7 @@ def fetch_url(
     wanted: Wanted,
     network: Internet = INTERNET,
     timeout_s: float = TOTAL_S,
-    check: Check = nobody_asks,
+    check: Check = go_on,
 ) -> Path:
     """Downloads the file at an http or https address. `check` may raise to end the job.
 

@@ -1,10 +1,11 @@
 """Joints and keypoints -> the frames of the skeleton video that the denoiser follows."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
 
+from engine.flow import Check, go_on
 from engine.pose.arrays import Floats, Frame
 from engine.pose.bones import bones, palettes
 from engine.pose.camera import Camera, base_camera
@@ -20,7 +21,7 @@ def draw_skeleton(
     *,
     camera: Camera | None = None,
     keypoints: Sequence[Keypoints] | None = None,
-    check: Callable[[], None] = lambda: None,
+    check: Check = go_on,
 ) -> Iterator[Frame]:
     """RGB frames [H, W, 3] u8, one at a time, from joints [T, P, 24, 3] mm in camera space.
 

@@ -152,9 +152,7 @@ def pose(args: argparse.Namespace) -> None:
         size = target_size(shape[0], shape[1])
     networks = Networks(args.models or models_dir(), find_device(), state_dir())
     extractor = PoseExtractor(networks, state_dir())
-    motion, fps = capture_motion(
-        extractor, args.video, size, wanted.fps, wanted.frames, wanted.persons
-    )
+    motion, fps = capture_motion(extractor, info, size, wanted.fps, wanted.frames, wanted.persons)
     shown = None if picture is None else crop_frames(picture[None], size)[0].numpy()
     frames = extractor.skeleton(motion, shown, *size, wanted.align)
     count = encode_mp4((torch.from_numpy(frame)[None] for frame in frames), fps, args.out)

@@ -21,13 +21,13 @@ from engine.media.framing import (
 )
 from engine.media.picture import load_image
 from engine.media.sound import find_sound
-from engine.media.video import frame_count, probe_video, read_video
+from engine.media.video import VideoInfo, frame_count, probe_video, read_video
 from engine.pose.joints import JointClip, load_joints
 from engine.pose.skeleton import draw_skeleton
 
-# request, picture [h, w, 3] u8, size of the skeleton, whom to ask -> skeleton [T, *size, 3] u8 and
-# its rate
-MotionCapture = Callable[[Request, Tensor, Size, Check], tuple[Tensor, float]]
+# request, its video, picture [h, w, 3] u8, size of the skeleton, whom to ask -> skeleton
+# [T, *size, 3] u8 and its rate
+MotionCapture = Callable[[Request, VideoInfo, Tensor, Size, Check], tuple[Tensor, float]]
 
 log = logging.getLogger(__name__)
 
@@ -42,13 +42,16 @@ def load_source(request: Request, capture: MotionCapture, check: Check = go_on) 
     size = clip_size(request, picture)
     image = crop_image(image_to_network(picture), size)
     canvas = (size[0] // 2, size[1] // 2) if request.settings.recipe.half_render else size
-    sound, notes = _look_at_sound(request, check)
-    if request.kind == "pose":
-        skeleton, fps = _read_skeleton(request, size, check)
-    elif request.kind == "joints":
+    sound, notes = None, ()
+    if request.kind == "joints":
         skeleton, fps = _draw_joints(request, canvas, check)
     else:
-        skeleton, fps = capture(request, picture, canvas, check)
+        video = probe_video(request.motion, check=check)
+        sound, notes = _look_at_sound(request, video, check)
+        if request.kind == "pose":
+            skeleton, fps = _read_skeleton(request, video, size, check)
+        else:
+            skeleton, fps = capture(request, video, picture, canvas, check)
     whole = trim_to_whole_latents(len(skeleton))
     return Source(image, skeleton[:whole], fps, sound, notes)
 
@@ -72,28 +75,32 @@ def check_source(request: Request) -> None:
     if request.kind == "joints":
         _joint_count(request, load_joints(request.motion))
     else:
-        frame_count(probe_video(request.motion), request.settings.fps, request.settings.frames)
-        for note in _look_at_sound(request, go_on)[1]:
+        video = probe_video(request.motion)
+        frame_count(video, request.settings.fps, request.settings.frames)
+        for note in _look_at_sound(request, video, go_on)[1]:
             log.warning("%s", note)
 
 
-def _look_at_sound(request: Request, check: Check) -> tuple[Sound | None, tuple[str, ...]]:
-    """The sound of the motion if the clip is to have it, and a note if it cannot be read."""
-    if request.kind == "joints" or not request.settings.audio:
+def _look_at_sound(
+    request: Request, video: VideoInfo, check: Check
+) -> tuple[Sound | None, tuple[str, ...]]:
+    """The sound of the video if the clip is to have it, and a note if it cannot be read."""
+    if not request.settings.audio:
         return None, ()
-    info = probe_video(request.motion, check=check)
     try:
-        return find_sound(info.path, info.start_s, info.duration_s, check), ()
+        return find_sound(video.path, video.start_s, video.duration_s, check), ()
     except BadMedia as error:
         note = f"{error} The clip has no sound."
         log.info("%s", note)
         return None, (note,)
 
 
-def _read_skeleton(request: Request, size: Size, check: Check) -> tuple[Tensor, float]:
-    info, fps = probe_video(request.motion, check=check), request.settings.fps
-    count = frame_count(info, fps, request.settings.frames)
-    return crop_clip(read_video(info, fps, count, check=check), count, size), fps or info.fps
+def _read_skeleton(
+    request: Request, video: VideoInfo, size: Size, check: Check
+) -> tuple[Tensor, float]:
+    fps = request.settings.fps
+    count = frame_count(video, fps, request.settings.frames)
+    return crop_clip(read_video(video, fps, count, check=check), count, size), fps or video.fps
 
 
 def _draw_joints(request: Request, canvas: Size, check: Check) -> tuple[Tensor, float]:
@@ -101,9 +108,8 @@ def _draw_joints(request: Request, canvas: Size, check: Check) -> tuple[Tensor, 
     fps, count = request.settings.fps or clip.fps, _joint_count(request, clip)
     shown = np.minimum((np.arange(count) / fps * clip.fps + 1e-9).astype(int), len(clip.joints) - 1)
     skeleton = torch.empty(count, *canvas, 3, dtype=torch.uint8)
-    frames = draw_skeleton(clip.joints[shown], *canvas)
+    frames = draw_skeleton(clip.joints[shown], *canvas, check=check)
     for place, frame in zip(skeleton, frames, strict=True):
-        check()
         place.copy_(torch.from_numpy(frame))
     return skeleton, fps
 

@@ -68,7 +68,7 @@ def test_picture_and_skeleton_have_the_size_of_their_fit(wide):
 def test_the_canvas_of_a_captured_skeleton_follows_the_fit(wide):
     asked = []
 
-    def capture(request, picture, canvas, check):
+    def capture(request, video, picture, canvas, check):
         asked.append(canvas)
         return torch.zeros(5, *canvas, 3, dtype=torch.uint8), 24.0
 
@@ -126,7 +126,7 @@ def test_sound_that_cannot_be_read_is_a_note_and_told_before_anything_is_loaded(
 
 
 def test_sound_is_looked_at_before_motion_is_captured(loud, caplog):
-    def capture(request, picture, canvas, check):
+    def capture(request, video, picture, canvas, check):
         assert "The clip has no sound." in caplog.text
         return torch.zeros(5, *canvas, 3, dtype=torch.uint8), 24.0
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from engine.errors import BadMedia
 from engine.flow import Check, Request, go_on
 from engine.media.framing import Size, crop_clip, crop_frames
-from engine.media.video import frame_count, probe_video, read_video
+from engine.media.video import VideoInfo, frame_count, read_video
 from engine.pose.extract import CapturedMotion, Dance, PoseExtractor, asking
 
 _PART_BYTES = 2**22
@@ -20,6 +20,7 @@ _PART_BYTES = 2**22
 def capture_skeleton(
     extractor: PoseExtractor,
     request: Request,
+    video: VideoInfo,
     picture: Tensor,
     canvas: Size,
     check: Check = go_on,
@@ -33,7 +34,7 @@ def capture_skeleton(
     scale = 2 if settings.recipe.half_render else 1
     size = canvas[0] * scale, canvas[1] * scale
     motion, fps = capture_motion(
-        extractor, request.motion, size, settings.fps, settings.frames, settings.persons, check
+        extractor, video, size, settings.fps, settings.frames, settings.persons, check
     )
     shown = crop_frames(picture[None], size)[0].numpy()
     skeleton = torch.empty(len(motion.joints), *canvas, 3, dtype=torch.uint8)
@@ -45,7 +46,7 @@ def capture_skeleton(
 
 def capture_motion(
     extractor: PoseExtractor,
-    video: Path,
+    video: VideoInfo,
     size: Size,
     fps: float | None,
     frames: int | None,
@@ -56,13 +57,12 @@ def capture_motion(
 
     The video is decoded only if this dance is not known yet.
     """
-    info = probe_video(video, check=check)
-    count = frame_count(info, fps, frames)
-    rate = fps or info.fps
-    dance = Dance(_content(video, check), size, count, rate, persons)
+    count = frame_count(video, fps, frames)
+    rate = fps or video.fps
+    dance = Dance(_content(video.path, check), size, count, rate, persons)
 
     def read() -> NDArray[np.uint8]:
-        return crop_clip(read_video(info, fps, count, check=check), count, size).numpy()
+        return crop_clip(read_video(video, fps, count, check=check), count, size).numpy()
 
     return extractor.motion(dance, read, check), rate
 

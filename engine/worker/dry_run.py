@@ -8,7 +8,7 @@ from torch import Tensor
 from engine.denoise.windows import evaluations, latent_frames
 from engine.flow import Check, Recipe, Request, Source, go_on
 from engine.media.framing import Size
-from engine.media.video import frame_count, probe_video
+from engine.media.video import VideoInfo, frame_count
 from engine.memory import ClipShape
 from engine.residency import shape_of
 from engine.source import load_source
@@ -54,10 +54,11 @@ def sized(recipe: Recipe, height: int, width: int, frames: int, fps: float) -> S
     return Source(_nothing(3, height, width), _nothing(frames, *size, 3), fps, None)
 
 
-def _counted(request: Request, picture: Tensor, canvas: Size, check: Check) -> tuple[Tensor, float]:
-    info, fps = probe_video(request.motion, check=check), request.settings.fps
-    count = frame_count(info, fps, request.settings.frames)
-    return _nothing(count, *canvas, 3), fps or info.fps
+def _counted(
+    request: Request, video: VideoInfo, picture: Tensor, canvas: Size, check: Check
+) -> tuple[Tensor, float]:
+    fps = request.settings.fps
+    return _nothing(frame_count(video, fps, request.settings.frames), *canvas, 3), fps or video.fps
 
 
 def _nothing(*shape: int) -> Tensor:

@@ -143,7 +143,7 @@ def test_the_joints_that_pose_keeps_draw_the_same_bones(example, standins, tmp_p
     made_of = Request(example / "ref.jpg", joints, "joints", settings)
     source = load_source(made_of, capture=None)
     found = extractor(standins, tmp_path)
-    motion, fps = capture_motion(found, example / "driving.mp4", SIZE, None, 5, 1)
+    motion, fps = capture_motion(found, probe_video(example / "driving.mp4"), SIZE, None, 5, 1)
     want = [
         composite(bones, overlay(points, *SIZE))
         for bones, points in zip(source.skeleton.numpy(), motion.keypoints, strict=True)
@@ -162,10 +162,10 @@ def test_the_production_recipe_captures_in_full_and_draws_at_half_size(example, 
     settings = Settings(RECIPES["production"], height=SIZE[0], width=SIZE[1], frames=5)
     request = Request(example / "ref.jpg", example / "driving.mp4", "video", settings)
     found = extractor(standins, tmp_path)
-    picture = load_image(request.image)
+    picture, dance = load_image(request.image), probe_video(request.motion)
     half = SIZE[0] // 2, SIZE[1] // 2
-    got, fps = capture_skeleton(found, request, picture, half)
-    motion, _ = capture_motion(found, request.motion, SIZE, None, 5, 1)
+    got, fps = capture_skeleton(found, request, dance, picture, half)
+    motion, _ = capture_motion(found, dance, SIZE, None, 5, 1)
     shown = crop_frames(picture[None], SIZE)[0].numpy()
     assert fps == 16
     assert np.array_equal(got.numpy(), list(found.skeleton(motion, shown, *half)))
@@ -177,7 +177,7 @@ def test_the_production_recipe_captures_in_full_and_draws_at_half_size(example, 
 
 def test_a_video_of_another_shape_shares_the_camera_of_its_crop(standins, tmp_path):
     # 200x100 covers the 64x96 canvas at 192x96: 64 columns are cut off on each side.
-    video = boxes_video(tmp_path / "wide.mp4", (80, 20, 100, 80))
+    video = probe_video(boxes_video(tmp_path / "wide.mp4", (80, 20, 100, 80)))
     motion, _ = capture_motion(extractor(standins, tmp_path), video, (96, 64), None, None, 1)
     middle = np.array([90 * 0.96 - 64, 50 * 0.96])
     pelvis = motion.joints[0, 0, 0] + np.float32([0, 60, 0])  # the stand-in's is 60 mm above
@@ -187,7 +187,8 @@ def test_a_video_of_another_shape_shares_the_camera_of_its_crop(standins, tmp_pa
 
 
 def test_frame_rate_and_length_are_those_asked_for(standins, tmp_path):
-    video = boxes_video(tmp_path / "v.mp4", *[(60 + 4 * t, 20, 80 + 4 * t, 80) for t in range(12)])
+    boxes = [(60 + 4 * t, 20, 80 + 4 * t, 80) for t in range(12)]
+    video = probe_video(boxes_video(tmp_path / "v.mp4", *boxes))
     found = extractor(standins, tmp_path)
     whole, fps = capture_motion(found, video, (96, 192), None, None, 1)
     half, rate = capture_motion(found, video, (96, 192), 8, 5, 1)
@@ -323,7 +324,7 @@ def test_a_check_ends_capturing_wherever_it_is(standins, tmp_path, calls):
     video = boxes_video(tmp_path / "v.mp4", *[(80, 20, 120, 80)] * 5)
     settings = Settings(RECIPES["official"], height=SIZE[0], width=SIZE[1])
     request = Request(tmp_path / "i.png", video, "video", settings)
-    asked = []
+    picture, asked = load_image(request.image), []
 
     def check():
         asked.append(1)
@@ -332,6 +333,6 @@ def test_a_check_ends_capturing_wherever_it_is(standins, tmp_path, calls):
 
     with pytest.raises(Cancelled):
         capture_skeleton(
-            extractor(standins, tmp_path), request, load_image(request.image), SIZE, check
+            extractor(standins, tmp_path), request, probe_video(video), picture, SIZE, check
         )
     assert len(asked) == calls + 1

@@ -89,14 +89,13 @@ def deliver(
 
 def fit(clip: Path, limit: int, check: Check) -> Path:
     """Encodes pictures and sound again, in at most `limit` bytes. Raises `ResultTooLarge`."""
-    info = probe_video(clip)
+    info = probe_video(clip, check=check)
     seconds = float(info.frames / info.rate)
     smaller = clip.with_name("smaller.mp4")
     audio = _AUDIO_BITS_S if info.has_audio else 0
     rate = max(8 * limit * _AIM / seconds - audio, _LEAST_BITS_S)
     for _ in range(_ATTEMPTS):
-        check()
-        _encode(clip, smaller, int(rate))
+        _encode(clip, smaller, int(rate), check)
         size = _size(smaller)
         if size <= limit:
             return smaller
@@ -107,18 +106,19 @@ def fit(clip: Path, limit: int, check: Check) -> Path:
     )
 
 
-def _encode(clip: Path, smaller: Path, bits_s: int) -> None:
+def _encode(clip: Path, smaller: Path, bits_s: int, check: Check) -> None:
     """Encodes H.264 in two passes at this rate; sound and metadata are copied."""
     passes = clip.with_name("passes")
     source = [*SAFE_INPUT, "-i", file_url(clip)]
     rate = ["-c:v", "libx264", "-preset", "fast", "-b:v", str(bits_s)]
     log_file = ["-passlogfile", str(passes)]
     try:
-        with ffmpeg([*source, "-an", *rate, "-pass", "1", *log_file, "-f", "null", "-"]) as run:
+        first = [*source, "-an", *rate, "-pass", "1", *log_file]
+        with ffmpeg([*first, "-f", "null", "-"], check=check) as run:
             run.finish()
         output = ["-map", "0:v:0", "-map", "0:a:0?", "-c:a", "copy", "-movflags", "+faststart"]
         second = [*source, *output, *rate, "-pass", "2", *log_file]
-        with ffmpeg([*second, "-f", "mp4", "-y", file_url(smaller)]) as run:
+        with ffmpeg([*second, "-f", "mp4", "-y", file_url(smaller)], check=check) as run:
             run.finish()
     except FfmpegFailed as error:
         raise OutputError(f"The clip could not be encoded again: {error.reason}.") from error

@@ -142,6 +142,18 @@ def test_a_job_can_be_called_off_before_it_is_encoded_again(tmp_path):
         fit(clip(tmp_path / "clip.mp4"), 1000, stop)
 
 
+def test_a_job_can_be_called_off_while_it_is_encoded_again(tmp_path):
+    made = noisy(tmp_path / "clip.mp4")
+
+    def stop():
+        if any(tmp_path.glob("passes*")):  # what the first pass writes
+            raise Cancelled("off")
+
+    with pytest.raises(Cancelled):
+        fit(made, made.stat().st_size // 2, stop)
+    assert not (tmp_path / "smaller.mp4").exists()
+
+
 def test_a_bucket_takes_what_was_to_be_an_address(tmp_path, bucket):
     made = clip(tmp_path / "clip.mp4")
     sent = deliver(made, "job/../1", "url", bucket, nothing)

@@ -4,21 +4,23 @@ A name is a plain one, since an ARN or a path would make it another host or anot
 own bucket must be on the public Internet; the operator's may be anywhere.
 """
 
+import math
 import re
 import time
+from functools import partial
 from typing import Literal, cast
 from urllib.parse import urlsplit
 
 from engine.errors import BadRequest
+from engine.flow import Check
 from engine.jobs.addresses import Resolve, Target, is_ip, parse_address, public_addresses
 from engine.jobs.addresses import resolve_name as resolver
 from engine.jobs.job import Bucket
-from engine.jobs.wire import Internet
+from engine.jobs.wire import Internet, Patience
 
 _URL, _NAME = "s3Config.endpointUrl", "s3Config.bucketName"
 _OWN_URL, _OWN_NAME = "BUCKET_ENDPOINT_URL", "BUCKET_NAME"
 _PORTS = {"http": 80, "https": 443}
-_RESOLVE_S = 10.0
 _KEY_CHARS = 1024
 _PLAIN = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _OLD = re.compile(r"[A-Za-z0-9._-]{1,255}")  # of old buckets, and of others than AWS
@@ -63,12 +65,14 @@ def addresses_of(place: Target, bucket: Bucket, network: Internet, timeout_s: fl
     return list(network.resolve(place.host, place.port, timeout_s))
 
 
-def check_bucket(bucket: Bucket, resolve: Resolve = resolver) -> None:
-    """Requires a job's own bucket to be one, and on the public Internet. Raises an `EngineError`.
+def check_bucket(bucket: Bucket, check: Check, resolve: Resolve = resolver) -> None:
+    """Requires a job's own bucket to be one, and on the public Internet.
 
-    The upload asks for the addresses again, and checks those.
+    The upload asks for the addresses again, and checks those. Raises an `EngineError`, or what
+    `check` raises.
     """
-    public_addresses(place_of(bucket), _URL, resolve, _RESOLVE_S)
+    patience = Patience(math.inf, check)  # a single lookup, which has a limit of its own
+    patience.wait_for(partial(public_addresses, place_of(bucket), _URL, resolve))
 
 
 def _is_plain(name: str, form: re.Pattern[str]) -> bool:

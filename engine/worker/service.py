@@ -182,7 +182,7 @@ class Worker:
     def _generate(self, job: Job, name: str, renderer: Renderer, progress: JobProgress) -> Response:
         """Makes and delivers a clip. Runs in the worker's thread."""
         progress.begin()
-        self._check_delivery(job)
+        self._check_delivery(job, progress)
         clock = Clock()
         with self._scratch.job_folder() as folder:
             with clock("fetch"):
@@ -209,7 +209,7 @@ class Worker:
     def _validate(self, job: Job, name: str, renderer: Renderer, progress: JobProgress) -> Response:
         """Fetches and measures the media, and renders nothing. Runs in the worker's thread."""
         progress.begin()
-        self._check_delivery(job)
+        self._check_delivery(job, progress)
         with self._scratch.job_folder() as folder:
             request = self._fetch(job, folder, progress)
             source = measure(request, progress.check)
@@ -235,9 +235,9 @@ class Worker:
         """Returns warnings as clients are told them: redacted, and no more than anybody reads."""
         return [self.endpoint.redact.tell(warning) for warning in bounded(warnings)]
 
-    def _check_delivery(self, job: Job) -> None:
+    def _check_delivery(self, job: Job, progress: JobProgress) -> None:
         if job.bucket is not None:
-            check_bucket(job.bucket)
+            check_bucket(job.bucket, progress.check)
         elif job.delivery == "url" and self.endpoint.bucket is None:
             raise Unavailable(
                 "There is no bucket to put the clip into. Send s3Config, set BUCKET_* for the "

@@ -1,12 +1,14 @@
 """Where a bucket is asked: plain names, plain addresses, and for jobs the public Internet alone."""
 
 import re
+import threading
 import time
 
 import pytest
 
 from engine.config import Defaults
-from engine.errors import BadRequest, Unavailable
+from engine.errors import BadRequest, Cancelled, Unavailable
+from engine.flow import go_on
 from engine.jobs.job import Bucket
 from engine.worker.bucket import check_bucket, place_of
 from tests.support.workers import endpoint
@@ -42,15 +44,30 @@ def public(*_):
 )  # fmt: skip
 def test_a_jobs_own_bucket_is_asked_at_a_plain_public_address_alone(url):
     with pytest.raises(BadRequest, match=r"^s3Config\.endpointUrl.*\.$") as told:
-        check_bucket(jobs(url), public)
+        check_bucket(jobs(url), go_on, public)
     assert len(str(told.value)) < 250
     assert "pw" not in str(told.value).split()
 
 
 def test_a_jobs_own_bucket_on_the_internet_is_taken():
-    check_bucket(jobs(), public)
+    check_bucket(jobs(), go_on, public)
     with pytest.raises(BadRequest, match="not on the public Internet"):
-        check_bucket(jobs(), lambda *_: [PUBLIC, "10.0.0.1"])
+        check_bucket(jobs(), go_on, lambda *_: [PUBLIC, "10.0.0.1"])
+
+
+def test_a_lookup_without_an_answer_can_be_called_off():
+    asked, answer = [], threading.Event()
+
+    def check():
+        asked.append(1)
+        if len(asked) == 3:
+            raise Cancelled("The job was called off.")
+
+    try:
+        with pytest.raises(Cancelled):
+            check_bucket(jobs(), check, lambda *_: [PUBLIC] if answer.wait(60) else [])
+    finally:
+        answer.set()
 
 
 @pytest.mark.parametrize(
@@ -65,7 +82,7 @@ def test_a_jobs_own_bucket_on_the_internet_is_taken():
 )  # fmt: skip
 def test_a_name_that_is_more_than_a_name_is_refused_and_not_repeated(name):
     with pytest.raises(BadRequest, match=r"^s3Config\.bucketName is no plain name") as told:
-        check_bucket(jobs(name=name), public)
+        check_bucket(jobs(name=name), go_on, public)
     assert len(name) < 4 or name not in str(told.value)
 
 
@@ -88,7 +105,7 @@ def test_without_a_name_the_bucket_is_called_after_the_month():
 def test_a_key_that_is_none_is_refused_and_not_repeated(key, field):
     given = {"accessId": {"key": key}, "accessSecret": {"secret": key}}[field]
     with pytest.raises(BadRequest, match=f"^s3Config.{field} is no key") as told:
-        check_bucket(jobs(**given), public)
+        check_bucket(jobs(**given), go_on, public)
     assert key not in str(told.value)
 
 

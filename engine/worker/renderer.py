@@ -18,7 +18,6 @@ from engine.flow import Clip, Recipe, Request, Settings
 from engine.jobs.parse import usual_sizes
 from engine.load import load_package
 from engine.machine.device import find_device
-from engine.machine.gpu import find_gpu
 from engine.machine.heap import keep_freed_memory
 from engine.media.mp4 import encode_mp4
 from engine.models.attention import find_attention
@@ -44,19 +43,19 @@ def load_renderer(endpoint: Endpoint) -> Renderer:
     raises for a GPU that PyTorch cannot use.
     """
     device = find_device()
-    gpu = find_gpu() if device.type == "cuda" else None
-    if gpu is None and not endpoint.allows_cpu:
+    if device.type == "cpu" and not endpoint.allows_cpu:
         raise UnsupportedGpu(
             "There is no GPU here, and a worker without one takes hours for a clip. Take a "
             "machine with a GPU; for a test with a tiny package set SCAIL_ALLOW_CPU=1."
         )
+    chosen = choose_package(endpoint.package, device)
+    gpu, package = chosen.gpu, chosen.package
     if gpu is None:
         keep_freed_memory()
     settings = ModelSettings(device, "fp32" if gpu is None else "bf16", None, endpoint.state)
     networks = Networks(endpoint.models, device, endpoint.state)
-    chosen = choose_package(endpoint.package, device)
     pipeline = load_package(chosen, endpoint.models, networks, settings)
-    denoiser, package = pipeline.denoiser, chosen.package
+    denoiser = pipeline.denoiser
     assert isinstance(denoiser, PackagedDenoiser)
     with Clock()("warm"):
         _warm(pipeline, endpoint.scratch)

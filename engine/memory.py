@@ -1,11 +1,11 @@
 """How much of the GPU's memory a clip will need, and what has to take turns so that it fits.
 
 Bytes are counted before anything runs: weights from the manifest, the rest from the tensors that
-the code makes, in the order in which it makes them and lets go of them. tests/test_memory.py holds
-these tables against the code itself. What PyTorch's allocator needs beyond them while a clip is
-denoised comes from a model of it (`engine.denoise.activations`). Where all of it does not fit,
-rungs of a ladder are climbed down, each slower than the one before; weights are never exchanged
-while a clip is denoised.
+the code makes, in the order in which it makes them and lets go of them. Tests hold these tables
+against the code itself: tests/test_memory.py, tests/denoise/test_activations.py. What PyTorch's
+allocator needs beyond them while a clip is denoised comes from a model of it
+(`engine.denoise.activations`). Where all of it does not fit, rungs of a ladder are climbed down,
+each slower than the one before; weights are never exchanged while a clip is denoised.
 
 A plan takes for granted that graphs are forgotten when a clip is denoised and that the decoder's
 buffers are released when it is decoded: neither is of use to the next clip.

@@ -14,157 +14,23 @@ from PIL import Image
 
 from engine.config import state_dir
 from engine.demo.weights import demo_weights
-from engine.denoise.cuda_graphs import CudaGraphRecorder
 from engine.denoise.windows import unwatched
 from engine.errors import EngineError, TooLarge
-from engine.flow import Recipe, Request, Settings, Source
+from engine.flow import Request, Settings, Source
 from engine.load import load_exact
-from engine.machine.exhausted import held_by_others
-from engine.machine.resident import Resident
 from engine.media.video import probe_video
-from engine.memory import LADDER, ClipShape, EncoderBytes, plan
-from engine.package.folder import open_package
+from engine.memory import LADDER, ClipShape
 from engine.pose.networks import Networks
 from engine.program import ModelSettings
-from engine.residency import Memory, Movable, shape_of
+from engine.residency import Memory, shape_of
 from engine.stage_dump import StageDump
-from kernels.arch import SM90
-from kernels.launch import DriverError
-from tests.support.built import tiny_package
 from tests.support.clips import clip
+from tests.support.planned_gpu import GB, QUICK, Gpu, full, made
 
-QUICK = Recipe(sampler="euler", steps=2, cfg=1.0, shift=5.0)
-GB = 10**9
-ENCODERS = EncoderBytes(text=0, vision=GB, vae=GB)
 STAGES = ["conditioning", "denoise", "decode"]
 
 
-def full():
-    return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a")
-
-
-# --- one model
-
-
-class Moves:
-    """A model that says when it comes and goes, and may not fit."""
-
-    def __init__(self, diary, name):
-        self.diary, self.name, self.fits = diary, name, True
-        self.home = Resident(self.arrive, self.leave)
-
-    def arrive(self):
-        self.diary.append(f"+{self.name}")
-        if not self.fits:
-            raise full()
-
-    def leave(self):
-        self.diary.append(f"-{self.name}")
-
-
-@pytest.fixture
-def diary():
-    return []
-
-
-def test_a_model_that_stays_is_not_moved(diary):
-    home = Moves(diary, "m").home
-    with home.present():
-        pass
-    home.settle(stays=True)
-    assert diary == []
-
-
-def test_a_model_that_does_not_stay_is_there_while_it_is_used(diary):
-    home = Moves(diary, "m").home
-    home.settle(stays=False)
-    assert diary == ["-m"]
-    for _ in range(2):
-        with home.present():
-            diary.append("used")
-    assert diary == ["-m", *["+m", "used", "-m"] * 2]
-    home.settle(stays=False)
-    home.settle(stays=True)
-    home.settle(stays=True)
-    assert diary[7:] == ["+m"]
-
-
-def test_a_model_leaves_also_when_its_use_fails(diary):
-    home = Moves(diary, "m").home
-    home.settle(stays=False)
-    with pytest.raises(KeyboardInterrupt), home.present():
-        raise KeyboardInterrupt
-    assert diary == ["-m", "+m", "-m"]
-
-
-def test_a_model_that_arrives_in_part_leaves_again_and_may_be_tried_again(diary):
-    model = Moves(diary, "m")
-    model.home.settle(stays=False)
-    model.fits = False
-    with pytest.raises(torch.OutOfMemoryError), model.home.present():
-        diary.append("used")
-    with pytest.raises(torch.OutOfMemoryError):
-        model.home.settle(stays=True)
-    model.fits = True
-    with model.home.present():
-        diary.append("used")
-    assert diary == ["-m", *["+m", "-m"] * 2, "+m", "used"]
-
-
-def test_without_functions_a_model_is_used_and_left_where_it_is():
-    home, diary = Resident(), []
-    for stays in (False, True):
-        home.settle(stays=stays)
-        with home.present():
-            diary.append(stays)
-    assert diary == [False, True]
-
-
-# --- all models
-
-
-class Gpu:
-    """A planner with so much memory, and models that keep a diary."""
-
-    def __init__(self, free=1000 * GB):
-        self.free, self.diary, self.shapes, self.kept = free, [], [], []
-        self.blocks, self.vision, self.vae = (
-            Moves(self.diary, name) for name in ("blocks", "vision", "vae")
-        )
-        movable = Movable(
-            self.blocks.home,
-            self.vision.home,
-            self.vae.home,
-            self.use_graphs,
-            {
-                "denoise": lambda: self.diary.append("forget"),
-                "decode": lambda: self.diary.append("release"),
-            },
-            self,
-        )
-        self.memory = Memory(self.plan, movable)
-
-    def keep(self, *, weights, texts):
-        self.kept.append((weights, texts))
-
-    def use_graphs(self, wanted):
-        self.diary.append(f"graphs {wanted}")
-
-    def plan(self, shape):
-        self.shapes.append(shape)
-        manifest = open_package(tiny_package(SM90)).manifest
-        return plan(manifest, shape, ENCODERS, self.free)
-
-    def free_for(self, rung):
-        """Bytes with which this rung is the first that fits the clip of these tests."""
-        manifest = open_package(tiny_package(SM90)).manifest
-        found = plan(manifest, ClipShape(64, 96, 9), ENCODERS, self.free)
-        while found.rung is not rung:
-            found = plan(manifest, ClipShape(64, 96, 9), ENCODERS, found.peak_bytes - 1)
-        return found.peak_bytes
-
-
-def test_the_first_rung_moves_nothing_and_the_last_everything(made):
+def test_the_first_rung_moves_nothing_and_the_last_everything():
     gpu = Gpu()
     gpu.memory.prepare(*made(gpu))
     assert gpu.diary == ["graphs True"]
@@ -176,20 +42,8 @@ def test_the_first_rung_moves_nothing_and_the_last_everything(made):
     assert gpu.diary[5:] == ["graphs True", "+blocks", "+vision", "+vae"]
 
 
-@pytest.fixture
-def made():
-    """A request and its media, as `prepare` sees them."""
-
-    def make(gpu):
-        source = Source(torch.zeros(3, 64, 96), torch.zeros(9, 64, 96, 3).byte(), 16.0, None)
-        recipe = dataclasses.replace(QUICK, steps=50)  # so many that graphs are recorded
-        return Request(None, None, "pose", Settings(recipe)), source
-
-    return make
-
-
 @pytest.mark.parametrize("fits", [2, 1, 0])
-def test_models_that_do_not_fit_back_where_they_were_are_taken_in_turns(made, fits):
+def test_models_that_do_not_fit_back_where_they_were_are_taken_in_turns(fits):
     """Another process took memory since they left. So many of three models fit."""
     gpu = Gpu()
     gpu.free = gpu.free_for(LADDER[-1])
@@ -204,7 +58,7 @@ def test_models_that_do_not_fit_back_where_they_were_are_taken_in_turns(made, fi
     assert here == {"blocks": "+" if fits else "-", "vision": "-", "vae": "-"}
 
 
-def test_a_clip_that_fits_in_no_way_is_refused_and_nothing_is_moved(made):
+def test_a_clip_that_fits_in_no_way_is_refused_and_nothing_is_moved():
     gpu = Gpu(free=GB // 2)
     with pytest.raises(TooLarge, match=r"96x64, 9 frames at once needs .* GB of GPU memory"):
         gpu.memory.prepare(*made(gpu))
@@ -214,7 +68,7 @@ def test_a_clip_that_fits_in_no_way_is_refused_and_nothing_is_moved(made):
     assert gpu.diary == ["graphs True"]
 
 
-def test_a_stage_gives_back_what_it_alone_needs_also_when_it_fails(made):
+def test_a_stage_gives_back_what_it_alone_needs_also_when_it_fails():
     gpu = Gpu()
     gpu.memory.prepare(*made(gpu))
     with gpu.memory.stage("conditioning"):
@@ -242,7 +96,7 @@ class Watching(Gpu):
         self.was_held = (*self.was_held, self.held() is not None)
 
 
-def test_what_a_failed_stage_held_is_gone_before_models_are_moved(made):
+def test_what_a_failed_stage_held_is_gone_before_models_are_moved():
     gpu = Watching()
     gpu.memory.prepare(*made(gpu))
 
@@ -260,7 +114,7 @@ def test_what_a_failed_stage_held_is_gone_before_models_are_moved(made):
     assert gpu.was_held == (False, False)
 
 
-def test_a_stage_is_begun_again_until_it_is_done(made):
+def test_a_stage_is_begun_again_until_it_is_done():
     gpu, runs_out = Watching(), [True, True, False]
     gpu.memory.prepare(*made(gpu))
 
@@ -466,154 +320,3 @@ def test_other_failures_are_no_reason_to_try_again(hungry, run):
         run(hungry.pipeline)
     assert hungry.gpu.diary == ["graphs True", "forget", "release"]
     assert hungry.pipeline.memory.notes == []
-
-
-# --- what running out of memory looks like
-
-RAN_OUT = [
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-    RuntimeError("GET was unable to find an engine to execute this computation"),
-    RuntimeError("FIND was unable to find an engine to execute this computation after trying 3"),
-    RuntimeError("Unable to find a valid cuDNN algorithm to run convolution"),
-    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
-    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
-    RuntimeError("cuDNN Frontend error: No valid execution plans built."),
-    RuntimeError(
-        "Plan failed with a cudnnException: CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR: cudnnFinalize "
-        "Descriptor Failed cudnn_status: CUDNN_STATUS_NOT_SUPPORTED"
-    ),
-    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"),
-    RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate`"),
-    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
-    RuntimeError("CUDA driver error: CUDA_ERROR_OUT_OF_MEMORY"),
-    RuntimeError(
-        "The following operation failed in the TorchScript interpreter: CUDA out of memory"
-    ),
-    DriverError("cuLaunchKernel failed: CUDA_ERROR_OUT_OF_MEMORY (2)", 2),
-]
-SOMETHING_ELSE = [
-    torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
-    torch.AcceleratorError("CUDA error: unspecified launch failure"),
-    RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
-    RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"),
-    RuntimeError("cuDNN error: CUDNN_STATUS_BAD_PARAM"),
-    RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`"),
-    RuntimeError("mat1 and mat2 shapes cannot be multiplied (3x4 and 5x6)"),
-    RuntimeError("Expected all tensors to be on the same device"),
-    RuntimeError(""),
-    DriverError("cuLaunchKernel failed: CUDA_ERROR_ILLEGAL_ADDRESS (700)", 700),
-]
-
-
-def first_line(error):
-    return str(error).partition("\n")[0][:60]
-
-
-@pytest.mark.parametrize("error", RAN_OUT, ids=first_line)
-def test_a_library_that_gets_no_memory_is_a_reason_to_try_again_with_less(made, error):
-    gpu, fails = Gpu(), [error]
-    gpu.memory.prepare(*made(gpu))
-
-    def work():
-        if fails:
-            raise fails.pop()
-        return 17
-
-    assert gpu.memory.attempt("decode", work) == 17
-    assert [note[:36] for note in gpu.memory.notes] == ["Out of memory (decode): tried again,"]
-
-
-@pytest.mark.parametrize("error", SOMETHING_ELSE, ids=first_line)
-def test_another_error_of_a_library_is_none(made, error):
-    gpu = Gpu()
-    gpu.memory.prepare(*made(gpu))
-
-    def work():
-        raise error
-
-    with pytest.raises(type(error)) as caught:
-        gpu.memory.attempt("decode", work)
-    assert caught.value is error
-    assert gpu.memory.notes == []
-    assert not [move for move in gpu.diary if move.startswith("-")]
-
-
-def test_a_convolution_that_gets_no_memory_on_any_rung_is_a_clip_that_is_too_large(made):
-    gpu = Gpu()
-    gpu.memory.prepare(*made(gpu))
-
-    def work():
-        raise RuntimeError("GET was unable to find an engine to execute this computation")
-
-    with pytest.raises(TooLarge, match=r"\(decode: GET was unable to find an engine") as caught:
-        gpu.memory.attempt("decode", work)
-    assert not caught.value.fatal
-
-
-@pytest.mark.parametrize("fault", ["OutOfMemoryError", "cuDNN"])
-def test_a_recording_that_cannot_end_tells_that_memory_ran_out(monkeypatch, fault):
-    inner = (
-        full() if fault == "OutOfMemoryError" else RuntimeError("cuDNN: unable to find an engine")
-    )
-
-    class Capture:
-        def __init__(self, *_, **__):
-            pass
-
-        def __enter__(self):
-            pass
-
-        def __exit__(self, *_):
-            raise torch.AcceleratorError("CUDA error: operation failed due to a previous error")
-
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
-    monkeypatch.setattr(torch.cuda, "graph", Capture)
-
-    def run():
-        raise inner
-
-    with pytest.raises(type(inner)) as caught:
-        CudaGraphRecorder()(run)
-    assert caught.value is inner
-
-
-# --- what other programs hold
-
-
-def shared_with(gpu, held):
-    gpu.memory = Memory(gpu.plan, gpu.memory._models, lambda: held)
-    return gpu
-
-
-@pytest.mark.parametrize(
-    ("held", "told"), [(0, False), (GB // 2, False), (7_400_000_000, True)], ids=str
-)
-def test_a_plan_that_fails_tells_what_other_programs_hold(made, held, told):
-    gpu = shared_with(Gpu(free=GB // 2), held)
-    with pytest.raises(TooLarge) as planned:
-        gpu.memory.prepare(*made(gpu))
-    with pytest.raises(TooLarge) as foreseen:
-        gpu.memory.foresee(ClipShape(64, 96, 9))
-    for caught in (planned, foreseen):
-        assert "of GPU memory" in str(caught.value)
-        assert ("Other programs hold 7.4 GB of this GPU: end them" in str(caught.value)) is told
-
-
-def test_a_clip_that_runs_out_on_every_rung_tells_it_too(made):
-    gpu = shared_with(Gpu(), 7 * GB)
-    gpu.memory.prepare(*made(gpu))
-
-    def work():
-        raise full()
-
-    with pytest.raises(TooLarge, match=r"shorter clip\. Other programs hold 7\.0 GB"):
-        gpu.memory.attempt("denoise", work)
-
-
-def test_others_have_what_is_neither_free_nor_ours(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5 * GB, 24 * GB))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 12 * GB)
-    assert held_by_others(GB) == 6 * GB
-    assert held_by_others(9 * GB) == 0

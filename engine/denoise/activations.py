@@ -2,8 +2,8 @@
 
 The functions here walk through the code, and take from a heap what it allocates, in its order: a
 `Counter` then tells the most bytes at once, a `CachingAllocator` what PyTorch reserves for them.
-tests/test_memory.py holds them against the code on the meta device. What is smaller than a
-thousandth of the tokens is left out.
+tests/denoise/test_activations.py holds them against the code on the meta device. What is smaller
+than a thousandth of the tokens is left out.
 Source: docs/reference/performance.md B and E.
 """
 

@@ -1,37 +1,15 @@
 """LoRAs merge by their formula, in FP32, and a file of another model is refused."""
 
-import json
 import logging
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from engine.config import TINY
 from engine.errors import BadCheckpoint, BadRequest
 from engine.models.checkpoint import Checkpoint
 from engine.models.lora import Lora
 from tests.support.checkpoints import save, small_weights
-
-RANK = 4
-
-
-def merged(tmp_path, lora, strength=1.0, weights=None):
-    path = save(weights or small_weights(), tmp_path / "model.safetensors")
-    lora_path = save(lora, tmp_path / "lora.safetensors")
-    checkpoint = Checkpoint(path, loras=[Lora(lora_path, strength)])
-    out = {}
-    for name in checkpoint:
-        out[name] = torch.full(checkpoint.shape(name), torch.nan)
-        checkpoint.read_into(name, out[name])
-    return out
-
-
-def pair(module, rows, columns, down="lora_down", up="lora_up"):
-    return {
-        f"diffusion_model.{module}.{down}.weight": torch.randn(RANK, columns).bfloat16(),
-        f"diffusion_model.{module}.{up}.weight": torch.randn(rows, RANK).bfloat16(),
-    }
+from tests.support.loras import ONE, RANK, merged, pair, with_alpha
 
 
 @pytest.mark.parametrize("names", [("lora_down", "lora_up"), ("lora_A", "lora_B")])
@@ -105,11 +83,6 @@ def test_the_patch_embedding_of_an_image_to_video_lora_is_left_out_with_a_warnin
     assert "patch_embedding.weight is left out" in caplog.text
 
 
-def with_alpha(alpha):
-    return pair("blocks.0.ffn.0", 192, 128) | {"diffusion_model.blocks.0.ffn.0.alpha": alpha}
-
-
-ONE = pair("blocks.0.ffn.0", 192, 128)
 WRONG = {
     "another model's": (pair("blocks.9.ffn.0", 192, 128), r"changes blocks\.9\.ffn\.0.*another"),
     "half a pair": (
@@ -266,72 +239,6 @@ def test_reading_or_opening_twice_merges_once(tmp_path, kind):
             assert torch.allclose(got, want, atol=1e-5)
 
 
-def dotted(prefix):
-    return lambda module: prefix + module
-
-
-def joined(prefix):
-    return lambda module: prefix + module.replace(".", "_")
-
-
-NAMES = {
-    "musubi": joined("lora_unet_"),
-    "Wan-Fun": joined("lora_unet__"),
-    "LyCORIS": joined("lycoris_"),
-    "PEFT": dotted("base_model.model."),
-    "PEFT around diffusers": dotted("base_model.model.transformer."),
-    "diffsynth": dotted("pipe.dit."),
-    "a part": dotted("dit."),
-    "ComfyUI": dotted("model.diffusion_model."),
-    "kohya of a dotted kind": dotted("unet."),
-    "distributed": dotted("module."),
-    "compiled": dotted("_orig_mod."),
-    "bare": dotted(""),
-}
-MODULES = [
-    "blocks.1.cross_attn.k_img",
-    "time_embedding.2",
-    "text_embedding.2",
-    "blocks.0.self_attn.q",
-]
-
-
-@pytest.mark.parametrize("names", NAMES)
-@pytest.mark.parametrize(
-    ("down", "up"),
-    [
-        ("lora_down.weight", "lora_up.weight"),
-        ("lora_A.weight", "lora_B.weight"),
-        ("lora_A.default.weight", "lora_B.default.weight"),
-        ("lora.down.weight", "lora.up.weight"),
-        ("lora_linear_layer.down.weight", "lora_linear_layer.up.weight"),
-        ("lora_A", "lora_B"),
-    ],
-)
-def test_every_way_to_name_a_module_is_merged(tmp_path, names, down, up):
-    weights, lora, want = small_weights(), {}, {}
-    for module in MODULES:
-        key = NAMES[names](module)
-        lora[f"{key}.{down}"] = torch.randn(RANK, 128)
-        lora[f"{key}.{up}"] = torch.randn(128, RANK)
-        lora[f"{key}.alpha"] = torch.tensor(2.0)
-        product = lora[f"{key}.{up}"] @ lora[f"{key}.{down}"]
-        want[f"{module}.weight"] = weights[f"{module}.weight"] + 2 / RANK * product
-    got = merged(tmp_path, lora)
-    for name, weight in weights.items():
-        assert torch.allclose(got[name], want.get(name, weight), atol=1e-5), name
-
-
-def test_a_pair_whose_ending_is_part_of_the_modules_last_name_is_merged(tmp_path):
-    lora = {
-        "unet.blocks.0.self_attn.q_lora.down.weight": torch.randn(RANK, 128),
-        "unet.blocks.0.self_attn.q_lora.up.weight": torch.randn(128, RANK),
-    }
-    down, up = lora.values()
-    want = small_weights()["blocks.0.self_attn.q.weight"] + up @ down
-    assert torch.allclose(merged(tmp_path, lora)["blocks.0.self_attn.q.weight"], want, atol=1e-5)
-
-
 def test_differences_may_lack_or_have_leading_ones(tmp_path):
     table, norm = torch.randn(6, 128), torch.randn(1, 128)
     lora = {
@@ -354,148 +261,12 @@ def test_a_file_whose_alphas_are_all_0_is_told(tmp_path, caplog):
     assert "every alpha in it is 0, so it changes nothing" in caplog.text
 
 
-@pytest.mark.parametrize("prefix", ["diffusion_model.", "lora_unet_"])
-def test_tables_norms_and_biases_have_other_endings_too(tmp_path, prefix):
-    join = joined(prefix) if prefix.endswith("_") else dotted(prefix)
-    weights = small_weights()
-    table, norm, bias = torch.randn(1, 6, 128), torch.randn(128), torch.randn(128)
-    lora = {
-        f"{join('blocks.1')}.diff_m": table,
-        f"{join('head')}.diff_m": table[:, :2].clone(),
-        f"{join('blocks.0.norm3')}.w_norm": norm,
-        f"{join('blocks.0.norm3')}.b_norm": bias,
-    }
-    got = merged(tmp_path, lora, 0.5)
-    for name, change in (
-        ("blocks.1.modulation", table),
-        ("head.modulation", table[:, :2]),
-        ("blocks.0.norm3.weight", norm),
-        ("blocks.0.norm3.bias", bias),
-    ):
-        assert torch.allclose(got[name], weights[name] + 0.5 * change, atol=1e-6), name
-
-
 def test_the_bias_of_a_pair_is_added_with_the_factor_of_the_pair(tmp_path):
     bias, module = torch.randn(192), "diffusion_model.blocks.0.ffn.0"
     lora = ONE | {f"{module}.lora_B.bias": bias, f"{module}.alpha": torch.tensor(8.0)}
     got = merged(tmp_path, lora, 0.5)["blocks.0.ffn.0.bias"]
     want = small_weights()["blocks.0.ffn.0.bias"] + 0.5 * 2 * bias
     assert torch.allclose(got, want, atol=1e-6)
-
-
-def told(tmp_path, metadata, lora=ONE, name="lora.safetensors"):
-    path = tmp_path / name
-    if path.suffix == ".safetensors":
-        save_file({n: t.contiguous() for n, t in lora.items()}, path, metadata=metadata)
-    else:
-        torch.save(lora, path)
-    return Checkpoint(save(small_weights(), tmp_path / "m.safetensors"), loras=[Lora(path)])
-
-
-def factor_of(checkpoint, module="blocks.0.ffn.0", lora=ONE):
-    down, up = (tensor.float() for name, tensor in lora.items() if module in name)
-    got = torch.empty(192, 128)
-    checkpoint.read_into(f"{module}.weight", got)
-    change = got - small_weights()[f"{module}.weight"]
-    return (change / (up @ down)).median().item()
-
-
-ADAPTER = "lora_adapter_metadata"
-
-
-@pytest.mark.parametrize(
-    ("settings", "factor"),
-    [
-        ({"transformer.r": RANK, "transformer.lora_alpha": 8}, 2),
-        ({"r": RANK, "lora_alpha": 8}, 2),
-        ({"lora_alpha": 8}, 2),
-        ({"r": RANK, "lora_alpha": 8, "use_rslora": True}, 4),
-        ({"r": 16, "lora_alpha": 8, "rank_pattern": {"ffn.0": RANK}}, 2),
-        ({"r": RANK, "lora_alpha": 8, "alpha_pattern": {"blocks.0.ffn.0": 2}}, 0.5),
-        ({"r": RANK, "lora_alpha": 8, "alpha_pattern": {"transformer.blocks.0.ffn.0": 2}}, 0.5),
-        ({"r": RANK, "lora_alpha": 8, "alpha_pattern": {}, "use_dora": False}, 2),
-        ({"text_encoder.lora_alpha": 8}, 1),
-        ({"diffusion_model.lora_alpha": 8}, 2),
-        ({"transformer": {"lora_alpha": 8, "r": RANK}}, 2),
-        ({"transformer.lora_alpha": 8, "lora_alpha": 8}, 2),
-        ({"lora_alpha": 8, "peft_type": "LORA", "use_rslora": None}, 2),
-        ({"r": RANK}, 1),
-    ],
-)
-def test_an_alpha_in_the_metadata_scales_the_pairs(tmp_path, settings, factor):
-    checkpoint = told(tmp_path, {"format": "pt", ADAPTER: json.dumps(settings)})
-    assert factor_of(checkpoint) == pytest.approx(factor, rel=1e-3)
-
-
-@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
-def test_an_alpha_in_the_configuration_beside_a_peft_file_scales_the_pairs(tmp_path, name):
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": 8}))
-    checkpoint = told(tmp_path, None, name=name)
-    assert factor_of(checkpoint) == pytest.approx(2, rel=1e-3)
-
-
-def test_a_configuration_beside_a_file_of_another_name_is_told(tmp_path, caplog):
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": 8}))
-    assert factor_of(told(tmp_path, None)) == pytest.approx(1, rel=1e-3)
-    assert "the adapter_config.json beside it is read for a file called adapter_m" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "is no JSON"),
-        ("[" * 100_000, "is no JSON"),
-        ("[]", "a JSON object is expected"),
-        ('{"lora_alpha": "8"}', "lora_alpha is '8', a number"),
-        ('{"lora_alpha": NaN}', "lora_alpha is 'nan', a number"),
-        ('{"lora_alpha": 1' + "0" * 400 + "}", "a number is expected"),
-        ('{"lora_alpha": true}', "a number is expected"),
-        ('{"lora_alpha": 8, "r": 16}', r"the rank 16, its pair has 4"),
-        ('{"lora_alpha": 8, "use_dora": true}', "has use_dora 'True'"),
-        ('{"lora_alpha": 8, "fan_in_fan_out": true}', "has fan_in_fan_out"),
-        ('{"lora_alpha": 8, "alpha_pattern": {"ffn.7": 1}}', r"for ffn\.7, for which the file has"),
-        ('{"lora_alpha": 8, "alpha_pattern": {".*q": 1}}', "plain names of modules"),
-        ('{"lora_alpha": 8, "alpha_pattern": [1]}', "an object is expected"),
-        ('{"use_rslora": true}', "has use_rslora and no lora_alpha"),
-        ('{"lora_alpha": 8, "use_rslora": "false"}', "use_rslora is 'false', true or false"),
-        ('{"lora_alpha": 8, "transformer.lora_alpha": 4}', "gives lora_alpha twice"),
-        ('{"peft_type": "LOHA", "alpha": 8}', "has peft_type 'LOHA'; LORA is expected"),
-    ],
-)
-def test_metadata_that_cannot_be_followed_are_refused(tmp_path, text, message):
-    with pytest.raises(BadCheckpoint, match=rf"^lora\.safetensors: lora_adapter_meta.*{message}"):
-        told(tmp_path, {ADAPTER: text})
-
-
-def test_an_alpha_beside_its_pair_that_contradicts_the_metadata_is_refused(tmp_path):
-    alpha = {"diffusion_model.blocks.0.ffn.0.alpha": torch.tensor(8.0)}
-    same = told(tmp_path, {ADAPTER: '{"lora_alpha": 8}'}, ONE | alpha)
-    assert factor_of(same) == pytest.approx(2, rel=1e-3)
-    with pytest.raises(BadCheckpoint, match=r"alpha makes the factor 2, its metadata 1\."):
-        told(tmp_path, {ADAPTER: '{"lora_alpha": 4}'}, ONE | alpha)
-
-
-@pytest.mark.parametrize(
-    ("metadata", "message"),
-    [
-        ({"lora_alpha": "8"}, "metadata lora_alpha are not used"),
-        ({"scale": "2", "format": "pt"}, "metadata scale are not used"),
-        ({ADAPTER: '{"text_encoder.lora_alpha": 8}'}, "text_encoder.lora_alpha is of another mod"),
-        ({ADAPTER: '{"r": 4}'}, "has no lora_alpha: pairs without an alpha have the factor 1"),
-        ({ADAPTER: '{"scaling": 2}'}, "scaling is not known and not used"),
-        ({"ss_network_alpha": "8"}, "the ss_network_alpha 8 of its metadata is not used"),
-    ],
-)
-def test_metadata_that_are_not_used_are_told(tmp_path, caplog, metadata, message):
-    assert factor_of(told(tmp_path, metadata)) == pytest.approx(1, rel=1e-3)
-    assert message in caplog.text
-
-
-def test_notes_of_the_training_need_no_word(tmp_path, caplog):
-    told(
-        tmp_path, {"format": "pt", "ss_steps": "9", "modelspec.title": "a", "sshs_model_hash": "b"}
-    )
-    assert not caplog.text
 
 
 def test_an_alpha_beside_a_difference_is_told_and_scales_nothing(tmp_path, caplog):
@@ -515,28 +286,3 @@ def test_entries_of_a_pytorch_file_that_are_no_tensors_are_told(tmp_path, caplog
     torch.save(ONE | {"diffusion_model.blocks.0.ffn.0.alpha": 8.0}, path)
     with pytest.raises(BadCheckpoint, match=r"ffn\.0\.alpha is no tensor, one is expected"):
         Checkpoint(model, loras=[Lora(path)])
-
-
-CASES = ("musubi-lora_unet_", "peft-base_model", "pipe.dit", "lycoris_", "diffsynth-default",
-         "lightx2v-diff_m", "diffusers-alpha-in-metadata")  # fmt: skip
-
-
-@pytest.mark.golden
-@pytest.mark.parametrize("case", CASES)
-def test_the_cases_of_people_are_merged_with_their_factor(golden, tmp_path, case):
-    path = golden / "cases" / f"lora-{case}.safetensors"
-    held = load_file(path)
-    down, up = sorted((t for t in held.values() if t.ndim == 2), key=lambda t: t.shape)
-    told = "metadata" in case
-    factor = 2.0 if told else 0.5 if any("alpha" in name for name in held) else 1.0
-    weights = small_weights(config=TINY)
-    checkpoint = Checkpoint(save(weights, tmp_path / "m.safetensors"), loras=[Lora(path)])
-    got = {name: torch.empty(checkpoint.shape(name)) for name in checkpoint}
-    for name, out in got.items():
-        checkpoint.read_into(name, out)
-    name = "blocks.0.self_attn.q.weight"
-    assert torch.allclose(got[name], weights.pop(name) + factor * up @ down, atol=1e-6)
-    if case == "lightx2v-diff_m":
-        table = weights.pop("blocks.0.modulation") + 0.01
-        assert torch.allclose(got["blocks.0.modulation"], table, atol=1e-6)
-    assert all(torch.equal(got[name], weight) for name, weight in weights.items())

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.config import ModelConfig
-from engine.models.checkpoint import SAT_NAMES
+from engine.models.checkpoint import SAT_NAMES, Checkpoint, load_transformer
 from engine.models.dit import Scail
 
 SMALL = ModelConfig(layers=2, dim=128, ffn=192, text_dim=32, clip_dim=48)
@@ -60,3 +60,15 @@ def to_fp8(weights: dict[str, Tensor], scale_name: str = "scale_weight") -> dict
 def save(tensors: dict[str, Tensor], path: Path) -> Path:
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     return path
+
+
+def loaded(path, dtype=torch.float32):
+    """The weights of a file as a transformer on the CPU has them."""
+    return load_transformer(Checkpoint(path), torch.device("cpu"), dtype).state_dict()
+
+
+def assert_equal(got, want):
+    """Requires the same names, and the same numbers whatever their types."""
+    assert got.keys() == want.keys()
+    for name, tensor in want.items():
+        assert torch.equal(got[name].float(), tensor.float()), name

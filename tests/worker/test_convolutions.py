@@ -104,7 +104,7 @@ def test_another_error_ends_the_start():
         choose_plans(scene.pipeline, [(672, 416)], GPU)
 
 
-def test_a_real_vae_takes_what_it_is_given():
+def test_a_real_vae_takes_what_it_is_given(caplog):
     vae = Vae(8)
     for weight in vae.parameters():
         weight.data = in_layout(torch.zeros_like(weight))
@@ -114,6 +114,7 @@ def test_a_real_vae_takes_what_it_is_given():
         encoders=Encoders(None, None, vae, decoder.decode), memory=Memory.unplanned()
     )
     choose_plans(pipeline, [(64, 96)], GPU)
+    assert "left to the first job" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -2,23 +2,40 @@
 
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar, get_args
 
 from engine.errors import BadRequest, Unavailable
-from engine.flow import Fit, RecipeName
+from engine.flow import Fit, KindName, RecipeName
 
 Word = TypeVar("Word", bound=str)
 
 HEAD_SIZE = 128  # K, in every SCAIL model
 LATENT_CHANNELS = 16
-MASK_CHANNELS = 4
+MASK_CHANNELS = 4  # of a latent frame: is it known, for each of its four pixel frames
+ROLE_CHANNELS = 28  # of a colour mask: seven classes for each of four pixel frames
 VAE_STRIDE = (4, 8, 8)  # pixel frames, rows, columns per latent cell
 SIZE_MULTIPLE = 32  # the pose clip is encoded at half size: 2 * VAE stride * patch
 TEXT_TOKENS = 512  # L: the network always sees this many, padding included
 TRAINED_FRAMES = 81  # the longest clip the model was trained on: 21 latent frames
 TRAINED_SIZE = (512, 896)  # short and long side in training
+
+
+@dataclass(frozen=True, slots=True)
+class ModelKind:
+    """A model of the family: what it is called and what it is told. A row of `KINDS`."""
+
+    name: KindName  # also the folder of its packages
+    title: str
+    mask_dim: int  # channels of the masks that say who is who; 0: it takes none
+
+
+KINDS: Mapping[KindName, ModelKind] = {
+    "preview": ModelKind("preview", "SCAIL-Preview", 0),
+    "scail2": ModelKind("scail2", "SCAIL-2", ROLE_CHANNELS),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +47,24 @@ class ModelConfig:
     ffn: int = 13824
     text_dim: int = 4096  # width of the text encoder
     clip_dim: int = 1280  # width of the image encoder
+    mask_dim: int = 0  # channels of the masks that say who is who: that of a row of `KINDS`
 
     @property
     def heads(self) -> int:  # N
         return self.dim // HEAD_SIZE
 
+    @property
+    def kind(self) -> ModelKind:
+        return next(kind for kind in KINDS.values() if kind.mask_dim == self.mask_dim)
+
 
 SCAIL_14B = ModelConfig()
 SCAIL_1_3B = ModelConfig(layers=30, dim=1536, ffn=8960)
+SCAIL2_14B = replace(SCAIL_14B, mask_dim=ROLE_CHANNELS)
 TINY = ModelConfig(layers=2, dim=256, ffn=512, text_dim=64, clip_dim=160)  # same code, fits a CPU
 NANO = ModelConfig(layers=6, dim=256, ffn=512, text_dim=64, clip_dim=160)  # the trained demo
+TINY_SCAIL2 = replace(TINY, mask_dim=ROLE_CHANNELS)
+NANO_SCAIL2 = replace(NANO, mask_dim=ROLE_CHANNELS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +80,8 @@ class Limits:
     max_pose_strength: float = 10.0
     max_fps: float = 120.0
     max_persons: int = 8
+    max_identities: int = 6  # persons whom the colours of a mask can tell apart
+    max_references: int = 4  # pictures beside the first one
     max_prompt_chars: int = 4096
     max_image_bytes: int = 50 * 2**20
     max_image_pixels: int = 40_000_000

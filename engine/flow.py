@@ -1,18 +1,22 @@
 """The values that pass between the stages of one job, with their shapes and units."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 if TYPE_CHECKING:  # whoever reads settings alone does not wait for PyTorch
+    import torch
     from torch import Tensor
 
 Motion = Literal["video", "pose", "joints"]  # a dance, a rendered skeleton video, SMPL joints
 Align = Literal["exact", "official"]  # the best fit, or what the official program's solver finds
-RecipeName = Literal["production", "official"]  # rows of `recipes.RECIPES`; the first is usual
+KindName = Literal["preview", "scail2"]  # rows of `config.KINDS`
+Mode = Literal["animation", "replacement"]  # the picture dances, or it takes the dancer's place
+SegmentPlan = Literal["even", "cover", "official", "sat", "windows"]  # the first is usual
+RecipeName = Literal["production", "official", "turbo", "fast8"]  # rows of `recipes.RECIPES`
 Fit = Literal["crop", "resize"]  # the picture fills the size asked for, or the clip has its shape
 # how a long clip of SCAIL-2 is cut, rows of `segments.PLANS`; the first is usual
 SegmentPlan = Literal["even", "cover", "official", "sat", "windows"]
@@ -61,6 +65,8 @@ class Settings:
     audio: bool = True  # carry the sound of the motion into the clip
     persons: int = 1  # how many dancers of a video are followed
     align: Align = "exact"
+    mode: Mode = "animation"
+    segments: SegmentPlan | None = None  # how a long clip is cut; None: as its model is used to
 
 
 Changed = TypeVar("Changed", Recipe, Settings)
@@ -77,6 +83,14 @@ def override(record: Changed, source: object) -> Changed:
 
 
 @dataclass(frozen=True, slots=True)
+class Reference:
+    """A further picture of a character or its surroundings."""
+
+    image: Path
+    mask: Path | None = None  # None: its alpha, or all of it
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One job for the pipeline. Its settings were checked by `recipes.check_settings`."""
 
@@ -84,6 +98,9 @@ class Request:
     motion: Path
     kind: Motion
     settings: Settings
+    mask: Path | None = None  # who is who in the motion
+    reference_mask: Path | None = None  # who is who in the picture
+    references: tuple[Reference, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +124,32 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Roles:
+    """Who is who in a clip, for a model that takes masks, and the pictures beside the first one."""
+
+    mode: Mode
+    reference: "Tensor"  # [28, 1, h, w] of the picture
+    driving: "Tensor"  # [28, t, h/2, w/2] of the motion
+    additional: "Tensor"  # [16, A, h, w] latents of the further pictures; A may be 0
+    additional_masks: "Tensor"  # [28, A, h, w]
+
+    @property
+    def count(self) -> int:  # A
+        return self.additional.shape[1]
+
+    def at(self, frames: Sequence[int]) -> "Roles":
+        """The roles in some latent frames of the clip."""
+        return dataclasses.replace(self, driving=self.driving[:, list(frames)])
+
+    def to(self, device: "torch.device") -> "Roles":
+        moved = {
+            name: getattr(self, name).to(device)
+            for name in ("reference", "driving", "additional", "additional_masks")
+        }
+        return dataclasses.replace(self, **moved)
+
+
+@dataclass(frozen=True, slots=True)
 class Conditions:
     """All that the transformer is told about the clip, the same at every step."""
 
@@ -114,7 +157,9 @@ class Conditions:
     negative: "Tensor | None"  # [L, text_dim]; None: no guidance
     vision: "Tensor"  # [257, clip_dim]
     reference: "Tensor"  # [16, 1, h, w] latent of the picture
-    pose: "Tensor"  # [16, t, h/2, w/2] latent of the half-size skeleton
+    pose: "Tensor"  # [16, t, h/2, w/2] latent of the half-size skeleton, or of the dance itself
+    roles: Roles | None = None  # None: the model takes no masks
+    history: "Tensor | None" = None  # [16, n, h, w] of a clip that goes on: its first n frames
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from engine.denoise.guidance import bind, check_widths, texts
+from engine.denoise.guidance import Seen, bind, check_widths, texts
 from engine.denoise.windows import WindowVelocity
 from engine.flow import Conditions, Recipe
 from engine.machine.resident import Resident
@@ -50,9 +50,11 @@ class ExactDenoiser:
 
         @torch.inference_mode()
         def forward(
-            context: Context, latents: Tensor, step: int, timestep: float, pose: Tensor | None
+            context: Context, latents: Tensor, step: int, timestep: float, seen: Seen
         ) -> Tensor:
-            return self.model(latents, timestep, context, reference, pose, pose_strength=strength)
+            return self.model(
+                latents, timestep, context, reference, seen.pose, seen.history, strength, seen.roles
+            )
 
         forwards = [partial(forward, context) for context in contexts]
-        return bind(forwards, recipe, conditions.pose.to(self.device))
+        return bind(forwards, recipe, conditions, self.device)

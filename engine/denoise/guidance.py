@@ -1,20 +1,31 @@
 """Makes the velocity of a clip's windows, guided as a recipe says, from a model told one text."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from engine.config import ModelConfig
+from engine.config import MASK_CHANNELS, ModelConfig
 from engine.denoise.sampler import guided
 from engine.denoise.windows import WindowVelocity, sees_skeleton
 from engine.errors import BadCheckpoint
-from engine.flow import Conditions, Recipe
+from engine.flow import Conditions, Recipe, Roles
 from engine.machine.resident import Resident
 
-# latents [16, t, h, w], step index, timestep, skeleton [16, t, h/2, w/2] or None -> velocity
-GuidedForward: TypeAlias = Callable[[Tensor, int, float, Tensor | None], Tensor]
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The conditions of a window that change with its frames, and with the step."""
+
+    pose: Tensor | None  # [16, t, h/2, w/2]; None: the skeleton is not seen at this step
+    history: Tensor | None  # [4, t, h, w], 1 where a frame is known; None: no frame is
+    roles: Roles | None  # None: the model takes no masks
+
+
+# latents [16, t, h, w], step index, timestep, what is seen -> velocity
+GuidedForward: TypeAlias = Callable[[Tensor, int, float, Seen], Tensor]
 
 
 class Denoiser(Protocol):
@@ -48,17 +59,27 @@ def texts(conditions: Conditions) -> list[Tensor]:
     return [text for text in (conditions.text, conditions.negative) if text is not None]
 
 
-def bind(forwards: Sequence[GuidedForward], recipe: Recipe, pose: Tensor) -> WindowVelocity:
+def bind(
+    forwards: Sequence[GuidedForward], recipe: Recipe, conditions: Conditions, device: torch.device
+) -> WindowVelocity:
     """Joins `forwards`, the model told each of a clip's `texts`, to a guided velocity.
 
-    `pose` is the skeleton of the whole clip [16, t, h/2, w/2] on the device of the model. It is
-    seen from the recipe's `pose_from` until before `pose_until`, which are shares of all steps.
+    The skeleton of the whole clip is moved to `device`, that of the model. It is seen from the
+    recipe's `pose_from` until before `pose_until`, which are shares of all steps.
     """
+    pose, known = conditions.pose.to(device), _known(conditions)
+    roles = None if conditions.roles is None else conditions.roles.to(device)
+
+    def seen_at(frames: list[int], step: int) -> Seen:
+        return Seen(
+            pose[:, frames] if sees_skeleton(recipe, step) else None,
+            None if known is None else known[:, frames].to(device),
+            None if roles is None else roles.at(frames),
+        )
 
     def showing(forward: GuidedForward) -> WindowVelocity:
         def velocity(latents: Tensor, frames: Sequence[int], step: int, timestep: float) -> Tensor:
-            seen = pose[:, list(frames)] if sees_skeleton(recipe, step) else None
-            return forward(latents, step, timestep, seen)
+            return forward(latents, step, timestep, seen_at(list(frames), step))
 
         return velocity
 
@@ -66,8 +87,19 @@ def bind(forwards: Sequence[GuidedForward], recipe: Recipe, pose: Tensor) -> Win
     return guided(toward, away[0] if away else None, recipe.cfg)
 
 
+def _known(conditions: Conditions) -> Tensor | None:
+    """Marks the frames of a clip that its history gives: [4, t, h, w], 1 in all four channels."""
+    if conditions.history is None:
+        return None
+    frames, plane = conditions.pose.shape[1], conditions.reference.shape[2:]
+    known = torch.zeros(MASK_CHANNELS, frames, *plane)
+    known[:, : conditions.history.shape[1]] = 1
+    return known
+
+
 def check_widths(conditions: Conditions, config: ModelConfig, name: str) -> None:
     """Raises `BadCheckpoint` for features of encoders that the model `name` was not trained on."""
+    assert (conditions.roles is not None) == bool(config.mask_dim)
     for what, width, wanted in (
         ("text encoder", conditions.text.shape[1], config.text_dim),
         ("image encoder", conditions.vision.shape[1], config.clip_dim),

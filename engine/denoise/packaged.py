@@ -1,11 +1,12 @@
 """The transformer of a package: the velocity of the exact model, from fused 8-bit blocks.
 
 Outside the blocks it is `dit.Scail` without layers. Its tokens are put in the order video,
-reference, skeleton: attention has no order of its own, and the tokens that are needed after the
+pictures, skeleton: attention has no order of its own, and the tokens that are needed after the
 last block come first. Modulations of all steps are computed when a clip begins, and so are the keys
 of text and picture (`engine.denoise.contexts`).
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,14 +19,14 @@ from engine.denoise.block import BlockWeights, ContextKeys, assemble, tensor_nam
 from engine.denoise.block_runner import BlockRunner, LaunchedBlocks, Pass
 from engine.denoise.contexts import Contexts
 from engine.denoise.cuda_graphs import GraphedBlocks
-from engine.denoise.guidance import bind, check_widths, texts
+from engine.denoise.guidance import Seen, bind, check_widths, texts
 from engine.denoise.sampler import grid
 from engine.denoise.windows import WindowVelocity, evaluations_of_each
-from engine.flow import Conditions, Recipe
+from engine.flow import Conditions, Recipe, Roles
 from engine.machine.resident import Resident
 from engine.machine.upload import PackageWeights
 from engine.models.attention import Attention
-from engine.models.dit import Rope, Scail, patch_grid, rope_tables
+from engine.models.dit import Rope, Scail, patch_grid, pictures, places, rope_tables
 from engine.package.folder import Package
 from kernels.ops import Ops, plain_attention
 
@@ -125,8 +126,9 @@ class PackagedDenoiser:
                 made.to(self.device) for made in self._outside.embed_times(times)
             )
             contexts = self.contexts(texts(conditions), vision)
-        tables = cache(partial(_tables, device=self.device))
-        with_pose, without = evaluations_of_each(recipe, conditions.pose.shape[1])
+        tables = cache(partial(_tables, device=self.device, roles=conditions.roles))
+        shown = pictures(conditions.roles)
+        seeing, blind = evaluations_of_each(recipe, conditions.pose.shape[1])
 
         @torch.inference_mode()
         def forward(
@@ -135,23 +137,21 @@ class PackagedDenoiser:
             latents: Tensor,
             step: int,
             timestep: float,
-            pose: Tensor | None,
+            seen: Seen,
         ) -> Tensor:
             assert timestep == times[step]
             patches = patch_grid(latents)
-            area, video = patches[1] * patches[2], patches[0] * patches[1] * patches[2]
-            embed = partial(self._outside.embed, pose_strength=strength)
-            x = video_first(embed(latents, reference, pose), area, video)
-            rope = tables(patches, pose is not None)
-            seen = pose is not None
-            x = self._runner(Pass(x, modulations[step], context, rope, video, left[seen]))
-            left[seen] -= 1
+            before, video = shown * patches[1] * patches[2], math.prod(patches)
+            embed = partial(self._outside.embed, pose_strength=strength, roles=seen.roles)
+            x = video_first(embed(latents, reference, seen.pose, seen.history), before, video)
+            with_pose = seen.pose is not None
+            rope = tables(patches, with_pose)
+            x = self._runner(Pass(x, modulations[step], context, rope, video, left[with_pose]))
+            left[with_pose] -= 1
             return self._outside.head(x, vectors[step], patches)
 
-        forwards = [
-            partial(forward, context, {True: with_pose, False: without}) for context in contexts
-        ]
-        return bind(forwards, recipe, conditions.pose.to(self.device))
+        forwards = [partial(forward, context, {True: seeing, False: blind}) for context in contexts]
+        return bind(forwards, recipe, conditions, self.device)
 
     def contexts(self, texts: Sequence[Tensor], vision: Tensor) -> list[list[ContextKeys]]:
         """Computes the keys of each block's cross attention for each text [L, text_dim] with the
@@ -174,16 +174,21 @@ def outside_the_blocks(package: Package, weights: PackageWeights) -> Scail:
     return model.eval()
 
 
-def video_first(tokens: Tensor, area: int, video: int) -> Tensor:
-    """Reorders tokens, or their tables [S, ...], from reference, video, skeleton to video first."""
-    reference, seen, skeleton = tokens.split([area, video, len(tokens) - area - video])
-    return torch.cat([seen, reference, skeleton])
+def video_first(tokens: Tensor, before: int, video: int) -> Tensor:
+    """Reorders tokens, or their tables [S, ...], from pictures, video, skeleton to video first.
+
+    `before` are those of the pictures.
+    """
+    shown, seen, skeleton = tokens.split([before, video, len(tokens) - before - video])
+    return torch.cat([seen, shown, skeleton])
 
 
-def _tables(patches: tuple[int, int, int], with_pose: bool, device: torch.device) -> Rope:
-    rope = rope_tables(patches, with_pose, device)
-    area, video = patches[1] * patches[2], patches[0] * patches[1] * patches[2]
-    return Rope(video_first(rope.cos, area, video), video_first(rope.sin, area, video))
+def _tables(
+    patches: tuple[int, int, int], with_pose: bool, device: torch.device, roles: Roles | None
+) -> Rope:
+    rope = rope_tables(patches, with_pose, device, *places(roles))
+    before, video = pictures(roles) * patches[1] * patches[2], math.prod(patches)
+    return Rope(video_first(rope.cos, before, video), video_first(rope.sin, before, video))
 
 
 def _of_block(held: Mapping[str, Tensor], n: int) -> Callable[[str], Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from engine.config import HEAD_SIZE, SCAIL_1_3B, SCAIL_14B, ModelConfig
+from engine.config import HEAD_SIZE, SCAIL2_14B, SCAIL_1_3B, SCAIL_14B, ModelConfig
 from engine.errors import BadCheckpoint
 from engine.models.attention import Attention, sdpa
 from engine.models.dit import Linear, Scail
@@ -33,6 +33,7 @@ LAYERS = {known.dim: known.layers for known in (SCAIL_14B, SCAIL_1_3B)}  # of th
 SAT_NAMES = {
     "mixins.patch_embed.proj": ("patch_embedding",),
     "mixins.patch_embed.proj_pose": ("patch_embedding_pose",),
+    "mixins.patch_embed.proj_mask": ("patch_embedding_mask",),
     "time_embed.0": ("time_embedding.0",),
     "time_embed.2": ("time_embedding.2",),
     "adaln_projection.1": ("time_projection.1",),
@@ -70,7 +71,10 @@ SAT_NAMES = {
     "transformer.layers.{n}.mlp.dense_h_to_4h": ("blocks.{n}.ffn.0",),
     "transformer.layers.{n}.mlp.dense_4h_to_h": ("blocks.{n}.ffn.2",),
 }
-ALIASES = {"pose_patch_embedding.": "patch_embedding_pose."}  # WanGP
+ALIASES = {  # WanGP
+    "pose_patch_embedding.": "patch_embedding_pose.",
+    "mask_patch_embedding.": "patch_embedding_mask.",
+}
 
 
 class Checkpoint:
@@ -174,11 +178,6 @@ class Checkpoint:
         return stored
 
     def _refuse_other_models(self, names: set[str]) -> None:
-        if "patch_embedding_mask.weight" in names:
-            raise BadCheckpoint(
-                f"{self.path.name} is SCAIL-2 (it has patch_embedding_mask.weight); "
-                "this engine runs SCAIL-Preview."
-            )
         if {"patch_embedding.weight", "patch_embedding_pose.weight"} <= names:
             return
         if names & {"mixins.patch_embed.proj_pose.weight", "pose_patch_embedding.weight"}:
@@ -186,7 +185,8 @@ class Checkpoint:
         if "patch_embedding.weight" in names:
             raise BadCheckpoint(
                 f"{self.path.name} is another Wan model: it has patch_embedding.weight but no "
-                "patch_embedding_pose.weight. A SCAIL-Preview transformer is expected."
+                "patch_embedding_pose.weight. A transformer of SCAIL-Preview or SCAIL-2 is "
+                "expected."
             )
         raise BadCheckpoint(
             f"{self.path.name} holds no SCAIL transformer: none of its {len(names)} tensors is a "
@@ -213,6 +213,7 @@ class Checkpoint:
             ffn=self._size("blocks.0.ffn.0.weight", 0),
             text_dim=self._size("text_embedding.0.weight", 1),
             clip_dim=self._size("img_emb.proj.0.weight", 0),
+            mask_dim=self._mask_dim(),
         )
         expected = LAYERS.get(config.dim, config.layers) if layers is None else layers
         if config.layers != expected:
@@ -226,6 +227,18 @@ class Checkpoint:
                 f"which is not a multiple of the head size {HEAD_SIZE}."
             )
         return config
+
+    def _mask_dim(self) -> int:
+        """Tells the models of the family apart: the channels of the masks that they take."""
+        if "patch_embedding_mask.weight" not in self._stored:
+            return 0
+        found, known = self._size("patch_embedding_mask.weight", 1), SCAIL2_14B.mask_dim
+        if found != known:
+            raise BadCheckpoint(
+                f"{self.path.name}: patch_embedding_mask.weight takes {found} channels; masks of "
+                f"{SCAIL2_14B.kind.title} have {known}."
+            )
+        return found
 
     def _size(self, name: str, axis: int) -> int:
         if name not in self._stored:

@@ -5,6 +5,10 @@ latent of the reference picture and of the half-size skeleton clip join the nois
 sequence, each with its own region of 3D RoPE. Parameters carry the names of the converted
 checkpoints (docs/reference/denoiser.md 2.2).
 
+SCAIL-2 is the same network with one module more, which adds to every token what a colour mask says
+of it: who is who (docs/reference/scail2.md). Its tokens may begin with those of further pictures.
+SCAIL-Preview is the special case without masks, further pictures and the mode of replacement.
+
 Precision: the linears inside the blocks run in the dtype they are stored in; modulation, norms,
 RoPE, the residual stream and all that lies outside the blocks stay FP32
 (docs/reference/denoiser.md 4.5).
@@ -19,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from engine.config import HEAD_SIZE, LATENT_CHANNELS, MASK_CHANNELS, ModelConfig
+from engine.flow import Mode, Roles
 from engine.models.attention import Attention, sdpa
 
 PATCH = (1, 2, 2)
@@ -27,6 +32,20 @@ EPS = 1e-6  # every norm but the two of the CLIP projector
 ROPE_THETA = 10_000.0
 ROPE_DIMS = (44, 42, 42)  # of a head's 128, for time, rows, columns
 POSE_COLUMN_SHIFT = 120  # patches between a video token and its skeleton token
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The place of the video beside the pictures in RoPE (docs/reference/scail2.md 3)."""
+
+    later: int  # latent frames between the picture and the first frame
+    lower: int  # rows, in patches, by which the pictures are moved
+
+
+PLACEMENTS: dict[Mode, Placement] = {
+    "animation": Placement(later=1, lower=0),  # SCAIL-Preview knows no other
+    "replacement": Placement(later=0, lower=120),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +74,9 @@ class Scail(nn.Module):
         self.config = config
         self.patch_embedding = nn.Conv3d(channels, dim, PATCH, stride=PATCH)
         self.patch_embedding_pose = nn.Conv3d(channels, dim, PATCH, stride=PATCH)
+        self.patch_embedding_mask = None
+        if config.mask_dim:
+            self.patch_embedding_mask = nn.Conv3d(config.mask_dim, dim, PATCH, stride=PATCH)
         self.text_embedding = nn.Sequential(
             nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim)
         )
@@ -75,22 +97,25 @@ class Scail(nn.Module):
         pose: Tensor | None,
         history: Tensor | None = None,
         pose_strength: float = 1.0,
+        roles: Roles | None = None,
     ) -> Tensor:
         """One evaluation for one text (docs/reference/denoiser.md 3).
 
         latents [16, t, h, w]; timestep 1000 * sigma; reference [16, 1, h, w];
         pose [16, t, h/2, w/2], None leaves the skeleton out; history [4, t, h, w], 1 where a
-        frame is already known. Returns [16, t, h, w] fp32. h and w are multiples of 4.
+        frame is already known; roles where the model takes masks, and only there. Returns
+        [16, t, h, w] fp32. h and w are multiples of 4.
         `pose_strength` multiplies the skeleton's tokens (docs/reference/denoiser.md 7).
         """
         grid = patch_grid(latents)
-        tokens = self.embed(latents, reference, pose, history, pose_strength)  # [S, D]
-        rope = rope_tables(grid, pose is not None, tokens.device)
+        tokens = self.embed(latents, reference, pose, history, pose_strength, roles)  # [S, D]
+        rope = rope_tables(grid, pose is not None, tokens.device, *places(roles))
         e, modulation = self.embed_time(timestep)
         for block in self.blocks:
             tokens = block(tokens, modulation, context, rope)
         area = grid[1] * grid[2]
-        return self.head(tokens[area : area * (1 + grid[0])], e, grid)
+        first = area * pictures(roles)
+        return self.head(tokens[first : first + area * grid[0]], e, grid)
 
     def embed(
         self,
@@ -99,18 +124,36 @@ class Scail(nn.Module):
         pose: Tensor | None,
         history: Tensor | None = None,
         pose_strength: float = 1.0,
+        roles: Roles | None = None,
     ) -> Tensor:
-        """Tokens [S, D] in the order reference, video, skeleton (docs/reference/denoiser.md 3.1).
+        """Tokens [S, D] in the order further pictures, reference, video, skeleton.
 
-        A mask is 1 where a frame is known.
+        A mask of four channels is 1 where a frame is known. The masks of `roles` add to the tokens
+        that they lie on; the video has none, and gets the bias of their embedding. Sources:
+        docs/reference/denoiser.md 3.1, docs/reference/scail2.md 2.
         """
         video = _with_mask(latents, 0.0) if history is None else torch.cat([latents, history])
         picture = torch.cat([_with_mask(reference, 1.0), video], dim=1)
         tokens = _flatten(self.patch_embedding(picture))
-        if pose is None:
-            return tokens
-        skeleton = _flatten(self.patch_embedding_pose(_with_mask(pose, 1.0)))
-        return torch.cat([tokens, pose_strength * skeleton])
+        skeleton = None
+        if pose is not None:
+            skeleton = _flatten(self.patch_embedding_pose(_with_mask(pose, 1.0)))
+        if (embed_mask := self.patch_embedding_mask) is None:
+            assert roles is None, "this model takes no masks"
+            if skeleton is None:
+                return tokens
+            return torch.cat([tokens, pose_strength * skeleton])
+        assert roles is not None, "this model takes masks"
+        unmasked = roles.reference.new_zeros(len(roles.reference), *latents.shape[1:])
+        tokens = tokens + _flatten(embed_mask(torch.cat([roles.reference, unmasked], dim=1)))
+        regions = [tokens]
+        if roles.count:
+            further = _flatten(self.patch_embedding(_with_mask(roles.additional, 1.0)))
+            regions.insert(0, further + _flatten(embed_mask(roles.additional_masks)))
+        if skeleton is not None:
+            skeleton = skeleton + _flatten(embed_mask(roles.driving))
+            regions.append(pose_strength * skeleton)
+        return torch.cat(regions)
 
     def embed_time(self, timestep: float) -> tuple[Tensor, Tensor]:
         """The time vector [D] and the modulation that all layers share [6, D].
@@ -270,18 +313,40 @@ def patch_grid(latents: Tensor) -> tuple[int, int, int]:
     return t, h // PATCH[1], w // PATCH[2]
 
 
-def rope_tables(grid: tuple[int, int, int], with_pose: bool, device: torch.device) -> Rope:
-    """The tables of the three regions: reference at time 0, video from 1 on, skeleton.
+def pictures(roles: Roles | None) -> int:
+    """Counts the pictures whose tokens stand before those of the video: the first one is one."""
+    return 1 if roles is None else 1 + roles.count
 
-    A skeleton token stands on 2x2 video tokens, far to the right: its cos and its sin are the means
-    of theirs, which is not the rotation at their middle. Source: docs/reference/denoiser.md 3.4.
+
+def places(roles: Roles | None) -> tuple[int, Mode]:
+    """Returns what `rope_tables` asks for beside the grid: pictures beside the first, and mode."""
+    return (0, "animation") if roles is None else (roles.count, roles.mode)
+
+
+def rope_tables(
+    grid: tuple[int, int, int],
+    with_pose: bool,
+    device: torch.device,
+    additional: int = 0,
+    mode: Mode = "animation",
+) -> Rope:
+    """The tables of all regions: `additional` pictures, the reference, video, skeleton.
+
+    Each picture has a time of its own, from 0 on. A skeleton token stands on 2x2 video tokens, far
+    to the right: its cos and its sin are the means of theirs, which is not the rotation at their
+    middle. Sources: docs/reference/denoiser.md 3.4, docs/reference/scail2.md 3.
     """
     t, h, w = grid
-    times, rows, columns = (torch.arange(n, device=device) for n in (t + 1, h, w))
-    video = _angles(times, rows, columns).flatten(0, 2)
-    cos, sin = video.cos(), video.sin()
+    placement = PLACEMENTS[mode]
+    times, rows, columns = (torch.arange(n, device=device) for n in (t, h, w))
+    shown = torch.arange(additional + 1, device=device)
+    times = times + additional + placement.later
+    angles = torch.cat(
+        [_angles(shown, rows + placement.lower, columns), _angles(times, rows, columns)]
+    ).flatten(0, 2)
+    cos, sin = angles.cos(), angles.sin()
     if with_pose:
-        pose = _angles(times[1:], rows, POSE_COLUMN_SHIFT + columns)
+        pose = _angles(times, rows, POSE_COLUMN_SHIFT + columns)
         cos = torch.cat([cos, _pool(pose.cos())])
         sin = torch.cat([sin, _pool(pose.sin())])
     return Rope(cos[:, None], sin[:, None])

@@ -95,6 +95,8 @@ def _outside(model: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
         "img_emb.proj.4": (dim,),
         "head.head": (LATENT_CHANNELS * _PATCH, dim),
     }
+    if model.mask_dim:
+        linears["patch_embedding_mask"] = (dim, model.mask_dim * _PATCH)
     for name, shape in linears.items():
         yield f"{name}.weight", shape
         yield f"{name}.bias", shape[:1]

@@ -17,6 +17,7 @@ from engine.models.fill import depth
 from engine.models.tensorfile import TensorFile
 from tests.support.checkpoints import (
     SMALL,
+    SMALL_SCAIL2,
     assert_equal,
     loaded,
     save,
@@ -41,6 +42,29 @@ def test_the_official_file_splits_into_the_converted_weights(tmp_path):
 def test_converted_files_load_in_every_dtype_and_with_every_prefix(tmp_path, prefix, dtype):
     weights = {name: w.to(dtype) for name, w in small_weights().items()}
     path = save({prefix + name: w for name, w in weights.items()}, tmp_path / "m.safetensors")
+    assert_equal(loaded(path), weights)
+
+
+@pytest.mark.parametrize("layout", ["converted", "sat", "wangp"])
+def test_scail_2_is_known_by_its_masks_in_every_layout(tmp_path, layout):
+    weights = small_weights(config=SMALL_SCAIL2)
+    wangp = {
+        "patch_embedding_pose": "pose_patch_embedding",
+        "patch_embedding_mask": "mask_patch_embedding",
+    }
+
+    def named(name):
+        stem, _, rest = name.partition(".")
+        return f"{wangp.get(stem, stem)}.{rest}"
+
+    stored = {
+        "converted": weights,
+        "sat": to_sat(weights),
+        "wangp": {named(name): weight for name, weight in weights.items()},
+    }[layout]
+    path = save(stored, tmp_path / "scail2.safetensors")
+    assert Checkpoint(path).config == SMALL_SCAIL2
+    assert Checkpoint(path).config.kind.title == "SCAIL-2"
     assert_equal(loaded(path), weights)
 
 
@@ -105,9 +129,13 @@ WRONG = {
         lambda w: w | {"patch_embedding.weight": torch.ones(())},
         r"patch_embedding\.weight",
     ),
-    "SCAIL-2": (
+    "half of SCAIL-2": (
         lambda w: w | {"patch_embedding_mask.weight": torch.ones(128, 28, 1, 2, 2)},
-        r"is SCAIL-2",
+        r"lacks patch_embedding_mask\.bias",
+    ),
+    "masks that SCAIL-2 does not have": (
+        lambda w: w | {"patch_embedding_mask.weight": torch.ones(128, 21, 1, 2, 2)},
+        r"takes 21 channels; masks of SCAIL-2 have 28",
     ),
     "a plain Wan model": (
         lambda w: {n: t for n, t in w.items() if "pose" not in n},

@@ -1,5 +1,6 @@
 """Writes a small SCAIL transformer in every layout that people have."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from engine.models.checkpoint import SAT_NAMES, Checkpoint, load_transformer
 from engine.models.dit import Scail
 
 SMALL = ModelConfig(layers=2, dim=128, ffn=192, text_dim=32, clip_dim=48)
+SMALL_SCAIL2 = replace(SMALL, mask_dim=28)
 
 
 def small_weights(seed: int = 0, config: ModelConfig = SMALL) -> dict[str, Tensor]:

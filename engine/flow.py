@@ -18,8 +18,6 @@ Mode = Literal["animation", "replacement"]  # the picture dances, or it takes th
 SegmentPlan = Literal["even", "cover", "official", "sat", "windows"]  # the first is usual
 RecipeName = Literal["production", "official", "turbo", "fast8"]  # rows of `recipes.RECIPES`
 Fit = Literal["crop", "resize"]  # the picture fills the size asked for, or the clip has its shape
-# how a long clip of SCAIL-2 is cut, rows of `segments.PLANS`; the first is usual
-SegmentPlan = Literal["even", "cover", "official", "sat", "windows"]
 
 Check: TypeAlias = Callable[[], None]  # asked in every long loop; what it raises ends the job
 

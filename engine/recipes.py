@@ -29,7 +29,7 @@ RECIPES: Mapping[str, Recipe] = {  # by `flow.RecipeName`
     ),
 }
 
-# Those of SCAIL-2 (docs/reference/scail2.md 4), which sees the driving video at every step.
+# Those of SCAIL-2 (docs/reference/scail2.md 5), which sees the driving video at every step.
 SCAIL2_RECIPES: Mapping[str, Recipe] = {
     # the official program's script; its weights have no LoRA
     "official": Recipe(sampler="unipc", steps=40, cfg=5.0, shift=3.0, window_frames=81),

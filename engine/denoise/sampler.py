@@ -3,7 +3,7 @@
 A sampler is a grid of noise levels and a solver that walks it. `euler` is that of the official
 program of SCAIL-Preview, `unipc` and `dpm++_official` those of SCAIL-2's; `euler_simple` is what
 ComfyUI's templates run, `dpm++_sde` and `dpm++` what production does (docs/reference/denoiser.md 4,
-10, docs/reference/scail2.md 3). Solvers work in FP32 on latents and in FP64 on the few scalars of a
+10, docs/reference/scail2.md 4). Solvers work in FP32 on latents and in FP64 on the few scalars of a
 step. They treat each number of the latents alone, so that frames which are history, known and put
 back at every level, change nothing in the others.
 
@@ -81,7 +81,7 @@ def trajectory(
     """The latents [C, t, h, w] after each step of `denoise`; the last are the clip.
 
     `history` [C, n, h, w] is what the velocity sees in the first n frames at every noise level,
-    clean, and what they are after every step (docs/reference/scail2.md 6).
+    clean, and what they are after every step (docs/reference/scail2.md 7).
     """
     chosen, levels = _sampler(recipe.sampler), grid(recipe.sampler, recipe.steps, recipe.shift)
     if history is None:
@@ -191,7 +191,7 @@ def _production_grid(steps: int, shift: float, *, shifted_start: bool) -> Grid:
 
 
 def _evenly_shifted_grid(steps: int, shift: float) -> Grid:
-    """Makes the levels of `dpm++` in the official program of SCAIL-2: docs/reference/scail2.md 3.
+    """Makes the levels of `dpm++` in the official program of SCAIL-2: docs/reference/scail2.md 4.
 
     All is FP64, or whole timesteps would be truncated to others.
     """
@@ -201,7 +201,7 @@ def _evenly_shifted_grid(steps: int, shift: float) -> Grid:
 
 
 def _simple_grid(steps: int, shift: float) -> Grid:
-    """Picks levels of the model's own table, as ComfyUI's `simple`: docs/reference/scail2.md 3."""
+    """Picks levels of the model's own table, as ComfyUI's `simple`: docs/reference/scail2.md 4."""
     apart = TRAINED_LEVELS / steps
     picked = [TRAINED_LEVELS - int(step * apart) for step in range(steps)]
     levels = _shift(torch.tensor(picked, dtype=torch.float64) / TRAINED_LEVELS, shift)

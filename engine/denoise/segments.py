@@ -1,7 +1,7 @@
 """Long clips of SCAIL-2: segments are denoised one after the other, each begun by finished frames.
 
 A segment sees the driving video from its first frame on; its own first frames are history, which
-the model is shown clean and whose results are thrown away (docs/reference/scail2.md 5, 6). A plan
+the model is shown clean and whose results are thrown away (docs/reference/scail2.md 6, 7). A plan
 says where segments lie. Frames here are pixel frames of the clip, 0 .. frames - 1.
 """
 
@@ -60,7 +60,7 @@ def plan(
     length: int = TRAINED_FRAMES,
     overlap: int = HISTORY_FRAMES,
 ) -> list[Segment]:
-    """Plans the segments of a clip of so many frames (docs/reference/scail2.md 5).
+    """Plans the segments of a clip of so many frames (docs/reference/scail2.md 6).
 
     `length` is the longest that the model was trained on, `overlap` its history. The last `end` is
     the length of the clip: `official` and `sat` drop frames at its end. Raises `BadRequest` for a

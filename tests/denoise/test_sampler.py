@@ -222,7 +222,7 @@ def test_twice_the_steps_shrink_the_error_by_the_order_of_the_solver(sampler, or
 
 
 def formula(sigmas, velocity, latents):
-    """UniPC as docs/reference/scail2.md 3 writes it, in FP64: latents after each step."""
+    """UniPC as docs/reference/scail2.md 4 writes it, in FP64: latents after each step."""
     x = xc = latents.double()
     path, clean, corrected, lambdas = [], [], [], [math.log((1 - s) / s) for s in sigmas[:-1]]
     lambdas.append(math.inf)

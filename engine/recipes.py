@@ -29,6 +29,17 @@ RECIPES: Mapping[str, Recipe] = {  # by `flow.RecipeName`
     ),
 }
 
+# Those of SCAIL-2 (docs/reference/scail2.md 5), which sees the driving video at every step.
+SCAIL2_RECIPES: Mapping[str, Recipe] = {
+    # the official program's script; its weights have no LoRA
+    "official": Recipe(sampler="unipc", steps=40, cfg=5.0, shift=3.0, window_frames=81),
+    # ComfyUI's template as it really runs, shift 8 and not the 5 that its node says; weights with
+    # the rank-64 LoRA of lightx2v at 0.8, then the DPO LoRA at 1
+    "turbo": Recipe(sampler="euler_simple", steps=6, cfg=1.0, shift=8.0, window_frames=81),
+    # the authors' fast example; weights with the rank-128 LoRA of lightx2v at 1
+    "fast8": Recipe(sampler="unipc", steps=8, cfg=1.0, shift=1.0, window_frames=81),
+}
+
 # The endpoints in production use these where a request says nothing. The negative prompt is that of
 # their workflow. Source: docs/reference/runpod.md A.2 and A.4.
 PROMPT = "the human starts to dance"

@@ -122,12 +122,14 @@ def test_errors_do_not_add_up_over_all_steps_of_the_official_recipe(arch):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_solver_makes_the_clip_of_the_exact_model(sampler):
-    """And of no other solver: their clips lie within the gate of each other."""
+    """And of no other solver: their clips lie within the gate of each other. Two grids of Euler
+    are one at 4 steps.
+    """
     recipe = dataclasses.replace(PRODUCTION, sampler=sampler, steps=4, cfg=2.0)
     got = latents(packaged(SM89), recipe)
     assert_near(got, wanted(recipe))
     others = (wanted(dataclasses.replace(recipe, sampler=other)) for other in SAMPLERS)
-    assert max(others, key=lambda want: cosine(got, want)) is wanted(recipe)
+    assert max(cosine(got, want) for want in others) == cosine(got, wanted(recipe))
 
 
 @pytest.mark.parametrize("name", RECIPES)

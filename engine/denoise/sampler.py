@@ -1,8 +1,11 @@
 """Flow matching: noise levels fall from nearly 1 (noise) to 0 (clip) along the learned velocity.
 
-A sampler is a grid of noise levels and a solver that walks it. `euler` is the official program's;
-`dpm++_sde`, `dpm++` and `unipc` are those in production, with the grids of the programs that made
-them popular. Solvers work in FP32 on latents and in FP64 on the few scalars of a step.
+A sampler is a grid of noise levels and a solver that walks it. `euler` is that of the official
+program of SCAIL-Preview, `unipc` and `dpm++_official` those of SCAIL-2's; `euler_simple` is what
+ComfyUI's templates run, `dpm++_sde` and `dpm++` what production does (docs/reference/denoiser.md 4,
+10, docs/reference/scail2.md 4). Solvers work in FP32 on latents and in FP64 on the few scalars of a
+step. They treat each number of the latents alone, so that frames which are history, known and put
+back at every level, change nothing in the others.
 
 Seeds are part of the contract. One generator serves a job and is drawn from in this order:
 the noise of the whole clip, the shuffles of `engine.denoise.windows.share_noise`, then for
@@ -52,24 +55,51 @@ def denoise(
     recipe: Recipe,
     draw: Draw,
     progress: Callable[[int], None],
+    history: Tensor | None = None,
 ) -> Tensor:
     """Makes the latents of a clip from noise [C, t, h, w] fp32, in the same shape.
 
     It reads sampler, steps and shift of the recipe. `draw` is called by `dpm++_sde` alone.
-    `progress` is told after each step how many are done; what it raises ends the job.
+    `progress` is told after each step how many are done; what it raises ends the job. `history`
+    [C, n, h, w] fp32 are the first latents of the result, known before (`trajectory`).
     Raises `BadRequest` for an unknown sampler and for steps or a shift that make no grid.
     """
     latents = noise
-    for done, after in enumerate(trajectory(velocity, noise, recipe, draw), start=1):
+    for done, after in enumerate(trajectory(velocity, noise, recipe, draw, history), start=1):
         latents = after
         progress(done)
     return latents
 
 
-def trajectory(velocity: Velocity, noise: Tensor, recipe: Recipe, draw: Draw) -> Iterator[Tensor]:
-    """The latents [C, t, h, w] after each step of `denoise`; the last are the clip."""
-    chosen = _sampler(recipe.sampler)
-    return chosen.solve(velocity, noise, grid(recipe.sampler, recipe.steps, recipe.shift), draw)
+def trajectory(
+    velocity: Velocity,
+    noise: Tensor,
+    recipe: Recipe,
+    draw: Draw,
+    history: Tensor | None = None,
+) -> Iterator[Tensor]:
+    """The latents [C, t, h, w] after each step of `denoise`; the last are the clip.
+
+    `history` [C, n, h, w] is what the velocity sees in the first n frames at every noise level,
+    clean, and what they are after every step (docs/reference/scail2.md 7).
+    """
+    chosen, levels = _sampler(recipe.sampler), grid(recipe.sampler, recipe.steps, recipe.shift)
+    if history is None:
+        return chosen.solve(velocity, noise, levels, draw)
+    known = history.to(noise)
+    if known.ndim != noise.ndim or known.shape[1] >= noise.shape[1]:
+        raise BadRequest(
+            f"The history has the shape {tuple(known.shape)}, which leaves nothing to make of "
+            f"latents of the shape {tuple(noise.shape)}: fewer frames are expected."
+        )
+
+    def put_back(latents: Tensor) -> Tensor:
+        return torch.cat([known, latents[:, known.shape[1] :]], dim=1)
+
+    def informed(latents: Tensor, step: int, timestep: float) -> Tensor:
+        return velocity(put_back(latents), step, timestep)
+
+    return map(put_back, chosen.solve(informed, noise, levels, draw))
 
 
 def grid(sampler: str, steps: int, shift: float) -> Grid:
@@ -160,6 +190,25 @@ def _production_grid(steps: int, shift: float, *, shifted_start: bool) -> Grid:
     return Grid(torch.cat([levels.float(), torch.zeros(1)]), timesteps.tolist())
 
 
+def _evenly_shifted_grid(steps: int, shift: float) -> Grid:
+    """Makes the levels of `dpm++` in the official program of SCAIL-2: docs/reference/scail2.md 4.
+
+    All is FP64, or whole timesteps would be truncated to others.
+    """
+    levels = _shift(1 - torch.arange(steps, dtype=torch.float64) * (1 / steps), shift)
+    timesteps = (levels * TRAINED_LEVELS).long().double()
+    return Grid(torch.cat([levels.float(), torch.zeros(1)]), timesteps.tolist())
+
+
+def _simple_grid(steps: int, shift: float) -> Grid:
+    """Picks levels of the model's own table, as ComfyUI's `simple`: docs/reference/scail2.md 4."""
+    apart = TRAINED_LEVELS / steps
+    picked = [TRAINED_LEVELS - int(step * apart) for step in range(steps)]
+    levels = _shift(torch.tensor(picked, dtype=torch.float64) / TRAINED_LEVELS, shift)
+    sigmas = torch.cat([levels.float(), torch.zeros(1)])
+    return Grid(sigmas, (sigmas[:-1] * TRAINED_LEVELS).tolist())
+
+
 def _shift(levels: Tensor, shift: float) -> Tensor:
     return shift * levels / (1 + (shift - 1) * levels)
 
@@ -177,14 +226,16 @@ def _dpm(
     velocity: Velocity, latents: Tensor, levels: Grid, draw: Draw, *, stochastic: bool
 ) -> Iterator[Tensor]:
     """Solves by DPM-Solver++(2M), midpoint, an ODE or an SDE: docs/reference/denoiser.md 10."""
-    past, past_h = latents, math.inf  # h / inf is 0: the first step is of first order
+    past, past_h = latents, math.inf
     for step, (sigma, after) in enumerate(pairwise(levels.sigmas.tolist())):
         clean = latents - sigma * velocity(latents, step, levels.timesteps[step])
         if after == 0:  # h is infinite and all other terms vanish
             yield clean
             return
         h = _log_ratio(after) - _log_ratio(sigma)
-        target = clean + (clean - past) * (h / past_h / 2)
+        # from pure noise h is infinite, and so is past_h a step later: both are of first order
+        bend = 0.0 if past_h == math.inf else h / past_h / 2
+        target = clean + (clean - past) * bend
         if stochastic:
             share = -math.expm1(-2 * h)  # of the variance that is drawn anew
             latents = after / sigma * math.exp(-h) * latents + (1 - after) * share * target
@@ -252,8 +303,8 @@ def _corrector_weights(h: float, past_h: float) -> tuple[float, float]:
 
 
 def _log_ratio(sigma: float) -> float:
-    """Lambda, the logarithm of signal over noise."""
-    return math.log((1 - sigma) / sigma)
+    """Lambda, the logarithm of signal over noise; minus infinity for pure noise."""
+    return math.log((1 - sigma) / sigma) if sigma < 1 else -math.inf
 
 
 SAMPLERS = {
@@ -265,4 +316,6 @@ SAMPLERS = {
         partial(_production_grid, shifted_start=True), partial(_dpm, stochastic=False)
     ),
     "unipc": Sampler(partial(_production_grid, shifted_start=False), _unipc),
+    "dpm++_official": Sampler(_evenly_shifted_grid, partial(_dpm, stochastic=False)),
+    "euler_simple": Sampler(_simple_grid, _euler),
 }

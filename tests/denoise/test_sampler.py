@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,6 +24,7 @@ from engine.flow import Recipe
 from engine.golden.sampling import checks, recognises
 
 SHAPE = (4, 3, 2, 5)  # C, t, h, w
+FROM_NOISE_ALONE = ("euler", "dpm++_official", "euler_simple")  # their first level is 1
 
 
 def recipe(sampler, steps, shift=5.0):
@@ -87,6 +89,41 @@ def test_the_shift_of_the_comfyui_workflow_counts_as_five():
     assert grid("dpm++_sde", 6, 5.000000000000001).timesteps == [999, 961, 909, 833, 714, 499]
 
 
+def test_unipc_takes_the_printed_timesteps_of_the_official_recipe_of_scail_2():
+    timesteps = grid("unipc", 40, 3.0).timesteps
+    assert timesteps[:6] == [999, 991, 982, 973, 963, 954]
+    assert timesteps[-2:] == [136, 71]
+
+
+@pytest.mark.parametrize(
+    ("shift", "want"),
+    [
+        (8.0, [1, 0.975724, 0.941259, 0.888889, 0.800479, 0.615952, 0]),
+        (5.0, [1, 0.961716, 0.909215, 0.833333, 0.714897, 0.500600, 0]),
+    ],
+)
+def test_the_simple_grid_has_the_printed_levels_and_timesteps_that_are_not_rounded(shift, want):
+    levels = grid("euler_simple", 6, shift)
+    assert torch.allclose(levels.sigmas, torch.tensor(want), rtol=0, atol=6e-7)
+    assert levels.timesteps == pytest.approx([1000 * level for level in want[:-1]], abs=6e-4)
+
+
+def test_the_simple_grid_picks_places_of_the_table_as_comfyui_divides():
+    """1000 / 38 times 19 is a little less than 500, and the place before it is taken."""
+    unshifted = grid("euler_simple", 38, 1.0).sigmas
+    assert unshifted[19] == torch.tensor(0.501)
+    assert grid("euler_simple", 40, 1.0).sigmas[20] == torch.tensor(0.5)
+
+
+def test_the_third_grid_shifts_evenly_spaced_levels_in_fp64():
+    levels = grid("dpm++_official", 40, 3.0)
+    even = np.linspace(1, 0, 41)
+    shifted = 3 * even / (1 + 2 * even)
+    assert levels.sigmas.tolist() == shifted.astype(np.float32).tolist()
+    assert levels.timesteps == np.floor(1000 * shifted[:-1]).tolist()
+    assert (levels.timesteps[0], levels.timesteps[12]) == (1000, 874)  # 875 in FP32
+
+
 @pytest.mark.golden
 def test_the_official_grid_is_that_of_the_official_trajectories(golden):
     stored = load_file(golden / "transformer" / "case_a_trajectory.safetensors")
@@ -103,7 +140,7 @@ def test_levels_fall_from_noise_to_zero_at_every_setting(sampler, shift, steps):
     assert len(levels.timesteps) == steps
     assert levels.sigmas.diff().max() < 0
     assert levels.sigmas[-1] == 0
-    assert levels.sigmas[0] == 1 if sampler == "euler" else 0 < levels.sigmas[0] < 1
+    assert levels.sigmas[0] == 1 if sampler in FROM_NOISE_ALONE else 0 < levels.sigmas[0] < 1
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -123,9 +160,10 @@ def test_levels_that_fp32_cannot_tell_apart_are_refused():
 
 @pytest.mark.parametrize("name", ["dpm", "", "DPM++", "euler_a"])
 def test_an_unknown_sampler_is_refused_with_the_names_there_are(name):
-    with pytest.raises(BadRequest, match=r"euler, dpm\+\+_sde, dpm\+\+, unipc"):
+    known = r"euler, dpm\+\+_sde, dpm\+\+, unipc, dpm\+\+_official, euler_simple\.$"
+    with pytest.raises(BadRequest, match=known):
         grid(name, 6, 5.0)
-    with pytest.raises(BadRequest, match=r"euler, dpm\+\+_sde, dpm\+\+, unipc"):
+    with pytest.raises(BadRequest, match=known):
         denoise(decay, torch.zeros(SHAPE), recipe(name, 6), no_draw, ignore)
 
 
@@ -181,6 +219,76 @@ def test_twice_the_steps_shrink_the_error_by_the_order_of_the_solver(sampler, or
     errors = [gaussian_error(sampler, steps) for steps in (20, 40, 80, 160)]
     for coarse, fine in pairwise(errors):  # UniPC's corrector adds one order to its two
         assert math.log2(coarse / fine) == pytest.approx(order, abs=0.06)
+
+
+def formula(sigmas, velocity, latents):
+    """UniPC as docs/reference/scail2.md 4 writes it, in FP64: latents after each step."""
+    x = xc = latents.double()
+    path, clean, corrected, lambdas = [], [], [], [math.log((1 - s) / s) for s in sigmas[:-1]]
+    lambdas.append(math.inf)
+    for i, (sigma, after) in enumerate(pairwise(sigmas)):
+        m = x - sigma * velocity(x, i, 0.0)
+        xc = x
+        if i > 0:
+            h = lambdas[i] - lambdas[i - 1]
+            p, a = math.exp(-h) - 1, 1 - sigma
+            kept, change = sigma / sigmas[i - 1] * corrected[-1], m - clean[-1]
+            if i == 1:
+                xc = kept - a * p * (clean[-1] + change / 2)
+            else:
+                r = (lambdas[i - 2] - lambdas[i - 1]) / h
+                k1 = p / -h - 1
+                b1, b2 = k1 / p, 2 * (k1 / -h - 0.5) / p
+                c0 = (b1 - b2) / (1 - r)
+                bend = c0 * (clean[-2] - clean[-1]) / r + (b1 - c0) * change
+                xc = kept - a * p * (clean[-1] + bend)
+        h = lambdas[i + 1] - lambdas[i]
+        bend = 0.0
+        if 0 < i < len(sigmas) - 2:
+            bend = (clean[-1] - m) / ((lambdas[i - 1] - lambdas[i]) / h)
+        x = after / sigma * xc - (1 - after) * (math.exp(-h) - 1) * (m + bend / 2)
+        path.append(x)
+        clean.append(m)
+        corrected.append(xc)
+    return path
+
+
+@pytest.mark.parametrize(("steps", "shift"), [(1, 3.0), (2, 3.0), (6, 5.0), (8, 1.0), (40, 3.0)])
+def test_unipc_is_the_written_formula_with_its_corrector_of_order_2(steps, shift):
+    noise = noise_like(SHAPE, seeded(6))
+    sigmas = grid("unipc", steps, shift).sigmas.tolist()
+
+    def velocity(latents, step, timestep):
+        return 0.6 * latents + torch.sin(2 * latents + step)
+
+    got = trajectory(velocity, noise, recipe("unipc", steps, shift), no_draw)
+    want = formula(sigmas, velocity, noise)
+    for mine, theirs in zip(got, want, strict=True):
+        assert torch.allclose(mine.double(), theirs, rtol=0, atol=1e-4)
+
+
+def test_dpm_from_pure_noise_is_of_first_order_twice():
+    noise = noise_like(SHAPE, seeded(6))
+    sigmas = grid("dpm++_official", 6, 3.0).sigmas.tolist()
+    seen = []
+
+    def velocity(latents, step, timestep):
+        seen.append(latents)
+        return 0.5 * latents + step
+
+    first, second, third, *_ = trajectory(
+        velocity, noise, recipe("dpm++_official", 6, 3.0), no_draw
+    )
+    clean = [x - s * (0.5 * x + i) for i, (x, s) in enumerate(zip(seen, sigmas, strict=False))]
+    one, two, three = sigmas[1:4]
+    assert torch.allclose(first, one * noise + (1 - one) * clean[0], rtol=0, atol=1e-6)
+    lambdas = [math.log((1 - s) / s) for s in (one, two, three)]
+    gain = (1 - two) * (1 - math.exp(lambdas[0] - lambdas[1]))
+    assert torch.allclose(second, two / one * first + gain * clean[1], rtol=0, atol=1e-6)
+    r = (lambdas[1] - lambdas[0]) / (lambdas[2] - lambdas[1])
+    gain = (1 - three) * (1 - math.exp(lambdas[1] - lambdas[2]))
+    target = clean[2] + (clean[2] - clean[1]) / r / 2
+    assert torch.allclose(third, three / two * second + gain * target, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -239,6 +347,54 @@ def test_the_noise_is_left_as_it_was(sampler):
     assert torch.equal(noise, before)
 
 
+def spread(latents, step, timestep):
+    """A velocity in which every frame hears of all others."""
+    return 0.5 * latents + torch.sin(latents.mean(dim=1, keepdim=True) + step)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_history_is_what_the_velocity_sees_clean_at_every_level(sampler):
+    noise, history = noise_like(SHAPE, seeded(5)), noise_like((4, 2, 2, 5), seeded(6))
+    seen = []
+
+    def velocity(latents, step, timestep):
+        seen.append(latents.clone())
+        return spread(latents, step, timestep)
+
+    path = [
+        x.clone()
+        for x in trajectory(velocity, noise, recipe(sampler, 5), lambda: torch.ones(SHAPE), history)
+    ]
+    assert (len(seen), len(path)) == (5, 5)
+    for latents in (*seen, *path):
+        assert torch.equal(latents[:, :2], history)
+    assert torch.equal(seen[0][:, 2:], noise[:, 2:])
+    clip = denoise(velocity, noise, recipe(sampler, 5), lambda: torch.ones(SHAPE), ignore, history)
+    assert torch.equal(clip, path[-1])
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_history_changes_the_other_frames_through_the_velocity_alone(sampler):
+    """A solver that mixed frames would be told apart from one that is run on the others only."""
+    noise, history = noise_like(SHAPE, seeded(5)), noise_like((4, 1, 2, 5), seeded(6))
+
+    def alone(latents, step, timestep):
+        return spread(torch.cat([history, latents], dim=1), step, timestep)[:, 1:]
+
+    ran = recipe(sampler, 5)
+    got = denoise(spread, noise, ran, lambda: torch.ones(SHAPE), ignore, history)
+    want = denoise(alone, noise[:, 1:], ran, lambda: torch.ones(4, 2, 2, 5), ignore)
+    assert torch.equal(got[:, 1:], want)
+    without = denoise(spread, noise, ran, lambda: torch.ones(SHAPE), ignore)
+    assert (got[:, 1:] - without[:, 1:]).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 2, 5), (4, 4, 2, 5), (2, 2, 5)])
+def test_history_that_leaves_nothing_to_make_is_refused(shape):
+    with pytest.raises(BadRequest, match="leaves nothing to make"):
+        trajectory(decay, torch.ones(SHAPE), recipe("euler", 5), no_draw, torch.ones(shape))
+
+
 def test_only_the_stochastic_sampler_draws_and_not_on_its_last_step():
     drawn = Counter()
 
@@ -246,7 +402,7 @@ def test_only_the_stochastic_sampler_draws_and_not_on_its_last_step():
         drawn["times"] += 1
         return torch.zeros(SHAPE)
 
-    for sampler in ("euler", "dpm++", "unipc"):
+    for sampler in set(SAMPLERS) - {"dpm++_sde"}:
         denoise(decay, torch.ones(SHAPE), recipe(sampler, 6), draw, ignore)
     assert drawn["times"] == 0
     denoise(decay, torch.ones(SHAPE), recipe("dpm++_sde", 6), draw, ignore)

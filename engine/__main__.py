@@ -137,7 +137,7 @@ def _load(
 
 def pose(args: argparse.Namespace) -> None:
     """Captures the motion of a dance, without a clip."""
-    wanted = override(Settings(RECIPES["official"]), args)
+    wanted = override(Settings(RECIPES["preview"]["official"]), args)
     check_settings(wanted)
     inputs = [args.video] if args.image is None else [args.video, args.image]
     check_output(args.out, ".mp4", *inputs)
@@ -241,7 +241,7 @@ def _choice(gpu: Gpu | None, packages: Sequence[Package]) -> dict[str, object]:
 def _request(args: argparse.Namespace, demo: Preset | None) -> Request:
     kinds: tuple[Motion, ...] = ("video", "pose", "joints")
     kind: Motion = next(kind for kind in kinds if getattr(args, kind) is not None)
-    usual = RECIPES["official"] if demo is None else demo.recipe
+    usual = RECIPES["preview"]["official"] if demo is None else demo.recipe
     recipe = override(RECIPES.get(args.recipe, usual), args)
     settings = dataclasses.replace(override(Settings(recipe), args), recipe=recipe)
     has_size = (settings.height, settings.width) != (None, None)

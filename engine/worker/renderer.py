@@ -15,7 +15,8 @@ from engine.denoise.packaged import PackagedDenoiser
 from engine.denoise.windows import Watch
 from engine.errors import EngineError, UnsupportedGpu
 from engine.flow import Clip, Recipe, Request, Settings
-from engine.jobs.parse import usual_sizes
+from engine.jobs.served import PREVIEW
+from engine.jobs.usual import usual_sizes
 from engine.load import load_package
 from engine.machine.device import find_device
 from engine.machine.heap import keep_freed_memory
@@ -59,7 +60,7 @@ def load_renderer(endpoint: Endpoint) -> Renderer:
     assert isinstance(denoiser, PackagedDenoiser)
     with Clock()("warm"):
         _warm(pipeline, endpoint.scratch)
-        choose_plans(pipeline, usual_sizes(defaults()), device)
+        choose_plans(pipeline, usual_sizes(defaults(), PREVIEW), device)
 
     def run(request: Request, out: Path, watch: Watch) -> Clip:
         comment = f"SCAIL, seed {request.settings.seed}"

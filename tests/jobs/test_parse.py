@@ -43,7 +43,7 @@ def test_every_stored_request_means_what_its_endpoint_made_of_it(golden):
     said = n8n.settings
     assert (said.width, said.height, said.fps, said.seed) == (416, 672, 24.0, 779298828917358)
     assert (n8n.image, n8n.motion, said.frames) == (Given("image_url", "url", PICTURE), None, None)
-    assert (said.recipe, n8n.warnings) == (RECIPES["production"], ())
+    assert (said.recipe, n8n.warnings) == (RECIPES["preview"]["production"], ())
     (nested,) = read["xicon_serverless_runpod_0127__nested__922e4d9.req.json"]
     assert nested.image == Given("images.reference_image", "url", "https://example.com/ref.jpg")
     assert nested.motion == Given("videos.dance_video", "url", "https://example.com/dance.mp4")
@@ -166,7 +166,8 @@ def test_a_recipe_is_chosen_by_the_request_or_the_endpoint_and_changed_by_fields
     want = Recipe(sampler="unipc", steps=30, cfg=4.0, shift=3.0)
     assert (official.recipe, official.negative_prompt) == (want, "")
     assert (official.width, official.fps) == (None, None)
-    assert settings_of(Defaults(recipe="official", video=Path("d"))).recipe == RECIPES["official"]
+    endpoint = Defaults(recipe="official", video=Path("d"))
+    assert settings_of(endpoint).recipe == RECIPES["preview"]["official"]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ def test_the_settings_of_a_job_are_what_its_fields_say():
         "fit": "resize", "fps": 12.0, "frames": 33, "audio": False, "persons": 2,
         "align": "official",
     }  # fmt: skip
-    assert settings_of(**said) == Settings(RECIPES["production"], **said)
+    assert settings_of(**said) == Settings(RECIPES["preview"]["production"], **said)
 
 
 def test_every_setting_can_be_said_by_a_request():

@@ -111,12 +111,12 @@ def psnr(got, want):
 
 
 @archs
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", RECIPES["preview"])
 def test_a_clip_by_kernels_is_as_near_to_the_exact_one_as_that_by_references(
     arch, name, request_of, tmp_path, monkeypatch
 ):
     """Every launch is made in three orders, which must agree bit for bit."""
-    request = request_of(replace(RECIPES[name], steps=2))
+    request = request_of(replace(RECIPES["preview"][name], steps=2))
     spec, ways = next(pairs(arch))
     bank = bank_of(arch, ORDERS)
     ops = native_ops(bank, arch, attention=spec, gemm=ways)
@@ -134,7 +134,7 @@ def test_a_clip_by_kernels_is_as_near_to_the_exact_one_as_that_by_references(
 
 @archs
 def test_every_kernel_makes_the_latents_of_its_reference(arch, request_of, tmp_path, monkeypatch):
-    request = request_of(replace(RECIPES["production"], steps=1))
+    request = request_of(replace(RECIPES["preview"]["production"], steps=1))
     _, want = run(exact(), request, tmp_path / "exact")
     bank = bank_of(arch, [FORWARD])
     for number, (spec, ways) in enumerate(pairs(arch)):

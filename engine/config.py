@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar, get_args
 
 from engine.errors import BadRequest, Unavailable
-from engine.flow import Fit, KindName, RecipeName
+from engine.flow import Fit, KindName, Mode, RecipeName, SegmentPlan
 
 Word = TypeVar("Word", bound=str)
 
@@ -30,11 +30,19 @@ class ModelKind:
     name: KindName  # also the folder of its packages
     title: str
     mask_dim: int  # channels of the masks that say who is who; 0: it takes none
+    modes: tuple[Mode, ...]  # the first is usual; none: it sees a skeleton, and no masks
+    segments: tuple[SegmentPlan, ...]  # cuts of a long clip that it was trained for, or bears
 
 
 KINDS: Mapping[KindName, ModelKind] = {
-    "preview": ModelKind("preview", "SCAIL-Preview", 0),
-    "scail2": ModelKind("scail2", "SCAIL-2", ROLE_CHANNELS),
+    "preview": ModelKind("preview", "SCAIL-Preview", 0, modes=(), segments=("windows",)),
+    "scail2": ModelKind(
+        "scail2",
+        "SCAIL-2",
+        ROLE_CHANNELS,
+        modes=("animation", "replacement"),
+        segments=("even", "cover", "official", "sat", "windows"),
+    ),
 }
 
 

@@ -40,6 +40,7 @@ class Recipe:
     window_frames: int = 81  # pixel frames denoised at once; longer clips run in windows
     overlap_frames: int = 20  # pixel frames that neighbouring windows share
     half_render: bool = False  # skeletons are drawn at half size, not drawn in full and averaged
+    cuts_reference: bool = False  # in replacement the picture is black where its mask is
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,8 @@ class Settings:
     audio: bool = True  # carry the sound of the motion into the clip
     persons: int = 1  # how many dancers of a video are followed
     align: Align = "exact"
-    mode: Mode = "animation"
-    segments: SegmentPlan | None = None  # how a long clip is cut; None: as its model is used to
+    mode: Mode | None = None  # None: of a model that takes no masks, and sees a skeleton
+    segments: SegmentPlan = "windows"  # how a long clip is cut
 
 
 Changed = TypeVar("Changed", Recipe, Settings)
@@ -111,14 +112,25 @@ class Sound:
 
 
 @dataclass(frozen=True, slots=True)
+class RoleFrames:
+    """Who is who in the media of a job, as colours at the size of the result."""
+
+    mode: Mode
+    reference: "Tensor"  # [3, H, W] fp32, about -1..1, of the picture
+    driving: "Tensor"  # [T, H, W, 3] u8, of the motion
+    further: "tuple[tuple[Tensor, Tensor], ...]" = ()  # pictures and their masks, [3, H, W] fp32
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """The media of a job at the size of the result."""
 
     image: "Tensor"  # [3, H, W] fp32, about -1..1
-    skeleton: "Tensor"  # [T, H, W, 3] u8, or drawn at half that size; T = 4k + 1
+    skeleton: "Tensor"  # [T, H, W, 3] u8, or drawn at half that size, or the dance itself
     fps: float
     audio: Sound | None  # goes with the clip
     notes: tuple[str, ...] = ()  # what of the media could not be had
+    roles: RoleFrames | None = None  # None: of a model that takes no masks
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ Motion = Literal["video", "pose", "joints"]  # a dance, a rendered skeleton vide
 Align = Literal["exact", "official"]  # the best fit, or what the official program's solver finds
 RecipeName = Literal["production", "official"]  # rows of `recipes.RECIPES`; the first is usual
 Fit = Literal["crop", "resize"]  # the picture fills the size asked for, or the clip has its shape
+Mode = Literal["animation", "replacement"]  # the picture moves in its own scene, or in the video's
 
 Check: TypeAlias = Callable[[], None]  # asked in every long loop; what it raises ends the job
 

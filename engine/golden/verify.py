@@ -18,6 +18,7 @@ from engine.golden import (
     align,
     encoders,
     keypoints,
+    masks,
     preprocess,
     render,
     sampling,
@@ -31,6 +32,7 @@ UNBUILT_SUFFIXES = (".pt", ".gguf")  # golden checkpoints and LoRAs whose format
 KINDS: tuple[ModuleType, ...] = (
     transformer,
     preprocess,
+    masks,
     vae,
     encoders,
     sampling,

@@ -133,6 +133,22 @@ def crop_clip(chunks: Iterable[Tensor], count: int, size: Size) -> Tensor:
     return clip[:filled]
 
 
+def crop_nearest(frames: Tensor, shape: Size, size: Size) -> Tensor:
+    """Covers `size` and crops, as pictures of `shape` are: [n, h, w, ..] u8 -> [n, H, W, ..] u8.
+
+    No value is mixed with another, so labels stay labels. Frames of another size than `shape` are
+    stretched to it (docs/reference/masks.md 4.2).
+    """
+    covered = _covering_size(*shape, size)
+    for axis in (0, 1):
+        kept = torch.arange(size[axis]) + (covered[axis] - size[axis]) // 2
+        held = frames.shape[axis + 1]
+        if held == size[axis] == covered[axis]:
+            continue
+        frames = frames.index_select(axis + 1, (2 * kept + 1) * held // (2 * covered[axis]))
+    return frames
+
+
 def skeleton_to_network(frames: Tensor) -> Tensor:
     """[n, H, W, 3] u8 -> [3, n, H/2, W/2] fp32 in -1..1, each pixel the mean of 2x2.
 

@@ -1,15 +1,12 @@
 """Drawn persons with exact masks, and mask files of every kind that people send."""
 
-import io
-import zipfile
+import itertools
 
 import cv2
-import imageio_ffmpeg
 import numpy as np
 import torch
 
-from engine.masks.cleaning import BACKGROUND
-from engine.masks.colours import CLASSES, PERSONS, WHITE, paint
+from engine.masks.colours import CLASSES, paint
 from tests.support.clips import run_ffmpeg
 
 # how ffmpeg writes each kind, and the least IoU that must be left of every colour
@@ -49,7 +46,7 @@ def _dancer(frame, x, top, unit, phase, label):
         return round(x + dx * unit), round(top + dy * unit)
 
     def limb(*points, thickness):
-        for one, other in zip(points, points[1:]):
+        for one, other in itertools.pairwise(points):
             cv2.line(frame, at(*one), at(*other), label, max(1, round(thickness * unit)))
 
     swing = 30 * np.sin(phase)

@@ -148,7 +148,7 @@ def make_program(chosen: ChosenPackage, settings: ModelSettings) -> Program:
             raise Unavailable(
                 f"{chosen.arch.name} has no attention {form}, only {there or 'none'}."
             )
-        ops = reference_ops(found[0])
+        ops = reference_ops(found[0], chosen.arch)
         return Program(_with_attention(ops, attention), lambda _: channel_norm_reference, None)
     package, device = chosen.package, settings.device
     torch.zeros(1, device=device)  # makes the context that the bank shares

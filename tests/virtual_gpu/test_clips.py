@@ -121,7 +121,7 @@ def test_a_clip_by_kernels_is_as_near_to_the_exact_one_as_that_by_references(
     bank = bank_of(arch, ORDERS)
     ops = native_ops(bank, arch, attention=spec, gemm=ways)
     ours, mine = run(packaged(arch, ops, monkeypatch), request, tmp_path / "kernels")
-    references = packaged(arch, reference_ops(spec), monkeypatch)
+    references = packaged(arch, reference_ops(spec, arch), monkeypatch)
     theirs, other = run(references, request, tmp_path / "references")
     want, latents = run(exact(), request, tmp_path / "exact")
     assert relative_error(mine, latents) <= 1.1 * relative_error(other, latents) + 1e-3
@@ -140,7 +140,7 @@ def test_every_kernel_makes_the_latents_of_its_reference(arch, request_of, tmp_p
     for number, (spec, ways) in enumerate(pairs(arch)):
         ops = native_ops(bank, arch, attention=spec, gemm=ways)
         _, ours = run(packaged(arch, ops, monkeypatch), request, tmp_path / f"kernels{number}")
-        references = packaged(arch, reference_ops(spec), monkeypatch)
+        references = packaged(arch, reference_ops(spec, arch), monkeypatch)
         _, theirs = run(references, request, tmp_path / f"references{number}")
         mine, other = relative_error(ours, want), relative_error(theirs, want)
         assert mine <= 1.1 * other + 1e-3, spec.name

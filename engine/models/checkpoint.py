@@ -21,6 +21,7 @@ from engine.models.dit import Linear, Scail
 from engine.models.fill import Stored, count_blocks
 from engine.models.fp8_scales import METADATA, Fp8Scales, is_beside
 from engine.models.lora import Lora
+from engine.models.lora_roles import require_kind
 from engine.models.tensorfile import TensorFile, is_finite
 
 log = logging.getLogger(__name__)
@@ -99,6 +100,7 @@ class Checkpoint:
         self._loras = tuple(loras)
         for lora in loras:
             lora.check({name: self.shape(name) for name in self})
+            require_kind(lora, self.config.kind.name)
 
     @property
     def files(self) -> tuple[Path, ...]:

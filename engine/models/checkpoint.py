@@ -19,6 +19,7 @@ from engine.errors import BadCheckpoint
 from engine.models.attention import Attention, sdpa
 from engine.models.dit import Linear, Scail
 from engine.models.fill import Stored, count_blocks
+from engine.models.foreign_formats import refuse_foreign
 from engine.models.fp8_scales import METADATA, Fp8Scales, is_beside
 from engine.models.lora import Lora
 from engine.models.lora_roles import require_kind
@@ -93,6 +94,7 @@ class Checkpoint:
         """
         self.path = path
         self._file = TensorFile(path, *more, top_key="module")
+        refuse_foreign(self._file)
         self._file.warn_of_metadata(METADATA)
         self._stored = self._locate()
         self.config = self._infer_config(layers)

@@ -56,9 +56,9 @@ def require_kind(lora: Lora, kind: KindName) -> None:
     """Raises `BadCheckpoint` for a LoRA that says it is of another model of the family than `kind`,
     and warns of one whose role none but SCAIL-2 has.
     """
-    told = [name for name, pattern in KINDS_TOLD.items() if any(map(pattern.search, _names(lora)))]
-    if told and kind not in told:
-        other = KINDS[told[0]].title
+    told = [one for one in KINDS.values() if any(map(KINDS_TOLD[one.name].search, _names(lora)))]
+    if told and KINDS[kind] not in told:
+        other = told[0].title
         raise BadCheckpoint(
             f"{lora.path.name} says that it is for {other}, and the checkpoint is "
             f"{KINDS[kind].title}: its changes belong to other weights. Leave it out, or take the "

@@ -15,7 +15,8 @@ from engine.machine.gpu import Gpu, arch_of, find_gpu, require_cudnn, require_dr
 from engine.machine.kernel_choice import Choices, attention_kernel, choose_variants, gemm_ways
 from engine.models.attention import ATTENTIONS, available, find_attention
 from engine.models.vae import Norm, Vae
-from engine.package.folder import Package, find_packages, open_package
+from engine.package.folder import Package, open_package
+from engine.package.search import find_packages
 from kernels.aot.cubin import spec_digest
 from kernels.arch import ARCHS, Arch
 from kernels.attention import FORMS, variants
@@ -95,7 +96,7 @@ def choose_package(path: Path, device: torch.device) -> ChosenPackage:
     gpu = find_gpu()
     if gpu is None:
         raise UnsupportedGpu("PyTorch sees a GPU and the CUDA driver shows none. Restart.")
-    held = [name for name, _ in find_packages(path)]
+    held = {one.arch for one in find_packages(path)}
     # where there is none, what is wrong with the path says more than which GPU this is
     package = open_package(path, arch_of(gpu, held) if held else None)
     require_driver(gpu, package.manifest.driver)

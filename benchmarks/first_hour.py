@@ -72,7 +72,7 @@ def steps(
             (python, "build_engine.py", "--preset", "tiny", "--arch", arch, "--out", str(tiny)),
             900),
         HourStep("clip", "does the whole program run",
-            (*clip, *size, "--package", str(tiny / arch), "--out", str(folder / "a.mp4")), 900),
+            (*clip, *size, "--package", str(tiny), "--out", str(folder / "a.mp4")), 900),
         HourStep("forward", "which variants win, how long is a step, how much memory",
             (*bench, "forward", "--out", str(folder / "forward.jsonl"), *tried), 1800),
         HourStep("cold start", "how long until the first job and the first forward",

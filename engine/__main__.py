@@ -38,7 +38,13 @@ from engine.media.mp4 import encode_mp4
 from engine.media.picture import load_image
 from engine.media.video import probe_video
 from engine.models.attention import available
+<<<<<<< HEAD
 from engine.package.folder import Package, find_packages, open_package, summary
+=======
+from engine.models.lora import file_and_strength
+from engine.package.folder import Package, open_package, summary
+from engine.package.search import Held, find_packages, several
+>>>>>>> d5c5df750bb1f3dc81b1d430a7061f0900ab841d
 from engine.pipeline import Pipeline
 from engine.pose.capture import capture_motion
 from engine.pose.extract import PoseExtractor
@@ -168,7 +174,7 @@ def info(args: argparse.Namespace) -> None:
     found = {
         "gpu": None if gpu is None else dataclasses.asdict(gpu),
         "packages": [summary(package) for package in packages],
-        **_choice(gpu, packages),
+        **_choice(gpu, packages, args.package),
         "attention": available(),
         "models_dir": str(models_dir()),
         "state_dir": str(state_dir()),
@@ -189,32 +195,37 @@ def hub_check(args: argparse.Namespace) -> None:
 
 def _packages(path: Path) -> list[Package]:
     """Opens a package, or all of a folder of packages. Raises `BadPackage` if there is none."""
-    folders = [folder for _, folder in find_packages(path)]
+    folders = [held.path for held in find_packages(path)]
     return [open_package(folder) for folder in folders or [path]]
 
 
-def _choice(gpu: Gpu | None, packages: Sequence[Package]) -> dict[str, object]:
-    """Tells which package would run here and why, or why none would."""
+def _choice(gpu: Gpu | None, packages: Sequence[Package], folder: Path | None) -> dict[str, object]:
+    """Tells which package of `folder` would run here and why, or why none would."""
     untold = {"variants": None, "sums": None}  # nothing was chosen here yet
     if gpu is not None:
         try:
             find_device()
         except EngineError as error:
             return {"runs": f"none: {error}", **untold}
-    if not packages:
+    if not packages or folder is None:
         where = "the CPU" if gpu is None else "the GPU"
         return {"runs": f"the exact model in plain PyTorch on {where}", **untold}
     if gpu is None:
-        names = ", ".join(package.manifest.arch for package in packages)
-        return {"runs": f"{names}, by references on the CPU: there is no GPU", **untold}
+        kinds = [f"{one.manifest.model_kind}/{one.manifest.arch}" for one in packages]
+        return {"runs": f"{', '.join(kinds)}, by references on the CPU: there is no GPU", **untold}
     try:
-        arch = arch_of(gpu, [package.manifest.arch for package in packages])
-        package = next(held for held in packages if held.manifest.arch == arch.name)
+        arch = arch_of(gpu, {package.manifest.arch for package in packages})
+        fitting = [held for held in packages if held.manifest.arch == arch.name]
+        if len(fitting) > 1:
+            held = [Held(one.manifest.model_kind, arch.name, one.path) for one in fitting]
+            raise BadRequest(several(folder, held))
+        (package,) = fitting
         require_driver(gpu, package.manifest.driver)
     except EngineError as error:
         return {"runs": f"none: {error}", **untold}
     known = known_choices(package.digest, gpu, state_dir())
-    runs = {"runs": f"{package.path}, which is for {gpu.name}"}
+    title = package.manifest.model.kind.title
+    runs = {"runs": f"{package.path}, which is of {title} and for {gpu.name}"}
     if known is None:
         return {**runs, **untold}
     return {

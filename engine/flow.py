@@ -14,10 +14,12 @@ if TYPE_CHECKING:  # whoever reads settings alone does not wait for PyTorch
 Motion = Literal["video", "pose", "joints"]  # a dance, a rendered skeleton video, SMPL joints
 Align = Literal["exact", "official"]  # the best fit, or what the official program's solver finds
 KindName = Literal["preview", "scail2"]  # rows of `config.KINDS`
+LoraRole = Literal["distill", "dpo", "relight", "other"]  # what a merged LoRA is for
 Mode = Literal["animation", "replacement"]  # the picture dances, or it takes the dancer's place
 SegmentPlan = Literal["even", "cover", "official", "sat", "windows"]  # the first is usual
 RecipeName = Literal["production", "official", "turbo", "fast8"]  # rows of `recipes.RECIPES`
 Fit = Literal["crop", "resize"]  # the picture fills the size asked for, or the clip has its shape
+Mode = Literal["animation", "replacement"]  # the picture moves in its own scene, or in the video's
 
 Check: TypeAlias = Callable[[], None]  # asked in every long loop; what it raises ends the job
 

@@ -271,7 +271,7 @@ def _ops(package: Package, arch: Arch) -> Iterator[Mapping[str, Ops]]:
             bank = stack.enter_context(KernelBank(package.kernels, arch, stream))
             ops = {name: native_ops(bank, arch, attention=spec) for name, spec in forms.items()}
         else:
-            ops = {name: reference_ops(spec) for name, spec in forms.items()}
+            ops = {name: reference_ops(spec, arch) for name, spec in forms.items()}
         plain = plain_attention(next(iter(ops.values())), find_attention("sdpa"))
         yield {**ops, "sdpa": plain}
 

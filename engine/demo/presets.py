@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engine.config import NANO, TINY, ModelConfig
-from engine.demo.weights import DemoWeights, demo_weights
+from engine.config import NANO, TINY, TINY_SCAIL2, ModelConfig
+from engine.demo.weights import DemoWeights, demo_weights, scail2_weights
 from engine.flow import Recipe
 from engine.media.framing import Size
 from engine.recipes import RECIPES
@@ -31,6 +31,10 @@ def _shipped(_: Path) -> DemoWeights:
 PRESETS = {
     "tiny": Preset(
         TINY, demo_weights, replace(RECIPES["preview"]["official"], steps=4, cfg=1.0), None,
+        "DEMO WEIGHTS: random numbers, not a trained model",
+    ),
+    "tiny-scail2": Preset(
+        TINY_SCAIL2, scail2_weights, replace(RECIPES["preview"]["official"], steps=4, cfg=1.0), None,
         "DEMO WEIGHTS: random numbers, not a trained model",
     ),
     # trained on drawings of 96x160 and windows of 5 latents: benchmarks/nano/README.md

@@ -19,8 +19,10 @@ from engine.errors import BadCheckpoint
 from engine.models.attention import Attention, sdpa
 from engine.models.dit import Linear, Scail
 from engine.models.fill import Stored, count_blocks
+from engine.models.foreign_formats import refuse_foreign
 from engine.models.fp8_scales import METADATA, Fp8Scales, is_beside
 from engine.models.lora import Lora
+from engine.models.lora_roles import require_kind
 from engine.models.tensorfile import TensorFile, is_finite
 
 log = logging.getLogger(__name__)
@@ -92,6 +94,7 @@ class Checkpoint:
         """
         self.path = path
         self._file = TensorFile(path, *more, top_key="module")
+        refuse_foreign(self._file)
         self._file.warn_of_metadata(METADATA)
         self._stored = self._locate()
         self.config = self._infer_config(layers)
@@ -99,6 +102,7 @@ class Checkpoint:
         self._loras = tuple(loras)
         for lora in loras:
             lora.check({name: self.shape(name) for name in self})
+            require_kind(lora, self.config.kind.name)
 
     @property
     def files(self) -> tuple[Path, ...]:

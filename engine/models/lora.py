@@ -53,6 +53,7 @@ class Lora:
         self.strength = strength
         self._file = TensorFile(path)
         self._changes: dict[str, list[WeightChange]] = {}  # by the name of the weight
+        self.changes_other_input = False  # of the image-to-video model, which is left out
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Finds the weights that this file changes; each must be in `shapes` and fit.
@@ -150,6 +151,29 @@ class Lora:
     def files(self) -> tuple[Path, ...]:
         return self._file.files
 
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return self._file.metadata
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The weights that this file changes, once it was checked."""
+        return tuple(self._changes)
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """Those of `changed` that a stored tensor is added to as it is."""
+        is_whole = {name: any(len(one.tensors) == 1 for one in held)
+                    for name, held in self._changes.items()}  # fmt: skip
+        return tuple(name for name in is_whole if is_whole[name])
+
+    @property
+    def rank(self) -> int | None:
+        """The largest rank of its pairs; None: it has none."""
+        changes = (change for held in self._changes.values() for change in held)
+        ranks = [self._file.shape(pair.tensors[0])[0] for pair in changes if len(pair.tensors) > 1]
+        return max(ranks, default=None)
+
     def changes(self, name: str) -> bool:
         return name in self._changes
 
@@ -227,6 +251,7 @@ class Lora:
         if found == expected:
             self._changes.setdefault(weight, []).append(change)
         elif weight == OTHER_INPUT and found is not None and found[0] == expected[0]:
+            self.changes_other_input = True
             log.warning(
                 "%s: its change of %s is left out, it is for other input channels (%s, here %s)",
                 self.path.name, weight, found[1:], expected[1:],

@@ -29,6 +29,7 @@ from engine.models.torch_zip import require_whole_storages, stored_members
 log = logging.getLogger(__name__)
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<part>[0-9]{5})-of-(?P<parts>[0-9]{5})\.safetensors")
+_GGUF = b"GGUF"
 _ZIP = b"PK\x03\x04"  # how PyTorch files begin since 1.6
 _OLD_PICKLE = b"\x80"  # how they began before
 # torch.load raises these on damaged files; its messages advise to let pickles run code
@@ -108,14 +109,19 @@ class TensorFile:
 
     def _open(self, part: Path, top_key: str | None) -> None:
         head = _head(part)
-        if part.suffix == ".safetensors":
+        if part.suffix == ".safetensors" and head != _GGUF:
             self._open_safetensors(part)
-        elif part.suffix in (".pt", ".pth", ".bin"):
+        elif part.suffix in (".pt", ".pth", ".bin") and head != _GGUF:
             self._open_pickle(part, head, top_key)
+        elif head == _GGUF:
+            raise BadCheckpoint(
+                f"{part.name} is a GGUF file, which is not read. Take a .safetensors copy in BF16, "
+                "FP16 or scaled FP8."
+            )
         else:
             raise BadCheckpoint(
-                f"{part.name} is neither a .safetensors nor a .pt, .pth or .bin file; "
-                "GGUF and other containers are not read."
+                f"{part.name} is neither a .safetensors nor a .pt, .pth or .bin file; other "
+                "containers are not read."
             )
 
     def _open_safetensors(self, part: Path) -> None:

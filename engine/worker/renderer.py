@@ -25,7 +25,14 @@ from engine.media.mp4 import encode_mp4
 from engine.models.attention import find_attention
 from engine.pipeline import Pipeline
 from engine.pose.networks import Networks
-from engine.program import DEFAULT_ATTENTION, ModelSettings, choose_package
+from engine.program import (
+    DEFAULT_ATTENTION,
+    ChosenPackage,
+    MakeProgram,
+    ModelSettings,
+    choose_package,
+    make_program,
+)
 from engine.stage_dump import StageDump
 from engine.worker.convolutions import choose_plans
 from engine.worker.endpoint import Endpoint
@@ -55,7 +62,18 @@ def load_renderer(endpoint: Endpoint) -> Renderer:
             "There is no GPU here, and a worker without one takes hours for a clip. Take a "
             "machine with a GPU; for a test with a tiny package set SCAIL_ALLOW_CPU=1."
         )
-    chosen = choose_package(endpoint.package, device)
+    return renderer_of(choose_package(endpoint.package, device), endpoint, device)
+
+
+def renderer_of(
+    chosen: ChosenPackage,
+    endpoint: Endpoint,
+    device: torch.device,
+    make: MakeProgram = make_program,
+) -> Renderer:
+    """Loads a package that was chosen, and makes the first clip. `make` binds its operations to
+    what computes them. Raises what `load_package` raises.
+    """
     gpu, package = chosen.gpu, chosen.package
     served = served_by(package.manifest)
     sizes = usual_sizes(defaults(), served)  # a recipe of another model ends here
@@ -63,7 +81,7 @@ def load_renderer(endpoint: Endpoint) -> Renderer:
         keep_freed_memory()
     settings = ModelSettings(device, "fp32" if gpu is None else "bf16", None, endpoint.state)
     networks = Networks(endpoint.models, device, endpoint.state)
-    pipeline = load_package(chosen, endpoint.models, networks, settings)
+    pipeline = load_package(chosen, endpoint.models, networks, settings, make)
     denoiser = pipeline.denoiser
     assert isinstance(denoiser, PackagedDenoiser)
     with Clock()("warm"):

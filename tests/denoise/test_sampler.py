@@ -134,7 +134,7 @@ def test_the_third_grid_shifts_evenly_spaced_levels_in_fp64():
     ],
 )
 def test_the_recipes_of_scail_2_tell_the_network_the_printed_timesteps(name, told):
-    chosen = SCAIL2_RECIPES[name]
+    chosen = SCAIL2_RECIPES["preview"][name]
     timesteps = grid(chosen.sampler, chosen.steps, chosen.shift).timesteps
     assert timesteps[: len(told)] == pytest.approx(told, abs=6e-4)
     assert len(timesteps) == chosen.steps == {"official": 40, "turbo": 6, "fast8": 8}[name]

@@ -253,9 +253,9 @@ def test_a_weight_that_overflows_fp16_is_told_with_the_type(tmp_path):
 
 def test_integer_weights_are_refused(tmp_path):
     weights = small_weights()
-    weights["blocks.0.ffn.0.weight"] = torch.ones(192, 128, dtype=torch.int8)
+    weights["blocks.0.ffn.0.weight"] = torch.ones(192, 128, dtype=torch.int16)
     checkpoint = Checkpoint(save(weights, tmp_path / "m.safetensors"))
-    with pytest.raises(BadCheckpoint, match=r"ffn\.0\.weight is stored as torch\.int8"):
+    with pytest.raises(BadCheckpoint, match=r"ffn\.0\.weight is stored as torch\.int16"):
         load_transformer(checkpoint, CPU)
 
 
@@ -276,9 +276,9 @@ def test_a_truncated_file_is_an_error(tmp_path, kind, kept):
 def test_a_file_that_is_not_there_and_one_of_another_kind_are_told(tmp_path):
     with pytest.raises(MissingModel, match="There is no file"):
         Checkpoint(tmp_path / "none.safetensors")
-    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x08\x12\x07")
     with pytest.raises(BadCheckpoint, match=r"neither a \.safetensors nor a \.pt"):
-        Checkpoint(tmp_path / "model.gguf")
+        Checkpoint(tmp_path / "model.onnx")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(BadCheckpoint, match="holds one list"):
         Checkpoint(tmp_path / "list.pt")

@@ -38,13 +38,8 @@ from engine.media.mp4 import encode_mp4
 from engine.media.picture import load_image
 from engine.media.video import probe_video
 from engine.models.attention import available
-<<<<<<< HEAD
-from engine.package.folder import Package, find_packages, open_package, summary
-=======
-from engine.models.lora import file_and_strength
 from engine.package.folder import Package, open_package, summary
 from engine.package.search import Held, find_packages, several
->>>>>>> d5c5df750bb1f3dc81b1d430a7061f0900ab841d
 from engine.pipeline import Pipeline
 from engine.pose.capture import capture_motion
 from engine.pose.extract import PoseExtractor

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from engine.config import KINDS, Defaults
-from engine.errors import BadRequest
+from engine.errors import BadRequest, Unavailable
 from engine.flow import Settings
 from engine.jobs.job import Given, GivenReference
 from engine.jobs.parse import parse_job
@@ -81,8 +81,9 @@ def test_the_loras_of_a_recipe_are_data():
 
 def test_a_recipe_that_the_package_was_not_built_for_is_refused_with_what_to_do():
     plain = dataclasses.replace(SCAIL2, refused={"turbo": "Build with --lora."})
-    assert scail2_refused(plain) == "Build with --lora."
-    assert scail2_refused(plain, recipe="production") == "Build with --lora."
+    for fields in ({}, {"recipe": "turbo"}, {"recipe": "production"}):
+        with pytest.raises(Unavailable, match=r"^Build with --lora\.$"):
+            scail2_job(plain, **fields)
     assert scail2_job(plain, recipe="official").settings.recipe.cfg == 5.0
 
 

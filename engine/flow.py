@@ -19,7 +19,6 @@ Mode = Literal["animation", "replacement"]  # the picture dances, or it takes th
 SegmentPlan = Literal["even", "cover", "official", "sat", "windows"]  # the first is usual
 RecipeName = Literal["production", "official", "turbo", "fast8"]  # rows of `recipes.RECIPES`
 Fit = Literal["crop", "resize"]  # the picture fills the size asked for, or the clip has its shape
-Mode = Literal["animation", "replacement"]  # the picture moves in its own scene, or in the video's
 
 Check: TypeAlias = Callable[[], None]  # asked in every long loop; what it raises ends the job
 

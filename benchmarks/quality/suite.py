@@ -125,7 +125,7 @@ def dance(size: tuple[int, int], frames: int) -> Request:
     """The demo's picture and dance at a size (H, W)."""
     picture, joints = DEMO / "dancer.png", DEMO / "dance.npz"
     settings = Settings(
-        RECIPES["production"], PROMPT, "blur", seed=3,
+        RECIPES["preview"]["production"], PROMPT, "blur", seed=3,
         height=size[0], width=size[1], frames=frames,
     )  # fmt: skip
     return Request(picture, joints, "joints", settings)
@@ -305,7 +305,7 @@ def _model(pipeline: Pipeline) -> Scail:
 
 
 def _recipes(steps: Mapping[str, int]) -> dict[str, Recipe]:
-    return {name: replace(RECIPES[name], steps=count) for name, count in steps.items()}
+    return {name: replace(RECIPES["preview"][name], steps=count) for name, count in steps.items()}
 
 
 def settings(attention: str | None) -> ModelSettings:

@@ -34,8 +34,7 @@ PRESETS = {
         "DEMO WEIGHTS: random numbers, not a trained model",
     ),
     "tiny-scail2": Preset(
-        TINY_SCAIL2, scail2_weights,
-        replace(RECIPES["preview"]["official"], steps=4, cfg=1.0), None,
+        TINY_SCAIL2, scail2_weights, replace(RECIPES["scail2"]["turbo"], steps=4), None,
         "DEMO WEIGHTS: random numbers, not a trained model",
     ),
     # trained on drawings of 96x160 and windows of 5 latents: benchmarks/nano/README.md

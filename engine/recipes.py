@@ -27,7 +27,7 @@ class NeededLora:
 
 
 # The first of a kind is the one of requests that name none.
-RECIPES: Mapping[KindName, Mapping[str, Recipe]] = {  # by `flow.RecipeName`
+RECIPES: Mapping[KindName, Mapping[RecipeName, Recipe]] = {
     "preview": {
         # the workflow in production (docs/reference/denoiser.md 4.6): weights are distilled, half
         # of the steps see the skeleton

@@ -305,7 +305,8 @@ def _model(pipeline: Pipeline) -> Scail:
 
 
 def _recipes(steps: Mapping[str, int]) -> dict[str, Recipe]:
-    return {name: replace(RECIPES["preview"][name], steps=count) for name, count in steps.items()}
+    rows: Mapping[str, Recipe] = {**RECIPES["preview"]}
+    return {name: replace(rows[name], steps=count) for name, count in steps.items()}
 
 
 def settings(attention: str | None) -> ModelSettings:

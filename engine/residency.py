@@ -152,4 +152,5 @@ def shape_of(request: Request, source: Source) -> ClipShape:
         unseen=unseen,
         clip_frames=frames,
         evaluations=evaluations_of_each(recipe, latent_frames(frames)),
+        references=len(request.references),
     )

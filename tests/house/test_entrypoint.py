@@ -159,7 +159,9 @@ def test_a_repository_without_the_package_is_refused(container):
     container.program("hf", "true")
     done = container.start(WEIGHTS_REPO="me/scail")
     assert done.returncode == 1
-    assert done.stderr.endswith("entrypoint: me/scail has no packages/KIND/sm89 of this engine. Upload one.\n")
+    assert done.stderr.endswith(
+        "entrypoint: me/scail has no packages/KIND/sm89 of this engine. Upload one.\n"
+    )
     assert container.called("worker") == []
 
 

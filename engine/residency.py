@@ -176,4 +176,5 @@ def shape_of(request: Request, source: Source) -> ClipShape:
         unseen=unseen,
         clip_frames=longest,
         evaluations=(sum(seen for seen, _ in counts), sum(blind for _, blind in counts)),
+        references=len(request.references),
     )

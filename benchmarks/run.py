@@ -173,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--runs", type=_positive, metavar="N", help="not quality: more runs, less noise")
     add("--sizes", type=_sizes, metavar="HxW,...", help="clip: of the frames")
     add("--frames", type=_positive, metavar="N", help="clip: 1, 5, 9, ...")
-    add("--recipes", type=_names, metavar="NAME,...", help="clip: official, production")
+    add("--recipes", type=_names, metavar="NAME,...", help="clip: production, official")
     add("--checkpoint", type=Path, metavar="FILE",
         help="quality: real weights, which --package is made from")  # fmt: skip
     add("--before", type=Path, metavar="DIR",

@@ -34,9 +34,8 @@ FrameSize = tuple[int, int]  # height, width
 
 SIZES: tuple[FrameSize, ...] = ((96, 64), (160, 96))  # for one core; upright, as the demo's picture
 FRAMES, RUNS = 5, 3
+KNOWN: Mapping[str, Recipe] = {f"{name}": row for name, row in RECIPES["preview"].items()}
 NOISE_MS, NOISE_SHARE = 50.0, 0.05  # between two clocks around the same work
-
-PREVIEW: Mapping[str, Recipe] = {**RECIPES["preview"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,7 @@ def measure_clip(
     *,
     sizes: Sequence[FrameSize] = SIZES,
     frames: int = FRAMES,
-    recipes: Sequence[str] = tuple(RECIPES["preview"]),
+    recipes: Sequence[str] = tuple(KNOWN),
     runs: int = RUNS,
 ) -> tuple[str, list[ClipRow]]:
     """Says how the clips were checked, and gives a row for each.
@@ -80,8 +79,8 @@ def _check_asked(sizes: Sequence[FrameSize], frames: int, recipes: Sequence[str]
     for height, width in sizes:
         check_size(height, width)
     for recipe in recipes:
-        if recipe not in PREVIEW:
-            raise BadRequest(f"There is no recipe {recipe!r}. Choose of: {', '.join(PREVIEW)}.")
+        if recipe not in KNOWN:
+            raise BadRequest(f"There is no recipe {recipe!r}. Choose of: {', '.join(KNOWN)}.")
     if trim_to_whole_latents(frames) != frames:
         whole = trim_to_whole_latents(frames)
         raise BadRequest(f"{frames} frames fill no whole latents; ask for {whole} or {whole + 4}.")
@@ -123,7 +122,7 @@ class Bench:
             with spans(FETCH):
                 image, motion = fetch(job, self._network)
             settings = Settings(
-                PREVIEW[recipe], PROMPT, NEGATIVE_PROMPT,
+                KNOWN[recipe], PROMPT, NEGATIVE_PROMPT,
                 seed=1, height=size[0], width=size[1], frames=frames,
             )  # fmt: skip
             request = Request(image, motion, "video", settings)
@@ -134,7 +133,7 @@ class Bench:
         found = stages(spans, clip.timings_ms)
         check_sum(found, wall_ms)
         forwards = tuple(spans.of(FORWARDS))
-        want = evaluations(PREVIEW[recipe], 1 + (frames - 1) // VAE_STRIDE[0])
+        want = evaluations(KNOWN[recipe], 1 + (frames - 1) // VAE_STRIDE[0])
         right = len(forwards) == want
         require(right, f"{recipe}: {len(forwards)} evaluations were timed, {want} belong to it")
         return ClipRun(wall_ms, found, forwards, peak)

@@ -63,7 +63,7 @@ def closeness(arch, name, clips, folder):
     theirs = [packaged(arch, grained(reference_ops(spec, arch), ulps)) for ulps in GRAINS]
     found = Closeness([], [])
     for seed in range(clips):
-        request = request_of(folder, replace(RECIPES[name], steps=2), FRAMES, seed)
+        request = request_of(folder, replace(RECIPES["preview"][name], steps=2), FRAMES, seed)
         want = run(exact(), request)
         found.kernels.append(psnr(run(ours, request), want))
         found.references.append([psnr(run(one, request), want) for one in theirs])

@@ -165,9 +165,14 @@ def _cross(cross: TransformerLayer, x: Tensor, context: Told) -> Tensor:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """[B, S, N, K] each -> [B, S, D]."""
+    """[B, S, N, K] each -> [B, S, D].
+
+    Written out: in BF16 on a CPU, PyTorch's own takes two to three times as long.
+    """
     q, k, v = (side.transpose(1, 2) for side in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+    logits = (q * HEAD_SIZE**-0.5) @ k.transpose(-1, -2)
+    logits = logits if bias is None else logits + bias
+    return (logits.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

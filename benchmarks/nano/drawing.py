@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from benchmarks.nano.dance import ARMS, FLOOR, LEGS, SIDES, Array, unit
 from benchmarks.nano.paint import Cone, ConePart, Tint, cover, inside, paint
 from engine.errors import BadMedia
-from engine.pose.camera import Camera, base_camera
+from engine.pose.camera import base_camera
 
 Hair = Literal["short", "bob", "ponytail", "bun"]
 
@@ -119,7 +119,7 @@ def draw_dancer(joints: ArrayLike, height: int, width: int, look: Look) -> NDArr
 
 
 def draw_person(joints: Array, height: int, width: int, look: Look) -> Array:
-    """One person without a room: colours over black [H, W, 4], last the share of a pixel covered."""
+    """One person without a room: colours over black, then what is covered, 0..1: [H, W, 4]."""
     camera = base_camera(height, width)
     canvas = np.zeros((height, width, 4))
     for part in _parts(joints, look):

@@ -1,1 +1,1 @@
-"""Trains and judges the nano SCAIL-2: people of a picture dance what other people dance in a video."""
+"""Trains and judges the nano SCAIL-2: people of a picture dance what others dance in a video."""

@@ -1,7 +1,7 @@
 """Judges a clip of a known scene: do the right people move as they should, in the right room?
 
-Four questions. Are arms and legs where the dance has them? Has everybody the colours of the picture,
-and not those of the dancer they follow or of another person? Is the room the right one?
+Three questions. Are arms and legs where the dance has them? Has everybody the colours of the
+picture, not those of the dancer they follow or of another person? Is the room the right one?
 Truth is the drawing of the scene; whose a pixel is comes from how it was painted.
 """
 
@@ -24,7 +24,7 @@ NEAR = 3  # pixels about people in which the room is not judged: their edges are
 
 @dataclass(frozen=True, slots=True)
 class Colours:
-    """How far the colours of a person in the clip are from others: Hellinger, 0 the same, 1 none."""
+    """The distance of a person's colours from others: Hellinger, 0 the same, 1 none in common."""
 
     own: float  # as the picture has this person
     follower: float  # from the dancer whose place it takes
@@ -66,7 +66,7 @@ def judge(frames: Frames, planned: ScenePlan, true: Scene, mode: Mode) -> Verdic
 
 
 def limb_iou(frames: Frames, truth: Frames, planned: ScenePlan, mode: Mode) -> float:
-    """Compares masks of limbs: what differs from the empty room, where a limb's bones are nearest."""
+    """Compares masks of limbs: what differs from the empty room where a limb's bones are near."""
     room = empty_room(planned, mode)
     made, real = (body_of(clip, room) for clip in (frames, truth))
     near = nearest_chains(planned.joints[:, : len(frames)])

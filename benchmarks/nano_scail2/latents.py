@@ -1,5 +1,6 @@
 """Encodes scenes once, as the transformer sees them: videos by the VAE, masks as 28 channels."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +89,7 @@ def load(path: Path) -> Encoded:
     return Encoded(**load_file(path))
 
 
-def encode_scenes(scenes: list[Path], latents: Path, vae: Vae, vision: VisionEncoder) -> None:
+def encode_scenes(scenes: Iterable[Path], latents: Path, vae: Vae, vision: VisionEncoder) -> None:
     """Writes the latents of every scene that has none yet."""
     latents.mkdir(parents=True, exist_ok=True)
     for path in scenes:

@@ -1,4 +1,4 @@
-"""Scenes for SCAIL-2: people dance in a video, and others, in a picture, shall dance in their place.
+"""Scenes for SCAIL-2: people dance in a video, and others, in a picture, shall take their place.
 
 In both modes those of the picture take over the very joints of those whom they follow. The room is
 that of the picture in animation and that of the video in replacement. Masks are exact: a pixel is a

@@ -77,7 +77,7 @@ def losses(model: Scail, texts: Texts, drawn: Drawn) -> Tensor:
 
 
 def people_weight(driving_mask: Tensor) -> Tensor:
-    """[B, 28, t, h/2, w/2] -> [B, 1, t, h, w]: larger where somebody is or comes within a latent."""
+    """[B, 28, t, h/2, w/2] -> [B, 1, t, h, w]: larger where somebody is."""
     channels = [position * len(CLASSES) + kind for position in range(GROUP) for kind in CLASS_OF]
     there = (driving_mask[:, channels].amax(1) > 0.02).float()
     return 1 + BODY * F.interpolate(there, scale_factor=2)[:, None]

@@ -15,7 +15,7 @@ from engine.config import ModelConfig
 from engine.flow import Mode
 from engine.models.dit import PATCH, Scail, rope_tables
 
-QUIET = 0.02  # spread of the fresh weights of the mask's embedding
+QUIET = 0.05  # spread of the fresh weights of the mask's embedding
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from benchmarks.nano_scail2.latents import mask_channels
 from benchmarks.nano_scail2.scenes import FRAMES, Frames, Mode, Scene, driving_mask, picture_mask
 from engine.config import MASK_CHANNELS, state_dir
 from engine.denoise.sampler import denoise, noise_like, seeded
+from engine.denoise.segments import kept, plan
 from engine.flow import Recipe, Roles
 from engine.media.framing import frames_to_u8, image_to_network, skeleton_to_network
 from engine.models.dit import Context, Scail
@@ -24,7 +25,6 @@ from engine.models.vision import VisionEncoder
 from engine.recipes import PROMPT
 
 CPU = torch.device("cpu")
-OVERLAP = 5  # frames that a segment knows of the one before
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,40 +69,25 @@ def troupe(model: Scail, models: Path) -> Troupe:
     )
 
 
-def segments(frames: int, longest: int = FRAMES) -> list[int]:
-    """The first frames of segments that overlap by `OVERLAP`; all are full where the clip allows.
-
-    `longest` and lengths below it are 4k + 1.
-    """
-    stride = longest - OVERLAP
-    starts = list(range(0, max(1, frames - OVERLAP), stride))
-    return [max(0, min(start, frames - longest)) for start in starts]
-
-
 @torch.inference_mode()
 def perform(troupe: Troupe, given: Given, recipe: Recipe, seed: int) -> Frames:
-    """Makes the frames [T, H, W, 3] u8. T is 4k + 1 if it fits into one segment."""
+    """Makes the frames [T, H, W, 3] u8."""
     model = troupe.model
     image = image_to_network(torch.from_numpy(given.picture))
     context = model.embed_context(troupe.text, troupe.vision(image))
     reference = troupe.vae.encode([image[:, None]])
     generator = seeded(seed)
-    made: Tensor | None = None  # [3, n, H, W] in -1..1
-    for start in segments(len(given.driving)):
-        cut = slice(start, start + FRAMES)
+    made = image.new_empty(3, 0, *image.shape[1:])  # finished frames in -1..1
+    segments = plan("even", len(given.driving), FRAMES)
+    for segment, part in zip(segments, kept(segments), strict=True):
+        seen = segment.driving
         history = None
-        if made is not None:
-            tail = made[:, start : start + OVERLAP]
-            history = troupe.vae.encode([tail])
-        part = replace(given, driving=given.driving[cut], driving_mask=given.driving_mask[cut])
-        latents = _segment(troupe, part, context, reference, history, recipe, generator)
-        frames = torch.cat(list(troupe.vae.decode(latents)), dim=1)
-        made = (
-            frames
-            if made is None
-            else torch.cat([made[:, : start + OVERLAP], frames[:, OVERLAP:]], 1)
-        )
-    assert made is not None
+        if segment.history_frames:
+            history = troupe.vae.encode([made[:, segment.history]])
+        shown = replace(given, driving=given.driving[seen], driving_mask=given.driving_mask[seen])
+        latents = _segment(troupe, shown, context, reference, history, recipe, generator)
+        frames = torch.cat(list(troupe.vae.decode(latents)), dim=1)[:, part]
+        made = torch.cat([made, frames], dim=1)
     return frames_to_u8(made).numpy()
 
 

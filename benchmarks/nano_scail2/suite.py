@@ -77,9 +77,7 @@ def swapped_masks(inputs: Given) -> Given:
 def shuffled_dance(inputs: Given) -> Given:
     """Changes the order of the driving frames, and that of their masks with them."""
     order = np.random.default_rng(0).permutation(len(inputs.driving))
-    return replace(
-        inputs, driving=inputs.driving[order], driving_mask=inputs.driving_mask[order]
-    )
+    return replace(inputs, driving=inputs.driving[order], driving_mask=inputs.driving_mask[order])
 
 
 def zero_masks(inputs: Given) -> Given:

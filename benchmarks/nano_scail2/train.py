@@ -46,7 +46,7 @@ LOOK_AGAIN = 100  # steps after which scenes that were encoded meanwhile are loa
 CLASS_OF = [CLASSES.index(tuple(int(channel > 0) for channel in colour)) for colour in PALETTE]
 
 # Share of the training after which a row of chances for BATCHES holds.
-BATCHES = (Batch(1, 16), Batch(2, 10), Batch(3, 8), Batch(5, 5))
+BATCHES = (Batch(1, 16), Batch(2, 10), Batch(4, 6), Batch(5, 5))
 CHANCES = (
     (0.0, (0.5, 0.3, 0.1, 0.1)),
     (0.2, (0.25, 0.25, 0.25, 0.25)),

@@ -1,7 +1,6 @@
 """Training of the nano SCAIL-2: it computes what the engine does, and learns from what it says."""
 
 import random
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import torch
 from benchmarks.nano.optimizer import NanoOptimizer
 from benchmarks.nano.train import Batch
 from benchmarks.nano.transformer import texts_of
-from benchmarks.nano_scail2 import latents, perform, scenes, train
+from benchmarks.nano_scail2 import latents, train
 from benchmarks.nano_scail2.latents import CLASSES, Encoded, mask_channels
 from benchmarks.nano_scail2.scenes import BLACK, MODES, PALETTE, WHITE
 from benchmarks.nano_scail2.transformer import DrivenConditions, masked_transformer, velocity
@@ -187,16 +186,6 @@ def test_its_loss_falls():
         optimizer.step()
         seen.append(loss.item())
     assert seen[-1] < 0.95 * seen[0]
-
-
-def test_segments_overlap_by_five_frames_and_are_full():
-    assert perform.segments(17) == [0]
-    assert perform.segments(65) == [0, 12, 24, 36, 48]
-    assert perform.segments(97)[-2:] == [72, 80]
-    for frames in range(18, 120):
-        starts = perform.segments(frames)
-        assert starts[-1] + scenes.FRAMES == frames
-        assert all(1 <= after - before <= 12 for before, after in pairwise(starts))
 
 
 def test_black_behind_is_no_class_at_all():

@@ -153,10 +153,15 @@ def scene(planned: ScenePlan) -> Scene:
     )  # fmt: skip
 
 
-def layers(looks: tuple[Look, ...], joints: NDArray[np.float64]) -> list[list[Array]]:
-    """For each person, whose joints are [P, T, 24, 3], its painted frames [H, W, 4]."""
+def layers(
+    looks: tuple[Look, ...], joints: NDArray[np.float64], times: int = 1
+) -> list[list[Array]]:
+    """For each person, whose joints are [P, T, 24, 3], its painted frames [H, W, 4].
+
+    Sides are `times` as long as those of scenes.
+    """
     return [
-        [draw_person(pose, HEIGHT, WIDTH, look) for pose in poses]
+        [draw_person(pose, times * HEIGHT, times * WIDTH, look) for pose in poses]
         for look, poses in zip(looks, joints, strict=True)
     ]
 
@@ -164,9 +169,10 @@ def layers(looks: tuple[Look, ...], joints: NDArray[np.float64]) -> list[list[Ar
 def put_into(room: Room, joints: NDArray[np.float64], painted: list[list[Array]]) -> Shown:
     """Lays people over a room, the farther one first, and keeps whose each pixel is."""
     frames, owners = [], []
+    height, width, _ = painted[0][0].shape
     for t in range(joints.shape[1]):
-        canvas = draw_room(list(joints[:, t]), HEIGHT, WIDTH, room)
-        owner = np.zeros((HEIGHT, WIDTH), np.uint8)
+        canvas = draw_room(list(joints[:, t]), height, width, room)
+        owner = np.zeros((height, width), np.uint8)
         for person in np.argsort(-joints[:, t, 0, 2]):
             layer = painted[person][t]
             canvas = canvas * (1 - layer[..., 3:]) + layer[..., :3]

@@ -35,7 +35,7 @@ class Seams:
 
 
 def seams(frames: Frames, starts: Sequence[int], planned: ScenePlan, mode: Mode) -> Seams:
-    """Measures a clip [T, H, W, 3] of one person; each of `starts` is the first frame of a piece."""
+    """Measures a clip [T, H, W, 3] of one person, in which pieces begin at frames `starts`."""
     steps = colour_steps(frames, planned, mode)  # [colours, T - 1]
     across = np.array(starts) - 1
     inside = np.setdiff1d(np.arange(len(frames) - 1), across)

@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.nano_scail2 import judge, scenes
 from benchmarks.nano_scail2.scenes import BLACK, HELD_OUT, MODES, PALETTE, WHITE
+from benchmarks.nano_scail2.seams import seams
 
 FRAMES = 3
 ALONE, PAIR = HELD_OUT, HELD_OUT + 2  # by how many persons they have
@@ -130,3 +131,14 @@ def test_another_dance_and_an_empty_room_have_other_limbs(drawn):
     owners = other.driving.owners[..., None] > 0
     moved = np.where(owners, other.driving.frames, room)
     assert judge.limb_iou(moved, made.targets["animation"].frames, planned, "animation") < 0.5
+
+
+def test_a_clip_that_goes_on_is_smooth_and_one_that_skips_two_frames_is_not():
+    planned = scenes.plan(HELD_OUT + 102, 31, persons=1)
+    moving = scenes.layers(planned.heroes, planned.joints)
+    clip = scenes.put_into(planned.studio, planned.joints, moving).frames
+    starts = [17]
+    found = seams(clip[:29], starts, planned, "animation")
+    skipped = seams(np.delete(clip, [17, 18], axis=0), starts, planned, "animation")
+    assert found.smooth and not skipped.smooth
+    assert skipped.rgb > 1.3 * found.rgb

@@ -3,7 +3,7 @@
 python -m benchmarks.nano_scail2.demo            # rewrites them where the demo finds them
 
 The video's mask is a file of labels, the picture's a picture of colours; either serves both modes,
-as what lies behind people is known by the mode (docs/reference/scail2.md 4.1).
+as what lies behind people is known by the mode (docs/reference/masks.md 1.3).
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Has the exact model perform a scene, of one segment or of several that know how the last ended.
 
 Everything that the network is told is made here from pictures and masks, as the engine does it.
-Sources: docs/reference/scail2.md 5 to 7.
+Sources: docs/reference/scail2.md 6, 7 and 10.
 """
 
 from dataclasses import dataclass, replace
@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.nano_scail2.latents import mask_channels
 from benchmarks.nano_scail2.scenes import FRAMES, Frames, Mode, Scene, driving_mask, picture_mask
-from engine.config import MASK_CHANNELS, state_dir
+from engine.config import MASK_CHANNELS, ROLE_CHANNELS, state_dir
 from engine.denoise.sampler import denoise, noise_like, seeded
 from engine.denoise.segments import kept, plan
 from engine.flow import Recipe, Roles
+from engine.masks.colours import driving_channels, reference_channels
 from engine.media.framing import frames_to_u8, image_to_network, skeleton_to_network
 from engine.models.dit import Context, Scail
 from engine.models.locate import IMAGE_ENCODER, TEXT_ENCODER, VAE, find_model
@@ -105,10 +105,10 @@ def _segment(
     shape = (*driving.shape[:2], *reference.shape[2:])
     roles = Roles(
         given.mode,
-        mask_channels(given.picture_mask, half=False),
-        mask_channels(given.driving_mask, half=True),
+        reference_channels(image_to_network(torch.from_numpy(given.picture_mask[0]))),
+        driving_channels(torch.from_numpy(given.driving_mask)),
         reference[:, :0],
-        reference.new_zeros(28, 0, *reference.shape[2:]),
+        reference.new_zeros(ROLE_CHANNELS, 0, *reference.shape[2:]),
     )
     noise, known, count = noise_like(shape, generator), None, 0
     if history is not None:

@@ -4,7 +4,7 @@ In both modes those of the picture take over the very joints of those whom they 
 that of the picture in animation and that of the video in replacement. Masks are exact: a pixel is a
 person's where more than half of it was painted as that person.
 A scene is a function of its number. Numbers from `HELD_OUT` on are never trained on.
-Masks and modes: docs/reference/scail2.md 4.1.
+Masks and modes: docs/reference/masks.md 1.
 """
 
 from dataclasses import dataclass

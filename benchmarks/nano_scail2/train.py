@@ -26,11 +26,12 @@ from benchmarks.nano.train import (
 )
 from benchmarks.nano.training import StepLoss, train
 from benchmarks.nano.transformer import Texts, texts_of
-from benchmarks.nano_scail2.latents import CLASSES, GROUP, Encoded, load
-from benchmarks.nano_scail2.scenes import MODES, PALETTE
+from benchmarks.nano_scail2.latents import SHARES, Encoded, load
+from benchmarks.nano_scail2.scenes import MODES
 from benchmarks.nano_scail2.transformer import DrivenConditions, masked_transformer, velocity
-from engine.config import NANO_SCAIL2, state_dir
+from engine.config import NANO_SCAIL2, VAE_STRIDE, state_dir
 from engine.demo.presets import NANO_HOME
+from engine.masks.colours import CLASSES, PERSONS
 from engine.models.dit import Scail
 from engine.models.locate import TEXT_ENCODER, find_model
 from engine.models.text import embed_prompts
@@ -43,7 +44,7 @@ HISTORY = 2  # latents that a later segment knows: 5 frames
 GOES_ON = 0.35  # share of the long batches that have history
 WORN = 0.15  # the most noise in history, which was decoded and encoded before it is seen
 LOOK_AGAIN = 100  # steps after which scenes that were encoded meanwhile are loaded
-CLASS_OF = [CLASSES.index(tuple(int(channel > 0) for channel in colour)) for colour in PALETTE]
+PEOPLE = [[*CLASSES].index(name) for name in PERSONS[:2]]  # classes of a scene's persons
 
 # Share of the training after which a row of chances for BATCHES holds.
 BATCHES = (Batch(1, 16), Batch(2, 10), Batch(4, 6), Batch(5, 5))
@@ -78,7 +79,9 @@ def losses(model: Scail, texts: Texts, drawn: Drawn) -> Tensor:
 
 def people_weight(driving_mask: Tensor) -> Tensor:
     """[B, 28, t, h/2, w/2] -> [B, 1, t, h, w]: larger where somebody is."""
-    channels = [position * len(CLASSES) + kind for position in range(GROUP) for kind in CLASS_OF]
+    channels = [
+        position * len(CLASSES) + kind for position in range(VAE_STRIDE[0]) for kind in PEOPLE
+    ]
     there = (driving_mask[:, channels].amax(1) > 0.02).float()
     return 1 + BODY * F.interpolate(there, scale_factor=2)[:, None]
 
@@ -116,7 +119,7 @@ class LatentPool:
             whole = [getattr(one, name)[:, part] for one, part in zip(drawn, cuts, strict=True)]
             return torch.stack(whole).float()
 
-        clean, driving_mask = cut(mode), cut(f"{mode}_driving_mask") / 64
+        clean, driving_mask = cut(mode), cut(f"{mode}_driving_mask") / SHARES
         weight, history = people_weight(driving_mask), None
         if goes_on:
             history = clean[:, :, :HISTORY]
@@ -130,7 +133,7 @@ class LatentPool:
                 vision=stacked("vision")[:, self._seen()],
                 mode=mode,
                 reference=stacked("reference"),
-                reference_mask=stacked(f"{mode}_reference_mask") / 64,
+                reference_mask=stacked(f"{mode}_reference_mask") / SHARES,
                 driving=cut("driving"),
                 driving_mask=driving_mask,
                 history=history,

@@ -2,7 +2,6 @@
 
 import random
 
-import numpy as np
 import pytest
 import torch
 
@@ -10,11 +9,12 @@ from benchmarks.nano.optimizer import NanoOptimizer
 from benchmarks.nano.train import Batch
 from benchmarks.nano.transformer import texts_of
 from benchmarks.nano_scail2 import latents, train
-from benchmarks.nano_scail2.latents import CLASSES, Encoded, mask_channels
-from benchmarks.nano_scail2.scenes import BLACK, MODES, PALETTE, WHITE
+from benchmarks.nano_scail2.latents import SHARES, Encoded
+from benchmarks.nano_scail2.scenes import MODES
 from benchmarks.nano_scail2.transformer import DrivenConditions, masked_transformer, velocity
 from engine.config import LATENT_CHANNELS, NANO, NANO_SCAIL2, ROLE_CHANNELS, TEXT_TOKENS
 from engine.flow import Roles
+from engine.masks.colours import CLASSES
 from engine.models.dit import Scail
 
 CELLS, HALF = (8, 4), (4, 2)  # rows and columns of latents
@@ -84,41 +84,15 @@ def test_it_begins_as_the_preview_that_it_is_made_of():
     assert not begun.patch_embedding_mask.bias.any()
 
 
-def test_a_mask_is_28_channels_of_shares():
-    """Source: docs/reference/scail2.md 4.2."""
-    colours = np.zeros((5, 32, 32, 3), np.uint8)
-    colours[:, :, :16] = PALETTE[0]
-    colours[0, :8, 16:] = WHITE
-    colours[3, :, 16:20] = PALETTE[1]
-    full, half = mask_channels(colours, half=False), mask_channels(colours, half=True)
-    assert full.shape == (28, 2, 4, 4) and half.shape == (28, 2, 2, 2)
-    white, red, blue = (CLASSES.index(c) for c in ((1, 1, 1), (1, 0, 0), (0, 0, 1)))
-    for position in range(4):
-        first, later = full[7 * position :, 0], full[7 * position :, 1]
-        assert first[blue].tolist() == [[1.0, 1.0, 0.0, 0.0]] * 4  # the first frame four times
-        assert first[white].tolist() == [[0.0, 0.0, 1.0, 1.0]] + [[0.0] * 4] * 3
-        assert later[red, 0].tolist() == ([0.0, 0.0, 0.5, 0.0] if position == 2 else [0.0] * 4)
-    assert half[14 + red, 1].tolist() == [[0.0, 0.25]] * 2
-    assert half[white, 0].tolist() == [[0.0, 0.5], [0.0, 0.0]]
-
-
-def test_a_mask_at_half_size_averages_colours_before_it_reads_them():
-    colours = np.zeros((1, 16, 16, 3), np.uint8)
-    colours[:, :, 1:] = PALETTE[0]  # every first pair is half black: blue of 127 is in no class
-    found = mask_channels(colours, half=True)
-    assert found[3, 0].item() == pytest.approx(7 / 8)
-    colours[...] = 225
-    assert not mask_channels(colours, half=True).any()
-    assert mask_channels(colours + 1, half=False)[0].min() == 1.0
-
-
 def encoded(draw):
     shapes = {
         "driving": (16, 5, *HALF), "animation": (16, 5, *CELLS), "replacement": (16, 5, *CELLS),
         "reference": (16, 1, *CELLS), "vision": (257, NANO.clip_dim),
     }  # fmt: skip
     masks = {
-        f"{mode}_{name}_mask": torch.randint(0, 65, shape, generator=draw, dtype=torch.uint8)
+        f"{mode}_{name}_mask": torch.randint(
+            0, SHARES + 1, shape, generator=draw, dtype=torch.uint8
+        )
         for mode in MODES
         for name, shape in (("driving", (28, 5, *HALF)), ("reference", (28, 1, *CELLS)))
     }
@@ -143,7 +117,7 @@ def test_a_batch_shows_one_mode_and_what_goes_on_begins_where_a_segment_does(tmp
             cut = slice(start, start + 3)
             torch.testing.assert_close(told.driving[n], made.driving[:, cut].float())
             mask = getattr(made, f"{mode}_driving_mask")[:, cut]
-            torch.testing.assert_close(told.driving_mask[n] * 64, mask.float())
+            torch.testing.assert_close(told.driving_mask[n] * SHARES, mask.float())
         if told.history is not None:
             off = told.history - drawn.clean[:, :, :2]
             assert 0 < off.std() < 2 * train.WORN
@@ -164,7 +138,7 @@ def test_new_scenes_are_found(tmp_path):
 def test_the_loss_weighs_more_where_people_are():
     mask = torch.zeros(1, 28, 1, *HALF)
     mask[:, 0] = 1.0  # a white background
-    mask[:, 7 + CLASSES.index((1, 0, 0)), :, 2, 1] = 0.5
+    mask[:, 7 + [*CLASSES].index("red"), :, 2, 1] = 0.5
     weight = train.people_weight(mask)
     assert weight.shape == (1, 1, 1, *CELLS)
     heavy = weight[0, 0, 0] == 1 + train.BODY
@@ -186,8 +160,3 @@ def test_its_loss_falls():
         optimizer.step()
         seen.append(loss.item())
     assert seen[-1] < 0.95 * seen[0]
-
-
-def test_black_behind_is_no_class_at_all():
-    colours = np.array(BLACK, np.uint8) * np.ones((1, 16, 16, 1), np.uint8)
-    assert not mask_channels(colours, half=False).any()

@@ -1,48 +1,36 @@
-"""Has the exact model perform a scene, of one segment or of several that know how the last ended.
+"""Has a pipeline perform a scene, from the frames as they were drawn: no file has changed them.
 
-Everything that the network is told is made here from pictures and masks, as the engine does it.
-Sources: docs/reference/scail2.md 6, 7 and 10.
+What comes after the media of a job is the engine's own: conditions, segments, history, decoding.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.nano_scail2.scenes import FRAMES, Frames, Mode, Scene, driving_mask, picture_mask
-from engine.config import MASK_CHANNELS, ROLE_CHANNELS, state_dir
-from engine.denoise.sampler import denoise, noise_like, seeded
-from engine.denoise.segments import kept, plan
-from engine.flow import Recipe, Roles
-from engine.masks.colours import driving_channels, reference_channels
-from engine.media.framing import frames_to_u8, image_to_network, skeleton_to_network
-from engine.models.dit import Context, Scail
-from engine.models.locate import IMAGE_ENCODER, TEXT_ENCODER, VAE, find_model
-from engine.models.text import embed_prompts
-from engine.models.vae import Vae, load_vae
-from engine.models.vision import VisionEncoder
+from benchmarks.nano_scail2.scenes import FPS, Frames, Mode, Scene, driving_mask, picture_mask
+from benchmarks.quality.suite import settings
+from engine.conditioning import condition_motion, condition_pictures
+from engine.demo.presets import PRESETS
+from engine.demo.weights import DemoWeights
+from engine.denoise.segments import kept, segments_of
+from engine.flow import Request, RoleFrames, SegmentPlan, Settings, Source
+from engine.load import load_exact
+from engine.media.framing import image_to_network
+from engine.pipeline import Pipeline
+from engine.pose.networks import Networks
 from engine.recipes import PROMPT
 
-CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True, slots=True)
-class Troupe:
-    """The transformer and the models beside it."""
-
-    model: Scail
-    vae: Vae
-    vision: VisionEncoder
-    text: Tensor  # [512, text_dim]
+PRESET = PRESETS["nano-scail2"]
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What goes in: pictures and masks of one size. The mode is told by its masks and by name."""
+    """What goes in: pictures and masks of one size."""
 
     mode: Mode
-    picture: Frames  # [H, W, 3]
+    picture: Frames  # [1, H, W, 3]
     picture_mask: Frames  # [1, H, W, 3]
     driving: Frames  # [T, H, W, 3]
     driving_mask: Frames  # [T, H, W, 3]
@@ -51,77 +39,56 @@ class Given:
 def given(scene: Scene, mode: Mode) -> Given:
     return Given(
         mode,
-        scene.picture.frames[0],
+        scene.picture.frames,
         picture_mask(scene, mode),
         scene.driving.frames,
         driving_mask(scene, mode),
     )
 
 
-def troupe(model: Scail, models: Path) -> Troupe:
-    encoder = find_model(models, TEXT_ENCODER)
-    [text] = embed_prompts([PROMPT], encoder, models, state_dir(), CPU, torch.float32)
-    return Troupe(
-        model,
-        load_vae(find_model(models, VAE), CPU, torch.float32),
-        VisionEncoder(find_model(models, IMAGE_ENCODER), CPU, torch.float32),
-        text,
-    )
+def exact(weights: DemoWeights) -> Pipeline:
+    """Loads the model as it was trained."""
+    how = settings(None)
+    networks = Networks(weights.models, how.device, how.state)
+    return load_exact(weights.checkpoint, [], weights.models, networks, how)
 
 
 @torch.inference_mode()
-def perform(troupe: Troupe, given: Given, recipe: Recipe, seed: int) -> Frames:
-    """Makes the frames [T, H, W, 3] u8."""
-    model = troupe.model
-    image = image_to_network(torch.from_numpy(given.picture))
-    context = model.embed_context(troupe.text, troupe.vision(image))
-    reference = troupe.vae.encode([image[:, None]])
-    generator = seeded(seed)
-    made = image.new_empty(3, 0, *image.shape[1:])  # finished frames in -1..1
-    segments = plan("even", len(given.driving), FRAMES)
-    for segment, part in zip(segments, kept(segments), strict=True):
-        seen = segment.driving
-        history = None
-        if segment.history_frames:
-            history = troupe.vae.encode([made[:, segment.history]])
-        shown = replace(given, driving=given.driving[seen], driving_mask=given.driving_mask[seen])
-        latents = _segment(troupe, shown, context, reference, history, recipe, generator)
-        frames = torch.cat(list(troupe.vae.decode(latents)), dim=1)[:, part]
-        made = torch.cat([made, frames], dim=1)
-    return frames_to_u8(made).numpy()
-
-
-def _segment(
-    troupe: Troupe,
+def perform(
+    pipeline: Pipeline,
     given: Given,
-    context: Context,
-    reference: Tensor,
-    history: Tensor | None,
-    recipe: Recipe,
-    generator: torch.Generator,
-) -> Tensor:
-    """The latents [16, t, h, w] of one segment; its first stay as history has them."""
-    driving = troupe.vae.encode([skeleton_to_network(torch.from_numpy(given.driving))])
-    shape = (*driving.shape[:2], *reference.shape[2:])
-    roles = Roles(
-        given.mode,
-        reference_channels(image_to_network(torch.from_numpy(given.picture_mask[0]))),
-        driving_channels(torch.from_numpy(given.driving_mask)),
-        reference[:, :0],
-        reference.new_zeros(ROLE_CHANNELS, 0, *reference.shape[2:]),
+    seed: int,
+    segments: SegmentPlan = "even",
+    history: bool = True,
+) -> Frames:
+    """Makes the frames [T, H, W, 3] u8. Without history, segments know nothing of each other."""
+    request, source = _job(given, seed, segments)
+    roles = source.roles
+    assert roles is not None
+    pictures = condition_pictures(pipeline.encoders, request, source)
+    made = source.skeleton[:0]
+    planned = segments_of(request.settings, len(source.skeleton))
+    for number, (segment, part) in enumerate(zip(planned, kept(planned), strict=True)):
+        tail = made[segment.history] if segment.history_frames and history else None
+        shown, masks = segment.stretch(source.skeleton), segment.stretch(roles.driving)
+        told = condition_motion(pipeline.encoders, pictures, source, shown, masks, tail)
+        latents = pipeline.denoise(request, told, number=number)
+        frames = torch.cat([some.cpu() for some in pipeline.decode(latents)])
+        made = torch.cat([made, frames[part]])
+    return made.numpy()
+
+
+def _job(given: Given, seed: int, segments: SegmentPlan) -> tuple[Request, Source]:
+    asked = Settings(PRESET.recipe, PROMPT, seed=seed, mode=given.mode, segments=segments)
+    nowhere = Path("drawn")  # no stage behind the media looks for a file
+    roles = RoleFrames(
+        given.mode, _picture(given.picture_mask), torch.from_numpy(given.driving_mask)
     )
-    noise, known, count = noise_like(shape, generator), None, 0
-    if history is not None:
-        count = history.shape[1]
-        noise[:, :count] = history
-        known = torch.zeros(MASK_CHANNELS, *shape[1:])
-        known[:, :count] = 1
+    source = Source(
+        _picture(given.picture), torch.from_numpy(given.driving), FPS, None, roles=roles
+    )
+    return Request(nowhere, nowhere, "video", asked), source
 
-    def velocity(latents: Tensor, step: int, timestep: float) -> Tensor:
-        found = troupe.model(
-            latents, timestep, context, reference, driving, history=known, roles=roles
-        )
-        found[:, :count] = 0.0
-        return found
 
-    return denoise(velocity, noise, recipe, lambda: noise_like(shape, generator), lambda _: None)
+def _picture(frames: Frames) -> Tensor:
+    return image_to_network(torch.from_numpy(frames[0]))

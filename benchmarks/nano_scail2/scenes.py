@@ -45,10 +45,10 @@ BEHIND: dict[Mode, tuple[Tint, Tint]] = {
 class ScenePlan:
     """Everything that a scene's number decides, before anything is drawn. P persons, 1 or 2."""
 
-    joints: NDArray[np.float64]  # [P, T, 24, 3] mm of those who dance, left to right
+    joints: Array  # [P, T, 24, 3] mm of those who dance, left to right
     dancers: tuple[Look, ...]  # whom the video shows
     heroes: tuple[Look, ...]  # whom the picture shows; each takes the place of the same dancer
-    pictured: NDArray[np.float64]  # [P, 24, 3] mm of the heroes in the picture
+    pictured: Array  # [P, 24, 3] mm of the heroes in the picture
     stage: Room  # of the video
     studio: Room  # of the picture
 
@@ -153,9 +153,7 @@ def scene(planned: ScenePlan) -> Scene:
     )  # fmt: skip
 
 
-def layers(
-    looks: tuple[Look, ...], joints: NDArray[np.float64], times: int = 1
-) -> list[list[Array]]:
+def layers(looks: tuple[Look, ...], joints: Array, times: int = 1) -> list[list[Array]]:
     """For each person, whose joints are [P, T, 24, 3], its painted frames [H, W, 4].
 
     Sides are `times` as long as those of scenes.
@@ -166,7 +164,7 @@ def layers(
     ]
 
 
-def put_into(room: Room, joints: NDArray[np.float64], painted: list[list[Array]]) -> Shown:
+def put_into(room: Room, joints: Array, painted: list[list[Array]]) -> Shown:
     """Lays people over a room, the farther one first, and keeps whose each pixel is."""
     frames, owners = [], []
     height, width, _ = painted[0][0].shape
@@ -202,12 +200,10 @@ def write(number: int, folder: Path) -> Path:
     if not path.exists():
         made = scene(plan(number))
         shown = {"driving": made.driving, "picture": made.picture, **made.targets}
+        arrays = {f"{name} frames": clip.frames for name, clip in shown.items()}
+        arrays |= {f"{name} owners": clip.owners for name, clip in shown.items()}
         with whole_file(path) as draft, draft.open("wb") as file:
-            np.savez(
-                file,
-                **{f"{name} frames": clip.frames for name, clip in shown.items()},
-                **{f"{name} owners": clip.owners for name, clip in shown.items()},
-            )
+            np.savez(file, allow_pickle=False, **arrays)
     return path
 
 

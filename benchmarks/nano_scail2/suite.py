@@ -13,12 +13,10 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from benchmarks.nano_scail2.judge import Verdict, judge
-from benchmarks.nano_scail2.perform import Given, Troupe, given, perform, troupe
+from benchmarks.nano_scail2.perform import PRESET, Given, exact, given, perform
 from benchmarks.nano_scail2.scenes import (
     HELD_OUT,
     MODES,
@@ -31,12 +29,11 @@ from benchmarks.nano_scail2.scenes import (
     scene,
 )
 from benchmarks.timing import columns
-from engine.config import NANO_SCAIL2
-from engine.demo.presets import NANO_HOME, PRESETS
-from engine.models.dit import Scail
+from engine.config import state_dir
+from engine.demo.weights import DemoWeights
+from engine.pipeline import Pipeline
 
 CLIPS = 8
-WEIGHTS = Path("diffusion_models", "scail2_nano_fp16.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +99,8 @@ def held_out(persons: int, count: int) -> Iterator[tuple[ScenePlan, Scene]]:
         yield planned, scene(planned)
 
 
-def measure(cast: Troupe, count: int, pictures: Path | None) -> Iterator[Row]:
+def measure(pipeline: Pipeline, count: int, pictures: Path | None) -> Iterator[Row]:
     """Gives a row for each mode, number of persons and way to tell."""
-    recipe = PRESETS["nano-scail2"].recipe
     for persons in (1, 2):
         scenes = list(held_out(persons, count))
         for mode in MODES:
@@ -112,7 +108,7 @@ def measure(cast: Troupe, count: int, pictures: Path | None) -> Iterator[Row]:
                 if persons == 1 and tell is swapped_masks:
                     continue
                 made = [
-                    perform(cast, tell(given(true, mode)), recipe, seed)
+                    perform(pipeline, tell(given(true, mode)), seed)
                     for seed, (_, true) in enumerate(scenes)
                 ]
                 if pictures is not None:
@@ -148,21 +144,17 @@ def table(rows: Sequence[Row]) -> str:
     ])  # fmt: skip
 
 
-def load(models: Path) -> Troupe:
-    weights = load_file(models / WEIGHTS)
-    model = Scail(NANO_SCAIL2)
-    model.load_state_dict({name: weight.float() for name, weight in weights.items()})
-    return troupe(model.requires_grad_(False).eval(), models)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--scenes", type=int, default=CLIPS, metavar="N")
-    parser.add_argument("--models", type=Path, default=NANO_HOME, metavar="DIR")
+    parser.add_argument("--models", type=Path, metavar="DIR", help="other than what is shipped")
     parser.add_argument("--pictures", type=Path, metavar="DIR")
     args = parser.parse_args(argv)
-    torch.set_num_threads(1)
-    print(table(list(measure(load(args.models), args.scenes, args.pictures))))
+    weights = PRESET.weights(state_dir())
+    if args.models is not None:
+        name = Path(*weights.checkpoint.parts[-2:])
+        weights = DemoWeights(args.models / name, args.models)
+    print(table(list(measure(exact(weights), args.scenes, args.pictures))))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engine.config import NANO, NANO_SCAIL2, TINY, TINY_SCAIL2, TRAINED_FRAMES, ModelConfig
+from engine.config import NANO, NANO_SCAIL2, TINY, TINY_SCAIL2, ModelConfig
 from engine.demo.weights import DemoWeights, demo_weights, scail2_weights
 from engine.flow import Recipe
 from engine.media.framing import Size
@@ -23,7 +23,6 @@ class Preset:
     recipe: Recipe
     size: Size | None  # height and width of clips where no others are asked for
     warning: str
-    segment_frames: int  # the longest clip, or piece of a long one, that it was trained on
 
 
 def _nano(_: Path) -> DemoWeights:
@@ -39,11 +38,11 @@ RANDOM = "DEMO WEIGHTS: random numbers, not a trained model"
 PRESETS = {
     "tiny": Preset(
         TINY, demo_weights, replace(RECIPES["preview"]["official"], steps=4, cfg=1.0), None,
-        RANDOM, segment_frames=TRAINED_FRAMES,
+        RANDOM,
     ),
     "tiny-scail2": Preset(
         TINY_SCAIL2, scail2_weights, replace(RECIPES["scail2"]["turbo"], steps=4), None,
-        RANDOM, segment_frames=TRAINED_FRAMES,
+        RANDOM,
     ),
     # trained on drawings of 96x160 and windows of 5 latents: benchmarks/nano/README.md
     "nano": Preset(
@@ -54,15 +53,16 @@ PRESETS = {
         ),
         (160, 96),
         "DEMO WEIGHTS: a nano model that knows nothing but drawn dancers",
-        segment_frames=17,
     ),
     # trained on drawings of 96x160 and segments of 17 frames: benchmarks/nano_scail2/README.md
     "nano-scail2": Preset(
         NANO_SCAIL2, _nano_scail2,
-        replace(RECIPES["scail2"]["official"], sampler="euler", steps=8, cfg=1.0, shift=3.0),
+        replace(
+            RECIPES["scail2"]["official"], sampler="euler", steps=8, cfg=1.0, shift=3.0,
+            window_frames=17, overlap_frames=8,
+        ),
         (160, 96),
         "DEMO WEIGHTS: a nano SCAIL-2 that knows nothing but drawn dancers",
-        segment_frames=17,
     ),
 }  # fmt: skip
 SHIPPED = PRESETS["nano"]  # what runs where nothing else is named

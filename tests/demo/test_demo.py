@@ -53,7 +53,7 @@ def test_the_tiny_scail2_is_written_once_and_read_as_what_it_is(tmp_path):
 def test_the_files_of_the_scail2_demo_are_of_one_scene(tmp_path):
     video = probe_video(NANO_SCAIL2_HOME / demo.DRIVING)
     assert video.frames / video.fps >= 4
-    assert video.frames > 5 * PRESETS["nano-scail2"].segment_frames  # history is seen at work
+    assert video.frames > 5 * PRESETS["nano-scail2"].recipe.window_frames  # history is seen at work
     with np.load(NANO_SCAIL2_HOME / demo.DRIVING_MASK) as file:
         labels = file["masks"]
     assert labels.shape == (video.frames, video.height, video.width)

@@ -1,16 +1,19 @@
 """The whole system on one screen: a request goes in, an MP4 comes out, stage by stage."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 from tqdm import tqdm
 
 from engine.clock import Clock
-from engine.conditioning import Encoders, condition
+from engine.conditioning import Encoders, condition_motion, condition_pictures
 from engine.denoise.guidance import Denoiser
 from engine.denoise.sampler import denoise, noise_like, seeded
+from engine.denoise.segments import Segment, ending, kept, segments_of, within_clip
 from engine.denoise.windows import (
+    Retold,
     Watch,
     evaluations,
     in_latents,
@@ -18,6 +21,7 @@ from engine.denoise.windows import (
     share_noise,
     unwatched,
     windowed,
+    within,
 )
 from engine.errors import NotFinite, TooLarge
 from engine.flow import Check, Clip, Conditions, Request, Source
@@ -52,24 +56,19 @@ class Pipeline:
 
         The settings of `request` are those that `recipes.check_settings` has seen.
         """
-        clock = Clock()
+        clock, told = Clock(), Retold(watch)
         with clock("media"):
-            source = self._source(request, lambda: watch("media", 0.0))
+            source = self._source(request, lambda: told("media", 0.0))
             dump.keep_skeleton(source)
-        watch("media", 1.0)
+        told("media", 1.0)
         self.memory.prepare(request, source)
-        attempt = self.memory.attempt
-        with clock("conditioning"):
-            conditions = attempt("conditioning", lambda: condition(self.encoders, request, source))
-        watch("conditioning", 1.0)
-        with clock("denoise"):
-            latents = attempt("denoise", lambda: self._latents(request, conditions, dump, watch))
-        with clock("decode"):
-            attempt("decode", lambda: self._write(latents, source, out, comment, watch))
+        with clock("decode"):  # pulls what it encodes: all other stages have laps of their own
+            frames = refuse_blank(self._frames(request, source, clock, dump, told))
+            count = encode_mp4(frames, source.fps, out, source.audio, comment, check=told.again)
         dump.keep_timings(clock.laps)
-        frames, (height, width) = len(source.skeleton), source.image.shape[1:]
+        height, width = source.image.shape[1:]
         seed, notes = request.settings.seed, (*source.notes, *self.memory.notes)
-        return Clip(out, width, height, frames, source.fps, seed, clock.laps, notes)
+        return Clip(out, width, height, count, source.fps, seed, clock.laps, notes)
 
     def _source(self, request: Request, check: Check) -> Source:
         try:
@@ -82,36 +81,77 @@ class Pipeline:
                 "skeleton itself as a video."
             ) from error
 
+    def _frames(
+        self, request: Request, source: Source, clock: Clock, dump: StageDump, watch: Watch
+    ) -> Iterator[Tensor]:
+        """Frames [n, H, W, 3] u8 as they are made, one segment of the clip after the other.
+
+        A segment begins with finished frames of the one before, which it is told.
+        """
+        segments = segments_of(request.settings, len(source.skeleton))
+        pictures: Conditions | None = None
+        tail: Tensor | None = None
+        for number, (segment, part) in enumerate(zip(segments, kept(segments), strict=True)):
+            told = within(watch, number, len(segments))
+            with clock("conditioning"):
+                pictures = pictures or self._pictures(request, source)
+                conditions = self._conditions(pictures, source, segment, tail)
+            told("conditioning", 1.0)
+            with clock("denoise"):
+                latents = self._latents(request, conditions, dump, told, number)
+            finished = self._finished(latents, part, told)
+            following = segments[number + 1 : number + 2]
+            tail = yield from ending(finished, sum(one.history_frames for one in following))
+
+    def _pictures(self, request: Request, source: Source) -> Conditions:
+        work = partial(condition_pictures, self.encoders, request, source)
+        return self.memory.attempt("conditioning", work)
+
+    def _conditions(
+        self, pictures: Conditions, source: Source, segment: Segment, tail: Tensor | None
+    ) -> Conditions:
+        frames = segment.stretch(source.skeleton)
+        masks = None if source.roles is None else segment.stretch(source.roles.driving)
+        work = partial(condition_motion, self.encoders, pictures, source, frames, masks, tail)
+        return self.memory.attempt("conditioning", work)
+
     def _latents(
-        self, request: Request, conditions: Conditions, dump: StageDump, watch: Watch
+        self, request: Request, conditions: Conditions, dump: StageDump, watch: Watch, number: int
     ) -> Tensor:
-        with dump.recording(self.denoiser.recorded):
-            latents = self.denoise(request, conditions, watch)
-            self.require_finite(latents)
-            dump.keep_latents(conditions, latents)
-        return latents
+        def work() -> Tensor:
+            with dump.recording(self.denoiser.recorded):
+                latents = self.denoise(request, conditions, watch, number)
+                self.require_finite(latents)
+                dump.keep_latents(conditions, latents, number + 1)
+            return latents
 
-    def _write(
-        self, latents: Tensor, source: Source, out: Path, comment: str, watch: Watch
-    ) -> None:
-        done = 0.0
+        return self.memory.attempt("denoise", work)
 
-        def told(stage: str, share: float) -> None:
-            nonlocal done
-            done = share
-            watch(stage, share)
+    def _finished(self, latents: Tensor, part: slice, watch: Watch) -> Iterator[Tensor]:
+        """Frames of a segment that go into the clip, decoded again from the start where the GPU ran
+        out of memory.
+        """
 
-        with self.encoders.vae_home.present():
-            frames = refuse_blank(self.decode(latents, told))
-            encode_mp4(
-                frames, source.fps, out, source.audio, comment, check=lambda: watch("decode", done)
-            )
+        def decoded() -> Iterator[Tensor]:
+            with self.encoders.vae_home.present():
+                yield from self.decode(latents, watch)
 
-    def denoise(self, request: Request, conditions: Conditions, watch: Watch = unwatched) -> Tensor:
-        """Latents [16, t, h, w] of the clip, of any length: long ones in windows."""
+        return within_clip(self.memory.attempt_each("decode", decoded), part)
+
+    def denoise(
+        self,
+        request: Request,
+        conditions: Conditions,
+        watch: Watch = unwatched,
+        number: int = 0,
+    ) -> Tensor:
+        """Latents [16, t, h, w] of segment `number`, of any length: long ones in windows.
+
+        Each segment has a seed of its own, the next after that of the one before.
+        """
         recipe, shape = request.settings.recipe, conditions.pose.shape
         cut = in_latents(recipe.window_frames, recipe.overlap_frames)
-        generator = seeded(request.settings.seed)
+        generator = seeded((request.settings.seed + number) % 2**64)
         noise = noise_like((*shape[:2], *conditions.reference.shape[2:]), generator)
         noise = share_noise(noise, cut, generator)
         with (
@@ -126,6 +166,7 @@ class Pipeline:
                 recipe,
                 draw=lambda: noise_like(tuple(noise.shape), generator),
                 progress=lambda done: _advance(bar, done),
+                history=conditions.history,
             )
 
     def require_finite(self, latents: Tensor) -> None:

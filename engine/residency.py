@@ -1,15 +1,17 @@
 """Keeps on the GPU what the memory plan of a clip says, and less where that was not enough."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from traceback import clear_frames
 from typing import TypeVar
 
 import torch
 
 from engine.denoise.contexts import Contexts
+from engine.denoise.segments import segments_of
 from engine.denoise.windows import evaluations_of_each, latent_frames
 from engine.errors import TooLarge
 from engine.flow import Request, Source
@@ -94,6 +96,25 @@ class Memory:
                     raise
                 self.step_down(error)
 
+    def attempt_each(self, stage: Stage, make: Callable[[], Iterator[T]]) -> Generator[T]:
+        """Hands out what an iterator makes. Whenever it runs out of memory, a new one goes on with
+        less on the GPU, behind what was handed out.
+
+        Raises `TooLarge` as `attempt` does.
+        """
+        handed = 0
+        while True:
+            try:
+                with self.stage(stage):
+                    for item in islice(make(), handed, None):
+                        yield item
+                        handed += 1
+                return
+            except (RuntimeError, DriverError) as error:
+                if not ran_out(error):
+                    raise
+                self.step_down(error)
+
     @contextmanager
     def stage(self, name: Stage) -> Iterator[None]:
         self._stage = name
@@ -142,15 +163,19 @@ class Memory:
 def shape_of(request: Request, source: Source) -> ClipShape:
     """Reads off a request and its media what decides the memory that the clip takes."""
     recipe, frames = request.settings.recipe, len(source.skeleton)
+    segments = segments_of(request.settings, frames)
+    counts = [evaluations_of_each(recipe, latent_frames(one.frames)) for one in segments]
     height, width = source.image.shape[1:]
     unseen = "first" if recipe.pose_from > 0 else "last" if recipe.pose_until < 1 else "never"
+    longest = max(one.frames for one in segments)
     return ClipShape(
         height,
         width,
-        frames=min(frames, recipe.window_frames),
+        frames=min(longest, recipe.window_frames),
         contexts=1 if recipe.cfg == 1 else 2,
         unseen=unseen,
-        clip_frames=frames,
-        evaluations=evaluations_of_each(recipe, latent_frames(frames)),
+        clip_frames=longest,
+        evaluations=(max(seen for seen, _ in counts), max(blind for _, blind in counts)),
         references=len(request.references),
+        has_history=any(one.history_frames for one in segments),
     )

@@ -1,6 +1,7 @@
 """A request -> its media at the size of the result: picture, skeleton, rate and sound."""
 
 import logging
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 from engine.config import LIMITS
 from engine.errors import BadMedia
 from engine.flow import Check, Request, Sound, Source, go_on
+from engine.masks.roles import read_roles
 from engine.media.framing import (
     Size,
     crop_clip,
@@ -19,7 +21,7 @@ from engine.media.framing import (
     target_size,
     trim_to_whole_latents,
 )
-from engine.media.picture import load_image
+from engine.media.picture import load_layers
 from engine.media.sound import find_sound
 from engine.media.video import VideoInfo, frame_count, probe_video, read_video
 from engine.pose.joints import JointClip, load_joints
@@ -29,36 +31,53 @@ from engine.pose.skeleton import draw_skeleton
 # [T, *size, 3] u8 and its rate
 MotionCapture = Callable[[Request, VideoInfo, Tensor, Size, Check], tuple[Tensor, float]]
 
+FASTEST = 30  # frames a second of a driving video
+
 log = logging.getLogger(__name__)
 
 
 def load_source(request: Request, capture: MotionCapture, check: Check = go_on) -> Source:
     """Reads the files of a request and brings them to the size of the clip.
 
-    `capture` turns a dance into a skeleton. Sound that cannot be read is a note, and costs nothing
-    but itself. Raises `BadMedia`, and what `capture` and `check` raise.
+    `capture` turns a dance into a skeleton; a model that takes masks sees the dance itself. Sound
+    that cannot be read is a note, and costs nothing but itself. Raises `BadMedia`, and what
+    `capture` and `check` raise.
     """
-    picture = load_image(request.image)
-    size = clip_size(request, picture)
+    picture, alpha = load_layers(request.image)
+    video = None if request.kind == "joints" else probe_video(request.motion, check=check)
+    size, wanted = clip_size(request, picture, video), request.settings
     image = crop_image(image_to_network(picture), size)
-    canvas = (size[0] // 2, size[1] // 2) if request.settings.recipe.half_render else size
-    sound, notes = None, ()
-    if request.kind == "joints":
+    canvas = (size[0] // 2, size[1] // 2) if wanted.recipe.half_render else size
+    sound, notes, shown_at = None, (), wanted.fps
+    if video is None:
         skeleton, fps = _draw_joints(request, canvas, check)
     else:
-        video = probe_video(request.motion, check=check)
         sound, notes = _look_at_sound(request, video, check)
-        if request.kind == "pose":
-            skeleton, fps = _read_skeleton(request, video, size, check)
+        shown_at, of_rate = _rate(request, video)
+        notes += of_rate
+        if request.kind == "pose" or wanted.mode is not None:
+            skeleton, fps = _read_frames(request, video, shown_at, size, check)
         else:
             skeleton, fps = capture(request, video, picture, canvas, check)
-    whole = trim_to_whole_latents(len(skeleton))
-    return Source(image, skeleton[:whole], fps, sound, notes)
+    if wanted.mode is None:
+        whole = trim_to_whole_latents(len(skeleton))
+        return Source(image, skeleton[:whole], fps, sound, notes)
+    own = (picture.shape[0], picture.shape[1]), alpha
+    roles, of_masks = read_roles(
+        request, wanted.mode, video, shown_at, len(skeleton), own, size, check
+    )
+    return Source(image, skeleton, fps, sound, (*notes, *of_masks), roles)
 
 
-def clip_size(request: Request, picture: Tensor) -> Size:
-    """The size of the clip for a picture [h, w, 3]. Raises `BadMedia` if it is too long for it."""
+def clip_size(request: Request, picture: Tensor, video: VideoInfo | None = None) -> Size:
+    """The size of the clip for a picture [h, w, 3].
+
+    In replacement it is the surroundings of the `video` that are shown, so its shape decides.
+    Raises `BadMedia` if that is too long for a clip.
+    """
     wanted, (height, width) = request.settings, picture.shape[:2]
+    if wanted.mode == "replacement" and video is not None:
+        height, width = video.height, video.width
     if wanted.height is not None and wanted.width is not None:
         size = wanted.height, wanted.width
     else:
@@ -69,16 +88,36 @@ def clip_size(request: Request, picture: Tensor) -> Size:
 def check_source(request: Request) -> None:
     """Checks a request's files before anything is loaded, and logs what a clip will lack.
 
-    Raises `BadMedia`.
+    Raises `BadMedia`, and `BadRequest` for masks that do not go with the rest.
     """
-    clip_size(request, load_image(request.image))
-    if request.kind == "joints":
-        _joint_count(request, load_joints(request.motion))
+    picture, alpha = load_layers(request.image)
+    video = None if request.kind == "joints" else probe_video(request.motion)
+    size = clip_size(request, picture, video)
+    shown_at, notes = request.settings.fps, ()
+    if video is None:
+        count = _joint_count(request, load_joints(request.motion))
     else:
-        video = probe_video(request.motion)
-        frame_count(video, request.settings.fps, request.settings.frames)
-        for note in _look_at_sound(request, video, go_on)[1]:
-            log.warning("%s", note)
+        shown_at, of_rate = _rate(request, video)
+        count = frame_count(video, shown_at, request.settings.frames)
+        notes = (*_look_at_sound(request, video, go_on)[1], *of_rate)
+    if request.settings.mode is not None:
+        own = (picture.shape[0], picture.shape[1]), alpha
+        notes += read_roles(request, request.settings.mode, video, shown_at, count, own, size)[1]
+    for note in notes:
+        log.warning("%s", note)
+
+
+def _rate(request: Request, video: VideoInfo) -> tuple[float | None, tuple[str, ...]]:
+    """The rate at which the frames of a video are shown, None its own, and a note of those left
+    out: a model that sees the dance itself was trained on no more than 30 a second.
+    """
+    fps = request.settings.fps
+    every = math.ceil(video.rate / FASTEST)
+    if fps is not None or request.settings.mode is None or every == 1:
+        return fps, ()
+    nth = {2: "second", 3: "third"}.get(every, f"{every}th")
+    shown = float(video.rate / every)
+    return shown, (f"{video.path.name} has {video.fps:g} frames a second: every {nth} is shown.",)
 
 
 def _look_at_sound(
@@ -95,10 +134,9 @@ def _look_at_sound(
         return None, (note,)
 
 
-def _read_skeleton(
-    request: Request, video: VideoInfo, size: Size, check: Check
+def _read_frames(
+    request: Request, video: VideoInfo, fps: float | None, size: Size, check: Check
 ) -> tuple[Tensor, float]:
-    fps = request.settings.fps
     count = frame_count(video, fps, request.settings.frames)
     return crop_clip(read_video(video, fps, count, check=check), count, size), fps or video.fps
 

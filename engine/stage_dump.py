@@ -28,6 +28,7 @@ class StageDump:
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
+        self._seen: dict[str, tuple[Tensor, Tensor, int]] = {}  # by linear, over all segments
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -43,8 +44,11 @@ class StageDump:
         if self.folder is not None:
             encode_mp4([source.skeleton], source.fps, self.folder / SKELETON)
 
-    def keep_latents(self, conditions: Conditions, latents: Tensor) -> None:
-        """Writes `latents.safetensors`: finished latents and all that the transformer was told."""
+    def keep_latents(self, conditions: Conditions, latents: Tensor, segment: int = 1) -> None:
+        """Writes `latents.safetensors`: finished latents and all that the transformer was told.
+
+        Those of later segments go to `latents-2.safetensors` and so on.
+        """
         if self.folder is None:
             return
         held = {
@@ -56,8 +60,17 @@ class StageDump:
         }
         if conditions.negative is not None:
             held["negative"] = conditions.negative
+        if conditions.history is not None:
+            held["history"] = conditions.history
+        if (roles := conditions.roles) is not None:
+            held |= {
+                "reference_mask": roles.reference,
+                "driving_mask": roles.driving,
+                "additional": roles.additional,
+                "additional_masks": roles.additional_masks,
+            }
         tensors = {name: tensor.cpu().contiguous() for name, tensor in held.items()}
-        self._keep(LATENTS, save(tensors))
+        self._keep(LATENTS if segment == 1 else f"latents-{segment}.safetensors", save(tensors))
 
     @contextmanager
     def recording(self, model: nn.Module | None) -> Iterator[None]:
@@ -73,7 +86,7 @@ class StageDump:
             log.warning("%s is kept by the exact model alone (--checkpoint)", ACTIVATIONS)
             yield
             return
-        seen: dict[str, tuple[Tensor, Tensor, int]] = {}
+        seen = self._seen
         hooks = [
             module.register_forward_pre_hook(_recorder(name, seen))
             for name, module in model.named_modules()

@@ -45,6 +45,8 @@ from tests.support.planned_clips import (
     shape_of,
 )
 
+RECIPE = RECIPES["preview"]
+
 # --- what is known
 
 
@@ -314,13 +316,13 @@ def count_graphs(recipe, time=3):
 @pytest.mark.parametrize(
     ("recipe", "counts"),
     [
-        (RECIPES["production"], (0, 0)),
-        (RECIPES["official"], (2, 2 * 49)),
-        (replace(RECIPES["official"], cfg=1.0), (1, 49)),
+        (RECIPE["production"], (0, 0)),
+        (RECIPE["official"], (2, 2 * 49)),
+        (replace(RECIPE["official"], cfg=1.0), (1, 49)),
         (Recipe("euler", 8, 1.0, 5.0), (0, 0)),
         (Recipe("euler", 9, 1.0, 5.0), (1, 8)),
-        (replace(RECIPES["production"], steps=17), (1, 8)),  # 9 see the skeleton, 8 do not
-        (replace(RECIPES["production"], steps=17, pose_from=0.5, pose_until=1.0), (1, 8)),
+        (replace(RECIPE["production"], steps=17), (1, 8)),  # 9 see the skeleton, 8 do not
+        (replace(RECIPE["production"], steps=17, pose_from=0.5, pose_until=1.0), (1, 8)),
     ],
     ids=str,
 )
@@ -332,7 +334,7 @@ def test_only_what_is_replayed_eight_times_is_recorded(recipe, counts):
 
 
 def test_windows_of_a_long_clip_count_as_evaluations():
-    recipe = replace(RECIPES["production"], window_frames=9, overlap_frames=4)
+    recipe = replace(RECIPE["production"], window_frames=9, overlap_frames=4)
     with_pose, without = evaluations_of_each(recipe, 21)
     assert min(with_pose, without) > 9
     assert count_graphs(recipe, 21) == (2, with_pose + without - 2)

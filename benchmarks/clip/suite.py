@@ -53,7 +53,7 @@ def measure_clip(
     *,
     sizes: Sequence[FrameSize] = SIZES,
     frames: int = FRAMES,
-    recipes: Sequence[str] = tuple(RECIPES)[::-1],
+    recipes: Sequence[str] = tuple(RECIPES["preview"]),
     runs: int = RUNS,
 ) -> tuple[str, list[ClipRow]]:
     """Says how the clips were checked, and gives a row for each.
@@ -78,8 +78,8 @@ def _check_asked(sizes: Sequence[FrameSize], frames: int, recipes: Sequence[str]
     for height, width in sizes:
         check_size(height, width)
     for recipe in recipes:
-        if recipe not in RECIPES:
-            raise BadRequest(f"There is no recipe {recipe!r}. Choose of: {', '.join(RECIPES)}.")
+        if recipe not in (known := RECIPES["preview"]):
+            raise BadRequest(f"There is no recipe {recipe!r}. Choose of: {', '.join(known)}.")
     if trim_to_whole_latents(frames) != frames:
         whole = trim_to_whole_latents(frames)
         raise BadRequest(f"{frames} frames fill no whole latents; ask for {whole} or {whole + 4}.")
@@ -121,7 +121,7 @@ class Bench:
             with spans(FETCH):
                 image, motion = fetch(job, self._network)
             settings = Settings(
-                RECIPES[recipe], PROMPT, NEGATIVE_PROMPT,
+                RECIPES["preview"][recipe], PROMPT, NEGATIVE_PROMPT,
                 seed=1, height=size[0], width=size[1], frames=frames,
             )  # fmt: skip
             request = Request(image, motion, "video", settings)
@@ -132,7 +132,7 @@ class Bench:
         found = stages(spans, clip.timings_ms)
         check_sum(found, wall_ms)
         forwards = tuple(spans.of(FORWARDS))
-        want = evaluations(RECIPES[recipe], 1 + (frames - 1) // VAE_STRIDE[0])
+        want = evaluations(RECIPES["preview"][recipe], 1 + (frames - 1) // VAE_STRIDE[0])
         right = len(forwards) == want
         require(right, f"{recipe}: {len(forwards)} evaluations were timed, {want} belong to it")
         return ClipRun(wall_ms, found, forwards, peak)

@@ -67,7 +67,7 @@ def projected(arch: Arch, size: ClipShape, kernels: Kernels) -> list[ProjectionR
         for tokens in (size.tokens, without_pose(size))
     ]
     rows = []
-    counted = {f"{name} clip": evaluations(recipe) for name, recipe in RECIPES.items()}
+    counted = {f"{name} clip": evaluations(recipe) for name, recipe in RECIPES["preview"].items()}
     for what, counts in ({"one forward": (1, 0)} | counted).items():
         times = (sum(n * part[at] for n, part in zip(counts, bars)) for at in range(4))
         rows.append(ProjectionRow(arch.name, GPUS[arch].name, name_of(size), what, *times))

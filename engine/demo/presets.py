@@ -30,18 +30,19 @@ def _shipped(_: Path) -> DemoWeights:
 
 PRESETS = {
     "tiny": Preset(
-        TINY, demo_weights, replace(RECIPES["official"], steps=4, cfg=1.0), None,
+        TINY, demo_weights, replace(RECIPES["preview"]["official"], steps=4, cfg=1.0), None,
         "DEMO WEIGHTS: random numbers, not a trained model",
     ),
     "tiny-scail2": Preset(
-        TINY_SCAIL2, scail2_weights, replace(RECIPES["official"], steps=4, cfg=1.0), None,
+        TINY_SCAIL2, scail2_weights, replace(RECIPES["scail2"]["turbo"], steps=4), None,
         "DEMO WEIGHTS: random numbers, not a trained model",
     ),
     # trained on drawings of 96x160 and windows of 5 latents: benchmarks/nano/README.md
     "nano": Preset(
         NANO, _shipped,
         replace(
-            RECIPES["official"], steps=8, cfg=1.0, shift=3.0, window_frames=17, overlap_frames=8
+            RECIPES["preview"]["official"], steps=8, cfg=1.0, shift=3.0,
+            window_frames=17, overlap_frames=8,
         ),
         (160, 96),
         "DEMO WEIGHTS: a nano model that knows nothing but drawn dancers",

@@ -6,14 +6,18 @@ says where segments lie. Frames here are pixel frames of the clip, 0 .. frames -
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeAlias
+
+import torch
+from torch import Tensor
 
 from engine.config import TRAINED_FRAMES, VAE_STRIDE
 from engine.denoise.windows import latent_frames
 from engine.errors import BadRequest
-from engine.flow import SegmentPlan
+from engine.flow import SegmentPlan, Settings
 
 HISTORY_FRAMES = 5  # two latent frames, as in training
 SHORTEST = 4, 5  # of the latents of a full segment: `even` makes none below this share
@@ -38,16 +42,35 @@ class Segment:
         """Counts the latent frames that its history becomes."""
         return latent_frames(self.history_frames) if self.history_frames else 0
 
-    @property
-    def driving(self) -> list[int]:
-        """Lists the frames of the driving video and its mask that it sees; the last one repeats."""
-        return [min(frame, self.end - 1) for frame in range(self.start, self.start + self.frames)]
+    def stretch(self, clip: Tensor) -> Tensor:
+        """Takes the frames that it sees of a driving video, or of its mask, [T, ...].
+
+        The last one is repeated where the clip ends before the segment.
+        """
+        held = clip[self.start : min(self.end, self.start + self.frames)]
+        missing = self.frames - len(held)
+        if not missing:
+            return held
+        return torch.cat([held, held[-1:].expand(missing, *held.shape[1:])])
 
 
 @dataclass(frozen=True, slots=True)
 class _Lengths:
     length: int  # frames of a full segment
     overlap: int  # frames of history
+
+    def __post_init__(self) -> None:
+        length, overlap = self.length, self.overlap
+        if length % 4 != 1 or overlap % 4 != 1 or not 0 < overlap < length:
+            raise BadRequest(
+                f"Segments of {length} frames with a history of {overlap} cannot be made: both "
+                "must be multiples of 4 plus 1, and the history the shorter one."
+            )
+        if length - 1 < 3 * (overlap - 1):  # else history would be made of history
+            raise BadRequest(
+                f"Segments of {length} frames are too short for a history of {overlap}; at least "
+                f"{3 * (overlap - 1) + 1} are expected."
+            )
 
     @property
     def stride(self) -> int:
@@ -71,17 +94,12 @@ def plan(
         raise BadRequest(f"There are no segments called {name!r}. Choose one of: {known}.")
     if frames < 1:
         raise BadRequest(f"A clip of {frames} frames cannot be made; at least 1 is expected.")
-    if length % 4 != 1 or overlap % 4 != 1 or not 0 < overlap < length:
-        raise BadRequest(
-            f"Segments of {length} frames with a history of {overlap} cannot be made: both must be "
-            "multiples of 4 plus 1, and the history the shorter one."
-        )
-    if length - 1 < 3 * (overlap - 1):  # else history would be made of history
-        raise BadRequest(
-            f"Segments of {length} frames are too short for a history of {overlap}; at least "
-            f"{3 * (overlap - 1) + 1} are expected."
-        )
-    return PLANS[name](frames, _Lengths(length, overlap))
+    return PLANS[name](frames, length, overlap)
+
+
+def segments_of(settings: Settings, frames: int) -> list[Segment]:
+    """Plans the segments of a job with so many frames: as long as its recipe's window."""
+    return plan(settings.segments, frames, settings.recipe.window_frames)
 
 
 def kept(segments: Sequence[Segment]) -> list[slice]:
@@ -95,6 +113,32 @@ def kept(segments: Sequence[Segment]) -> list[slice]:
         slice(segment.history_frames, end - segment.start)
         for segment, end in zip(segments, [*ends, segments[-1].end], strict=True)
     ]
+
+
+def within_clip(chunks: Generator[Tensor], part: slice) -> Iterator[Tensor]:
+    """Hands on those of a segment's frames, in chunks [n, H, W, 3], that go into the clip.
+
+    What lies behind them is not made.
+    """
+    passed = 0
+    with closing(chunks):
+        for chunk in chunks:
+            first, last = max(part.start - passed, 0), part.stop - passed
+            passed += len(chunk)
+            if first < min(last, len(chunk)):
+                yield chunk[first:last]
+            if passed >= part.stop:
+                return
+
+
+def ending(chunks: Iterator[Tensor], count: int) -> Generator[Tensor, None, Tensor | None]:
+    """Hands on chunks [n, H, W, 3], and returns their last `count` frames, None if there are 0."""
+    held: Tensor | None = None
+    for chunk in chunks:
+        yield chunk
+        if count:
+            held = (chunk if held is None else torch.cat([held, chunk]))[-count:]
+    return held
 
 
 def _official(frames: int, cut: _Lengths) -> list[Segment]:
@@ -116,7 +160,7 @@ def _sat(frames: int, cut: _Lengths) -> list[Segment]:
 def _cover(frames: int, cut: _Lengths) -> list[Segment]:
     """Cuts full segments and a last one, however short, of the frames that are left."""
     if frames <= cut.length:
-        return _whole(frames, cut)
+        return _whole(frames)
     planned = _official(frames, cut)
     start = planned[-1].end - cut.overlap
     if planned[-1].end < frames:
@@ -131,7 +175,7 @@ def _even(frames: int, cut: _Lengths) -> list[Segment]:
     """
     padded = _padded(frames)
     if padded <= cut.length:
-        return _whole(frames, cut)
+        return _whole(frames)
     count = 1 + math.ceil((padded - cut.length) / cut.stride)
     needed = _padded(math.ceil((padded + cut.overlap * (count - 1)) / count))
     length = max(needed, _shortest(cut))
@@ -142,7 +186,7 @@ def _even(frames: int, cut: _Lengths) -> list[Segment]:
     ]
 
 
-def _whole(frames: int, cut: _Lengths) -> list[Segment]:
+def _whole(frames: int) -> list[Segment]:
     """Takes the clip as one: it fits, or context windows move over it and there is no history."""
     return [Segment(0, frames, _padded(frames), 0)]
 
@@ -170,11 +214,15 @@ def _shortest(cut: _Lengths) -> int:
     return min(VAE_STRIDE[0] * math.ceil(full * share / of) + 1, cut.stride + 1)
 
 
-_Plan: TypeAlias = Callable[[int, _Lengths], list[Segment]]
+def _cut(by: Callable[[int, _Lengths], list[Segment]]) -> "_Plan":
+    return lambda frames, length, overlap: by(frames, _Lengths(length, overlap))
+
+
+_Plan: TypeAlias = Callable[[int, int, int], list[Segment]]  # frames, length, overlap
 PLANS: Mapping[str, _Plan] = {  # by `flow.SegmentPlan`
-    "even": _even,
-    "cover": _cover,
-    "official": _official,
-    "sat": _sat,
-    "windows": _whole,
+    "even": _cut(_even),
+    "cover": _cut(_cover),
+    "official": _cut(_official),
+    "sat": _cut(_sat),
+    "windows": lambda frames, length, overlap: _whole(frames),
 }

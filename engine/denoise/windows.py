@@ -165,6 +165,26 @@ def unwatched(stage: str, share: float) -> None:
     """Tells nobody: a `Watch` for a clip that nobody waits for."""
 
 
+class Retold:
+    """A `Watch` that can be asked again between what it is told: `again` is a `Check`."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self._last = ("media", 0.0)
+
+    def __call__(self, stage: str, share: float) -> None:
+        self._last = (stage, share)
+        self._watch(stage, share)
+
+    def again(self) -> None:
+        self._watch(*self._last)
+
+
+def within(watch: Watch, number: int, count: int) -> Watch:
+    """Makes a watch for one of `count` parts of a job that are alike, the first being 0."""
+    return lambda stage, share: watch(stage, (number + share) / count)
+
+
 def sees_skeleton(recipe: Recipe, step: int) -> bool:
     """Tells if the skeleton is seen at a step: from `pose_from` until before `pose_until`."""
     return recipe.pose_from <= step / recipe.steps < recipe.pose_until

@@ -5,20 +5,18 @@ that carry an equal one. Axis order in the files is [batch, T, C, H, W]; ours ha
 first.
 """
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.denoise.sampler import Velocity, grid, guided, trajectory
-from engine.errors import BadCheckpoint, MissingModel
+from engine.errors import BadCheckpoint
 from engine.flow import Recipe
+from engine.golden.cases import Metadata, RecordedCase, fields, find, takes_masks
 from engine.golden.check import Check, at_most, compare
-from engine.models.checkpoint import Checkpoint, load_transformer
 from engine.models.dit import Block, Context, Scail, modulate, patch_grid, rope_tables
 
 FORWARD = 1e-4
@@ -31,125 +29,31 @@ BF16_OFFICIAL = 1.5  # times the mean error of the official code in BF16
 _OFFICIAL_BF16 = "out.out_bf16"
 _RUN_HOLDS = ("sigmas", "final", "x_after_step")
 _RUN = re.compile(r"steps(?P<steps>\d+)(_cfg(?P<cfg>\d+(\.\d+)?))?")
-_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
-
-Metadata = Mapping[str, str]
 
 
 def recognises(names: frozenset[str], metadata: Metadata) -> bool:
-    if _is_of_another_model(metadata):
+    if takes_masks(metadata):  # SCAIL-2
         return False
     return "case" in metadata and ("in.x" in names or any(map(_is_result, names)))
-
-
-def supports(names: frozenset[str], metadata: Metadata) -> bool:
-    """True for weights: they are read by the checks of other files and hold nothing to check."""
-    if "prefix" not in metadata or "case" in metadata or _is_of_another_model(metadata):
-        return False
-    return all(name.startswith(metadata["prefix"]) for name in names)
 
 
 @torch.inference_mode()
 def checks(path: Path) -> Iterator[Check]:
     """Checks a case. Raises `BadCheckpoint` or `MissingModel` for bad or incomplete weights."""
-    wanted, metadata = _read(path)
-    weights, others = _beside(path, metadata)
-    inputs = wanted if "in.x" in wanted or not others else _read(others[0])[0]
-    if not weights or "in.x" not in inputs:
-        missing = "weights with the same config" if not weights else "inputs of the same case"
-        yield Check(f"{path.name}: no {missing} beside it", None, None, False)
+    case = find(path)
+    if isinstance(case, Check):
+        yield case
         return
-    checkpoint, used = _choose(weights, metadata)
-    file = path.name if used is None else f"{path.name} with {used}"
-    case = GoldenCase(load_transformer(checkpoint, torch.device("cpu")), inputs)
+    wanted, clip = case.wanted, GoldenCase(case.load(), case.inputs)
     if any(name.startswith(("mid.", "out.")) for name in wanted):
-        yield from _forward(file, case, wanted)
+        yield from _forward(case.file, clip, wanted)
     if "out.out" in wanted:
-        yield _bf16(file, checkpoint, case, wanted)
-    yield from _trajectories(file, case, wanted, metadata)
-
-
-def _is_of_another_model(metadata: Metadata) -> bool:
-    """SCAIL-2 takes masks, and its configuration says how many channels they have."""
-    return "mask_channels" in _fields(metadata, "config")
+        yield _bf16(case, clip)
+    yield from _trajectories(case.file, clip, wanted, case.metadata)
 
 
 def _is_result(name: str) -> bool:
     return name.startswith(("mid.", "out.")) or name.rpartition(".")[2] in _RUN_HOLDS
-
-
-def _beside(path: Path, metadata: Metadata) -> tuple[list[Path], list[Path]]:
-    """The files of the folder with weights of the same config, and with inputs of the same case."""
-    weights, inputs = [], []
-    config, case = _parsed(metadata, "config"), _parsed(metadata, "case")
-    for other in sorted(path.parent.glob("*.safetensors")):
-        names, found = _header(other)
-        if _parsed(found, "config") != config:
-            continue
-        if supports(names, found):
-            weights.append(other)
-        elif "in.x" in names and _parsed(found, "case") == case:
-            inputs.append(other)
-    return weights, inputs
-
-
-def _header(path: Path) -> tuple[frozenset[str], Metadata]:
-    """Names and metadata; none for a file that cannot be read, which is reported on its own."""
-    if not path.is_file():
-        return frozenset(), {}
-    try:
-        with safe_open(path, "pt") as file:
-            return frozenset(file.keys()), file.metadata() or {}
-    except (SafetensorError, OSError):
-        return frozenset(), {}
-
-
-def _parsed(metadata: Metadata, key: str) -> object:
-    """The value for comparing, as equal JSON may be written differently; no JSON stays text."""
-    text = metadata.get(key, "null")
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-
-
-def _fields(metadata: Metadata, key: str) -> Mapping[str, object]:
-    parsed = _parsed(metadata, key)
-    return parsed if isinstance(parsed, dict) else {}
-
-
-def _choose(files: Sequence[Path], metadata: Metadata) -> tuple[Checkpoint, str | None]:
-    """The weights of a case, and their name where more than one set has its config.
-
-    The name decides: that of `weights_A` ends in the case's `cfg`. Results play no part, so a check
-    does not try until it passes. Parts whose names do not join them are opened together.
-    """
-    layers = _fields(metadata, "config").get("num_layers")
-    layers = layers if isinstance(layers, int) else None
-    cfg = str(_fields(metadata, "case").get("cfg", ""))
-    sets: dict[str, list[Path]] = {}
-    for file in files:
-        sets.setdefault(_SHARD.sub("", file.stem), []).append(file)
-    opened = {name: _opened(parts, layers) for name, parts in sets.items()}
-    whole = {name: checkpoint for name, checkpoint in opened.items() if checkpoint is not None}
-
-    def rank(name: str) -> tuple[bool, bool, bool, str]:
-        as_a_word = re.search(rf"(^|[^0-9A-Za-z]){re.escape(cfg)}$", name) is not None
-        return not as_a_word, not name.endswith(cfg), name not in whole, name
-
-    used = min(sets, key=rank)
-    if used in whole:
-        return whole[used], used if len(sets) > 1 else None
-    parts = [part for name, parts in sets.items() if name not in whole for part in parts]
-    return Checkpoint(*parts, layers=layers), None
-
-
-def _opened(parts: Sequence[Path], layers: int | None) -> Checkpoint | None:
-    """The checkpoint in these files, or None if they are not all weights of a model."""
-    try:
-        return Checkpoint(*parts, layers=layers)
-    except (BadCheckpoint, MissingModel):
-        return None
 
 
 class GoldenCase:
@@ -215,22 +119,20 @@ def _forward(file: str, case: GoldenCase, wanted: Mapping[str, Tensor]) -> Itera
             yield Check(f"{file}: {name}", None, None, None)
 
 
-def _bf16(
-    file: str, checkpoint: Checkpoint, case: GoldenCase, wanted: Mapping[str, Tensor]
-) -> Check:
+def _bf16(case: RecordedCase, clip: GoldenCase) -> Check:
     """Our BF16 mode against the FP32 output, in the mean: the order of roundings is free in BF16.
 
     The official code in BF16, if the file holds its output, says how far rounding leads in this
     model; ours rounds less. Where it is closer than on the data that the specification was written
     from, or is not there, the limit is that of the specification.
     """
-    model = load_transformer(checkpoint, torch.device("cpu"), torch.bfloat16)
-    out = model(case.latents, case.timestep, case.context, case.reference, case.pose)
-    exact = wanted["out.out"]
-    official = (wanted.get(_OFFICIAL_BF16, exact) - exact).abs().mean().item()
+    model = case.load(torch.bfloat16)
+    out = model(clip.latents, clip.timestep, clip.context, clip.reference, clip.pose)
+    exact = case.wanted["out.out"]
+    official = (case.wanted.get(_OFFICIAL_BF16, exact) - exact).abs().mean().item()
     limit = max(BF16_OFFICIAL * official, BF16_MEAN * exact.std().item())
     error = (_theirs(out) - exact).abs().mean().item()
-    return at_most(f"{file}: bf16 mode, mean error", error, limit)
+    return at_most(f"{case.file}: bf16 mode, mean error", error, limit)
 
 
 def _trajectories(
@@ -258,7 +160,7 @@ def _trajectories(
 
 
 def _shift(file: str, metadata: Metadata) -> float:
-    shift = _fields(metadata, "config").get("shift")
+    shift = fields(metadata, "config").get("shift")
     if not isinstance(shift, int | float):
         raise BadCheckpoint(f"The config of {file} gives no shift: a number is expected.")
     return float(shift)
@@ -266,12 +168,6 @@ def _shift(file: str, metadata: Metadata) -> float:
 
 def _no_draw() -> Tensor:
     raise AssertionError("Euler draws no noise")
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-        return tensors, file.metadata() or {}
 
 
 def _ours(tensor: Tensor) -> Tensor:

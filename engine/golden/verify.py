@@ -18,22 +18,29 @@ from engine.golden import (
     align,
     encoders,
     keypoints,
+    masks,
     preprocess,
     render,
     sampling,
+    scail2,
+    segments,
     transformer,
     vae,
 )
+from engine.golden.cases import holds_weights
 from engine.golden.check import Check
 
 SUFFIXES = (".safetensors", ".npz", ".json")
 UNBUILT_SUFFIXES = (".pt", ".gguf")  # golden checkpoints and LoRAs whose formats are not read yet
 KINDS: tuple[ModuleType, ...] = (
     transformer,
+    scail2,
     preprocess,
+    masks,
     vae,
     encoders,
     sampling,
+    segments,
     render,
     align,
     keypoints,
@@ -104,14 +111,9 @@ def _checks(path: Path) -> Iterator[Check]:
             except DAMAGE as error:
                 yield Check(f"{path.name}: {type(error).__name__}: {error}", None, None, False)
             return
-    other_json = path.suffix == ".json" and "cases" not in names and not _is_segment_plan(names)
-    if not other_json and not transformer.supports(names, metadata):
+    other_json = path.suffix == ".json" and "cases" not in names
+    if not other_json and not holds_weights(names, metadata):
         yield Check(path.name, None, None, None)
-
-
-def _is_segment_plan(names: frozenset[str]) -> bool:
-    """SCAIL-2's segments of long clips: an entry for a count of frames, in it one for each rule."""
-    return any(name.endswith((".cover", ".official", ".sat")) for name in names)
 
 
 def _contents(path: Path) -> tuple[frozenset[str], Mapping[str, str]]:

@@ -133,6 +133,22 @@ def crop_clip(chunks: Iterable[Tensor], count: int, size: Size) -> Tensor:
     return clip[:filled]
 
 
+def crop_nearest(frames: Tensor, shape: Size, size: Size) -> Tensor:
+    """Covers `size` and crops, as pictures of `shape` are: [n, h, w, ..] u8 -> [n, H, W, ..] u8.
+
+    No value is mixed with another, so labels stay labels. Frames of another size than `shape` are
+    stretched to it (docs/reference/masks.md 4.2).
+    """
+    covered = _covering_size(*shape, size)
+    for axis in (0, 1):
+        kept = torch.arange(size[axis]) + (covered[axis] - size[axis]) // 2
+        held = frames.shape[axis + 1]
+        if held == size[axis] == covered[axis]:
+            continue
+        frames = frames.index_select(axis + 1, (2 * kept + 1) * held // (2 * covered[axis]))
+    return frames
+
+
 def skeleton_to_network(frames: Tensor) -> Tensor:
     """[n, H, W, 3] u8 -> [3, n, H/2, W/2] fp32 in -1..1, each pixel the mean of 2x2.
 
@@ -142,6 +158,18 @@ def skeleton_to_network(frames: Tensor) -> Tensor:
     values = (frames.permute(3, 0, 1, 2).contiguous().float() - 127.5) / 127.5
     # Not avg_pool2d: it adds in another order, which shows in the last bit.
     return F.interpolate(values, scale_factor=0.5, mode="bilinear", align_corners=False)
+
+
+def frames_to_network(frames: Tensor) -> Tensor:
+    """[n, H, W, 3] u8 of a finished clip -> [3, n, H, W] fp32 in -1..1, for it to go on.
+
+    `frames_to_u8` cut what lay between two levels, so a level stands for the middle of what became
+    it: as it is, each segment of a long clip would be half a level darker than the one before. The
+    ends of the scale are what was clamped to them.
+    """
+    values = frames.permute(3, 0, 1, 2).contiguous().float()
+    middle = (values + 0.5) / 127.5 - 1
+    return middle.where((values > 0) & (values < 255), values / 127.5 - 1)
 
 
 def frames_to_u8(frames: Tensor) -> Tensor:

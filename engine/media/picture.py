@@ -44,6 +44,21 @@ def load_image(path: Path, limits: Limits = LIMITS) -> Tensor:
     of an animation, the first picture is taken. Raises `BadMedia` if the file is missing, too
     large, too small, too costly, damaged or no picture.
     """
+    return torch.from_numpy(_read(path, limits)[0])
+
+
+def load_layers(path: Path, limits: Limits = LIMITS) -> tuple[Tensor, Tensor | None]:
+    """Reads what `load_image` does, and how opaque each pixel is, [H, W] u8.
+
+    The second is None where all pixels are wholly opaque. Raises `BadMedia` as `load_image` does.
+    """
+    pixels, alpha = _read(path, limits)
+    is_opaque = alpha is None or alpha.min() == 255
+    return torch.from_numpy(pixels), None if is_opaque else torch.from_numpy(alpha)
+
+
+def _read(path: Path, limits: Limits) -> tuple[np.ndarray, np.ndarray | None]:
+    """The pixels [H, W, 3] u8 on white paper, and the opacity [H, W] u8 if the file tells it."""
     check_file(path, "picture", limits.max_image_bytes)
     try:
         refuse_costly(path)
@@ -53,7 +68,9 @@ def load_image(path: Path, limits: Limits = LIMITS) -> Tensor:
             upright = _upright(picture, path.name)
             profile = _profile(path, picture)
             colours = _colours(upright, picture)
-        pixels = _opaque(to_srgb(colours, profile, path.name) if profile else colours)
+            colours = to_srgb(colours, profile, path.name) if profile else colours
+        has_alpha = colours.mode in ("LA", "RGBA")
+        return _opaque(colours), np.array(colours.getchannel("A")) if has_alpha else None
     except EngineError:
         raise
     except UnidentifiedImageError as error:
@@ -68,7 +85,6 @@ def load_image(path: Path, limits: Limits = LIMITS) -> Tensor:
             f"{path.name} cannot be decoded, it is damaged or of a rare kind: {str(error)[:200]}. "
             "Open it elsewhere and save it again as PNG or JPEG."
         ) from error
-    return torch.from_numpy(pixels)
 
 
 def _not_read(path: Path) -> str:

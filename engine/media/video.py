@@ -10,6 +10,7 @@ changes its shape is refused.
 
 import logging
 import statistics
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -227,12 +228,35 @@ def frame_count(
     return count
 
 
+def shown_frames(
+    info: VideoInfo,
+    fps: float | None = None,
+    max_frames: int | None = None,
+    check: Check = go_on,
+) -> list[int]:
+    """Numbers the frames of the file, from 0, that `read_video` delivers for the same arguments.
+
+    A video of variable rate is listed once more for it. Raises as `frame_count` and `probe_video`.
+    """
+    wanted = frame_count(info, fps, max_frames)
+    if fps is None and info.is_constant:
+        return list(range(wanted))
+    rate = info.rate if fps is None else exact_rate(fps)
+    moments = [place / rate for place in range(wanted)]
+    if info.is_constant:
+        return [int(moment * info.rate) for moment in moments]
+    packets = _look_inside(info.path, LIMITS, check).packets
+    starts = [packet.start - packets[0].start for packet in packets]
+    return [bisect_right(starts, moment) - 1 for moment in moments]
+
+
 def read_video(
     info: VideoInfo,
     fps: float | None = None,
     max_frames: int | None = None,
     chunk: int = CHUNK,
     check: Check = go_on,
+    limits: Limits = LIMITS,
 ) -> Iterator[Tensor]:
     """Reads frames [n, H, W, 3] u8, n <= `chunk`, at `fps` (None: `info.rate`), chunk by chunk.
 
@@ -240,7 +264,7 @@ def read_video(
     only where frames in the midst of a clip cannot be decoded, which is logged. Raises `BadMedia`
     if the file is damaged or its picture changes its shape, and what `check` raises.
     """
-    wanted = frame_count(info, fps, max_frames)
+    wanted = frame_count(info, fps, max_frames, limits)
     frame_bytes = info.height * info.width * 3
     delivered = 0
     try:

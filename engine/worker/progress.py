@@ -29,6 +29,7 @@ class JobProgress:
         self._began = self._told = now()
         self._ends = math.inf
         self._cancelled = threading.Event()
+        self._shares: dict[str, float] = {}
         self._where = ("", 0)
 
     def begin(self) -> None:
@@ -61,7 +62,8 @@ class JobProgress:
 
     def __call__(self, stage: str, share: float) -> None:
         """Notes that `share` of the stage is done. Raises as `check` does."""
-        done = percent_done(stage, share)
+        self._shares[stage] = max(share, self._shares.get(stage, 0.0))
+        done = percent_done(self._shares)
         self._where = stage, int(done)
         self.check()
         now = self._now()
@@ -72,8 +74,13 @@ class JobProgress:
             self._report({"stage": stage, "percent": int(done), "eta_s": eta_s})
 
 
-def percent_done(stage: str, share: float) -> float:
-    """Returns the percentage of the whole job. Sending the result is left at the end."""
+def percent_done(shares: Mapping[str, float]) -> float:
+    """Returns the percentage of the whole job from the share that is done of each stage.
+
+    The stages of a long clip take turns. A stage that one after it has begun, and that told
+    nothing, is done. Sending the result is left at the end.
+    """
     names = list(_SHARES)
-    before = sum(_SHARES[name] for name in names[: names.index(stage)])
-    return 99 * (before + share * _SHARES[stage])
+    latest = max(names.index(name) for name in shares)
+    done = {name: shares.get(name, 1.0) for name in names[: latest + 1]}
+    return 99 * sum(_SHARES[name] * share for name, share in done.items())

@@ -38,8 +38,8 @@ def forwards():
 
 
 def test_a_recipe_is_so_many_forwards_with_and_without_the_skeleton():
-    assert evaluations(RECIPES["official"]) == (100, 0)
-    assert evaluations(RECIPES["production"]) == (3, 3)
+    assert evaluations(RECIPES["preview"]["official"]) == (100, 0)
+    assert evaluations(RECIPES["preview"]["production"]) == (3, 3)
     assert without_pose(LARGE) == 1792 + 37632  # docs/reference/performance.md B
 
 

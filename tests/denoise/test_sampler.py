@@ -20,8 +20,9 @@ from engine.denoise.sampler import (
     trajectory,
 )
 from engine.errors import BadCheckpoint, BadRequest
-from engine.flow import Recipe
+from engine.flow import Recipe, Settings
 from engine.golden.sampling import checks, recognises
+from engine.recipes import SCAIL2_RECIPES, check_settings
 
 SHAPE = (4, 3, 2, 5)  # C, t, h, w
 FROM_NOISE_ALONE = ("euler", "dpm++_official", "euler_simple")  # their first level is 1
@@ -122,6 +123,28 @@ def test_the_third_grid_shifts_evenly_spaced_levels_in_fp64():
     assert levels.sigmas.tolist() == shifted.astype(np.float32).tolist()
     assert levels.timesteps == np.floor(1000 * shifted[:-1]).tolist()
     assert (levels.timesteps[0], levels.timesteps[12]) == (1000, 874)  # 875 in FP32
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("official", [999, 991, 982, 973, 963, 954]),
+        ("turbo", [1000, 975.724, 941.259, 888.889, 800.479, 615.952]),
+        ("fast8", [999, 874, 749, 624, 499, 374, 249, 124]),
+    ],
+)
+def test_the_recipes_of_scail_2_tell_the_network_the_printed_timesteps(name, told):
+    chosen = SCAIL2_RECIPES[name]
+    timesteps = grid(chosen.sampler, chosen.steps, chosen.shift).timesteps
+    assert timesteps[: len(told)] == pytest.approx(told, abs=6e-4)
+    assert len(timesteps) == chosen.steps == {"official": 40, "turbo": 6, "fast8": 8}[name]
+    assert (chosen.cfg, chosen.pose_from, chosen.pose_until) == (
+        5 if name == "official" else 1,
+        0,
+        1,
+    )
+    assert chosen.window_frames == 81
+    check_settings(Settings(chosen))
 
 
 @pytest.mark.golden

@@ -5,9 +5,18 @@ from itertools import pairwise
 from typing import get_args
 
 import pytest
+import torch
 
 from engine.config import TRAINED_FRAMES
-from engine.denoise.segments import HISTORY_FRAMES, PLANS, Segment, kept, plan
+from engine.denoise.segments import (
+    HISTORY_FRAMES,
+    PLANS,
+    Segment,
+    ending,
+    kept,
+    plan,
+    within_clip,
+)
 from engine.errors import BadRequest
 from engine.flow import SegmentPlan
 
@@ -159,13 +168,44 @@ def test_the_history_of_a_segment_is_the_end_of_what_was_kept_before():
 @pytest.mark.parametrize("name", ["even", "cover", "windows"])
 def test_the_driving_video_repeats_its_last_frame_where_it_is_too_short(name):
     for frames in (1, 2, 80, 82, 199, 200):
-        segments = plan(name, frames)
-        for segment in segments:
-            assert len(segment.driving) == segment.frames
-            assert segment.driving[: segment.end - segment.start] == list(
-                range(segment.start, segment.end)
-            )
-            assert set(segment.driving[segment.end - segment.start :]) <= {frames - 1}
+        clip = torch.arange(frames).view(-1, 1, 1, 1)
+        for segment in plan(name, frames):
+            seen = segment.stretch(clip).flatten().tolist()
+            inside = list(range(segment.start, segment.end))
+            assert seen == inside + [frames - 1] * (segment.frames - len(inside))
+
+
+@pytest.mark.parametrize("sizes", [[1] * 73, [1, 4, 4, 4, 60], [73]])
+def test_each_segment_hands_on_its_own_frames_and_its_last_ones_are_the_next_ones_history(sizes):
+    segments = plan("even", 326)
+    clip, tails = [], []
+    for segment, part, after in zip(segments, kept(segments), [*segments[1:], None], strict=True):
+        chunks = torch.arange(segment.start, segment.start + 73).split(sizes)
+        made = ending(
+            within_clip((one for one in chunks), part), after.history_frames if after else 0
+        )
+        while True:
+            try:
+                clip += next(made).tolist()
+            except StopIteration as end:
+                tails.append(end.value)
+                break
+    assert clip == list(range(326))
+    assert tails[-1] is None
+    for tail, after in zip(tails[:-1], segments[1:], strict=True):
+        assert tail.tolist() == list(range(326))[after.history]
+
+
+def test_what_lies_behind_the_frames_of_the_clip_is_not_made():
+    made = []
+
+    def chunks():
+        for n in range(10):
+            made.append(n)
+            yield torch.tensor([n])
+
+    assert [one.item() for one in within_clip(chunks(), slice(2, 5))] == [2, 3, 4]
+    assert made == [0, 1, 2, 3, 4]
 
 
 def test_context_windows_take_the_clip_as_one_segment_of_any_length():

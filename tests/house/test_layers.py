@@ -19,12 +19,14 @@ engine.flow engine.diskcache
 engine.config engine.command_line
 engine.media engine.package engine.models
 engine.stage_dump engine.pose engine.machine
+engine.masks
 engine.denoise engine.source engine.conditioning
 engine.tensorrt engine.memory engine.golden engine.recipes
 engine.residency engine.demo engine.jobs engine.build
 engine.program engine.pipeline
 engine.load
 engine.worker
+engine.cli
 engine.__main__ build_engine handler
 virtual_gpu
 benchmarks

@@ -39,7 +39,7 @@ def test_the_time_that_is_left_is_told_from_the_time_that_passed(clock):
     progress.begin()
     clock.time += 40
     progress("denoise", 0.5)
-    done = percent_done("denoise", 0.5)
+    done = percent_done({"denoise": 0.5})
     assert reports == [
         {"stage": "denoise", "percent": int(done), "eta_s": round(40 * (100 - done) / done)}
     ]
@@ -47,10 +47,26 @@ def test_the_time_that_is_left_is_told_from_the_time_that_passed(clock):
 
 def test_a_percentage_grows_from_stage_to_stage_and_never_is_all(clock):
     stages = ("fetch", "media", "conditioning", "denoise", "decode")
-    told = [percent_done(stage, share) for stage in stages for share in (0.0, 0.5, 1.0)]
+    told = [percent_done({stage: share}) for stage in stages for share in (0.0, 0.5, 1.0)]
     assert told == sorted(told)
     assert told[0] == 0
     assert 98 < told[-1] < 100
+
+
+def test_a_percentage_grows_while_the_stages_of_a_long_clip_take_turns(clock):
+    reports = []
+    progress = JobProgress(reports.append, None, clock)
+    for stage in ("fetch", "media"):
+        progress(stage, 1.0)
+    for part in range(3):
+        for stage in ("conditioning", "denoise", "decode"):
+            for share in (part, part + 0.5, part + 1):
+                clock.time += REPORT_S
+                progress(stage, share / 3)
+    percents = [report["percent"] for report in reports]
+    assert percents == sorted(percents)
+    assert percents[-1] == 99
+    assert percents[len(percents) // 3] < 45  # a third of each stage, after the first of three
 
 
 def test_a_deadline_counts_from_the_beginning_of_the_work(clock):

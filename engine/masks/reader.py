@@ -1,0 +1,273 @@
+"""Mask files of a job -> colours at the size of the result, and what had to be assumed.
+
+A file says who is where. Which colour the background has is the mode's affair: one that is the
+wrong way round is turned, and a note says so. Rules: docs/reference/masks.md 3 and 4.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine.config import LIMITS
+from engine.errors import BadMedia, BadRequest
+from engine.flow import Check, Mode, go_on
+from engine.masks.cleaning import BACKGROUND, clean
+from engine.masks.colours import BLACK, BLUE, PERSON_COLOURS, PERSONS, WHITE, paint, show_black
+from engine.masks.stored import Stored, open_mask
+from engine.media.framing import Size, crop_image, crop_nearest, image_to_network
+from engine.media.video import VideoInfo, frame_count, shown_frames
+
+# the background of a mode (docs/reference/masks.md 1.3)
+DRIVING: dict[Mode, int] = {"animation": BLACK, "replacement": WHITE}
+REFERENCE: dict[Mode, int] = {"animation": WHITE, "replacement": BLACK}
+
+# what a picture without a mask is taken for, and the note
+_WHOLE: dict[Mode, tuple[int, str]] = {
+    "animation": (WHITE, "The picture has no mask: its background is taken over as it is."),
+    "replacement": (
+        BLUE,
+        "The picture has no mask: all of it is taken as person 1 (blue). Give a mask, or a picture "
+        "whose background is transparent.",
+    ),
+}
+
+_AT_ONCE = 2**24  # pixels in work
+_NAMES = {BLACK: "black", WHITE: "white"}
+_ASPECT = 0.01  # by which the shape of a mask may differ from that of its picture
+_OPAQUE = 128  # and above
+_FORMS = "a video, a folder or ZIP of pictures, or an .npz of labels"
+_COLOUR_OF_LABEL = torch.tensor([BACKGROUND, *PERSON_COLOURS], dtype=torch.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class DrivingMask:
+    """Who is where in the driving video."""
+
+    colours: Tensor  # [T, H, W, 3] u8, each 0 or 255
+    persons: tuple[str, ...]  # the colours that it shows, person 1 first
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceMask:
+    """Who is where in a picture, cropped as the picture is."""
+
+    colours: Tensor  # [3, H, W] fp32, about -1..1
+    persons: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def read_driving_mask(
+    path: Path,
+    video: VideoInfo,
+    fps: float | None,
+    count: int,
+    size: Size,
+    mode: Mode,
+    check: Check = go_on,
+) -> DrivingMask:
+    """Reads the mask of a driving video, for the `count` frames that are shown of it at `fps`.
+
+    The mask has as many frames as the video, or as the clip. Raises `BadMedia` if it has another
+    length or shape, is no mask, or if nobody is to be replaced, and what `check` raises.
+    """
+    stored = open_mask(path, check=check)
+    _check_shape(stored, (video.height, video.width), video.path.name)
+    wanted, notes = _chosen(stored, video, fps, count, check)
+    channels = () if stored.has_labels else (3,)
+    frames = torch.empty(count, *size, *channels, dtype=torch.uint8)
+    shape = video.height, video.width
+    for place, frame in zip(frames, stored.frames(wanted, check), strict=True):
+        place.copy_(crop_nearest(frame[None], shape, size)[0])
+    if stored.has_labels:
+        numbers = frames
+        for place in numbers:
+            place.copy_(_COLOUR_OF_LABEL[place.int()])
+        frames = torch.empty(count, *size, 3, dtype=torch.uint8)
+    else:
+        numbers = clean(frames, stored.name, check)
+    persons = _persons(numbers)
+    if not persons and mode == "replacement":
+        raise BadMedia(
+            f"{stored.name} shows nobody; who is to be replaced must be in a colour (the first "
+            "blue), or white on black."
+        )
+    if not persons:
+        notes += (f"{stored.name} shows nobody: all of the video is taken as background.",)
+    notes += _place_background(numbers, DRIVING[mode], stored.name)
+    for place, colours in zip(frames, numbers):
+        place.copy_(paint(colours))
+    return DrivingMask(frames, persons, notes)
+
+
+def absent_driving_mask(count: int, size: Size, mode: Mode) -> DrivingMask:
+    """The mask of a driving video that comes without: black, which is all background.
+
+    Raises `BadRequest` in replacement, where the mask says who is replaced.
+    """
+    if mode == "replacement":
+        raise BadRequest(
+            f"Replacement needs a mask of the video, which says who is replaced: {_FORMS}, "
+            "with each person in a colour (the first blue) or white on black."
+        )
+    note = "The video has no mask: all of it is taken as background without persons."
+    return DrivingMask(torch.zeros(count, *size, 3, dtype=torch.uint8), (), (note,))
+
+
+def read_reference_mask(
+    path: Path | None,
+    alpha: Tensor | None,
+    picture: Size,
+    size: Size,
+    mode: Mode,
+    check: Check = go_on,
+) -> ReferenceMask:
+    """Reads the mask of the reference, whose own size is `picture`; else takes its `alpha`.
+
+    `alpha` [h, w] u8 is 255 where the picture is opaque. Without either, all of the picture is
+    background to be seen in animation, and person 1 in replacement; a note says so. Raises
+    `BadMedia` if the file is no mask of this picture, or shows nobody in replacement.
+    """
+    numbers, name, notes = _of_picture(path, alpha, picture, check)
+    if numbers is None:
+        colour, note = _WHOLE[mode]
+        numbers, notes = torch.full(picture, colour, dtype=torch.uint8), (note,)
+    elif mode == "replacement" and bool((numbers == WHITE).all()):
+        numbers.fill_(BLUE)
+        notes += (f"{name} is white everywhere: all of the picture is person 1 (blue).",)
+    persons = _persons(numbers)
+    if mode == "replacement":
+        if not persons:
+            raise BadMedia(
+                f"{name} shows nobody; the person of the picture must be in a colour (the first "
+                "blue), or white on black."
+            )
+        notes += _place_background(numbers, REFERENCE[mode], name)
+        return ReferenceMask(_to_network(numbers, size), persons, notes)
+    numbers[numbers == BACKGROUND] = REFERENCE[mode]
+    colours, is_black = _to_network(numbers, size), numbers == BLACK
+    if is_black.any() and not (numbers == WHITE).any():
+        colours = show_black(colours)
+        notes += (_turned_note(name, is_black.float().mean().item(), BLACK),)
+    return ReferenceMask(colours, persons, notes)
+
+
+def additional_mask(
+    path: Path | None, alpha: Tensor | None, picture: Size, size: Size, check: Check = go_on
+) -> ReferenceMask:
+    """Reads the mask of an additional reference; else takes its `alpha`; else it is all white.
+
+    Black and white stay as a colour file has them, for both are in use there; around a matte it is
+    black. Raises `BadMedia` as `read_reference_mask`.
+    """
+    numbers, _, notes = _of_picture(path, alpha, picture, check)
+    if numbers is None:
+        numbers = torch.full(picture, WHITE, dtype=torch.uint8)
+        notes = ("An additional picture has no mask: its background is taken over as it is.",)
+    numbers[numbers == BACKGROUND] = BLACK
+    return ReferenceMask(_to_network(numbers, size), _persons(numbers), notes)
+
+
+def compare_persons(driving: DrivingMask, pictures: Sequence[ReferenceMask]) -> tuple[str, ...]:
+    """Notes for colours that the driving mask or the pictures show and the other side does not."""
+    shown = {name for picture in pictures for name in picture.persons}
+    notes = []
+    for names, has, lacks in (
+        (set(driving.persons) - shown, "the video", "no picture"),
+        (shown - set(driving.persons), "the pictures", "not the video"),
+    ):
+        if names and driving.persons and shown:
+            told = " and ".join(name for name in PERSONS if name in names)
+            notes.append(f"The mask of {has} shows {told}, which {lacks} does: check the colours.")
+    return tuple(notes)
+
+
+def _of_picture(
+    path: Path | None, alpha: Tensor | None, picture: Size, check: Check
+) -> tuple[Tensor | None, str, tuple[str, ...]]:
+    """The numbers of colours [h, w] u8 at the size of the picture, the file's name, and notes."""
+    if path is None:
+        if alpha is None or bool((alpha >= _OPAQUE).all()):
+            return None, "", ()
+        note = "The picture is transparent in part: what is opaque of it is person 1 (blue)."
+        numbers = torch.where(alpha >= _OPAQUE, BLUE, BACKGROUND).to(torch.uint8)
+        return numbers, "The picture", (note,)
+    stored = open_mask(path, check=check)
+    if stored.count != 1:
+        raise BadMedia(f"{stored.name} has {stored.count} frames; the mask of a picture has one.")
+    _check_shape(stored, picture, "the picture")
+    frame = next(iter(stored.frames([0], check)))
+    if stored.has_labels:
+        numbers = _COLOUR_OF_LABEL[frame.int()]
+    else:
+        numbers = clean(frame[None], stored.name, check)[0]
+    return crop_nearest(numbers[None], picture, picture)[0].clone(), stored.name, ()
+
+
+def _check_shape(stored: Stored, shape: Size, owner: str) -> None:
+    height, width = shape
+    ratio = (stored.width * height) / (stored.height * width)
+    if abs(ratio - 1) > _ASPECT:
+        raise BadMedia(
+            f"{stored.name} is {stored.width}x{stored.height} and {owner} {width}x{height}; a mask "
+            "must have the shape of its picture. Make it from the uncropped one."
+        )
+
+
+def _chosen(
+    stored: Stored, video: VideoInfo, fps: float | None, count: int, check: Check
+) -> tuple[list[int], tuple[str, ...]]:
+    """The frames of the mask for those of the clip. Raises `BadMedia` if the lengths do not fit."""
+    held, limits = stored.count, replace(LIMITS, max_frames=sys.maxsize)
+    whole = frame_count(video, fps, limits=limits)  # of the clip, if all were shown
+    for off in (0, 1):
+        for frames, is_file in ((video.frames, True), (whole, False), (count, False)):
+            if abs(held - frames) == off:
+                wanted = shown_frames(video, fps, count, check) if is_file else range(count)
+                repair = f"its last one {'is left out' if held > frames else 'is shown twice'}"
+                notes = (f"{stored.name} has {held} frames for {frames}: {repair}.",)
+                return [min(number, held - 1) for number in wanted], notes if off else ()
+    also = "" if whole == video.frames else f", or {whole} at {fps or video.fps:g} a second"
+    told = "is one picture" if held == 1 else f"has {held} frames"
+    raise BadMedia(
+        f"{stored.name} {told} and {video.path.name} has {video.frames} frames{also}; a mask needs "
+        "one for each frame of its video."
+    )
+
+
+def _place_background(numbers: Tensor, ground: int, name: str) -> tuple[str, ...]:
+    """Gives all background, in `numbers`, the colour `ground`, and notes what was the other."""
+    other = WHITE if ground == BLACK else BLACK
+    turned = 0
+    for some in numbers.view(-1).split(_AT_ONCE):
+        is_other = some == other
+        turned += int(is_other.sum())
+        some[is_other | (some == BACKGROUND)] = ground
+    if not turned:
+        return ()
+    return (_turned_note(name, turned / numbers.numel(), other),)
+
+
+def _turned_note(name: str, share: float, was: int) -> str:
+    is_now = _NAMES[WHITE if was == BLACK else BLACK]
+    return (
+        f"{name} has {_NAMES[was]} background ({share:.0%} of it), where this mode has {is_now}: "
+        "it was turned."
+    )
+
+
+def _persons(numbers: Tensor) -> tuple[str, ...]:
+    """The names of the persons' colours that are there."""
+    counts = torch.zeros(BACKGROUND + 1, dtype=torch.int64)
+    for some in numbers.view(-1).split(_AT_ONCE):
+        counts += torch.bincount(some, minlength=BACKGROUND + 1)
+    return tuple(name for name, colour in zip(PERSONS, PERSON_COLOURS) if counts[colour])
+
+
+def _to_network(numbers: Tensor, size: Size) -> Tensor:
+    """Paints and crops as a picture is: [h, w] u8 -> [3, H, W] fp32."""
+    return crop_image(image_to_network(paint(numbers)), size)

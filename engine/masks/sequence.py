@@ -1,0 +1,36 @@
+"""The order of the pictures of a sequence, by the numbers in their names."""
+
+import re
+from collections.abc import Iterable
+from itertools import pairwise
+
+from engine.errors import BadMedia
+
+_NUMBER = re.compile(r"([0-9]+)")
+_SHOWN_CHARS = 80
+
+
+def in_order(names: Iterable[str], whole: str) -> list[str]:
+    """Sorts names naturally: frame 2 before frame 10, whatever zeros stand in front.
+
+    `whole` is what sentences call the sequence. Raises `BadMedia` if the last numbers of the names
+    do not follow each other. Names without numbers are sorted, and have no gaps.
+    """
+    ordered = sorted(names, key=_natural)
+    numbers = [_NUMBER.findall(name.rpartition("/")[2]) for name in ordered]
+    if not all(numbers):
+        return ordered
+    last = [int(found[-1][:18]) for found in numbers]
+    for place, (before, after) in enumerate(pairwise(last)):
+        if after != before + 1:
+            one, other = (name[-_SHOWN_CHARS:] for name in ordered[place : place + 2])
+            raise BadMedia(
+                f"{whole}: {other} comes after {one}; the numbers of a sequence must follow each "
+                "other without a gap. Number the pictures anew."
+            )
+    return ordered
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    parts = _NUMBER.split(name)
+    return [(int(part[:18]), part) if part.isdigit() else (-1, part) for part in parts]

@@ -1,0 +1,162 @@
+"""From request to clip with random SCAIL-2 weights: modes, masks, pictures, segments, sound."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from engine.clock import Clock
+from engine.config import TINY_SCAIL2, state_dir
+from engine.demo.weights import demo_weights
+from engine.denoise.segments import segments_of
+from engine.errors import BadMedia, BadRequest
+from engine.flow import Recipe, Reference, Request, Settings
+from engine.load import load_exact
+from engine.media.framing import frames_to_network
+from engine.media.video import probe_video
+from engine.models.dit import Scail
+from engine.pose.networks import Networks
+from engine.program import ModelSettings
+from engine.source import check_source, load_source
+from engine.stage_dump import StageDump
+from tests.support.clips import clip, tone
+
+QUICK = Recipe("euler_simple", steps=2, cfg=1.0, shift=5.0, window_frames=17, overlap_frames=8)
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    demo = demo_weights(state_dir())
+    path = tmp_path_factory.mktemp("scail2") / "scail2.safetensors"
+    torch.manual_seed(1)
+    model = Scail(TINY_SCAIL2)
+    for name, parameter in model.named_parameters():
+        if name.endswith("modulation"):
+            torch.nn.init.normal_(parameter, std=TINY_SCAIL2.dim**-0.5)
+    save_file(model.state_dict(), path)
+    settings = ModelSettings(torch.device("cpu"), "fp32", "sdpa", state_dir())
+    networks = Networks(demo.models, settings.device, state_dir())
+    return load_exact(path, [], demo.models, networks, settings)
+
+
+@pytest.fixture
+def request_of(tmp_path):
+    """Makes a request for `frames` frames in which a square of blue is the dancer."""
+
+    def make(frames=9, mode="animation", masks=True, audio=None, fps=16, **changes):
+        rng = np.random.default_rng(0)
+        picture, dance = tmp_path / "ref.png", tmp_path / "dance.mp4"
+        Image.fromarray(rng.integers(0, 255, (*SIZE, 3), dtype=np.uint8)).save(picture)
+        clip(dance, frames, fps, audio)
+        info = probe_video(dance)
+        labels = np.zeros((frames, info.height, info.width), np.uint8)
+        for n in range(frames):
+            labels[n, 16:48, 8 + n % 24 : 32 + n % 24] = 1
+        np.savez_compressed(tmp_path / "mask.npz", masks=labels)
+        seen = np.zeros((*SIZE, 3), np.uint8)
+        seen[16:48, 24:56, 2] = 255
+        Image.fromarray(seen).save(tmp_path / "ref_mask.png")
+        given = {"mask": tmp_path / "mask.npz", "reference_mask": tmp_path / "ref_mask.png"}
+        settings = Settings(QUICK, width=96, height=64, mode=mode, segments="even")
+        request = Request(picture, dance, "video", settings, **(given if masks else {}))
+        return changed(request, **changes)
+
+    return make
+
+
+def changed(request, **settings):
+    return dataclasses.replace(request, settings=dataclasses.replace(request.settings, **settings))
+
+
+def run(pipeline, request, folder, keep="stages"):
+    made = pipeline.run(request, folder / f"{keep}.mp4", "test", StageDump(folder / keep))
+    return made, load_file(folder / keep / "latents.safetensors")
+
+
+def differ(a, b):
+    return (a["latents"] - b["latents"]).abs().max() > 1e-4  # random weights hardly listen
+
+
+def test_every_frame_of_the_driving_video_comes_out_with_its_sound(pipeline, request_of, tmp_path):
+    sound = tone(tmp_path / "sound.m4a", 5)
+    for frames in (1, 8, 17, 18, 40):
+        made, _ = run(pipeline, request_of(frames, audio=sound), tmp_path, f"of-{frames}")
+        info = probe_video(made.path)
+        assert (made.frames, info.frames, info.fps) == (frames, frames, 16)
+        assert info.has_audio
+
+
+def test_a_segment_begins_with_the_finished_frames_of_the_one_before(
+    pipeline, request_of, tmp_path
+):
+    request = request_of(40)
+    segments = segments_of(request.settings, 40)
+    assert len(segments) == 3
+    source, dump = load_source(request, pipeline.capture), StageDump(tmp_path / "kept")
+    chunks = list(pipeline._frames(request, source, Clock(), dump, lambda *_: None))
+    clip_frames = torch.cat(chunks)
+    assert len(clip_frames) == 40
+    for number, segment in enumerate(segments[1:], start=2):
+        kept = load_file(tmp_path / "kept" / f"latents-{number}.safetensors")
+        tail = frames_to_network(clip_frames[segment.history])
+        assert torch.equal(kept["history"], pipeline.encoders.vae.encode([tail]))
+        assert torch.equal(kept["latents"][:, :2], kept["history"])
+        assert kept["pose"].shape[1] == (segment.frames - 1) // 4 + 1
+    assert not (tmp_path / "kept" / "latents-4.safetensors").exists()
+
+
+def test_a_clip_of_segments_sees_the_whole_dance_in_windows_too(pipeline, request_of, tmp_path):
+    made, kept = run(pipeline, request_of(40, segments="windows"), tmp_path)
+    assert made.frames == 40
+    assert kept["latents"].shape[1] == 11
+    assert "history" not in kept
+
+
+def test_modes_masks_and_further_pictures_each_change_the_clip(pipeline, request_of, tmp_path):
+    plain = request_of()
+    _, usual = run(pipeline, plain, tmp_path, "usual")
+    _, replaced = run(pipeline, request_of(mode="replacement"), tmp_path, "replaced")
+    _, unmasked = run(pipeline, request_of(masks=False), tmp_path, "unmasked")
+    extra = (Reference(plain.image, plain.reference_mask), Reference(plain.image))
+    more = dataclasses.replace(request_of(), references=extra)
+    _, further = run(pipeline, more, tmp_path, "further")
+    assert further["additional"].shape[1] == further["additional_masks"].shape[1] == 2
+    for other in (replaced, unmasked, further):
+        assert differ(usual, other)
+    _, again = run(pipeline, request_of(), tmp_path, "again")
+    assert torch.equal(usual["latents"], again["latents"])
+
+
+def test_a_recipe_may_cut_the_picture_out_in_replacement_alone(pipeline, request_of, tmp_path):
+    cutting = dataclasses.replace(QUICK, cuts_reference=True)
+    for mode, is_cut in (("replacement", True), ("animation", False)):
+        _, whole = run(pipeline, request_of(mode=mode), tmp_path, f"{mode}-whole")
+        _, cut = run(pipeline, request_of(mode=mode, recipe=cutting), tmp_path, f"{mode}-cut")
+        assert torch.equal(whole["vision"], cut["vision"])
+        assert torch.equal(whole["reference"], cut["reference"]) is not is_cut
+
+
+def test_what_had_to_be_assumed_of_masks_is_told(pipeline, request_of, tmp_path):
+    made, _ = run(pipeline, request_of(masks=False), tmp_path)
+    assert len(made.notes) == 2
+    assert all("no mask" in note for note in made.notes)
+    with pytest.raises(BadRequest, match="Replacement needs a mask of the video"):
+        check_source(request_of(mode="replacement", masks=False))
+
+
+def test_more_than_30_frames_a_second_are_thinned_and_said(pipeline, request_of, tmp_path):
+    made, _ = run(pipeline, request_of(18, fps=60), tmp_path)
+    assert (made.frames, made.fps) == (9, 30)
+    assert any("every second is shown" in note for note in made.notes)
+
+
+def test_a_mask_of_another_length_is_told_before_anything_is_loaded(request_of, tmp_path):
+    request = request_of(9)
+    np.savez_compressed(Path(request.mask), masks=np.ones((5, 64, 96), np.uint8))
+    with pytest.raises(BadMedia, match="5 frames"):
+        check_source(request)

@@ -2,10 +2,8 @@
 
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, TypeAlias
 
 from engine.config import KINDS, LIMITS
 from engine.denoise.sampler import grid
@@ -13,21 +11,10 @@ from engine.errors import BadRequest, OutputError
 from engine.flow import KindName, Recipe, RecipeName, Settings
 from engine.media.framing import check_size
 from engine.models.attention import ATTENTIONS, available
-
-LoraRole: TypeAlias = Literal["distill", "dpo"]
-
-
-@dataclass(frozen=True, slots=True)
-class NeededLora:
-    """A LoRA that the weights of a recipe were made with, whatever its file is called."""
-
-    role: LoraRole
-    strength: float
-    rank: int | None = None  # None: there is one of this role
-
+from engine.package.merged import NeededLora
 
 # The first of a kind is the one of requests that name none.
-RECIPES: Mapping[KindName, Mapping[str, Recipe]] = {  # by `flow.RecipeName`
+RECIPES: Mapping[KindName, Mapping[RecipeName, Recipe]] = {
     "preview": {
         # the workflow in production (docs/reference/denoiser.md 4.6): weights are distilled, half
         # of the steps see the skeleton
@@ -60,9 +47,9 @@ RECIPES: Mapping[KindName, Mapping[str, Recipe]] = {  # by `flow.RecipeName`
 NEEDED_LORAS: Mapping[KindName, Mapping[RecipeName, tuple[NeededLora, ...]]] = {
     "preview": {},  # packages in use were built before anybody asked
     "scail2": {
-        "turbo": (NeededLora("distill", 0.8, rank=64), NeededLora("dpo", 1.0)),
+        "turbo": (NeededLora("distill", 64, 0.8), NeededLora("dpo", None, 1.0)),
         "official": (),
-        "fast8": (NeededLora("distill", 1.0, rank=128),),
+        "fast8": (NeededLora("distill", 128, 1.0),),
     },
 }
 # Names that one kind of model is asked for under and another has by another name.

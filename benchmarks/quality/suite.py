@@ -305,7 +305,8 @@ def _model(pipeline: Pipeline) -> Scail:
 
 
 def _recipes(steps: Mapping[str, int]) -> dict[str, Recipe]:
-    return {name: replace(RECIPES["preview"][name], steps=count) for name, count in steps.items()}
+    rows = RECIPES["preview"].items()
+    return {name: replace(row, steps=steps[name]) for name, row in rows if name in steps}
 
 
 def settings(attention: str | None) -> ModelSettings:

@@ -46,13 +46,13 @@ def _mode(value: object) -> str:
     return {"animate": "animation", "replace": "replacement"}.get(said, said)
 
 
-def _texts(value: object) -> tuple[str, ...]:
-    return tuple(text(one) for one in listing(value))
+def _texts(value: object) -> tuple[str, ...] | None:
+    return tuple(text(one) for one in listing(value)) or None
 
 
-def _records(value: object) -> list[object]:
+def _records(value: object) -> list[object] | None:
     """Reads a list of objects; a text alone is the address in one."""
-    return [{"url": one} if isinstance(one, str) else one for one in listing(value)]
+    return [{"url": one} if isinstance(one, str) else one for one in listing(value)] or None
 
 
 Whole = Annotated[int | None, _or_nothing(whole)]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from engine.config import KINDS, LIMITS, ModelKind
-from engine.errors import BadRequest
+from engine.errors import BadRequest, Unavailable
 from engine.flow import KindName, Mode, Motion, RecipeName
 from engine.recipes import row_of
 
@@ -91,10 +91,10 @@ def check_mode(mode: Mode | None, motion: Motion, mask: object, ask: str, served
 
 
 def check_recipe(name: RecipeName | None, served: Served) -> None:
-    """Raises `BadRequest` for a recipe that the weights were not made for."""
+    """Raises `Unavailable` for a recipe that the weights were not made for."""
     row, _ = row_of(served.kind.name, name)
     if row in served.refused:
-        raise BadRequest(served.refused[row])
+        raise Unavailable(served.refused[row])
 
 
 def check_references(count: int) -> None:

@@ -54,7 +54,8 @@ def find_chain(graph: Graph) -> Chain:
         for node in _segments(graph, result)
     }
     ordered = sorted(behind, key=lambda name: len(behind[name]))
-    if [len(behind[name]) for name in ordered] != list(range(1, len(ordered) + 1)):
+    is_row = [len(behind[name]) for name in ordered] == list(range(1, len(ordered) + 1))
+    if not is_row or not all(graph.link(graph.nodes[name], _PREVIOUS) for name in ordered[1:]):
         raise BadRequest(
             f"The {len(ordered)} {SEGMENT} of the workflow are no chain: each but the first must "
             f"have the frames of the one before it as {_PREVIOUS}."
@@ -97,7 +98,7 @@ def _stretch(segment: WorkflowNode, samplers: dict[str, list[WorkflowNode]]) -> 
     if len(found) != 1:
         known = ", ".join(SAMPLERS)
         raise BadRequest(
-            f"{str(segment).capitalize()} has {len(found)} samplers; exactly one is expected, of "
+            f"The {segment} has {len(found)} samplers; exactly one is expected, of "
             f"the classes {known}."
         )
     return Stretch(segment, found[0])

@@ -241,8 +241,14 @@ def _told(graph: Graph, chain: Chain, made: list[WorkflowNode]) -> Iterator[str]
             here, there = graph.plain(first.node, key), graph.plain(later.node, key)
             if not isinstance(here, Link) and not is_equal(here, there) and here != there:
                 yield f"{key} of {later.node} is {shown(there)}, done as {shown(here)}"
-    known = [node for node in made if is_core(node.kind)]
+    savers = [node for node in graph.nodes.values() if _saves(graph, node, chain)]
+    known = [node for node in (*made, *savers) if is_core(node.kind)]
     yield from differences(graph, known, CORE_NODES)
+
+
+def _saves(graph: Graph, node: WorkflowNode, chain: Chain) -> bool:
+    video = graph.plain(node, "video")
+    return isinstance(video, Link) and video.node is chain.result
 
 
 def _files(graph: Graph, chain: Chain) -> str:

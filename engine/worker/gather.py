@@ -43,9 +43,9 @@ def gather(job: Job, to: Gathering) -> Request:
         job.kind,
         job.settings,
         mask=_file_or_none(job.cast.mask, "mask", to),
-        reference_mask=_file_or_none(job.cast.reference_mask, "picture", to),
+        reference_mask=_file_or_none(job.cast.reference_mask, "mask", to),
         references=tuple(
-            Reference(_file(one.image, "picture", to), _file_or_none(one.mask, "picture", to))
+            Reference(_file(one.image, "picture", to), _file_or_none(one.mask, "mask", to))
             for one in job.cast.references
         ),
     )

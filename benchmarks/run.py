@@ -6,7 +6,7 @@ python benchmarks/run.py clip quality --keep      into results/, with pictures a
 python benchmarks/run.py compare A.json B.json    exit 1 if B is worse by more than the noise
 python benchmarks/run.py report                   RESULTS.md again, from what is kept
 python benchmarks/run.py cubins DIR --arch sm90   kernels for a GPU machine without a compiler
-PYTHONPATH=$PWD python benchmarks/run.py gpu forward vae --kernels DIR            there
+PYTHONPATH=$PWD python benchmarks/run.py twins gpu forward vae --kernels DIR      there
 """
 
 import argparse
@@ -53,6 +53,7 @@ SUITES = {
     "cold-start": ("benchmarks.cold_start.suite", ("package", "models", "before", "runs")),
     "reading": ("benchmarks.cold_start.reading", ("file", "runs")),
     "gpu": ("benchmarks.kernel.gpu", ("kernels", "out", "dry", "only")),
+    "twins": ("benchmarks.kernel.twins", ("kernels", "out", "dry", "only")),
     "forward": ("benchmarks.denoiser.forward", ("kernels", "out", "dry")),
     "vae": ("benchmarks.clip.vae", ("kernels", "runs")),
     "nano": ("benchmarks.nano.suite", ()),

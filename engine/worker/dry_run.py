@@ -49,8 +49,7 @@ def dry_run(request: Request, source: Source) -> DryRun:
     planned = segments_of(settings, len(source.skeleton))
     each = [evaluations(settings.recipe, latent_frames(one.frames)) for one in planned]
     forwards = shape.contexts * sum(each)
-    tokens = shape.tokens + len(request.references) * shape.grid[1]
-    work = forwards * tokens * (1 + tokens / _EVEN_TOKENS)
+    work = forwards * shape.tokens * (1 + shape.tokens / _EVEN_TOKENS)
     return DryRun(shape, planned[-1].end, len(planned), source.fps, forwards, work)
 
 

@@ -35,6 +35,7 @@ from kernels.aot.sass import Mix
 from kernels.arch import ARCHS, SM89, SM90, SM120
 from kernels.gemm import GEMM
 from kernels.spec import KernelError
+from tests.support.compiled import STATE
 from tests.support.interpreter import InterpretedBank
 from tests.support.live_memory import META, Live, NoLaunches
 
@@ -341,7 +342,7 @@ def test_cases_are_right_in_the_interpreter(arch, name):
 
 def gpu_script(*arguments, out):
     command = [str(ROOT / "benchmarks" / "gpu.sh"), "--dry", *arguments]
-    environment = os.environ | {"OUT": str(out), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OUT": str(out), "OMP_NUM_THREADS": "1", "SCAIL_STATE": str(STATE)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -355,6 +356,11 @@ def test_the_gpu_script_runs_dry_and_keeps_a_line_for_each_step(tmp_path):
     assert all(line["note"] == "" for line in lines[1:])
     assert all(line["error"] < 1e-2 for line in lines[1:])
     assert all(line["ms"] is None for line in lines if line["step"] == "time")
+    twins = [json.loads(line) for line in (tmp_path / "twins.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in twins] == ["machine", "twin", "twin"]
+    assert [(line["kernel"], line["others"]) for line in twins[1:]] == [
+        ("rms_inverse.1x5120", 0), ("rms_inverse.3x5120", 0)
+    ]  # fmt: skip
     *_, gemm, rms, _, found = done.stdout.splitlines()
     assert (gemm.split()[0], rms.split()[0]) == ("gemm.fp8", "rms_inverse")
     assert len(json.loads(found)["suites"]["gpu"]["rows"]) == 2
@@ -365,7 +371,7 @@ def test_a_folder_without_cubins_is_one_sentence_that_says_how_to_make_them(tmp_
         cubins.load(tmp_path)
 
 
-@pytest.mark.parametrize("suite", ["gpu", "forward", "vae"])
+@pytest.mark.parametrize("suite", ["gpu", "twins", "forward", "vae"])
 def test_a_gpu_machine_needs_torch_and_numpy_and_nothing_that_draws_compiles_or_renders(suite):
     """Asks a process of its own what the suite's module imports."""
     program = (

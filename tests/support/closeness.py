@@ -14,7 +14,8 @@ from kernels.ops import native_ops, reference_ops
 from tests.support.nano_clips import bank_of, exact, packaged, pairs, psnr, request_of, run
 from virtual_gpu.orders import FORWARD
 
-GRAINS = (0, 1, 2, 3)  # references whose residual stream is so many ulps larger
+FRAMES = 5
+GRAINS = (0, 1, 2)  # references whose residual stream is so many ulps larger
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def closeness(arch, name, clips, folder):
     theirs = [packaged(arch, grained(reference_ops(spec, arch), ulps)) for ulps in GRAINS]
     found = Closeness([], [])
     for seed in range(clips):
-        request = request_of(folder, replace(RECIPES["preview"][name], steps=2), seed=seed)
+        request = request_of(folder, replace(RECIPES["preview"][name], steps=2), FRAMES, seed)
         want = run(exact(), request)
         found.kernels.append(psnr(run(ours, request), want))
         found.references.append([psnr(run(one, request), want) for one in theirs])

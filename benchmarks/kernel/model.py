@@ -35,7 +35,7 @@ SPECIAL_CYCLES = 8  # that one MUFU instruction keeps a scheduler's unit busy
 SHARED_CYCLES = {"LDSM": 4, "LDGSTS": 4, "STS": 4, "LDS": 1}
 WAIT_CYCLES = 250  # for memory and barriers in each iteration: docs/reference/kernels.md 2.3
 # The same for warpgroups in step, fitted to one figure: Triton's FP16 attention of head size 128 on
-# an H100, 477 and 487 TFLOPS. 0 gives 483, 250 would give 456.
+# an H100, 477 and 487 TFLOPS. 0 gives 465 with starts and waves, 250 would give 439.
 STEP_WAIT_CYCLES = 0
 START_WAITS = 2  # of a program before its first product: for its start, and for its first tiles
 DRAM_SHARE = 0.85  # of the rated bandwidth: assumed, docs/reference/performance.md F2

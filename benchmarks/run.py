@@ -46,6 +46,7 @@ SUITES = {
     "media": ("benchmarks.media", ()),
     "kernels": ("benchmarks.kernel.suite", ()),
     "denoiser": ("benchmarks.denoiser.suite", ()),
+    "published": ("benchmarks.kernel.published", ()),
     "clip": (
         "benchmarks.clip.suite", ("package", "models", "sizes", "frames", "recipes", "runs"),
     ),

@@ -35,6 +35,9 @@ _WHOLE: dict[Mode, tuple[int, str]] = {
     ),
 }
 
+_ONLY_MOVING = "The mask of the video shows {}, which no picture has: check the colours."
+_ONLY_SHOWN = "The masks of the pictures show {}, which the video has not: check the colours."
+
 _AT_ONCE = 2**24  # pixels in work
 _NAMES = {BLACK: "black", WHITE: "white"}
 _ASPECT = 0.01  # by which the shape of a mask may differ from that of its picture
@@ -78,18 +81,8 @@ def read_driving_mask(
     stored = open_mask(path, check=check)
     _check_shape(stored, (video.height, video.width), video.path.name)
     wanted, notes = _chosen(stored, video, fps, count, check)
-    channels = () if stored.has_labels else (3,)
-    frames = torch.empty(count, *size, *channels, dtype=torch.uint8)
     shape = video.height, video.width
-    for place, frame in zip(frames, stored.frames(wanted, check), strict=True):
-        place.copy_(crop_nearest(frame[None], shape, size)[0])
-    if stored.has_labels:
-        numbers = frames
-        for place in numbers:
-            place.copy_(_COLOUR_OF_LABEL[place.int()])
-        frames = torch.empty(count, *size, 3, dtype=torch.uint8)
-    else:
-        numbers = clean(frames, stored.name, check)
+    numbers, frames = _numbers(stored, wanted, shape, size, check)
     persons = _persons(numbers)
     if not persons and mode == "replacement":
         raise BadMedia(
@@ -174,16 +167,41 @@ def additional_mask(
 
 def compare_persons(driving: DrivingMask, pictures: Sequence[ReferenceMask]) -> tuple[str, ...]:
     """Notes for colours that the driving mask or the pictures show and the other side does not."""
-    shown = {name for picture in pictures for name in picture.persons}
+    moving, shown = set(driving.persons), {name for one in pictures for name in one.persons}
+    if not moving or not shown:
+        return ()
     notes = []
-    for names, has, lacks in (
-        (set(driving.persons) - shown, "the video", "no picture"),
-        (shown - set(driving.persons), "the pictures", "not the video"),
-    ):
-        if names and driving.persons and shown:
+    for names, sides in ((moving - shown, _ONLY_MOVING), (shown - moving, _ONLY_SHOWN)):
+        if names:
             told = " and ".join(name for name in PERSONS if name in names)
-            notes.append(f"The mask of {has} shows {told}, which {lacks} does: check the colours.")
+            notes.append(sides.format(told))
     return tuple(notes)
+
+
+def _numbers(
+    stored: Stored, wanted: Sequence[int], shape: Size, size: Size, check: Check
+) -> tuple[Tensor, Tensor]:
+    """The numbers of colours [T, H, W] u8, and memory for frames [T, H, W, 3] u8 of them.
+
+    Colours are cleaned at the smaller of two sizes, the file's or the clip's: what compression
+    blurs in a small file would be an area in a large one.
+    """
+    count, is_small = len(wanted), stored.height * stored.width < size[0] * size[1]
+    held = (stored.height, stored.width) if is_small else size
+    frames = torch.empty(count, *held, *(() if stored.has_labels else (3,)), dtype=torch.uint8)
+    for place, frame in zip(frames, stored.frames(wanted, check), strict=True):
+        place.copy_(frame if is_small else crop_nearest(frame[None], shape, size)[0])
+    if stored.has_labels:
+        numbers = frames
+        for place in numbers:
+            place.copy_(_COLOUR_OF_LABEL[place.int()])
+    else:
+        numbers = clean(frames, stored.name, check)
+    if is_small:
+        numbers = crop_nearest(numbers, shape, size)
+    if is_small or stored.has_labels:
+        frames = torch.empty(count, *size, 3, dtype=torch.uint8)
+    return numbers, frames
 
 
 def _of_picture(

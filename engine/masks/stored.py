@@ -89,7 +89,7 @@ def _archive(path: Path, limits: Limits) -> Stored:
             lambda wanted, check: read_labels(labels, wanted, check),
         )  # fmt: skip
     if names and all(name.endswith(".npy") for name in names):
-        held = ", ".join(sorted(names))[:_SHOWN_CHARS]
+        held = repr(", ".join(sorted(names))[:_SHOWN_CHARS])
         raise BadMedia(f"{path.name} holds no array masks, but {held}; write masks into it.")
 
     @contextmanager
@@ -135,7 +135,7 @@ def _sequence(
                     at, frame = number, load(ordered[number])
                 if frame.shape[:2] != (height, width):
                     raise BadMedia(
-                        f"{path.name}: {ordered[number][-_SHOWN_CHARS:]} is "
+                        f"{path.name}: {ordered[number][-_SHOWN_CHARS:]!r} is "
                         f"{frame.shape[1]}x{frame.shape[0]} and the first {width}x{height}; "
                         "pictures of one size are expected."
                     )

@@ -107,7 +107,7 @@ def absent_driving_mask(count: int, size: Size, mode: Mode) -> DrivingMask:
             f"Replacement needs a mask of the video, which says who is replaced: {_FORMS}, "
             "with each person in a colour (the first blue) or white on black."
         )
-    note = "The video has no mask: all of it is taken as background without persons."
+    note = "The motion has no mask: all of it is taken as background without persons."
     return DrivingMask(torch.zeros(count, *size, 3, dtype=torch.uint8), (), (note,))
 
 
@@ -146,6 +146,8 @@ def read_reference_mask(
     if is_black.any() and not (numbers == WHITE).any():
         colours = show_black(colours)
         notes += (_turned_note(name, is_black.float().mean().item(), BLACK),)
+    if not persons and name:
+        notes += (f"{name} shows nobody: all of the picture is taken as background.",)
     return ReferenceMask(colours, persons, notes)
 
 
@@ -157,11 +159,13 @@ def additional_mask(
     Black and white stay as a colour file has them, for both are in use there; around a matte it is
     black. Raises `BadMedia` as `read_reference_mask`.
     """
-    numbers, _, notes = _of_picture(path, alpha, picture, check)
+    numbers, name, notes = _of_picture(path, alpha, picture, check)
     if numbers is None:
         numbers = torch.full(picture, WHITE, dtype=torch.uint8)
         notes = ("An additional picture has no mask: its background is taken over as it is.",)
     numbers[numbers == BACKGROUND] = BLACK
+    if bool((numbers == BLACK).all()):
+        notes += (f"{name} shows nobody and no background: nothing of it is to be seen.",)
     return ReferenceMask(_to_network(numbers, size), _persons(numbers), notes)
 
 
@@ -211,9 +215,10 @@ def _of_picture(
     if path is None:
         if alpha is None or bool((alpha >= _OPAQUE).all()):
             return None, "", ()
-        note = "The picture is transparent in part: what is opaque of it is person 1 (blue)."
         numbers = torch.where(alpha >= _OPAQUE, BLUE, BACKGROUND).to(torch.uint8)
-        return numbers, "The picture", (note,)
+        is_cut_out = bool((numbers == BLUE).any())
+        note = "The picture is transparent in part: what is opaque of it is person 1 (blue)."
+        return numbers, "The picture", (note,) if is_cut_out else ()
     stored = open_mask(path, check=check)
     if stored.count != 1:
         raise BadMedia(f"{stored.name} has {stored.count} frames; the mask of a picture has one.")
@@ -241,18 +246,18 @@ def _chosen(
 ) -> tuple[list[int], tuple[str, ...]]:
     """The frames of the mask for those of the clip. Raises `BadMedia` if the lengths do not fit."""
     held, limits = stored.count, replace(LIMITS, max_frames=sys.maxsize)
+    told = f"{stored.name} {'is one picture' if held == 1 else f'has {held} frames'}"
     whole = frame_count(video, fps, limits=limits)  # of the clip, if all were shown
     for off in (0, 1):
         for frames, is_file in ((video.frames, True), (whole, False), (count, False)):
             if abs(held - frames) == off:
                 wanted = shown_frames(video, fps, count, check) if is_file else range(count)
                 repair = f"its last one {'is left out' if held > frames else 'is shown twice'}"
-                notes = (f"{stored.name} has {held} frames for {frames}: {repair}.",)
+                notes = (f"{told} for {frames}: {repair}.",)
                 return [min(number, held - 1) for number in wanted], notes if off else ()
     also = "" if whole == video.frames else f", or {whole} at {fps or video.fps:g} a second"
-    told = "is one picture" if held == 1 else f"has {held} frames"
     raise BadMedia(
-        f"{stored.name} {told} and {video.path.name} has {video.frames} frames{also}; a mask needs "
+        f"{told} and {video.path.name} has {video.frames} frames{also}; a mask needs "
         "one for each frame of its video."
     )
 

@@ -151,6 +151,29 @@ def test_a_frame_more_or_less_is_mended_and_said(tmp_path, video, form, held, la
     assert f"{held} frames for 20" in mask.notes[0]
 
 
+def test_a_picture_is_the_mask_of_one_frame_and_shown_twice_for_two(tmp_path, video):
+    path = save_pictures(tmp_path, moving(1)) / "mask_0.png"
+    assert places(read(path, video, frames=1)) == [0]
+    two = read(path, video, frames=2)
+    assert places(two) == [0, 0]
+    assert two.notes == ("mask_0.png is one picture for 2: its last one is shown twice.",)
+
+
+def test_what_lies_beside_the_pictures_of_a_mask_is_no_frame_of_it(tmp_path, video):
+    folder = save_pictures(tmp_path / "masks", moving(20))
+    (folder / "inner").mkdir()
+    for name in ("Thumbs.db", "a readme.txt", "zz.json"):
+        (folder / name).write_bytes(b"x")
+    assert places(read(folder, video)) == [*range(20)]
+    assert read(folder, video).notes == ()
+    (folder / "mask_7.png").unlink()  # a gap is one still
+    with pytest.raises(BadMedia, match="'mask_8.png' comes after 'mask_6.png'"):
+        read(folder, video)
+    (folder / "inner").rmdir()
+    path = zipped(save_pictures(folder, moving(20)))
+    assert places(read(path, video)) == [*range(20)]
+
+
 @pytest.mark.parametrize("held", [1, 5, 18, 22, 40])
 def test_another_number_of_frames_is_refused(tmp_path, video, held):
     with pytest.raises(BadMedia) as raised:
@@ -272,7 +295,7 @@ def test_no_mask_of_the_video_is_black_in_animation_and_refused_in_replacement()
     mask = absent_driving_mask(5, SIZE, "animation")
     assert torch.equal(mask.colours, torch.zeros(5, *SIZE, 3, dtype=torch.uint8))
     assert mask.notes == (
-        "The video has no mask: all of it is taken as background without persons.",
+        "The motion has no mask: all of it is taken as background without persons.",
     )
     with pytest.raises(BadRequest, match="Replacement needs a mask of the video, which says who"):
         absent_driving_mask(5, SIZE, "replacement")

@@ -160,7 +160,7 @@ HOSTILE = {
     "a way out of Windows": (
         lambda p: zipped(p, **{"..\\a1_0png": png()}), "outside of it"),
     "two files of one name": (twice, "two files of the same name"),
-    "an empty archive": (lambda p: zipped(p), "is not a video"),
+    "an empty archive": (lambda p: zipped(p), "m.zip is a file of another kind; a mask is a pict"),
     "hidden files alone": (lambda p: zipped(p, __MACOSX_1a_0png=b"x"), "holds no pictures"),
     "a text": (lambda p: zipped(p, a1_0png=b"hello, this is no picture"), "picture is expected"),
     "an archive in an archive": (
@@ -183,7 +183,9 @@ HOSTILE = {
     "nothing": (lambda p: p / "mask.png", "There is no mask mask.png."),
     "an empty file": (lambda p: file(p, "mask.png", b""), "is empty; a mask is expected"),
     "a pipe": (pipe, "is a device or a pipe"),
-    "a page": (lambda p: file(p, "mask.png", b"<!doctype html><p>404"), "is not a video"),
+    "a page": (lambda p: file(p, "mask.png", b"<!doctype html><p>404"), "is a page of the web; a"),
+    "an array that is not packed": (
+        lambda p: file(p, "mask.npy", b"\x93NUMPY"), ".npz file with an array masks."),
     "a picture cut short": (
         lambda p: cut(file(p, "mask.png", png(400, 400)), 0.4), "cannot be decoded, it is damaged"),
     "a video cut short": (lambda p: cut(clip(p / "mask.mp4")), "is a damaged video"),

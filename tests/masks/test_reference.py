@@ -19,6 +19,7 @@ from tests.support.mask_scenes import write_video
 
 SIZE = (64, 96)
 PICTURE = (120, 150)
+NOBODY = "ref_mask.png shows nobody: all of the picture is taken as background."
 
 
 def person(ground=BLACK, colour=BLUE):
@@ -100,13 +101,22 @@ def test_a_picture_without_mask_is_background_in_animation_and_person_1_in_repla
 def test_a_white_reference_mask_is_background_in_animation_and_person_1_in_replacement(tmp_path):
     path = save_picture(tmp_path, torch.full(PICTURE, WHITE).byte())
     shown = read_reference_mask(path, None, PICTURE, SIZE, "animation")
-    assert (shown.persons, shown.notes) == ((), ())
+    assert (shown.persons, shown.notes) == ((), (NOBODY,))
     assert shown.colours.sub(1).abs().max() < 1e-6
     replaced = read_reference_mask(path, None, PICTURE, SIZE, "replacement")
     assert replaced.persons == ("blue",)
     assert replaced.notes == (
         "ref_mask.png is white everywhere: all of the picture is person 1 (blue).",
     )
+
+
+def test_a_reference_mask_without_person_is_noted_in_animation(tmp_path):
+    path = save_picture(tmp_path, torch.zeros(PICTURE).byte())
+    assert read_reference_mask(path, None, PICTURE, SIZE, "animation").notes == (NOBODY,)
+    shown = read_reference_mask(None, torch.zeros(PICTURE).byte(), PICTURE, SIZE, "animation")
+    assert shown.notes == (NOBODY.replace("ref_mask.png", "The picture"),)
+    (note,) = additional_mask(path, None, PICTURE, SIZE).notes
+    assert note == "ref_mask.png shows nobody and no background: nothing of it is to be seen."
 
 
 def test_a_reference_mask_without_person_is_refused_in_replacement(tmp_path):

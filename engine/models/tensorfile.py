@@ -1,4 +1,4 @@
-"""A file of tensors, whatever its container: safetensors, sharded or whole, or a PyTorch zip.
+"""A file of tensors, whatever its container: safetensors (sharded or whole), PyTorch zip, or GGUF.
 
 Files are memory-mapped. Tensors are handed out one at a time and their pages are given back to
 the system after use, so reading a 33 GB file needs little memory of its own.
@@ -9,10 +9,8 @@ import json
 import logging
 import math
 import mmap
-import pickle
 import re
 import stat
-import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +22,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.errors import BadCheckpoint, MissingModel
+from engine.models.gguf_walk import BlockType, GgufTensor, walk
+from engine.models.torch_pickle import load_plain
 from engine.models.torch_zip import require_whole_storages, stored_members
 
 log = logging.getLogger(__name__)
@@ -31,15 +31,22 @@ log = logging.getLogger(__name__)
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<part>[0-9]{5})-of-(?P<parts>[0-9]{5})\.safetensors")
 _ZIP = b"PK\x03\x04"  # how PyTorch files begin since 1.6
 _OLD_PICKLE = b"\x80"  # how they began before
-# torch.load raises these on damaged files; its messages advise to let pickles run code
-_LOAD_ERRORS = (
-    RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, TypeError,
-    AttributeError, AssertionError, OverflowError, struct.error,
-)  # fmt: skip
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_FP8 = ("F8_E4M3", "F8_E5M2", "torch.float8_e4m3", "torch.float8_e5m2")  # as headers call it
+# types as safetensors calls them, for those that PyTorch calls otherwise
+_NAMES = {
+    "torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16",
+    "torch.bfloat16": "BF16", "torch.float8_e4m3fn": "F8_E4M3", "torch.float8_e5m2": "F8_E5M2",
+    "torch.float8_e8m0fnu": "F8_E8M0", "torch.int64": "I64", "torch.int32": "I32",
+    "torch.int16": "I16", "torch.int8": "I8", "torch.uint8": "U8", "torch.uint16": "U16",
+    "torch.uint32": "U32", "torch.uint64": "U64", "torch.bool": "BOOL",
+}  # fmt: skip
+FP8 = ("F8_E4M3", "F8_E5M2")
+_PLAIN_GGUF = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # entries of the metadata that describe how a file came to be, and change nothing in its use
-_DESCRIPTIVE = re.compile(r"format|ss_.*|sshs_.*|modelspec\..*", re.DOTALL)
+_DESCRIPTIVE = re.compile(
+    r"format|format_version|ss_.*|sshs_.*|modelspec\..*|general\..*|quantize\..*|comfy\.gguf\..*",
+    re.DOTALL,
+)
 _TINY_BYTES = 1 << 16  # not worth a system call
 
 
@@ -57,6 +64,7 @@ class TensorFile:
         self.path = path
         self.metadata: dict[str, str] = {}
         self.left_out: list[str] = []  # names in a PyTorch file under which no tensor lies
+        self.beside: list[str] = []  # keys of a PyTorch file beside its `top_key`
         self._tensors: dict[str, _Entry] = {}
         self.files = tuple(dict.fromkeys(p for named in (path, *more) for p in _parts(named)))
         for part in self.files:
@@ -75,11 +83,14 @@ class TensorFile:
         return self._tensors[name].shape
 
     def dtype(self, name: str) -> str:
-        """The type as the container calls it: "F8_E4M3", "torch.float8_e4m3fn"."""
+        """The type as safetensors calls it, "F8_E4M3", whatever the container; "Q4_K" for blocks
+        of a GGUF file.
+        """
         return self._tensors[name].dtype
 
-    def is_fp8(self, name: str) -> bool:
-        return self.dtype(name).startswith(_FP8)
+    def blocks(self, name: str) -> "Blocks | None":
+        """How the values of a tensor lie in its bytes; None if it holds them as they are."""
+        return self._tensors[name].blocks
 
     def warn_of_metadata(self, *used: str) -> None:
         """Names the entries of the metadata that nothing reads and that might mean something."""
@@ -112,10 +123,12 @@ class TensorFile:
             self._open_safetensors(part)
         elif part.suffix in (".pt", ".pth", ".bin"):
             self._open_pickle(part, head, top_key)
+        elif part.suffix == ".gguf":
+            self._open_gguf(part)
         else:
             raise BadCheckpoint(
-                f"{part.name} is neither a .safetensors nor a .pt, .pth or .bin file; "
-                "GGUF and other containers are not read."
+                f"{part.name} is neither a .safetensors nor a .gguf, .pt, .pth or .bin file; other "
+                "containers are not read."
             )
 
     def _open_safetensors(self, part: Path) -> None:
@@ -142,26 +155,35 @@ class TensorFile:
                 f"{part.name} is no PyTorch file ({part.stat().st_size} bytes): it begins with "
                 f"{head!r}, not as the zip archive that is expected. Fetch it again."
             )
-        try:
-            held = torch.load(part, map_location="cpu", mmap=True, weights_only=True)
-        except _LOAD_ERRORS as error:
-            raise BadCheckpoint(
-                f"{part.name} is damaged, cut short or holds more than tensors "
-                f"({part.stat().st_size} bytes); objects that could run code are never loaded. "
-                "Fetch it again, or use a .safetensors copy."
-            ) from error
+        held = load_plain(part)
         members = stored_members(part)
         if top_key is not None and isinstance(held, Mapping) and top_key in held:
+            self.beside += [str(name) for name in held if name != top_key]
             held = held[top_key]
         if not isinstance(held, Mapping):
             raise BadCheckpoint(f"{part.name} holds one {type(held).__name__}, not named tensors.")
         tensors = {str(name): held for name, held in held.items() if isinstance(held, Tensor)}
         for name, tensor in tensors.items():
             _require_plain(tensor, f"{part.name}: {name}")
-            entry = _Entry(tuple(tensor.shape), str(tensor.dtype), tensor.detach)
+            dtype = _NAMES.get(str(tensor.dtype), str(tensor.dtype))
+            entry = _Entry(tuple(tensor.shape), dtype, tensor.detach)
             self._add(name, entry, part)
         self.left_out += [str(name) for name in held if str(name) not in tensors]
         require_whole_storages(part, members, tensors.values())
+
+    def _open_gguf(self, part: Path) -> None:
+        header = walk(part)
+        try:
+            size = part.stat().st_size
+            data = torch.from_file(str(part), shared=False, size=size, dtype=torch.uint8)
+        except (RuntimeError, OSError) as error:
+            raise BadCheckpoint(f"{part.name} cannot be mapped into memory: {error}") from error
+        self.metadata |= header.texts
+        if header.unused_bytes:
+            log.warning("%s: %d bytes in it belong to no tensor", part.name, header.unused_bytes)
+        for tensor in header.tensors:
+            shape = header.shapes.get(tensor.name, tensor.shape)
+            self._add(tensor.name, _gguf_entry(data, tensor, shape), part)
 
     def _add(self, name: str, entry: "_Entry", part: Path) -> None:
         if name in self._tensors:
@@ -170,10 +192,30 @@ class TensorFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Blocks:
+    """The values of a GGUF tensor, whose bytes are the rows [rows, bytes a row] of a U8 tensor."""
+
+    type: BlockType
+    shape: tuple[int, ...]  # of the values
+
+
+@dataclass(frozen=True, slots=True)
 class _Entry:
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], Tensor]
+    blocks: Blocks | None = None
+
+
+def _gguf_entry(data: Tensor, tensor: GgufTensor, shape: tuple[int, ...]) -> _Entry:
+    """A tensor of plain numbers in its shape, or the bytes of one in blocks."""
+    held = data[tensor.start : tensor.start + tensor.nbytes]
+    kind = tensor.type
+    if kind.name in _PLAIN_GGUF:
+        plain = held.view(_PLAIN_GGUF[kind.name]).view(shape)
+        return _Entry(shape, kind.name, plain.detach)
+    rows = held.view(-1, (tensor.shape[-1] if tensor.shape else 1) // kind.values * kind.nbytes)
+    return _Entry(tuple(rows.shape), kind.name, rows.detach, Blocks(kind, shape))
 
 
 def _parts(path: Path) -> list[Path]:

@@ -76,7 +76,7 @@ SAT_NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
     """Where a parameter lies: part `part` of `parts` of the rows of a stored one."""
 
     stored: str
@@ -104,7 +104,7 @@ class Checkpoint:
         for note in self.stored.notes:
             log.warning("%s: %s", path.name, note)
         self._refuse_other_models()
-        self._places = self._locate()
+        self._places = locate(self.stored)
         self.config = self._infer_config(layers)
         self._shapes = self._check()
         self._loras = tuple(loras)
@@ -164,17 +164,6 @@ class Checkpoint:
             return codes
         rows = slice(place.part * shape[0], (place.part + 1) * shape[0])
         return replace(codes, q=codes.q[rows].clone(), s=codes.s[rows].clone())
-
-    def _locate(self) -> dict[str, _Place]:
-        targets = _target_names(list(self.stored))
-        places: dict[str, _Place] = {}
-        for name in self.stored:
-            parts = targets.get(name, (name,))
-            for part, target in enumerate(parts):
-                if target in places:
-                    raise BadCheckpoint(f"{self.path.name}: {target} is stored twice.")
-                places[target] = _Place(name, part, len(parts))
-        return places
 
     def _refuse_other_models(self) -> None:
         names = set(self.stored)
@@ -270,6 +259,21 @@ class Checkpoint:
                     f"as {name}, {list(whole)} is expected."
                 )
         return {name: expected[name] for name in self._places}
+
+
+def locate(stored: StoredWeights) -> dict[str, Place]:
+    """Where each parameter lies, by its converted name. Raises `BadCheckpoint` for one that is
+    stored twice.
+    """
+    targets = _target_names(list(stored))
+    places: dict[str, Place] = {}
+    for name in stored:
+        parts = targets.get(name, (name,))
+        for part, target in enumerate(parts):
+            if target in places:
+                raise BadCheckpoint(f"{stored.file.path.name}: {target} is stored twice.")
+            places[target] = Place(name, part, len(parts))
+    return places
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -10,6 +10,7 @@ All tensors of a file are merged, or it is refused; the one exception is told by
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -106,6 +107,18 @@ class Lora:
             for name, held in self._changes.items()
             if any(change.step == step for change in held)
         )
+
+    def summary(self) -> dict[str, object]:
+        """What was found by `check`, for JSON."""
+        held = [change for changes in self._changes.values() for change in changes]
+        return {
+            "weights": len(self._changes),
+            "changes": dict(Counter(change.delta.kind for change in held)),
+            "ranks": sorted({change.delta.rank for change in held if change.delta.rank}),
+            "factors": sorted({round(change.factor, 6) for change in held if change.delta.rank}),
+            "with_magnitudes": sum(change.step == "renorm" for change in held),
+            "replaced": sum(change.step == "set" for change in held),
+        }
 
     def apply(self, step: Step, name: str, weight: Tensor) -> None:
         """Does a step of this file's changes to a finite weight, FP32 on the CPU, in place.

@@ -25,6 +25,7 @@ RowReader: TypeAlias = Callable[[int, int], Tensor]  # rows [first, last) of a c
 class Delta:
     """A change of one weight."""
 
+    kind: str  # as people call it
     names: tuple[str, ...]  # of the stored tensors it is made of
     shape: Shape | None  # rows and columns; None if its tensors do not fit each other
     open: Callable[[Sequence[Tensor]], RowReader]  # of the tensors in fp32
@@ -64,7 +65,7 @@ def whole(file: TensorFile, name: str, rows: int) -> Delta:
     def read(tensors: Sequence[Tensor]) -> RowReader:
         return lambda first, last: tensors[0].reshape(rows, -1)[first:last]
 
-    return Delta((name,), flat(file.shape(name)), read)
+    return Delta("difference", (name,), flat(file.shape(name)), read)
 
 
 def _pair(file: TensorFile, module: str, kinds: Mapping[str, str]) -> Delta:
@@ -78,7 +79,7 @@ def _pair(file: TensorFile, module: str, kinds: Mapping[str, str]) -> Delta:
         down, up = (tensor.flatten(1) for tensor in tensors)
         return lambda first, last: up[first:last] @ down
 
-    return Delta(names, (up[0], down[1]) if fits else None, read, next(iter(down), 0))
+    return Delta("pair", names, (up[0], down[1]) if fits else None, read, next(iter(down), 0))
 
 
 def _hadamard(file: TensorFile, module: str, kinds: Mapping[str, str]) -> Delta:
@@ -96,7 +97,7 @@ def _hadamard(file: TensorFile, module: str, kinds: Mapping[str, str]) -> Delta:
         return lambda first, last: (a1[first:last] @ b1) * (a2[first:last] @ b2)
 
     shape = (shapes[0][0], shapes[1][1]) if fits else None
-    return Delta(names, shape, read, next(iter(shapes[1]), 0))
+    return Delta("LoHa", names, shape, read, next(iter(shapes[1]), 0))
 
 
 def _kronecker(file: TensorFile, module: str, kinds: Mapping[str, str]) -> Delta:
@@ -118,7 +119,8 @@ def _kronecker(file: TensorFile, module: str, kinds: Mapping[str, str]) -> Delta
 
         return rows
 
-    return Delta((*names1, *names2), shape, read, rank2 if rank2 is not None else rank1)
+    rank = rank2 if rank2 is not None else rank1
+    return Delta("LoKr", (*names1, *names2), shape, read, rank)
 
 
 def _factor(

@@ -26,7 +26,7 @@ TYPES = ("I8", "U8")  # of a byte with two codes
 _SCALE, _ZEROS = "weight_scale", "weight_zeros"
 _RELATIVE, _CHANNEL, _CODEBOOK = "weight_s_rel", "weight_s_channel", "weight_codebook"
 _CORRECTION = "weight_correction"
-_W4A4_LOSS, _W4A8_LOSS, _AWQ_LOSS = 15.0, 10.0, 9.0
+_W4A4_LOSS, _W4A8_LOSS, _AWQ_LOSS = 16.0, 8.1, 9.0
 _LARGEST = 127.0
 _ASYMMETRIC_GROUP, _AWQ_GROUP = 16, 64
 

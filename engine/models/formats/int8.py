@@ -16,7 +16,7 @@ from engine.models.formats.fp8 import BLOCK, SCALES, Spread, scaled_rows, spread
 from engine.models.formats.held import WEIGHT, Codes, Held, RowReader, Tensors, Weight
 from engine.models.formats.rotation import rotate, rotated_group
 
-LOSS_OF_ROWS, LOSS_OF_TENSOR = 0.88, 1.1
+LOSS_OF_ROWS, LOSS_OF_TENSOR = 0.88, 1.15
 ROTATED = "convrot"  # a flag beside the format
 UNTOLD = (
     "is INT8 and nothing in the file says how: if it was rotated (as some files are), the model "
@@ -60,7 +60,7 @@ def blockwise(held: Held) -> Weight:
     spread: Spread = partial(spread_blocks, block)
     names = {key: held.tensors[key] for key in (WEIGHT, ending)}
     reader = partial(scaled_rows, held, ending, spread, group=block)
-    return Weight("INT8 blocks", LOSS_OF_TENSOR, names, (rows, columns), reader)
+    return Weight("INT8 blocks", LOSS_OF_ROWS, names, (rows, columns), reader)
 
 
 def turned_back(reader: Callable[[Tensors], RowReader], group: int, tensors: Tensors) -> RowReader:

@@ -60,7 +60,7 @@ class Held:
         told = {} if self.told is None else self.told.settings
         value = told.get(setting, default)
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= 1 << 20:
-            raise self.error(f"{setting} {str(value)[:40]!r}", "a whole number above 0")
+            raise self.error(f"{setting} {value!r:.40}", "a whole number above 0")
         return value
 
     def value(self, ending: str) -> float:

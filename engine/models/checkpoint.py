@@ -278,8 +278,15 @@ def locate(stored: StoredWeights) -> dict[str, Place]:
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The shapes of a model's parameters by their converted names."""
-    with torch.device("meta"):
-        return {name: tuple(held.shape) for name, held in Scail(config).state_dict().items()}
+    with torch.device("meta"):  # all blocks are alike, and making them takes time
+        one = Scail(replace(config, layers=1)).state_dict()
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, held in one.items():
+        inside = BLOCK.match(name)
+        for layer in range(config.layers) if inside else [0]:
+            full = f"blocks.{layer}.{name[inside.end() :]}" if inside else name
+            shapes[full] = tuple(held.shape)
+    return shapes
 
 
 def load_transformer(

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import mmap
+import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -18,11 +19,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.errors import BadCheckpoint, MissingModel
-from engine.models.gguf_walk import BlockType, GgufTensor, walk
+from engine.models import gguf_walk, safetensors_walk
+from engine.models.gguf_walk import BlockType, GgufTensor
+from engine.models.safetensors_walk import StoredTensor
 from engine.models.torch_pickle import load_plain
 from engine.models.torch_zip import require_whole_storages, stored_members
 
@@ -32,14 +34,16 @@ _SHARD = re.compile(r"(?P<stem>.+)-(?P<part>[0-9]{5})-of-(?P<parts>[0-9]{5})\.sa
 _ZIP = b"PK\x03\x04"  # how PyTorch files begin since 1.6
 _OLD_PICKLE = b"\x80"  # how they began before
 _LIBC = ctypes.CDLL(None, use_errno=True)
-# types as safetensors calls them, for those that PyTorch calls otherwise
-_NAMES = {
-    "torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16",
-    "torch.bfloat16": "BF16", "torch.float8_e4m3fn": "F8_E4M3", "torch.float8_e5m2": "F8_E5M2",
-    "torch.float8_e8m0fnu": "F8_E8M0", "torch.int64": "I64", "torch.int32": "I32",
-    "torch.int16": "I16", "torch.int8": "I8", "torch.uint8": "U8", "torch.uint16": "U16",
-    "torch.uint32": "U32", "torch.uint64": "U64", "torch.bool": "BOOL",
+# types as safetensors calls them
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
+    "BOOL": torch.bool, "C64": torch.complex64,
 }  # fmt: skip
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 FP8 = ("F8_E4M3", "F8_E5M2")
 _PLAIN_GGUF = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # entries of the metadata that describe how a file came to be, and change nothing in its use
@@ -100,18 +104,26 @@ class TensorFile:
             some = ", ".join(name[:40] for name in unused[:20])
             log.warning("%s: its metadata %s are not used", self.path.name, some)
 
+    def few_bytes(self, name: str) -> bytes:
+        """The bytes of a small tensor, without touching those around it: what lies in a mapped
+        file is read by the megabyte.
+        """
+        place = self._tensors[name].place
+        if place is None:
+            with self.open(name) as tensor:
+                return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        path, start, nbytes = place
+        with path.open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            return os.pread(file.fileno(), nbytes, start)
+
     @contextmanager
     def open(self, name: str) -> Iterator[Tensor]:
         """The tensor as stored; it must not be used after the block, nor written to."""
         try:
             tensor = self._tensors[name].read()
-        except (SafetensorError, RuntimeError, OSError) as error:
+        except (RuntimeError, OSError) as error:
             raise BadCheckpoint(f"{self.path.name}: {name} cannot be read: {error}") from error
-        if tuple(tensor.shape) != self.shape(name):
-            raise BadCheckpoint(
-                f"{self.path.name}: {name} is stored as {tensor.dtype}, more than one value to a "
-                "byte; FP8 is the smallest type that is read."
-            )
         try:
             yield tensor
         finally:
@@ -132,17 +144,13 @@ class TensorFile:
             )
 
     def _open_safetensors(self, part: Path) -> None:
-        try:
-            handle = safe_open(part, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise BadCheckpoint(
-                f"{part.name} is damaged or cut short ({part.stat().st_size} bytes): {error}"
-            ) from error
-        self.metadata |= handle.metadata() or {}
-        for name in handle.keys():  # noqa: SIM118 - not a dict
-            header = handle.get_slice(name)
-            shape, read = tuple(header.get_shape()), partial(handle.get_tensor, name)
-            self._add(name, _Entry(shape, header.get_dtype(), read), part)
+        header = safetensors_walk.walk(part)
+        data = _mapped(part)
+        self.metadata |= header.metadata
+        for name, tensor in header.tensors.items():
+            read = partial(_plain_tensor, data, tensor)
+            place = part, tensor.start, tensor.nbytes
+            self._add(name, _Entry(tensor.shape, tensor.dtype, read, place=place), part)
 
     def _open_pickle(self, part: Path, head: bytes, top_key: str | None) -> None:
         if head.startswith(_OLD_PICKLE):
@@ -165,19 +173,15 @@ class TensorFile:
         tensors = {str(name): held for name, held in held.items() if isinstance(held, Tensor)}
         for name, tensor in tensors.items():
             _require_plain(tensor, f"{part.name}: {name}")
-            dtype = _NAMES.get(str(tensor.dtype), str(tensor.dtype))
+            dtype = _NAMES.get(tensor.dtype, str(tensor.dtype))
             entry = _Entry(tuple(tensor.shape), dtype, tensor.detach)
             self._add(name, entry, part)
         self.left_out += [str(name) for name in held if str(name) not in tensors]
         require_whole_storages(part, members, tensors.values())
 
     def _open_gguf(self, part: Path) -> None:
-        header = walk(part)
-        try:
-            size = part.stat().st_size
-            data = torch.from_file(str(part), shared=False, size=size, dtype=torch.uint8)
-        except (RuntimeError, OSError) as error:
-            raise BadCheckpoint(f"{part.name} cannot be mapped into memory: {error}") from error
+        header = gguf_walk.walk(part)
+        data = _mapped(part)
         self.metadata |= header.texts
         if header.unused_bytes:
             log.warning("%s: %d bytes in it belong to no tensor", part.name, header.unused_bytes)
@@ -205,6 +209,29 @@ class _Entry:
     dtype: str
     read: Callable[[], Tensor]
     blocks: Blocks | None = None
+    place: tuple[Path, int, int] | None = None  # file, first byte, bytes
+
+
+def _mapped(part: Path) -> Tensor:
+    """The bytes of a file, none of them read."""
+    try:
+        size = part.stat().st_size
+        return torch.from_file(str(part), shared=False, size=size, dtype=torch.uint8)
+    except (RuntimeError, OSError) as error:
+        raise BadCheckpoint(f"{part.name} cannot be mapped into memory: {error}") from error
+
+
+def _plain_tensor(data: Tensor, tensor: StoredTensor) -> Tensor:
+    """A tensor of a safetensors file. Raises `RuntimeError` for types smaller than a byte."""
+    if tensor.dtype not in _DTYPES:
+        raise RuntimeError(
+            f"it is stored as {tensor.dtype}, more than one value to a byte, or a type that is not "
+            "known here; FP8 is the smallest type that is read"
+        )
+    held, dtype = data[tensor.start : tensor.start + tensor.nbytes], _DTYPES[tensor.dtype]
+    if tensor.start % dtype.itemsize:  # of a header that was not filled up
+        held = held.clone()
+    return held.view(dtype).view(tensor.shape)
 
 
 def _gguf_entry(data: Tensor, tensor: GgufTensor, shape: tuple[int, ...]) -> _Entry:

@@ -38,8 +38,7 @@ def told_by_tensor(file: TensorFile, name: str) -> Told:
             f"{file.path.name}: {name} is stored as {file.dtype(name)} {list(file.shape(name))}; "
             "the bytes of a text are expected."
         )
-    with file.open(name) as tensor:
-        return _told(name, _json(bytes(tensor.flatten().tolist())))
+    return _told(name, _json(file.few_bytes(name)))
 
 
 def _told(source: str, entry: object) -> Told:

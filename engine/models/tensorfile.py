@@ -12,6 +12,7 @@ import mmap
 import os
 import re
 import stat
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from engine.models import gguf_walk, safetensors_walk
 from engine.models.gguf_walk import BlockType, GgufTensor
 from engine.models.safetensors_walk import StoredTensor
 from engine.models.torch_pickle import load_plain
-from engine.models.torch_zip import require_whole_storages, stored_members
+from engine.models.torch_zip import require_whole_storages
 
 log = logging.getLogger(__name__)
 
@@ -163,8 +164,7 @@ class TensorFile:
                 f"{part.name} is no PyTorch file ({part.stat().st_size} bytes): it begins with "
                 f"{head!r}, not as the zip archive that is expected. Fetch it again."
             )
-        held = load_plain(part)
-        members = stored_members(part)
+        held, members = load_plain(part)
         if top_key is not None and isinstance(held, Mapping) and top_key in held:
             self.beside += [str(name) for name in held if name != top_key]
             held = held[top_key]
@@ -213,12 +213,17 @@ class _Entry:
 
 
 def _mapped(part: Path) -> Tensor:
-    """The bytes of a file, none of them read."""
+    """The bytes of a file, none of them read and none to be written: a mapping that could be is
+    counted as memory, and a system without so much would refuse it.
+    """
     try:
-        size = part.stat().st_size
-        return torch.from_file(str(part), shared=False, size=size, dtype=torch.uint8)
-    except (RuntimeError, OSError) as error:
+        with part.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (ValueError, OSError) as error:
         raise BadCheckpoint(f"{part.name} cannot be mapped into memory: {error}") from error
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+        return torch.frombuffer(data, dtype=torch.uint8)
 
 
 def _plain_tensor(data: Tensor, tensor: StoredTensor) -> Tensor:

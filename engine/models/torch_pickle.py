@@ -10,7 +10,7 @@ import pickletools
 import re
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from engine.errors import BadCheckpoint
+from engine.models.torch_zip import Member, stored_members
 
 _PICKLE = "/data.pkl"
 _MOST_BYTES, _MOST_STEPS = 32 << 20, 2_000_000
@@ -40,6 +41,9 @@ _LOAD_ERRORS = (
 )  # fmt: skip
 
 
+_NO_MEMORY = "Cannot allocate memory"
+
+
 class _Nothing:
     """Stands for an object of NumPy: takes all that it would be made of, and keeps none of it."""
 
@@ -52,17 +56,25 @@ class _Nothing:
         """Forgets the state."""
 
 
-def load_plain(path: Path) -> object:
-    """What a PyTorch file holds, its tensors mapped into memory.
+def load_plain(path: Path) -> tuple[object, Mapping[str, Member]]:
+    """What a PyTorch file holds, its tensors mapped into memory, and the members of its archive.
 
     Raises `BadCheckpoint` for a damaged file, one that would run code, or one whose pickle is too
     large to be a list of tensors.
     """
     try:
         stubs = _stubs(path)
+        members = stored_members(path)
         with _replaced(stubs):
-            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            held = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        return held, members
     except _LOAD_ERRORS as error:
+        if _NO_MEMORY in str(error):
+            raise BadCheckpoint(
+                f"{path.name} ({path.stat().st_size} bytes) cannot be mapped into memory: PyTorch "
+                "maps its files so that they could be written, which the system counts as memory. "
+                "Use a .safetensors copy, or a machine with more."
+            ) from error
         raise BadCheckpoint(
             f"{path.name} is damaged, cut short or holds more than tensors "
             f"({path.stat().st_size} bytes); objects that could run code are never loaded. "

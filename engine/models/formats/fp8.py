@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import BadCheckpoint
+from engine.models.formats.decode import decoded
 from engine.models.formats.held import (
     WEIGHT,
     WIDE,
@@ -92,7 +93,7 @@ def scaled_rows(
     scale = tensors[ending].float()
 
     def rows(first: int, last: int) -> Tensor:
-        weight = tensors[WEIGHT][first:last].to(torch.float32, copy=True)
+        weight = decoded(tensors[WEIGHT][first:last])
         shaped = weight.unflatten(-1, (-1, group)) if group else weight
         factor = spread(scale, first, last)
         require_positive(held, ending, factor, shaped)

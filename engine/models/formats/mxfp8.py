@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import BadCheckpoint
+from engine.models.formats.decode import decoded
 from engine.models.formats.held import WEIGHT, Codes, Held, RowReader, Tensors, Weight, as_bytes
 from engine.models.formats.swizzle import swizzled_shape, unswizzle
 
@@ -67,7 +68,7 @@ def _open(held: Held, tensors: Tensors) -> RowReader:
     scales = bits.view(torch.float32)[..., None]
 
     def rows(first: int, last: int) -> Tensor:
-        weight = tensors[WEIGHT][first:last].float()
+        weight = decoded(tensors[WEIGHT][first:last])
         weight.unflatten(-1, (-1, GROUP)).mul_(scales[first:last])
         return weight
 

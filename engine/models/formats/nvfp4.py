@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import BadCheckpoint
+from engine.models.formats.decode import decoded_pairs
 from engine.models.formats.held import WEIGHT, Held, RowReader, Tensors, Weight, as_bytes
 from engine.models.formats.swizzle import swizzled_shape, unswizzle
 
@@ -97,10 +98,9 @@ def _open(held: Held, dialect: _Dialect, tensors: Tensors) -> RowReader:
     pairs = _pairs(dialect.is_high_first)
 
     def read(first: int, last: int) -> Tensor:
-        codes = tensors[WEIGHT][first:last].flatten().int()
-        weight = pairs.index_select(0, codes).view(last - first, -1, GROUP)
-        weight *= scales[first:last, :, None]
-        return weight.view(last - first, -1)
+        weight = decoded_pairs(tensors[WEIGHT][first:last], pairs)
+        weight.unflatten(-1, (-1, GROUP)).mul_(scales[first:last, :, None])
+        return weight
 
     return read
 

@@ -30,7 +30,7 @@ setup: .venv/ready
 demo: setup
 	mkdir -p out/stages
 	$(BIN)/python build_engine.py --arch $(ARCH) --preset nano --out out/packages
-	$(BIN)/python -m engine generate --package out/packages/$(ARCH) --image $(NANO)/dancer.png --joints $(NANO)/dance.npz \
+	$(BIN)/python -m engine generate --package out/packages/preview/$(ARCH) --image $(NANO)/dancer.png --joints $(NANO)/dance.npz \
 	  --stages out/stages --out out/stages/clip.mp4
 	$(BIN)/python -m engine.demo.show --image $(NANO)/dancer.png --stages out/stages --clip out/stages/clip.mp4 \
 	  --out out/demo.mp4 --beside out/demo-side-by-side.mp4

@@ -71,10 +71,10 @@ def _parser() -> Parser:
     parser = Parser(prog="build_engine.py", description=__doc__, formatter_class=formatter)
     add = parser.add_argument
     add("--arch", required=True, choices=[arch.name for arch in ARCHS])
-    add("--checkpoint", type=path, metavar="FILE", help="a SCAIL transformer, any layout")
+    add("--checkpoint", type=path, metavar="FILE", help="a transformer of SCAIL, any layout")
     add("--preset", choices=[*PRESETS], help="in place of a checkpoint: a demo model")
     add("--kernels-only", action="store_true", help="compile the 14B model's into $SCAIL_STATE")
-    add("--out", type=path, metavar="DIR", help="the package becomes DIR/ARCH")
+    add("--out", type=path, metavar="DIR", help="the package becomes DIR/KIND/ARCH")
     add("--lora", type=file_and_strength, action="append", default=[], metavar="FILE[:STRENGTH]")
     add("--programs", default="native", metavar=",".join(PROGRAMS), help="native if not given")
     add(

@@ -10,7 +10,15 @@ cache=$volume/huggingface-cache/hub
 
 say() { printf 'entrypoint: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
-has_package() { [[ -f $1/packages/$arch/manifest.json ]]; }
+# tells if a place has a package of any kind, in packages/KIND/ARCH or packages/ARCH, that this engine
+# reads: one of schema 1 is to be built again
+has_package() {
+  local manifest
+  for manifest in "$1"/packages/{*/,}"$arch"/manifest.json; do
+    if [[ -f $manifest && $(head -c 13 "$manifest") != '{"schema": 1,' ]]; then return 0; fi
+  done
+  return 1
+}
 # prints where weights may be: baked into the image, in the host's model cache, on the volume
 places() {
   printf '%s\n' "$home/weights"
@@ -20,18 +28,22 @@ places() {
   printf '%s\n' "$volume"
 }
 
-fetch() { # downloads the repository, which has packages/ARCH and models, to the folder $1
+fetch() { # downloads the repository, which has packages/KIND/ARCH and models, to the folder $1
   say "fetching $WEIGHTS_REPO to $1"
   HF_HOME=/tmp/huggingface hf download "$WEIGHTS_REPO" --revision "${WEIGHTS_REVISION:-main}" \
-    --include "packages/$arch/*" --include "models/*" --local-dir "$1" >&2
-  has_package "$1" || fail "$WEIGHTS_REPO has no packages/$arch. Upload one."
+    --include "packages/*/$arch/*" --include "packages/$arch/*" --include "models/*" \
+    --local-dir "$1" >&2
+  has_package "$1" || fail "$WEIGHTS_REPO has no packages/KIND/$arch of this engine. Upload one."
 }
 
 build() { # builds a package onto the volume, with the kernels that the image brought
   [[ -d $volume ]] || fail "SCAIL_CHECKPOINT is built onto a network volume. Attach one."
-  say "building $volume/packages/$arch of $SCAIL_CHECKPOINT, once"
+  say "building a package for $arch of $SCAIL_CHECKPOINT below $volume/packages, once"
+  local files=() loras=() file
+  IFS=, read -ra files <<< "${SCAIL_LORA:-}"
+  for file in "${files[@]}"; do loras+=(--lora "$file"); done
   SCAIL_STATE=$home/build python build_engine.py --arch "$arch" --checkpoint "$SCAIL_CHECKPOINT" \
-    ${SCAIL_LORA:+--lora "$SCAIL_LORA"} --out "$volume/packages" >&2
+    "${loras[@]}" --out "$volume/packages" >&2
 }
 
 find_weights() { # sets place

@@ -6,7 +6,7 @@ python benchmarks/run.py clip quality --keep      into results/, with pictures a
 python benchmarks/run.py compare A.json B.json    exit 1 if B is worse by more than the noise
 python benchmarks/run.py report                   RESULTS.md again, from what is kept
 python benchmarks/run.py cubins DIR --arch sm90   kernels for a GPU machine without a compiler
-PYTHONPATH=$PWD python benchmarks/run.py gpu forward vae --kernels DIR            there
+PYTHONPATH=$PWD python benchmarks/run.py twins gpu forward vae --kernels DIR      there
 """
 
 import argparse
@@ -46,6 +46,7 @@ SUITES = {
     "media": ("benchmarks.media", ()),
     "kernels": ("benchmarks.kernel.suite", ()),
     "denoiser": ("benchmarks.denoiser.suite", ()),
+    "published": ("benchmarks.kernel.published", ()),
     "clip": (
         "benchmarks.clip.suite", ("package", "models", "sizes", "frames", "recipes", "runs"),
     ),
@@ -54,6 +55,7 @@ SUITES = {
     "reading": ("benchmarks.cold_start.reading", ("file", "runs")),
     "formats": ("benchmarks.cold_start.formats", ("runs",)),
     "gpu": ("benchmarks.kernel.gpu", ("kernels", "out", "dry", "only")),
+    "twins": ("benchmarks.kernel.twins", ("kernels", "out", "dry", "only")),
     "forward": ("benchmarks.denoiser.forward", ("kernels", "out", "dry")),
     "vae": ("benchmarks.clip.vae", ("kernels", "runs")),
     "nano": ("benchmarks.nano.suite", ()),
@@ -173,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--runs", type=_positive, metavar="N", help="not quality: more runs, less noise")
     add("--sizes", type=_sizes, metavar="HxW,...", help="clip: of the frames")
     add("--frames", type=_positive, metavar="N", help="clip: 1, 5, 9, ...")
-    add("--recipes", type=_names, metavar="NAME,...", help="clip: official, production")
+    add("--recipes", type=_names, metavar="NAME,...", help="clip: production, official")
     add("--checkpoint", type=Path, metavar="FILE",
         help="quality: real weights, which --package is made from")  # fmt: skip
     add("--before", type=Path, metavar="DIR",

@@ -11,15 +11,22 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, get_args
 
 import torch
 
+from engine.cli.generate import (
+    add_dancer_options,
+    add_generate_options,
+    add_size_options,
+    check_models,
+    check_options,
+    read_options,
+)
 from engine.command_line import Parser, end_on_signals, path, program, run
 from engine.config import models_dir, state_dir
-from engine.demo.presets import SHIPPED, Preset, preset_of
+from engine.demo.presets import Preset
 from engine.errors import BadRequest, EngineError
-from engine.flow import Align, Fit, Motion, Request, Settings, override
+from engine.flow import Settings, override
 from engine.golden.verify import recompute
 from engine.load import load_exact, load_package
 from engine.machine.device import find_device
@@ -32,16 +39,14 @@ from engine.media.picture import load_image
 from engine.media.video import probe_video
 from engine.models.attention import available
 from engine.models.describe import describe
-from engine.models.lora import file_and_strength
-from engine.package.folder import Package, find_packages, open_package, summary
+from engine.package.folder import Package, open_package, summary
+from engine.package.search import Held, find_packages, several
 from engine.pipeline import Pipeline
 from engine.pose.capture import capture_motion
 from engine.pose.extract import PoseExtractor
 from engine.pose.joints import JointClip, save_joints
 from engine.pose.networks import Networks
 from engine.program import (
-    NATIVE,
-    PRECISIONS,
     ChosenPackage,
     ModelSettings,
     choose_package,
@@ -49,10 +54,9 @@ from engine.program import (
 from engine.recipes import RECIPES, check_output, check_settings
 from engine.source import check_source
 from engine.stage_dump import StageDump
-from engine.tensorrt.block_runner import PROGRAMS
 from engine.worker.hub import check as check_hub
 
-Add: TypeAlias = Callable[..., Any]  # `add_argument` of a parser or of a group of options
+log = logging.getLogger("engine")
 
 LICENCES = {
     "NLF and SMPL (motion capture)": "non-commercial research use only",
@@ -69,23 +73,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def generate(args: argparse.Namespace) -> None:
     """Makes a clip."""
-    _check_models(args)
-    demo = SHIPPED if args.checkpoint is None and args.package is None else None
-    request = _request(args, demo)
-    check_settings(request.settings)
-    given = [request.image, request.motion, *(path for path, _ in args.lora)]
-    check_output(args.out, ".mp4", *given, *([args.checkpoint] if args.checkpoint else []))
-    check_source(request)
-    stages = StageDump(args.stages)
-
+    check_models(args)
+    check_options(args)
     device = find_device()
     chosen = None if args.package is None else choose_package(args.package, device)
-    if chosen is not None and (demo := preset_of(chosen.package.manifest.model)) is not None:
-        request = _request(args, demo)  # what was not given is as the demo's model was trained
+    asked = read_options(args, chosen)
+    request, demo = asked.request, asked.demo
+    check_settings(request.settings, asked.served.kind.name)
+    check_source(request)
+    for note in asked.notes:
+        log.warning("%s", note)
+    stages = StageDump(args.stages)
+
     if device.type == "cpu":
         keep_freed_memory()
     networks = Networks(args.models or models_dir(), device, state_dir())
-    if request.kind == "video":
+    if request.kind == "video" and request.settings.mode is None:
         networks.require()
     precision = args.precision or ("bf16" if device.type == "cuda" else "fp32")
     settings = ModelSettings(device, precision, args.attention, state_dir(), args.program)
@@ -98,21 +101,6 @@ def generate(args: argparse.Namespace) -> None:
     )
 
 
-def _check_models(args: argparse.Namespace) -> None:
-    """Refuses options about models that contradict each other."""
-    if args.checkpoint is not None and args.package is not None:
-        raise BadRequest("Give --checkpoint or --package, not both.")
-    idle_models = args.models is not None and args.video is None  # it captures motion too
-    if args.checkpoint is None and args.package is None and idle_models:
-        raise BadRequest("--models belongs to --checkpoint or --package; neither is given.")
-    if args.checkpoint is None and args.lora:
-        raise BadRequest("--lora belongs to --checkpoint; a package has its LoRAs merged.")
-    if args.package is None and args.program != NATIVE:
-        raise BadRequest("--program belongs to --package; none is given.")
-    if args.program == "tensorrt" and args.attention is not None:
-        raise BadRequest("--attention belongs to --program native or hybrid; tensorrt has its own.")
-
-
 def _load(
     args: argparse.Namespace,
     chosen: ChosenPackage | None,
@@ -121,7 +109,6 @@ def _load(
     demo: Preset | None,
 ) -> Pipeline:
     """Loads the package or the checkpoint that was asked for."""
-    log = logging.getLogger("engine")
     checkpoint, models = args.checkpoint, args.models or models_dir()
     if demo is not None:
         print(demo.warning, file=sys.stderr)
@@ -138,7 +125,7 @@ def _load(
 
 def pose(args: argparse.Namespace) -> None:
     """Captures the motion of a dance, without a clip."""
-    wanted = override(Settings(RECIPES["official"]), args)
+    wanted = override(Settings(RECIPES["preview"]["official"]), args)
     check_settings(wanted)
     inputs = [args.video] if args.image is None else [args.video, args.image]
     check_output(args.out, ".mp4", *inputs)
@@ -190,7 +177,7 @@ def info(args: argparse.Namespace) -> None:
     found = {
         "gpu": None if gpu is None else dataclasses.asdict(gpu),
         "packages": [summary(package) for package in packages],
-        **_choice(gpu, packages),
+        **_choice(gpu, packages, args.package),
         "attention": available(),
         "models_dir": str(models_dir()),
         "state_dir": str(state_dir()),
@@ -211,32 +198,37 @@ def hub_check(args: argparse.Namespace) -> None:
 
 def _packages(path: Path) -> list[Package]:
     """Opens a package, or all of a folder of packages. Raises `BadPackage` if there is none."""
-    folders = [folder for _, folder in find_packages(path)]
+    folders = [held.path for held in find_packages(path)]
     return [open_package(folder) for folder in folders or [path]]
 
 
-def _choice(gpu: Gpu | None, packages: Sequence[Package]) -> dict[str, object]:
-    """Tells which package would run here and why, or why none would."""
+def _choice(gpu: Gpu | None, packages: Sequence[Package], folder: Path | None) -> dict[str, object]:
+    """Tells which package of `folder` would run here and why, or why none would."""
     untold = {"variants": None, "sums": None}  # nothing was chosen here yet
     if gpu is not None:
         try:
             find_device()
         except EngineError as error:
             return {"runs": f"none: {error}", **untold}
-    if not packages:
+    if not packages or folder is None:
         where = "the CPU" if gpu is None else "the GPU"
         return {"runs": f"the exact model in plain PyTorch on {where}", **untold}
     if gpu is None:
-        names = ", ".join(package.manifest.arch for package in packages)
-        return {"runs": f"{names}, by references on the CPU: there is no GPU", **untold}
+        kinds = [f"{one.manifest.model_kind}/{one.manifest.arch}" for one in packages]
+        return {"runs": f"{', '.join(kinds)}, by references on the CPU: there is no GPU", **untold}
     try:
-        arch = arch_of(gpu, [package.manifest.arch for package in packages])
-        package = next(held for held in packages if held.manifest.arch == arch.name)
+        arch = arch_of(gpu, {package.manifest.arch for package in packages})
+        fitting = [held for held in packages if held.manifest.arch == arch.name]
+        if len(fitting) > 1:
+            held = [Held(one.manifest.model_kind, arch.name, one.path) for one in fitting]
+            raise BadRequest(several(folder, held))
+        (package,) = fitting
         require_driver(gpu, package.manifest.driver)
     except EngineError as error:
         return {"runs": f"none: {error}", **untold}
     known = known_choices(package.digest, gpu, state_dir())
-    runs = {"runs": f"{package.path}, which is for {gpu.name}"}
+    title = package.manifest.model.kind.title
+    runs = {"runs": f"{package.path}, which is of {title} and for {gpu.name}"}
     if known is None:
         return {**runs, **untold}
     return {
@@ -246,87 +238,19 @@ def _choice(gpu: Gpu | None, packages: Sequence[Package]) -> dict[str, object]:
     }
 
 
-def _request(args: argparse.Namespace, demo: Preset | None) -> Request:
-    kinds: tuple[Motion, ...] = ("video", "pose", "joints")
-    kind: Motion = next(kind for kind in kinds if getattr(args, kind) is not None)
-    usual = RECIPES["official"] if demo is None else demo.recipe
-    recipe = override(RECIPES.get(args.recipe, usual), args)
-    settings = dataclasses.replace(override(Settings(recipe), args), recipe=recipe)
-    has_size = (settings.height, settings.width) != (None, None)
-    if not has_size and demo is not None and demo.size is not None:
-        settings = dataclasses.replace(settings, height=demo.size[0], width=demo.size[1])
-    return Request(args.image, getattr(args, kind), kind, settings)
-
-
 # --- options
-
-
-def _add_generate_options(command: Parser) -> None:
-    group = command.add_argument_group("input")
-    group.add_argument("--image", type=path, required=True, help="the picture of the character")
-    motion = group.add_mutually_exclusive_group(required=True)
-    motion.add_argument("--video", type=path, help="a video of somebody dancing")
-    motion.add_argument("--pose", type=path, help="a rendered skeleton video")
-    motion.add_argument("--joints", type=path, help="an .npz of SMPL joints")
-    _add_dancer_options(group.add_argument)
-
-    add = command.add_argument_group("model").add_argument
-    add("--package", type=path, metavar="DIR", help="of build_engine.py, or a folder of such")
-    add("--checkpoint", type=path, metavar="FILE",
-        help="a SCAIL transformer, run exactly; without both: demo weights")  # fmt: skip
-    add("--lora", type=file_and_strength, action="append", default=[], metavar="FILE[:STRENGTH]",
-        help="merged into the checkpoint; may be repeated")  # fmt: skip
-    add("--models", type=path, metavar="DIR", help="VAE, encoders, motion capture ($SCAIL_MODELS)")
-    add("--attention", help=f"{' or '.join(available())}; "
-        "of a package int8fp8 (its default), int8, fp8 too")  # fmt: skip
-    add("--program", choices=(NATIVE, *PROGRAMS), default=NATIVE,
-        help="of a package; tensorrt and hybrid (with our attention) are experimental")  # fmt: skip
-    add("--precision", choices=PRECISIONS, help="fp32 on a CPU, bf16 on a GPU")
-
-    add = command.add_argument_group("look").add_argument
-    add("--prompt", help="what the clip shows")
-    add("--negative-prompt", help="what it should not show; seen where the cfg is not 1")
-    add("--recipe", choices=RECIPES, help="official if not given")
-    add("--sampler", help="in place of the recipe's")
-    add("--steps", type=int, help="in place of the recipe's")
-    add("--cfg", type=float, help="in place of the recipe's")
-    add("--shift", type=float, help="in place of the recipe's")
-    add("--seed", type=int, help="0 to 2**64 - 1; default: 0")
-
-    add = command.add_argument_group("size and time").add_argument
-    _add_size_options(add)
-    add("--fit", choices=get_args(Fit), help="a picture of another shape is cut (crop, the "
-        "default), or the clip takes its shape (resize)")  # fmt: skip
-
-    add = command.add_argument_group("output").add_argument
-    add("--out", type=path, required=True, metavar="CLIP.mp4")
-    add("--no-audio", dest="audio", action="store_false", help="leave the sound of the motion out")
-    add("--stages", type=path, metavar="DIR", help="keep skeleton, latents, activations, timings")
 
 
 def _add_pose_options(command: Parser) -> None:
     add = command.add_argument_group("input").add_argument
     add("--video", type=path, required=True, help="a video of somebody dancing")
     add("--image", type=path, help="fit the skeleton to the person in this picture")
-    _add_dancer_options(add)
+    add_dancer_options(add)
     add("--models", type=path, metavar="DIR", help="the networks ($SCAIL_MODELS)")
-    _add_size_options(command.add_argument_group("size and time").add_argument)
+    add_size_options(command.add_argument_group("size and time").add_argument)
     add = command.add_argument_group("output").add_argument
     add("--out", type=path, required=True, metavar="SKELETON.mp4")
     add("--joints", type=path, metavar="JOINTS.npz", help="keep the joints too")
-
-
-def _add_dancer_options(add: Add) -> None:
-    add("--persons", type=int, help="how many dancers of a video are followed; default: 1")
-    add("--align", choices=get_args(Align), help="camera and face: the best fit (exact, the "
-        "default), or what the official program finds")  # fmt: skip
-
-
-def _add_size_options(add: Add) -> None:
-    add("--width", type=int, help="multiple of 32; default: 896x512, turned as the picture is")
-    add("--height", type=int, help="multiple of 32; given with --width or not at all")
-    add("--fps", type=float, help="of the clip; default: that of the motion")
-    add("--frames", type=int, help="at most so many")
 
 
 def _add_info_options(command: Parser) -> None:
@@ -361,7 +285,7 @@ class Command:
 COMMANDS = {
     "make a clip": (
         Command("generate", "a picture and a motion become an MP4", generate,
-                _add_generate_options),
+                add_generate_options),
     ),
     "prepare": (
         Command("pose", "motion capture alone: a skeleton video, and joints", pose,

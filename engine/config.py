@@ -104,7 +104,7 @@ LIMITS = Limits()
 class Defaults:
     """The choices of one endpoint where a request makes none, and the sizes it never exceeds."""
 
-    recipe: RecipeName = "production"
+    recipe: RecipeName | None = None  # None: the first of the model that is served
     fit: Fit = "crop"
     video: Path | None = None  # the dance of requests without one
     max_pixels: int | None = None  # in a frame; larger frames are shrunk
@@ -122,16 +122,18 @@ def defaults() -> Defaults:
         raise Unavailable(f"DEFAULT_VIDEO is {video}, where there is no file.")
     return Defaults(
         recipe=_word("RECIPE", get_args(RecipeName)),
-        fit=_word("FIT", get_args(Fit)),
+        fit=_word("FIT", get_args(Fit)) or "crop",
         video=video,
         max_pixels=_cap("MAX_PIXELS", LIMITS.min_side**2),
         max_frames=_cap("MAX_FRAMES", 1),
     )
 
 
-def _word(variable: str, words: tuple[Word, ...]) -> Word:
-    """Returns the one of `words` that the variable names; the first if it is not set."""
-    given = os.environ.get(variable) or words[0]
+def _word(variable: str, words: tuple[Word, ...]) -> Word | None:
+    """Returns the one of `words` that the variable names; None if it is not set."""
+    given = os.environ.get(variable)
+    if not given:
+        return None
     for word in words:
         if given == word:
             return word

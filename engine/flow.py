@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # whoever reads settings alone does not wait for PyTorch
 Motion = Literal["video", "pose", "joints"]  # a dance, a rendered skeleton video, SMPL joints
 Align = Literal["exact", "official"]  # the best fit, or what the official program's solver finds
 KindName = Literal["preview", "scail2"]  # rows of `config.KINDS`
+LoraRole = Literal["distill", "dpo", "relight", "other"]  # what a merged LoRA is for
 Mode = Literal["animation", "replacement"]  # the picture dances, or it takes the dancer's place
 SegmentPlan = Literal["even", "cover", "official", "sat", "windows"]  # the first is usual
 RecipeName = Literal["production", "official", "turbo", "fast8"]  # rows of `recipes.RECIPES`
@@ -48,7 +49,7 @@ class Settings:
     """The settings of a clip, whatever its picture and its motion are.
 
     A new setting takes edits in four places: its field here, its check in
-    `recipes.check_settings`, its JSON field in `jobs/body.py`, its option in `__main__.py`. The
+    `recipes.check_settings`, its JSON field in `jobs/body.py`, its option in `cli/generate.py`. The
     names of fields and options are equal, so that one loop hands all of them on.
     """
 

@@ -37,7 +37,7 @@ from engine.pipeline import Pipeline
 from engine.pose.capture import capture_skeleton
 from engine.pose.extract import PoseExtractor
 from engine.pose.networks import Networks
-from engine.program import NATIVE, ChosenPackage, ModelSettings, make_program
+from engine.program import NATIVE, ChosenPackage, MakeProgram, ModelSettings, make_program
 from engine.residency import Memory, Movable
 from engine.source import MotionCapture
 from engine.tensorrt.block_runner import open_program
@@ -70,13 +70,18 @@ def load_exact(
 
 
 def load_package(
-    chosen: ChosenPackage, models: Path, networks: Networks, settings: ModelSettings
+    chosen: ChosenPackage,
+    models: Path,
+    networks: Networks,
+    settings: ModelSettings,
+    make: MakeProgram = make_program,
 ) -> Pipeline:
-    """Loads a package and the other models; on a GPU by a memory plan, on a CPU as it is.
+    """Loads a package and the other models; on a GPU by a memory plan, on a CPU as it is. `make`
+    binds the package's operations to what computes them.
 
-    Raises what `make_program` raises, and `MissingModel`, before weights are read.
+    Raises what `make` raises, and `MissingModel`, before weights are read.
     """
-    program = make_program(chosen, settings)
+    program = make(chosen, settings)
     stored = _stored_prompts(chosen.package)
     found = _find_models(models, needs_text=stored is None)
     recorder = program.recorder

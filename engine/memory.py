@@ -7,6 +7,9 @@ allocator needs beyond them while a clip is denoised comes from a model of it
 (`engine.denoise.activations`). Where all of it does not fit, rungs of a ladder are climbed down,
 each slower than the one before; weights are never exchanged while a clip is denoised.
 
+A clip in segments is planned by its longest one: each is prepared, denoised and decoded by itself,
+and what was made for one is gone before the next is prepared.
+
 A plan takes for granted that graphs are forgotten when a clip is denoised and that the decoder's
 buffers are released when it is decoded: neither is of use to the next clip.
 
@@ -22,7 +25,14 @@ from typing import Literal, TypeAlias
 
 import torch
 
-from engine.config import LATENT_CHANNELS, SIZE_MULTIPLE, TEXT_TOKENS, VAE_STRIDE
+from engine.config import (
+    LATENT_CHANNELS,
+    ROLE_CHANNELS,
+    SIZE_MULTIPLE,
+    TEXT_TOKENS,
+    VAE_STRIDE,
+    ModelConfig,
+)
 from engine.denoise.activations import Course, Kind, Tokens, Width, allocator_gap, most_bytes
 from engine.denoise.block import BlockWeights, ContextWeights
 from engine.denoise.contexts import KEPT_TEXT_BYTES
@@ -48,6 +58,7 @@ LATENTS_HELD = 8  # of the whole clip: the solver's, the noise, the conditions
 NORM_BYTES = 4 * 4 * 96  # a pixel: four FP32 copies of a frame, where the VAE's norm is PyTorch's
 # Bytes a pixel of the picture: what the encoder remembers of earlier frames, and its largest moment
 ENCODE_BYTES = 2935
+HISTORY_BYTES = 6400  # the same where the last frames of a segment are encoded, at full size
 
 Stage: TypeAlias = Literal["conditioning", "denoise", "decode"]
 
@@ -61,13 +72,15 @@ class ClipShape:
 
     height: int
     width: int
-    frames: int  # of a window
+    frames: int  # of a window, or of a segment
     contexts: int = 1  # 2 with guidance: the prompt and the negative one
     unseen: Literal["never", "last", "first"] = "never"  # which steps do not see the skeleton
     clip_frames: int = 0  # of the whole clip, where it has several windows
     text_tokens: int = TEXT_TOKENS  # rows of the prompt, padding counted once
     # of a window, with the skeleton and without; None: as many of each as are worth recording
     evaluations: tuple[int, int] | None = None
+    references: int = 0  # pictures beside the first one
+    has_history: bool = False  # later segments begin with frames of those before, encoded again
 
     def __post_init__(self) -> None:
         assert self.unseen in ("never", "last", "first")
@@ -75,7 +88,7 @@ class ClipShape:
         usual = all(type(count) is int and count > 0 for count in counts) and self.contexts < 3
         clip = all(
             type(count) is int and count >= 0
-            for count in (self.clip_frames, *(self.evaluations or ()))
+            for count in (self.clip_frames, self.references, *(self.evaluations or ()))
         )
         if not (usual and clip) or self.height % SIZE_MULTIPLE or self.width % SIZE_MULTIPLE:
             raise BadRequest(
@@ -93,7 +106,7 @@ class ClipShape:
     def tokens(self) -> int:
         """S of an evaluation that sees the skeleton (docs/reference/performance.md B)."""
         time, area = self.grid
-        return area * (1 + time) + area * time // 4
+        return area * (1 + self.references + time) + area * time // 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +261,12 @@ def _footprint(
     counts = (None, None) if shape.evaluations is None else shape.evaluations
     seen, unseen = (
         Kind(
-            Tokens(area * (1 + time), skeleton, area * time),
+            Tokens(
+                area * (1 + shape.references + time),
+                skeleton,
+                area * time,
+                area * shape.references,
+            ),
             graphs=shape.contexts if count is None or is_recorded(count) else 0,
         )
         for skeleton, count in zip((area * time // 4, 0), counts, strict=True)
@@ -257,7 +275,7 @@ def _footprint(
     text, vision = _up(shape.text_tokens, KEY_TILE), _up(VISION_TOKENS, KEY_TILE)
     kept = (text, shape.contexts), (vision, 1)  # keys, and how many of them there are
     course = Course(
-        Width(model.dim, manifest.padded_ffn, running.attention_bits),
+        Width(model.dim, manifest.padded_ffn, running.attention_bits, bool(model.mask_dim)),
         kept=tuple((2 * model.dim * keys, 2 * count * model.layers) for keys, count in kept),
         kinds=kinds,
     )
@@ -275,13 +293,26 @@ def _footprint(
         capture=encoders.capture,
         contexts=model.layers * sum(keys * count for keys, count in kept) * (2 * 2 * model.dim + 4),
         tables=sum(kind.told.total for kind in kinds) * TABLE_BYTES,
-        latents=LATENTS_HELD * 4 * LATENT_CHANNELS * clip * cells,
-        encode=ENCODE_BYTES * pixels,
+        latents=LATENTS_HELD * 4 * LATENT_CHANNELS * clip * cells
+        + _roles_bytes(model, shape, clip, cells),
+        encode=(HISTORY_BYTES if shape.has_history else ENCODE_BYTES) * pixels,
         decode=decode_bytes(shape.height, shape.width, encoders.vae_dtype)
         + encoders.plain_norm * NORM_BYTES * pixels,
         course=course,
         running=running,
     )
+
+
+def _roles_bytes(model: ModelConfig, shape: ClipShape, clip: int, cells: int) -> int:
+    """Counts what a model that takes masks is told beside latents: `flow.Roles` of the whole clip,
+    and of a window once more.
+    """
+    if not model.mask_dim:
+        return 0
+    window = latent_frames(shape.frames)
+    driving = 4 * ROLE_CHANNELS * (clip + window) * cells // 4  # at half size
+    return driving + 4 * (ROLE_CHANNELS * (1 + shape.references) + LATENT_CHANNELS
+                          * shape.references) * cells  # fmt: skip
 
 
 def _held_weights(manifest: Manifest) -> tuple[int, int, int, int]:
@@ -363,7 +394,8 @@ def _smaller(shape: ClipShape) -> Iterator[ClipShape]:
 
 def _described(shape: ClipShape) -> str:
     guided = ", two prompts" if shape.contexts == 2 else ""
-    return f"{shape.width}x{shape.height}, {shape.frames} frames at once{guided}"
+    further = f", {shape.references} further pictures" if shape.references else ""
+    return f"{shape.width}x{shape.height}, {shape.frames} frames at once{guided}{further}"
 
 
 def _gb(nbytes: int) -> str:

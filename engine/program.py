@@ -5,16 +5,18 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 
 from engine.denoise.cuda_graphs import CudaGraphRecorder, GraphRecorder
 from engine.errors import BadPackage, Unavailable, UnsupportedGpu
 from engine.machine.gpu import Gpu, arch_of, find_gpu, require_cudnn, require_driver
-from engine.machine.kernel_choice import attention_kernel, choose_variants, gemm_ways
+from engine.machine.kernel_choice import Choices, attention_kernel, choose_variants, gemm_ways
 from engine.models.attention import ATTENTIONS, available, find_attention
 from engine.models.vae import Norm, Vae
-from engine.package.folder import Package, find_packages, open_package
+from engine.package.folder import Package, open_package
+from engine.package.search import find_packages
 from kernels.aot.cubin import spec_digest
 from kernels.arch import ARCHS, Arch
 from kernels.attention import FORMS, variants
@@ -79,6 +81,9 @@ class Program:
     recorder: GraphRecorder | None  # records CUDA graphs; None: every launch is made anew
 
 
+MakeProgram: TypeAlias = Callable[[ChosenPackage, ModelSettings], Program]
+
+
 def choose_package(path: Path, device: torch.device) -> ChosenPackage:
     """Opens the package at `path`, or the one of a folder of packages that fits the GPU.
 
@@ -91,7 +96,7 @@ def choose_package(path: Path, device: torch.device) -> ChosenPackage:
     gpu = find_gpu()
     if gpu is None:
         raise UnsupportedGpu("PyTorch sees a GPU and the CUDA driver shows none. Restart.")
-    held = [name for name, _ in find_packages(path)]
+    held = {one.arch for one in find_packages(path)}
     # where there is none, what is wrong with the path says more than which GPU this is
     package = open_package(path, arch_of(gpu, held) if held else None)
     require_driver(gpu, package.manifest.driver)
@@ -139,16 +144,16 @@ def make_program(chosen: ChosenPackage, settings: ModelSettings) -> Program:
 
     Raises `Unavailable` for an attention that is not here.
     """
-    attention = settings.attention or DEFAULT_ATTENTION
-    form = attention if attention in FORMS else DEFAULT_ATTENTION
     if chosen.gpu is None:
+        attention = settings.attention or DEFAULT_ATTENTION
+        form = attention if attention in FORMS else DEFAULT_ATTENTION
         found = variants(form, chosen.arch)
         if not found:
             there = ", ".join(one for one in FORMS if variants(one, chosen.arch))
             raise Unavailable(
                 f"{chosen.arch.name} has no attention {form}, only {there or 'none'}."
             )
-        ops = reference_ops(found[0])
+        ops = reference_ops(found[0], chosen.arch)
         return Program(_with_attention(ops, attention), lambda _: channel_norm_reference, None)
     package, device = chosen.package, settings.device
     torch.zeros(1, device=device)  # makes the context that the bank shares
@@ -156,6 +161,22 @@ def make_program(chosen: ChosenPackage, settings: ModelSettings) -> Program:
     choices = choose_variants(
         package.kernels, package.digest, chosen.gpu, bank, device, settings.state, trial_ms
     )
+    return native_program(chosen, settings, bank, choices, CudaGraphRecorder())
+
+
+def native_program(
+    chosen: ChosenPackage,
+    settings: ModelSettings,
+    bank: Bank,
+    choices: Choices,
+    recorder: GraphRecorder | None,
+) -> Program:
+    """Binds the package's operations to kernels that `bank` holds and that were chosen.
+
+    Raises `Unavailable` for an attention that is not here.
+    """
+    attention, package = settings.attention or DEFAULT_ATTENTION, chosen.package
+    form = attention if attention in FORMS else DEFAULT_ATTENTION
     ops = native_ops(
         bank,
         chosen.arch,
@@ -163,7 +184,7 @@ def make_program(chosen: ChosenPackage, settings: ModelSettings) -> Program:
         gemm=gemm_ways(choices, _dtypes(package)),
     )
     norm_of = partial(vae_norm, bank, {kernel.name for kernel in package.kernels})
-    return Program(_with_attention(ops, attention), norm_of, CudaGraphRecorder())
+    return Program(_with_attention(ops, attention), norm_of, recorder)
 
 
 def vae_norm(bank: Bank, held: Collection[str], vae: Vae) -> ChannelNorm:

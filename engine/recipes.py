@@ -5,40 +5,55 @@ from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from engine.config import LIMITS
+from engine.config import KINDS, LIMITS
 from engine.denoise.sampler import grid
 from engine.errors import BadRequest, OutputError
-from engine.flow import Recipe, Settings
+from engine.flow import KindName, Recipe, RecipeName, Settings
 from engine.media.framing import check_size
 from engine.models.attention import ATTENTIONS, available
+from engine.package.merged import NeededLora
 
-RECIPES: Mapping[str, Recipe] = {  # by `flow.RecipeName`
-    # the released sampling script (docs/reference/denoiser.md 4)
-    "official": Recipe(sampler="euler", steps=50, cfg=4.0, shift=5.0),
-    # the workflow in production (docs/reference/denoiser.md 4.6): weights are distilled, half of
-    # the steps see the skeleton
-    "production": Recipe(
-        sampler="dpm++_sde",
-        steps=6,
-        cfg=1.0,
-        shift=5.0,
-        pose_until=0.5,
-        window_frames=80,
-        overlap_frames=20,
-        half_render=True,
-    ),
+# The first of a kind is the one of requests that name none.
+RECIPES: Mapping[KindName, Mapping[RecipeName, Recipe]] = {
+    "preview": {
+        # the workflow in production (docs/reference/denoiser.md 4.6): weights are distilled, half
+        # of the steps see the skeleton
+        "production": Recipe(
+            sampler="dpm++_sde",
+            steps=6,
+            cfg=1.0,
+            shift=5.0,
+            pose_until=0.5,
+            window_frames=80,
+            overlap_frames=20,
+            half_render=True,
+        ),
+        # the released sampling script (docs/reference/denoiser.md 4)
+        "official": Recipe(sampler="euler", steps=50, cfg=4.0, shift=5.0),
+    },
+    # SCAIL-2 sees the driving video at every step (docs/reference/scail2.md 5)
+    "scail2": {
+        # ComfyUI's template as it really runs: shift 8, and not the 5 that its node says
+        "turbo": Recipe(sampler="euler_simple", steps=6, cfg=1.0, shift=8.0, cuts_reference=True),
+        # the official program's script
+        "official": Recipe(sampler="unipc", steps=40, cfg=5.0, shift=3.0),
+        # the authors' fast example
+        "fast8": Recipe(sampler="unipc", steps=8, cfg=1.0, shift=1.0),
+    },
 }
 
-# Those of SCAIL-2 (docs/reference/scail2.md 5), which sees the driving video at every step.
-SCAIL2_RECIPES: Mapping[str, Recipe] = {
-    # the official program's script; its weights have no LoRA
-    "official": Recipe(sampler="unipc", steps=40, cfg=5.0, shift=3.0, window_frames=81),
-    # ComfyUI's template as it really runs, shift 8 and not the 5 that its node says; weights with
-    # the rank-64 LoRA of lightx2v at 0.8, then the DPO LoRA at 1
-    "turbo": Recipe(sampler="euler_simple", steps=6, cfg=1.0, shift=8.0, window_frames=81),
-    # the authors' fast example; weights with the rank-128 LoRA of lightx2v at 1
-    "fast8": Recipe(sampler="unipc", steps=8, cfg=1.0, shift=1.0, window_frames=81),
+# What must be merged into the weights for a recipe; a row that is not here asks for nothing. Those
+# of lightx2v distil steps and guidance away, and are known by their rank.
+NEEDED_LORAS: Mapping[KindName, Mapping[RecipeName, tuple[NeededLora, ...]]] = {
+    "preview": {},  # packages in use were built before anybody asked
+    "scail2": {
+        "turbo": (NeededLora("distill", 64, 0.8), NeededLora("dpo", None, 1.0)),
+        "official": (),
+        "fast8": (NeededLora("distill", 128, 1.0),),
+    },
 }
+# Names that one kind of model is asked for under and another has by another name.
+_MEANT: Mapping[KindName, Mapping[RecipeName, RecipeName]] = {"scail2": {"production": "turbo"}}
 
 # The endpoints in production use these where a request says nothing. The negative prompt is that of
 # their workflow. Source: docs/reference/runpod.md A.2 and A.4.
@@ -80,11 +95,40 @@ def attention_of(mode: str) -> tuple[str | None, tuple[str, ...]]:
     return chosen, (f"Attention {mode} is not built in; {chosen or 'the 8-bit form'} is used.",)
 
 
-def check_settings(settings: Settings) -> None:
+# Colours of masks tell fewer persons apart than skeletons do.
+_MAX_PERSONS: Mapping[KindName, int] = {
+    "preview": LIMITS.max_persons,
+    "scail2": LIMITS.max_identities,
+}
+
+
+def row_of(kind: KindName, name: RecipeName | None) -> tuple[RecipeName, str | None]:
+    """Finds the row of `RECIPES` that a name means for a kind of model; None means the first.
+
+    The sentence says if it has another name. Raises `BadRequest` for a name of another kind.
+    """
+    rows = RECIPES[kind]
+    if name is None:
+        return next(iter(rows)), None
+    if name in rows:
+        return name, None
+    title = KINDS[kind].title
+    if (meant := _MEANT.get(kind, {}).get(name)) is not None:
+        return meant, f"The recipe {name} is called {meant} for {title}."
+    raise BadRequest(f"There is no recipe {name} for {title}, only {' and '.join(rows)}.")
+
+
+def recipe_of(kind: KindName, name: RecipeName | None) -> tuple[Recipe, str | None]:
+    """Finds the recipe that a name means for a kind of model, as `row_of` does."""
+    row, said = row_of(kind, name)
+    return RECIPES[kind][row], said
+
+
+def check_settings(settings: Settings, kind: KindName = "preview") -> None:
     """Raises `BadRequest` for settings that no clip can be made with. Runs once a job."""
     _check_recipe(settings.recipe)
     check_range("seed", settings.seed, 0, 2**64 - 1)
-    check_range("persons", settings.persons, 1, LIMITS.max_persons)
+    check_range("persons", settings.persons, 1, _MAX_PERSONS[kind])
     if settings.fps is not None:
         check_range("fps", settings.fps, 1, LIMITS.max_fps)
     if settings.frames is not None:

@@ -41,10 +41,21 @@ from torch import Tensor
 
 from kernels.arch import SM89, SM90, SM120, Arch
 from kernels.fp8 import LIMITS, to_8bit
-from kernels.layout import HEAD, K_BLOCK, KEY_GROUP, Q_BLOCK, V_LIMIT_FP16, Qkv8, padded_keys
+from kernels.layout import (
+    HEAD,
+    K_BLOCK,
+    KEY_GROUP,
+    Q_BLOCK,
+    V_LIMIT_FP16,
+    Qkv8,
+    padded_keys,
+    spread,
+    unpermute_keys,
+)
 from kernels.signature import Axis, require
 from kernels.spec import Bank, KernelError, KernelSpec, Loop, Tuning
 
+MMA_KEYS = 32  # of one instruction that multiplies weights and values
 CODES = {torch.float8_e4m3fn: "fp8e4nv", torch.int8: "i8"}
 FORMS = {  # format of q and k, format of v
     "int8fp8": (torch.int8, torch.float8_e4m3fn),
@@ -62,28 +73,56 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (p @ v).transpose(0, 1).flatten(1).float()
 
 
-def attention8_reference(qkv: Qkv8, keys: int = K_BLOCK, queries: int | None = None) -> Tensor:
-    """The definition, in plain PyTorch: [queries, N * K] fp32. `keys` is how many an iteration
-    takes: that decides against which maximum a weight is rounded, and nothing else.
+def attention8_reference(
+    qkv: Qkv8, keys: int = K_BLOCK, queries: int | None = None, *, halves: bool = False
+) -> Tensor:
+    """The definition, in plain PyTorch: [queries, N * K] fp32.
+
+    `keys` is how many an iteration takes: that decides against which maximum a weight is rounded,
+    and nothing else. With `halves` the sums of an iteration are kept in FP16, as `SUM` "fp16" does.
     """
-    q, k, v = qkv.dequantize()
-    q = q[:, :queries]
-    limit = LIMITS[qkv.vt.dtype]
+    limit, q = LIMITS[qkv.vt.dtype], qkv.q[:, :queries].float()
+    qs = spread(qkv.qs, Q_BLOCK, q.shape[1])
+    k, ks = qkv.k[:, : qkv.tokens].float(), spread(qkv.ks, K_BLOCK, qkv.tokens).mT
+    v = unpermute_keys(qkv.vt).mT[:, : qkv.tokens].float()
     top = q.new_full((*q.shape[:2], 1), -math.inf)  # [N, S, 1]
     total, out = torch.zeros_like(top), torch.zeros_like(q)
-    for k_tile, v_tile in zip(k.split(keys, dim=1), v.split(keys, dim=1)):
-        x = q @ k_tile.mT  # [N, S, keys]
-        here = x.amax(dim=-1, keepdim=True)
+    for k_tile, ks_tile, v_tile in zip(k.split(keys, 1), ks.split(keys, 2), v.split(keys, 1)):
+        logits, scale = q @ k_tile.mT, ks_tile * qs  # sums of INT8 codes are exact
+        here = (logits * scale).amax(dim=-1, keepdim=True)
         if k_tile.shape[1] < keys:  # padding fills the iteration
             here = here.clamp_min(0)
         new_top = torch.maximum(top, here)
         base = here if qkv.vt.dtype == torch.int8 else new_top
-        p = limit * torch.exp2(x - base)
+        # the kernel's multiply-add rounds once, and its maximum has the limit in it
+        x = logits.double() * scale - (base - math.log2(limit))
+        p = torch.exp2(x.float())
         shrink, grow = torch.exp2(top - new_top), torch.exp2(base - new_top)
         total = total * shrink + grow * p.sum(dim=-1, keepdim=True)
-        out = out * shrink + grow * (to_8bit(p, qkv.vt.dtype).float() @ v_tile)
+        part = _values(to_8bit(p, qkv.vt.dtype).float(), v_tile, halves)
+        out = out * shrink + grow * part
         top = new_top
-    return (out / total).transpose(0, 1).flatten(1)
+    return (out * qkv.vs[:, None] / total).transpose(0, 1).flatten(1)
+
+
+def _values(p: Tensor, v: Tensor, halves: bool) -> Tensor:
+    """Returns p [N, S, keys] @ v [N, keys, K], codes both: [N, S, K] fp32. With `halves` the sum
+    becomes FP16 after each product of a tensor core, which is of `MMA_KEYS` keys.
+    """
+    if not halves:
+        return p @ v
+    total = p.new_zeros(*p.shape[:2], v.shape[2], dtype=torch.float16)
+    for p_part, v_part in zip(p.double().split(MMA_KEYS, 2), v.double().split(MMA_KEYS, 1)):
+        total = (total.double() + p_part @ v_part).half()
+    return total.float()
+
+
+def variant_reference(
+    spec: KernelSpec, tuning: Tuning, qkv: Qkv8, queries: int | None = None
+) -> Tensor:
+    """The definition with the iterations and the sums of a variant: [queries, N * K] fp32."""
+    keys = tuning.blocks["BLOCK_KEYS"] * tuning.blocks["TILES"]
+    return attention8_reference(qkv, keys, queries, halves=spec.constants["SUM"] == "fp16")
 
 
 def attention(bank: Bank, spec: KernelSpec, qkv: Qkv8, queries: int | None = None) -> Tensor:

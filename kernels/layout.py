@@ -55,8 +55,8 @@ class Qkv8:
         """Returns q, k, v [N, S, K] fp32, keys in their own order; q is in the units of exp2, and
         k without its mean.
         """
-        q = self.q.float() * _spread(self.qs, Q_BLOCK, self.q.shape[1])
-        k = self.k[:, : self.tokens].float() * _spread(self.ks, K_BLOCK, self.tokens)
+        q = self.q.float() * spread(self.qs, Q_BLOCK, self.q.shape[1])
+        k = self.k[:, : self.tokens].float() * spread(self.ks, K_BLOCK, self.tokens)
         v = unpermute_keys(self.vt).mT.float() * self.vs[:, None]
         return q, k, v[:, : self.tokens]
 
@@ -103,10 +103,10 @@ def _quantize_blocks(x: Tensor, block: int, dtype: torch.dtype) -> tuple[Tensor,
     tokens = x.shape[1]
     blocks = _pad(x, -(-tokens // block) * block).unflatten(1, (-1, block))
     s = blocks.abs().amax(dim=(2, 3)).clamp_min(TINY) / LIMITS[dtype]
-    return to_8bit(x / _spread(s, block, tokens), dtype), s
+    return to_8bit(x / spread(s, block, tokens), dtype), s
 
 
-def _spread(s: Tensor, block: int, tokens: int) -> Tensor:
+def spread(s: Tensor, block: int, tokens: int) -> Tensor:
     """Repeats the scales of blocks [N, B] for their tokens: [N, S, 1]."""
     return s.repeat_interleave(block, dim=1)[:, :tokens, None]
 

@@ -23,7 +23,7 @@ from kernels.cross_attention import (
     CROSS_ATTENTION,
     CrossKeys,
     cross_attention,
-    cross_attention_reference,
+    tiled_reference,
 )
 from kernels.fp8 import Rows, quantize_rows
 from kernels.gemm import GEMM, Gemm
@@ -121,18 +121,24 @@ def native_specs(dim: int, ffn: int, dtypes: Iterable[Dtype], arch: Arch) -> lis
     return [unique[name] for name in sorted(unique)]
 
 
-def reference_ops(attention: KernelSpec = ATTENTION["i8_fp8_f32"]) -> Ops[Qkv8]:
-    """Computes by the definitions what `native_ops` compute with this variant of attention."""
+def reference_ops(
+    attention: KernelSpec = ATTENTION["i8_fp8_f32"], arch: Arch | None = None
+) -> Ops[Qkv8]:
+    """Computes by the definitions what `native_ops` compute with this variant of attention, as it
+    is tuned for `arch`; None: for the first that has it.
+    """
+    arch = arch or next(iter(attention.tuning))
+    tuning = attention.tuning[arch]
     qk, v, v_limit = self_attention.formats(attention)
     return Ops(
         modulate=norm.modulate_reference,
         quantize=quantize_rows,
         rms_inverse=lambda x: rms_inverse_reference(x, x.shape[1], 1)[0],
         rope=partial(rope_reference, dtype=qk, v_limit=v_limit, v_dtype=v),
-        attention=lambda qkv, queries: self_attention.attention8_reference(
-            qkv, queries=queries
+        attention=lambda qkv, queries: self_attention.variant_reference(
+            attention, tuning, qkv, queries
         ).bfloat16(),
-        cross_attention=lambda *given: cross_attention_reference(*given).bfloat16(),
+        cross_attention=partial(tiled_reference, CROSS_ATTENTION.tuning[arch]),
         gemm=product.gemm_reference,
         gemm_gelu=product.gemm_gelu_reference,
         gemm_residual=product.gemm_residual_reference,

@@ -16,7 +16,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from kernels.attention import attention, attention8_reference, formats
+from kernels.attention import attention, formats, variant_reference
 from kernels.fp8 import LIMITS, Rows, quantize_rows, to_8bit
 from kernels.gemm import (
     Gemm,
@@ -113,10 +113,9 @@ def one_thread() -> Iterator[None]:
 
 def _attention_error(bank: Bank, spec: KernelSpec, device: torch.device) -> float:
     qk, v, v_limit = formats(spec)
-    tiles = bank.tuning(spec).blocks
     exact = _normal(_seed(spec.name), 3, CHECKED_TOKENS, 1, HEAD)
     qkv = quantize_qkv(exact[0], exact[1], exact[2], qk, v_limit, v)
-    want = attention8_reference(qkv, tiles["BLOCK_KEYS"] * tiles["TILES"])
+    want = variant_reference(spec, bank.tuning(spec), qkv)
     tensors = {field.name: getattr(qkv, field.name) for field in fields(qkv)[:-1]}
     there = replace(qkv, **{name: tensor.to(device) for name, tensor in tensors.items()})
     return _relative_error(attention(bank, spec, there), want)

@@ -11,12 +11,13 @@ from PIL import Image
 import build_engine
 from engine.__main__ import main
 from engine.build.make import Order, make_package
-from engine.config import state_dir
+from engine.config import KINDS, state_dir
 from engine.demo.weights import demo_weights
 from engine.machine.gpu import Gpu
 from engine.machine.kernel_choice import Choices, KernelChoice, Variant, keep_choices
 from engine.media.video import probe_video
 from engine.package.folder import open_package
+from engine.package.search import package_home
 from kernels.arch import SM89, SM90, SM120
 from tests.support.built import tiny_package
 from tests.support.clips import clip
@@ -219,7 +220,7 @@ def test_info_shows_what_is_in_a_package(capsys):
     assert all(kernel["registers"] > 0 for kernel in kernels.values())
     assert "absent" in shown["tensorrt"]
     assert found["gpu"] is None
-    assert found["runs"] == "sm89, by references on the CPU: there is no GPU"
+    assert found["runs"] == "preview/sm89, by references on the CPU: there is no GPU"
     assert found["variants"] is found["sums"] is None
 
 
@@ -239,7 +240,30 @@ def test_info_tells_in_what_the_chosen_products_keep_their_sums(monkeypatch, cap
 def test_info_shows_all_packages_of_a_folder(several, capsys):
     found = info(capsys, "--package", several, "--quiet")
     assert [package["arch"] for package in found["packages"]] == ["sm89", "sm120"]
-    assert "sm89, sm120" in found["runs"]
+    assert "preview/sm89, preview/sm120" in found["runs"]
+
+
+@pytest.fixture
+def both(tmp_path):
+    """A folder of packages of both kinds for one architecture."""
+    for kind in KINDS:
+        shutil.copytree(tiny_package(SM90, kind=kind), package_home(tmp_path, kind, SM90))
+    return tmp_path
+
+
+def test_info_shows_the_kinds_of_packages_and_that_one_must_be_named(both, monkeypatch, capsys):
+    found = info(capsys, "--package", both, "--quiet")
+    assert [package["kind"] for package in found["packages"]] == ["preview", "scail2"]
+    assert found["packages"][1]["model"]["mask_dim"] == 28
+    assert found["runs"].startswith("preview/sm90, scail2/sm90, by references")
+    gpu = Gpu("NVIDIA H200", "GPU-1", (9, 0), (12, 8), "570.86.15", 150 * 10**9, None)
+    monkeypatch.setattr("engine.__main__.find_gpu", lambda: gpu)
+    assert info(capsys, "--package", both, "--quiet")["runs"] == (
+        f"none: {both} holds packages of SCAIL-Preview and SCAIL-2 for sm90; name one of them: "
+        f"--package {both}/preview or --package {both}/scail2 (SCAIL_PACKAGE of a worker)."
+    )
+    found = info(capsys, "--package", both / "scail2", "--quiet")
+    assert found["runs"] == f"{both}/scail2/sm90, which is of SCAIL-2 and for NVIDIA H200"
 
 
 def test_info_without_a_package_shows_the_machine(capsys):

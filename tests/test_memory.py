@@ -37,6 +37,7 @@ from tests.support.planned_clips import (
     PLAIN,
     PRODUCTION,
     REAL,
+    REAL_SCAIL2,
     SHORT,
     MetaPackage,
     manifest_of,
@@ -44,11 +45,36 @@ from tests.support.planned_clips import (
     shape_of,
 )
 
+RECIPE = RECIPES["preview"]
+
 # --- what is known
 
 
 def test_tokens_are_those_of_the_specification():
     assert [shape_of(name).tokens for name in NAMED] == [29757, 48832, 95920]
+
+
+@pytest.mark.parametrize(
+    ("name", "references", "tokens"),
+    [("512x896", 0, 48_832), ("512x896", 2, 52_416), ("704x1280", 2, 102_960)],
+)
+def test_further_pictures_are_tokens_as_in_the_specification(name, references, tokens):
+    assert shape_of(name, references=references).tokens == tokens
+
+
+def test_a_model_that_takes_masks_needs_their_embedding_and_the_masks():
+    """Everything else is as it was."""
+    shape = shape_of("512x896", references=2)
+    plain, masked = (plan(of, shape, ENCODERS, FREE[141]).footprint for of in (REAL, REAL_SCAIL2))
+    embedding = 5120 * (28 * 4 + 1)
+    assert masked.outside - plain.outside == 4 * embedding
+    height, width = 512 // 8, 896 // 8
+    driving, further = 28 * 21 * height // 2 * width // 2, 28 * 3 + 16 * 2
+    roles = 4 * (2 * driving + further * height * width)
+    assert masked.latents - plain.latents == roles
+    assert masked.course.kinds == plain.course.kinds
+    told = masked.course.kinds[0].told
+    assert (told.video, told.further, told.total) == (21 * 1792, 2 * 1792, 52_416)
 
 
 def test_the_weights_of_the_steps_are_those_of_the_specification():
@@ -132,6 +158,11 @@ def test_the_vae_needs_what_it_allocates(name):
 
     assert found.encode == pytest.approx(count_vae(encode), rel=0.01)
     assert found.decode == pytest.approx(count_vae(decode), rel=0.01)
+    going_on = shape_of(name, has_history=True)
+    found = plan(REAL_SCAIL2, going_on, ENCODERS, FREE[141]).footprint
+    again = count_vae(lambda vae: vae.encode([meta(3, 5, height, width)]))
+    assert found.encode == pytest.approx(again, rel=0.01)
+    found = plan(REAL, shape_of(name), ENCODERS, FREE[141]).footprint
     plain = replace(ENCODERS, plain_norm=True)
     found = plan(REAL, shape_of(name), plain, FREE[141]).footprint
     assert found.decode == pytest.approx(
@@ -285,13 +316,13 @@ def count_graphs(recipe, time=3):
 @pytest.mark.parametrize(
     ("recipe", "counts"),
     [
-        (RECIPES["production"], (0, 0)),
-        (RECIPES["official"], (2, 2 * 49)),
-        (replace(RECIPES["official"], cfg=1.0), (1, 49)),
+        (RECIPE["production"], (0, 0)),
+        (RECIPE["official"], (2, 2 * 49)),
+        (replace(RECIPE["official"], cfg=1.0), (1, 49)),
         (Recipe("euler", 8, 1.0, 5.0), (0, 0)),
         (Recipe("euler", 9, 1.0, 5.0), (1, 8)),
-        (replace(RECIPES["production"], steps=17), (1, 8)),  # 9 see the skeleton, 8 do not
-        (replace(RECIPES["production"], steps=17, pose_from=0.5, pose_until=1.0), (1, 8)),
+        (replace(RECIPE["production"], steps=17), (1, 8)),  # 9 see the skeleton, 8 do not
+        (replace(RECIPE["production"], steps=17, pose_from=0.5, pose_until=1.0), (1, 8)),
     ],
     ids=str,
 )
@@ -303,7 +334,7 @@ def test_only_what_is_replayed_eight_times_is_recorded(recipe, counts):
 
 
 def test_windows_of_a_long_clip_count_as_evaluations():
-    recipe = replace(RECIPES["production"], window_frames=9, overlap_frames=4)
+    recipe = replace(RECIPE["production"], window_frames=9, overlap_frames=4)
     with_pose, without = evaluations_of_each(recipe, 21)
     assert min(with_pose, without) > 9
     assert count_graphs(recipe, 21) == (2, with_pose + without - 2)
@@ -382,6 +413,14 @@ def test_a_gpu_that_is_too_small_for_the_weights_is_told(free):
         plan(REAL, shape_of("416x672"), ENCODERS, free)
 
 
+@pytest.mark.parametrize("changes", [PLAIN, GUIDED], ids=["plain", "guided"])
+def test_24_gb_hold_a_clip_of_scail_2_in_segments_with_two_further_pictures(changes):
+    shape = shape_of("512x896", references=2, has_history=True, clip_frames=325, **changes)
+    found = plan(REAL_SCAIL2, shape, ENCODERS, FREE[24])
+    assert found.rung.encoders_stay
+    assert found.peak_bytes <= FREE[24]
+
+
 def test_a_whole_clip_of_windows_needs_more_for_its_latents_alone():
     one = plan(REAL, shape_of("416x672"), ENCODERS, FREE[141])
     long = plan(REAL, shape_of("416x672", clip_frames=2001), ENCODERS, FREE[141])
@@ -395,6 +434,8 @@ def test_the_sentence_says_what_is_needed_and_what_is_done():
     for part in ("896x512, 81 frames at once", "25.2 GB are free", found.rung.does):
         assert part in found.sentence
     assert f"{found.peak_bytes / 1e9:.1f} GB are needed" in found.sentence
+    found = plan(REAL_SCAIL2, shape_of("512x896", references=2), ENCODERS, FREE[24])
+    assert "896x512, 81 frames at once, 2 further pictures: " in found.sentence
 
 
 @pytest.mark.parametrize(
@@ -413,6 +454,8 @@ def test_the_sentence_says_what_is_needed_and_what_is_done():
         {"clip_frames": None},
         {"evaluations": (3, -1)},
         {"evaluations": (3.0, 3)},
+        {"references": -1},
+        {"references": 2.0},
     ],
     ids=str,
 )

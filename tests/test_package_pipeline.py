@@ -41,9 +41,9 @@ from tests.support.packages import reseal
 
 GATE = 0.999  # cosine of latents, at 8 bits
 PROMPT = "a dancer in the rain"
-QUICK = dataclasses.replace(RECIPES["official"], sampler="euler", steps=2, cfg=2.0)
+QUICK = dataclasses.replace(RECIPES["preview"]["official"], sampler="euler", steps=2, cfg=2.0)
 READERS = {"TensorFile", "Package", "PackageWeights", "DiskCache"}
-OFFICIAL, PRODUCTION = RECIPES["official"], RECIPES["production"]
+OFFICIAL, PRODUCTION = RECIPES["preview"]["official"], RECIPES["preview"]["production"]
 
 
 def settings(attention=None):
@@ -107,10 +107,10 @@ def assert_near(got, want):
 
 
 @pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", RECIPES["preview"])
 def test_a_package_of_any_architecture_makes_the_clip_of_the_exact_model(arch, name):
     """By its references, on the CPU; mixed weights on sm89, FP8 on the others."""
-    recipe = dataclasses.replace(RECIPES[name], steps=6)
+    recipe = dataclasses.replace(RECIPES["preview"][name], steps=6)
     assert_near(latents(packaged(arch), recipe), wanted(recipe))
 
 
@@ -132,9 +132,9 @@ def test_every_solver_makes_the_clip_of_the_exact_model(sampler):
     assert max(cosine(got, want) for want in others) == cosine(got, wanted(recipe))
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", RECIPES["preview"])
 def test_a_clip_of_97_frames_in_windows_is_that_of_the_exact_model(name):
-    recipe = dataclasses.replace(RECIPES[name], steps=2)
+    recipe = dataclasses.replace(RECIPES["preview"][name], steps=2)
     assert_near(latents(packaged(), recipe, 97), wanted(recipe, 97))
     alone = dataclasses.replace(recipe, window_frames=97)
     assert cosine(wanted(recipe, 97), latents(exact(), alone, 97)) < GATE

@@ -46,7 +46,7 @@ def wide(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (120, 240, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "wide.png")
     clip(tmp_path / "pose.mp4", 5)
-    recipe = dataclasses.replace(RECIPES["production"], half_render=False)
+    recipe = dataclasses.replace(RECIPES["preview"]["production"], half_render=False)
     settings = Settings(recipe, width=160, height=192)
     return Request(tmp_path / "wide.png", tmp_path / "pose.mp4", "pose", settings)
 
@@ -72,7 +72,7 @@ def test_the_canvas_of_a_captured_skeleton_follows_the_fit(wide):
         asked.append(canvas)
         return torch.zeros(5, *canvas, 3, dtype=torch.uint8), 24.0
 
-    settings = dataclasses.replace(wide.settings, recipe=RECIPES["production"])
+    settings = dataclasses.replace(wide.settings, recipe=RECIPES["preview"]["production"])
     half = dataclasses.replace(wide, kind="video", settings=settings)
     for fit in ("crop", "resize"):
         load_source(fitted(half, fit), capture)
@@ -80,7 +80,7 @@ def test_the_canvas_of_a_captured_skeleton_follows_the_fit(wide):
 
 
 def test_without_a_size_the_box_is_the_trained_one_as_the_picture_lies():
-    settings = Settings(RECIPES["official"], fit="resize")
+    settings = Settings(RECIPES["preview"]["official"], fit="resize")
     free = Request(Path("i"), Path("m"), "pose", settings)
     assert clip_size(free, torch.zeros(1000, 1000, 3)) == (512, 512)
     assert clip_size(free, torch.zeros(1000, 2000, 3)) == (448, 896)

@@ -60,9 +60,10 @@ def random_package(model: ModelConfig, arch: Arch) -> RandomPackage:
         entries[key] = Entry(key, dtype, shape, offset, nbytes, "")
         offset = aligned(offset + nbytes)
     manifest = Manifest(
-        arch=arch.name, driver_floor="{}.{}".format(*arch.driver), engine="0", toolchain={},
-        wheels={}, sources=(), model=model, padded_ffn=ffn, weights=name, native=Native(()),
-        tensorrt={"absent": "random weights have none."}, prompts=None,
+        model_kind=model.kind.name, arch=arch.name, driver_floor="{}.{}".format(*arch.driver),
+        engine="0", toolchain={}, wheels={}, sources=(), model=model, padded_ffn=ffn, weights=name,
+        rotation=None, native=Native(()), prompts=None,
+        tensorrt={"absent": "random weights have none."},
         tensors=tuple(entries.values()),
     )  # fmt: skip
     return RandomPackage(Path("random weights"), "0" * 64, manifest, (), entries, {})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engine.config import SCAIL_14B, state_dir
 from engine.errors import Unavailable
-from kernels.aot.compile import compile_kernels
+from kernels.aot.compile import compile_kernels, ptx_path
 from kernels.aot.cubin import Cubin, cubin_from_record
 from kernels.arch import ARCHS, SM90, Arch
 from kernels.fp8 import LIMITS
@@ -25,10 +25,13 @@ def compiled(arch: Arch) -> dict[str, Cubin]:
 
 
 def write(folder: Path, arch: Arch) -> int:
-    """Writes every kernel to a folder; returns the bytes to carry."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes every kernel to a folder, with the PTX that the virtual GPU runs; returns the bytes of
+    machine code.
+    """
+    (folder / "ptx").mkdir(parents=True, exist_ok=True)
     cubins = compiled(arch).values()
     for cubin in cubins:
+        ptx_path(cubin.sha256, folder).write_bytes(ptx_path(cubin.sha256, state_dir()).read_bytes())
         (folder / f"{cubin.name}.cubin").write_bytes(cubin.data)
         (folder / f"{cubin.name}.json").write_text(json.dumps(cubin.record()), encoding="utf-8")
     return sum(len(cubin.data) for cubin in cubins)

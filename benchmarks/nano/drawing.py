@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from benchmarks.nano.dance import ARMS, FLOOR, LEGS, SIDES, Array, unit
 from benchmarks.nano.paint import Cone, ConePart, Tint, cover, inside, paint
 from engine.errors import BadMedia
-from engine.pose.camera import Camera, base_camera
+from engine.pose.camera import base_camera
 
 Hair = Literal["short", "bob", "ponytail", "bun"]
 
@@ -41,6 +41,17 @@ class Look:
     head: float = 1.14
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Colours of a room, and the disc on its wall."""
+
+    wall: Tint
+    disc: Tint
+    floor: Tint
+    centre: tuple[float, float] = (0.0, -250.0)  # of the disc, mm right of and below the camera
+    radius: float = 1020.0  # mm
+
+
 _SKINS: tuple[Tint, ...] = (
     (244, 205, 176), (226, 170, 138), (190, 130, 96), (141, 90, 64), (92, 58, 44),
 )  # fmt: skip
@@ -49,10 +60,10 @@ _HAIRS: tuple[Tint, ...] = (
 )  # fmt: skip
 
 
-def random_look(rng: np.random.Generator) -> Look:
-    """Another person in other clothes in another room."""
+def random_look(rng: np.random.Generator, hue: float | None = None) -> Look:
+    """Another person in other clothes in another room; `hue` of the shirt, in turns, or any."""
     styles: tuple[Hair, ...] = ("short", "bob", "ponytail", "bun")
-    hue = rng.uniform(0, 1)
+    hue = rng.uniform(0, 1) if hue is None else hue
 
     def tint(turn: float, vivid: float, light: float) -> Tint:
         """A colour so far round the wheel from this look's hue, a little at random."""
@@ -101,34 +112,48 @@ def draw_dancer(joints: ArrayLike, height: int, width: int, look: Look) -> NDArr
             f"Joints {person.shape} cannot be drawn. Give [24, 3] finite mm, z above 500."
         )
     camera = base_camera(height, width)
-    canvas = _room(person, height, width, camera, look)
+    canvas = draw_room([person], height, width, Room(look.wall, look.disc, look.floor))
     for part in _parts(person, look):
         paint(canvas, part, camera)
     return np.rint(np.clip(canvas, 0, 255)).astype(np.uint8)
 
 
-def _room(joints: Array, height: int, width: int, camera: Camera, look: Look) -> Array:
-    """Wall, disc and floor [H, W, 3], with the shadow of the feet on the floor."""
+def draw_person(joints: Array, height: int, width: int, look: Look) -> Array:
+    """One person without a room: colours over black, then what is covered, 0..1: [H, W, 4]."""
+    camera = base_camera(height, width)
+    canvas = np.zeros((height, width, 4))
+    for part in _parts(joints, look):
+        paint(canvas, part, camera)
+    return canvas
+
+
+def draw_room(people: Sequence[Array], height: int, width: int, room: Room) -> Array:
+    """Wall, disc and floor [H, W, 3] in 0..255, with the shadows of people [24, 3] on the floor."""
+    camera = base_camera(height, width)
     mm = camera.fy / 4600  # pixels in a millimetre of wall
     edge = camera.cy + mm * FLOOR  # where wall and floor meet
     v, u = np.arange(height)[:, None] + 0.5, np.arange(width) + 0.5
     canvas = np.empty((height, width, 3))
-    canvas[:] = np.array(look.wall) * (0.94 + 0.07 * np.clip(v / edge, 0, 1))[..., None]
-    disc = np.hypot(u - camera.cx, v - camera.cy + 250 * mm) - 1020 * mm
-    cover(canvas, np.array(look.disc, np.float64), inside(disc))
+    canvas[:] = np.array(room.wall) * (0.94 + 0.07 * np.clip(v / edge, 0, 1))[..., None]
+    x, y = room.centre
+    disc = np.hypot(u - camera.cx - x * mm, v - camera.cy - y * mm) - room.radius * mm
+    cover(canvas, np.array(room.disc, np.float64), inside(disc))
     ground, v = canvas[int(edge) :], v[int(edge) :]
     z = camera.fy * FLOOR / (v - camera.cy)
     x = (u - camera.cx) * z / camera.fx
-    shadow = 0.20 * _spot(x - joints[0, 0] - 60, z - joints[0, 2], 330, 240)
-    for foot in joints[[7, 8, 10, 11]]:
-        lift = max(0.0, FLOOR - 45 - foot[1])
-        spread = 95 + 0.6 * lift
-        dark = 0.5 * np.exp(-lift / 90) * _spot(x - foot[0], z - foot[2], spread, spread)
-        shadow = np.maximum(shadow, dark)
+    shadow = np.zeros(z.shape)
+    for joints in people:
+        spot = 0.20 * _spot(x - joints[0, 0] - 60, z - joints[0, 2], 330, 240)
+        shadow = np.maximum(shadow, spot)
+        for foot in joints[[7, 8, 10, 11]]:
+            lift = max(0.0, FLOOR - 45 - foot[1])
+            spread = 95 + 0.6 * lift
+            dark = 0.5 * np.exp(-lift / 90) * _spot(x - foot[0], z - foot[2], spread, spread)
+            shadow = np.maximum(shadow, dark)
     bright = 0.93 + 0.12 * np.clip((v - edge) / (height - edge), 0, 1)
-    colour = np.array(look.floor) * (bright * (1 - shadow))[..., None]
+    colour = np.array(room.floor) * (bright * (1 - shadow))[..., None]
     cover(ground, colour, inside(edge - v))
-    cover(ground, np.array(look.floor) * 0.8, inside(v - edge - 9 * mm) * inside(edge - v))
+    cover(ground, np.array(room.floor) * 0.8, inside(v - edge - 9 * mm) * inside(edge - v))
     return canvas
 
 

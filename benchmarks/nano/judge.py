@@ -49,14 +49,18 @@ def judge(frames: Frames, truth: Frames, planned: ScenePlan) -> LimbVerdict:
 
 def limbs_of(joints: NDArray[np.floating]) -> NDArray[np.int8]:
     """For each pixel the number of the chain whose bones are nearest: [T, H, W], of [T, 24, 3]."""
+    return np.argmin(chain_distances(joints), axis=0).astype(np.int8)
+
+
+def chain_distances(joints: NDArray[np.floating]) -> Array:
+    """Pixels from each pixel to each chain of bones: [chains, T, H, W], of joints [T, 24, 3]."""
     camera = base_camera(HEIGHT, WIDTH)
     flat = joints[..., :2] / joints[..., 2:] * (camera.fx, camera.fy) + (camera.cx, camera.cy)
     pixels = np.stack(np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5), -1)
-    far = [
+    return np.stack([
         np.min([_to_bone(pixels, flat[:, a], flat[:, b]) for a, b in pairwise(chain)], axis=0)
         for chain in CHAINS
-    ]
-    return np.argmin(far, axis=0).astype(np.int8)
+    ])  # fmt: skip
 
 
 def _to_bone(pixels: Array, start: Array, end: Array) -> Array:

@@ -47,14 +47,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     encode_scenes(drawn, folder / "latents", models)
     train_transformer(folder / "latents", folder, models, args.minutes)
     model = Scail(NANO)
-    model.load_state_dict(_trained(folder / "scail.pt", "average"))
+    model.load_state_dict(trained(folder / "scail.pt", "average"))
     save(model, models / TRANSFORMER)
 
 
 def export_vae(folder: Path, drawn: Path, models: Path) -> None:
     """Writes the VAE, its latents now of mean 0 and spread 1, and encoders of random weights."""
     vae = Vae(WIDTH)
-    vae.load_state_dict(_trained(folder / "vae.pt", "model"))
+    vae.load_state_dict(trained(folder / "vae.pt", "model"))
     clips = [scenes.read(path).frames for path in sorted(drawn.glob("*[0-9].npz"))[:SAMPLES]]
     normalise(vae, torch.stack([to_network(torch.from_numpy(clip)) for clip in clips]))
     tiny = demo_weights(state_dir()).models
@@ -63,7 +63,7 @@ def export_vae(folder: Path, drawn: Path, models: Path) -> None:
     save(vae, models / AUTOENCODER)
 
 
-def _trained(path: Path, part: str) -> dict[str, Tensor]:
+def trained(path: Path, part: str) -> dict[str, Tensor]:
     return torch.load(path, weights_only=True)[part]
 
 

@@ -58,10 +58,13 @@ class NanoOptimizer(Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Nearly the orthogonal factor of [m, n]: singular values between 0.7 and 1.2."""
+    """Nearly the orthogonal factor of [m, n]: singular values between 0.7 and 1.2.
+
+    BF16 is enough for it, and takes a third of the time.
+    """
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = wide / (wide.norm() + 1e-7)
+    x = (wide / (wide.norm() + 1e-7)).bfloat16()
     for _ in range(ROUNDS):
         gram = x @ x.T
         x = A * x + (B * gram + C * gram @ gram) @ x
-    return x if matrix.shape[0] <= matrix.shape[1] else x.T
+    return (x if matrix.shape[0] <= matrix.shape[1] else x.T).to(matrix.dtype)

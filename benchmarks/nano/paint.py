@@ -34,7 +34,10 @@ class ConePart:
 
 
 def paint(canvas: Array, part: ConePart, camera: Camera) -> None:
-    """Lays one part over the canvas: an outline, its colour, light from above left."""
+    """Lays one part over the canvas: an outline, its colour, light from above left.
+
+    A fourth channel of the canvas, if it has one, says how much of a pixel was painted over, 0..1.
+    """
     flat = _project(part.cones, camera)
     scale = max(canvas.shape[:2]) / FINE
     box = _box(flat, canvas.shape, 4 * scale)
@@ -61,13 +64,13 @@ def paint(canvas: Array, part: ConePart, camera: Camera) -> None:
     if part.seam:
         seam = _distance(points, _project(part.seam, camera), 0)
         open_edge = np.clip(seam / (8 * scale), 0, 1)
-    cover(view, base * (0.50, 0.44, 0.48), inside(shape - 1.1 * scale) * part.ink * open_edge)
+    _lay(view, base * (0.50, 0.44, 0.48), inside(shape - 1.1 * scale) * part.ink * open_edge)
     colour = np.broadcast_to(base, (*shape.shape, 3)).copy()
     if part.shade:
         rim = 0.36 * float(np.mean([cone[2:] for cone in part.cones]))
         dark = ease(field(rim) / (2.4 * scale) + 0.5)
         cover(colour, base * (0.84, 0.79, 0.84), part.shade * open_edge * dark)
-    cover(view, colour, inside(shape) * part.opacity)
+    _lay(view, colour, inside(shape) * part.opacity)
 
 
 def _project(cones: Sequence[Cone], camera: Camera) -> list[tuple[Array, Array, float, float]]:
@@ -122,6 +125,11 @@ def _past(points: Array, cone: Cone, camera: Camera) -> Array:
 def inside(distance: Array) -> Array:
     """The share of a pixel, 0..1, that a shape at this distance from its centre covers."""
     return np.clip(0.5 - distance, 0, 1)
+
+
+def _lay(view: Array, colour: Array, share: Array) -> None:
+    cover(view[..., :3], colour, share)
+    view[..., 3:] += share[..., None] * (1 - view[..., 3:])
 
 
 def cover(under: Array, colour: Array, share: Array) -> None:

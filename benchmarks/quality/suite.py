@@ -125,7 +125,7 @@ def dance(size: tuple[int, int], frames: int) -> Request:
     """The demo's picture and dance at a size (H, W)."""
     picture, joints = DEMO / "dancer.png", DEMO / "dance.npz"
     settings = Settings(
-        RECIPES["production"], PROMPT, "blur", seed=3,
+        RECIPES["preview"]["production"], PROMPT, "blur", seed=3,
         height=size[0], width=size[1], frames=frames,
     )  # fmt: skip
     return Request(picture, joints, "joints", settings)
@@ -271,7 +271,7 @@ def _ops(package: Package, arch: Arch) -> Iterator[Mapping[str, Ops]]:
             bank = stack.enter_context(KernelBank(package.kernels, arch, stream))
             ops = {name: native_ops(bank, arch, attention=spec) for name, spec in forms.items()}
         else:
-            ops = {name: reference_ops(spec) for name, spec in forms.items()}
+            ops = {name: reference_ops(spec, arch) for name, spec in forms.items()}
         plain = plain_attention(next(iter(ops.values())), find_attention("sdpa"))
         yield {**ops, "sdpa": plain}
 
@@ -305,7 +305,8 @@ def _model(pipeline: Pipeline) -> Scail:
 
 
 def _recipes(steps: Mapping[str, int]) -> dict[str, Recipe]:
-    return {name: replace(RECIPES[name], steps=count) for name, count in steps.items()}
+    rows = RECIPES["preview"].items()
+    return {name: replace(row, steps=steps[name]) for name, row in rows if name in steps}
 
 
 def settings(attention: str | None) -> ModelSettings:

@@ -29,10 +29,20 @@ from engine.machine.heap import keep_freed_memory
 from engine.models.checkpoint import Checkpoint
 from engine.models.locate import TEXT_ENCODER, find_model
 from engine.models.lora import Lora
+from engine.models.lora_roles import role_of
 from engine.models.text import find_tokenizer, store_prompts
 from engine.package.contents import REPORT
 from engine.package.folder import PackageWriter
-from engine.package.manifest import PROMPTS, Manifest, Native, Prompts, SourceFile, kernel_path
+from engine.package.manifest import (
+    PROMPTS,
+    Manifest,
+    MergedLora,
+    Native,
+    Prompts,
+    SourceFile,
+    kernel_path,
+)
+from engine.package.search import package_home
 from engine.stage_dump import ACTIVATIONS
 from kernels.arch import Arch
 
@@ -60,21 +70,25 @@ class Order:
 
 
 def make_package(order: Order, out: Path, state: Path) -> Path:
-    """Builds `out`/ARCH and returns it. `state` keeps compilers and what can be made again.
+    """Builds `out`/KIND/ARCH and returns it. `state` keeps compilers and what can be made again.
 
     Mistakes in the order are found before the first weight is read. A build that was stopped goes
     on when it is ordered again. Raises an `EngineError`.
     """
     form, engine = weights_form(order), engine_version()
-    checkpoint = Checkpoint(order.checkpoint, loras=[Lora(*lora) for lora in order.loras])
+    loras = [Lora(*lora) for lora in order.loras]
+    checkpoint = Checkpoint(order.checkpoint, loras=loras)
+    kind = checkpoint.config.kind.name
     job = quantization(order, form, checkpoint)
     prompts = None
     if order.prompts is not None:
         prompts = read_prompts(order.prompts), find_encoder(order.models)
     kernels = build_native(checkpoint.config, job.allowed, order.arch, state)
-    with PackageWriter(out / order.arch.name, _identity(order, checkpoint, form)) as writer:
+    home = package_home(out, kind, order.arch)
+    with PackageWriter(home, _identity(order, checkpoint, form)) as writer:
+        writer.claim(kind)
         with ThreadPoolExecutor(1, "sources") as pool:
-            sources = pool.submit(_sources, checkpoint, order, state)
+            sources = pool.submit(_sources, checkpoint, loras, state)
             errors = write_weights(writer, job)
             made_of = sources.result()
         add_report(writer, errors)
@@ -84,6 +98,7 @@ def make_package(order: Order, out: Path, state: Path) -> Path:
         stored = None if prompts is None else add_prompts(writer, *prompts, order.models, state)
         return writer.finish(
             Manifest(
+                model_kind=kind,
                 arch=order.arch.name,
                 driver_floor="{}.{}".format(*order.arch.driver),
                 engine=engine,
@@ -93,6 +108,7 @@ def make_package(order: Order, out: Path, state: Path) -> Path:
                 model=checkpoint.config,
                 padded_ffn=padded_ffn(checkpoint.config),
                 weights=form,
+                rotation=None,
                 native=Native(tuple(kernel.record() for kernel in kernels)),
                 tensorrt=tensorrt,
                 prompts=stored,
@@ -209,18 +225,19 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def _sources(checkpoint: Checkpoint, order: Order, state: Path) -> tuple[SourceFile, ...]:
+def _sources(checkpoint: Checkpoint, loras: Sequence[Lora], state: Path) -> tuple[SourceFile, ...]:
     """Hashes the files while weights are read from them."""
-    files = [(path, None) for path in checkpoint.files]
-    files += [(path, strength) for path, strength in order.loras]
+    files: list[tuple[Path, MergedLora | None]] = [(path, None) for path in checkpoint.files]
+    for lora in loras:
+        files.append((lora.path, MergedLora(lora.strength, role_of(lora), lora.rank)))
     return tuple(
         SourceFile(
             "".join(c if c.isprintable() else "?" for c in path.name),
             path.stat().st_size,
             remembered_sha256(path, state / "hashes"),
-            strength,
+            merged,
         )
-        for path, strength in files
+        for path, merged in files
     )
 
 

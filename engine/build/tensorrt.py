@@ -39,9 +39,9 @@ WORKER = (sys.executable, "-m", "engine.build.plan_worker")
 ERRORS = ("[ERROR]", "[INTERNAL_ERROR]")  # how such lines of the builder's log begin
 TWIN_FILE = "block_fp32.onnx"
 
-# The widest model of a range, and the tokens of its clips: test models, and the real one's at 480p
-# to 720p.
-RANGES = {512: TokenRange(64, 1024, 16_384), 65_536: TokenRange(12_288, 36_864, 98_304)}
+# The widest model of a range, and the tokens of its clips: test models, and the real ones' at 480p
+# to 720p, with four further pictures.
+RANGES = {512: TokenRange(64, 1024, 16_384), 65_536: TokenRange(12_288, 36_864, 110_592)}
 
 
 def unavailable(arch: Arch, weights_form: str, needs: Sequence[str] = NEEDS) -> str | None:

@@ -1,10 +1,11 @@
-"""The tiny preset: seeded random weights in the layouts of the real files, written once to disk.
+"""The tiny presets: seeded random weights in the layouts of the real files, written once to disk.
 
 They make every loader and every stage run on any machine; the picture they make is noise.
 """
 
 import json
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 
-from engine.config import TINY
+from engine.config import TINY, TINY_SCAIL2, ModelConfig
 from engine.errors import OutputError
 from engine.models.dit import Scail
 from engine.models.vae import Vae
@@ -23,7 +24,8 @@ from engine.models.vae import Vae
 log = logging.getLogger(__name__)
 
 SEED = 20251123
-VERSION = 1  # raise it when what is written changes
+VERSION, SCAIL2_VERSION = 1, 1  # raised when what is written changes
+TRANSFORMER = "diffusion_models/{}_tiny_bf16.safetensors"
 VAE_WIDTH = 8
 TEXT_LAYERS, TEXT_HEADS, TEXT_HEAD_SIZE, TEXT_FFN = 2, 2, 64, 128
 VISION_LAYERS, VISION_PATCH, VISION_IMAGE = 3, 14, 224
@@ -40,20 +42,32 @@ class DemoWeights:
 
 def demo_weights(state: Path) -> DemoWeights:
     """Finds the tiny weights below `state`, or writes them there: all of them or nothing."""
-    home = state / f"tiny-{VERSION}"
+    home = _written(state, f"tiny-{VERSION}", write_tiny)
+    return DemoWeights(home / TRANSFORMER.format("scail"), home)
+
+
+def scail2_weights(state: Path) -> DemoWeights:
+    """Finds a tiny transformer of SCAIL-2, or writes it; the models beside it are those of tiny."""
+    home = _written(state, f"tiny-scail2-{SCAIL2_VERSION}", write_tiny_scail2)
+    return DemoWeights(home / TRANSFORMER.format("scail2"), demo_weights(state).models)
+
+
+def _written(state: Path, name: str, write: Callable[[Path], None]) -> Path:
+    """Has a folder of weights written below `state` if it is not there yet."""
+    home = state / name
     if not home.is_dir():
-        log.info("writing the tiny preset to %s", home)
+        log.info("writing the preset to %s", home)
         try:
             state.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(prefix=f".{home.name}-", dir=state) as fresh:
-                write_tiny(Path(fresh, home.name))
+                write(Path(fresh, home.name))
                 Path(fresh, home.name).rename(home)
         except (OSError, RuntimeError, SafetensorError) as error:
             if not home.is_dir():  # another process may have been first
                 raise OutputError(
                     f"{state} cannot hold the demo weights: {error}. Set SCAIL_STATE to a folder."
                 ) from error
-    return DemoWeights(home / "diffusion_models" / "scail_tiny_bf16.safetensors", home)
+    return home
 
 
 def write_tiny(home: Path) -> None:
@@ -62,13 +76,10 @@ def write_tiny(home: Path) -> None:
         (home / name).mkdir(parents=True)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(SEED)
-        transformer = tiny_transformer()
+        transformer = tiny_transformer(TINY)
         vae = Vae(VAE_WIDTH).state_dict()
         text, vision = _umt5(), _clip()
-    save_file(
-        {name: weight.bfloat16() for name, weight in transformer.items()},
-        home / "diffusion_models" / "scail_tiny_bf16.safetensors",
-    )
+    _save(transformer, home / TRANSFORMER.format("scail"))
     torch.save(vae, home / "vae" / "Wan2.1_VAE.pth")
     save_file(text, home / "text_encoders" / "umt5-xxl-enc-bf16.safetensors")
     _write_tokenizer(home / "text_encoders" / "tokenizer")
@@ -78,12 +89,25 @@ def write_tiny(home: Path) -> None:
     )
 
 
-def tiny_transformer() -> dict[str, Tensor]:
-    """The weights of a SCAIL transformer of the size TINY under their converted names."""
-    model = Scail(TINY)
+def write_tiny_scail2(home: Path) -> None:
+    """Writes a transformer of SCAIL-2 below `home`."""
+    path = home / TRANSFORMER.format("scail2")
+    path.parent.mkdir(parents=True)
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(SEED)
+        _save(tiny_transformer(TINY_SCAIL2), path)
+
+
+def _save(weights: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: weight.bfloat16() for name, weight in weights.items()}, path)
+
+
+def tiny_transformer(config: ModelConfig) -> dict[str, Tensor]:
+    """The weights of a SCAIL transformer of a tiny size under their converted names."""
+    model = Scail(config)
     for name, parameter in model.named_parameters():
         if name.endswith("modulation"):  # tables, which no library initialises
-            nn.init.normal_(parameter, std=TINY.dim**-0.5)
+            nn.init.normal_(parameter, std=config.dim**-0.5)
     return model.state_dict()
 
 

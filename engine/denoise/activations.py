@@ -23,6 +23,7 @@ from kernels.rope import ROTATED_AT_ONCE
 
 VELOCITY_VALUES = 64  # that a token becomes
 PATCH_VALUES = 80  # of latents and mask, that a token is made of
+ROLE_VALUES = 112  # of a mask that says who is who, where a model takes them
 STATISTICS_TOKENS = 64  # whose sums and peaks RoPE keeps
 GAP_STEP = 8 * 2**20  # the gap is told in multiples of it
 LAYERS_WALKED = 2  # a usual block and the last one: more change nothing
@@ -35,15 +36,17 @@ class Width:
     dim: int
     ffn: int
     attention_bits: int = 8
+    takes_roles: bool = False  # masks that say who is who
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
     """The tokens of an evaluation."""
 
-    picture: int  # of the reference and of the video
+    picture: int  # of all pictures and of the video
     skeleton: int  # 0: it is not seen
     video: int
+    further: int = 0  # those of the pictures beside the first
 
     @property
     def total(self) -> int:
@@ -122,7 +125,15 @@ def walk_rotation(heap: Heap, nbytes: int) -> None:
 
 
 def walk_embedding(heap: Heap, width: Width, told: Tokens) -> object:
-    """Walks through what makes tokens of latents, in FP32. Returns x."""
+    """Walks through what makes tokens of latents and masks, in FP32. Returns x."""
+    tokens = walk_roles(heap, width, told) if width.takes_roles else walk_plain(heap, width, told)
+    ordered = heap.take(4 * width.dim * told.total)
+    heap.give(tokens)
+    return ordered
+
+
+def walk_plain(heap: Heap, width: Width, told: Tokens) -> object:
+    """Walks through `dit.Scail.embed` of a model that takes no masks."""
     token, patch = 4 * width.dim, 4 * PATCH_VALUES
     pieces = heap.take(patch * told.video), heap.take(patch * told.picture)
     x = heap.take(token * told.picture)
@@ -132,9 +143,41 @@ def walk_embedding(heap: Heap, width: Width, told: Tokens) -> object:
         pieces = parts[2], *pieces, *parts[:2]
     for piece in pieces:
         heap.give(piece)
-    ordered = heap.take(token * told.total)
-    heap.give(x)
-    return ordered
+    return x
+
+
+def walk_roles(heap: Heap, width: Width, told: Tokens) -> object:
+    """Walks through `dit.Scail.embed` of a model that takes masks: each region is made of latents,
+    then what its mask makes is added.
+    """
+    token, patch, mask = 4 * width.dim, 4 * PATCH_VALUES, 4 * ROLE_VALUES
+    main = told.picture - told.further
+
+    def with_roles(count: int, *masks: object) -> object:
+        made = heap.take(token * count)
+        for piece in masks:
+            heap.give(piece)
+        tokens = heap.take(token * count)
+        heap.give(made)
+        return tokens
+
+    pieces = [heap.take(patch * told.video), heap.take(patch * main)]
+    latents = heap.take(token * main)
+    skeleton = heap.take(token * told.skeleton) if told.skeleton else None
+    pieces.append(heap.take(mask * told.video))
+    regions = [with_roles(main, heap.take(mask * main))]
+    heap.give(latents)
+    if told.further:
+        pieces.append(heap.take(token * told.further))
+        regions.append(with_roles(told.further))
+    if skeleton is not None:
+        pieces.append(with_roles(told.skeleton))
+        heap.give(skeleton)
+        regions.append(heap.take(token * told.skeleton))
+    x = heap.take(token * told.total)
+    for piece in (*regions, *pieces):
+        heap.give(piece)
+    return x
 
 
 def walk_head(heap: Heap, width: Width, told: Tokens) -> None:

@@ -11,8 +11,19 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from engine.errors import BadRequest
-from engine.flow import Align, Fit, RecipeName
-from engine.jobs.fields import flag, glance, is_blank, number, parse_json, shown, text, whole, word
+from engine.flow import Align, Fit, Mode, RecipeName, SegmentPlan
+from engine.jobs.fields import (
+    flag,
+    glance,
+    is_blank,
+    listing,
+    number,
+    parse_json,
+    shown,
+    text,
+    whole,
+    word,
+)
 from engine.jobs.job import Action, Bucket, Delivery
 
 Value = TypeVar("Value")
@@ -29,11 +40,27 @@ def _or_empty(value: object) -> str | None:
     return None if value is None else text(value)
 
 
+def _mode(value: object) -> str:
+    """Reads a mode, also as the requests for Wan-Animate call it."""
+    said = word(value)
+    return {"animate": "animation", "replace": "replacement"}.get(said, said)
+
+
+def _texts(value: object) -> tuple[str, ...] | None:
+    return tuple(text(one) for one in listing(value)) or None
+
+
+def _records(value: object) -> list[object] | None:
+    """Reads a list of objects; a text alone is the address in one."""
+    return [{"url": one} if isinstance(one, str) else one for one in listing(value)] or None
+
+
 Whole = Annotated[int | None, _or_nothing(whole)]
 Number = Annotated[float | None, _or_nothing(number)]
 Flag = Annotated[bool | None, _or_nothing(flag)]
 Text = Annotated[str | None, _or_nothing(text)]
 Word = Annotated[str | None, _or_nothing(word)]
+Texts = Annotated[tuple[str, ...] | None, _or_nothing(_texts)]
 Prompt = Annotated[str | None, BeforeValidator(_or_empty)]
 _ONE_OF = _or_nothing(word)
 
@@ -48,6 +75,17 @@ class _Images(_Part):
 
 class _Videos(_Part):
     dance_video: Text = None
+
+
+class ReferenceFields(_Part):
+    """One of `references`: a picture beside the first one, and its mask."""
+
+    url: Text = None
+    path: Text = None
+    base64: Text = None
+    mask_url: Text = None
+    mask_path: Text = None
+    mask_base64: Text = None
 
 
 class Fields(_Part):
@@ -70,6 +108,18 @@ class Fields(_Part):
     joints_url: Text = None
     joints_path: Text = None
     joints_base64: Text = None
+    mode: Annotated[Mode | None, _or_nothing(_mode)] = None
+    mask_url: Text = None
+    mask_path: Text = None
+    mask_base64: Text = None
+    reference_mask_url: Text = None
+    reference_mask_path: Text = None
+    reference_mask_base64: Text = None
+    references: Annotated[tuple[ReferenceFields, ...] | None, _or_nothing(_records)] = None
+    reference_url: Texts = None
+    reference_path: Texts = None
+    reference_base64: Texts = None
+    segments: Annotated[SegmentPlan | None, _ONE_OF] = None
     prompt: Prompt = None
     negative_prompt: Prompt = None
     recipe: Annotated[RecipeName | None, _ONE_OF] = None
@@ -113,7 +163,20 @@ def read_body(given: object) -> tuple[Fields, Bucket | None, list[str]]:
     for name, part in (("images", _Images), ("videos", _Videos)):
         if isinstance(held := known.get(name), dict):
             ignored += [f"{name}.{key}" for key in held if key not in part.model_fields]
+    ignored += _unread(known.get("references"))
     return _read(known), _bucket(given.get("s3Config")), _told(ignored)
+
+
+def _unread(references: object) -> list[str]:
+    """Names what is not known in the first few of the further pictures."""
+    records: list[object] = references if isinstance(references, list) else []
+    return [
+        f"references.{place}.{key}"
+        for place, held in enumerate(records)
+        if isinstance(held, dict) and place < _NAMED_KEYS
+        for key in held
+        if key not in ReferenceFields.model_fields
+    ]
 
 
 def _bucket(given: object) -> Bucket | None:

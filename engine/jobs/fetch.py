@@ -36,15 +36,18 @@ _OF_ADDRESSES = bytes.maketrans(b"-_", b"+/")  # the alphabet for addresses to t
 # The kinds of file that a job may send, by suffix. The command line takes more: it reads files that
 # its user owns.
 _TAKEN = {
+    "mask": ("png", "jpg", "webp", "avif", "mp4", "mov", "mkv", "gif", "npz"),
     "picture": ("png", "jpg", "webp", "gif", "avif"),
     "video": ("mp4", "mov", "mkv", "gif"),
     "joints": ("npz",),
 }
 _EXPECTED = {
+    "mask": "a picture, a video or an .npz file of masks",
     "picture": "a JPEG, PNG, WebP, GIF or AVIF picture",
     "video": "an MP4, MOV, MKV, WebM or GIF video",
     "joints": "an .npz file of joints",
 }
+_LONG = ("video", "mask")  # may have as many bytes as a video
 _FOUND = {
     **dict.fromkeys(("png", "jpg", "webp", "avif"), "a picture"),
     **dict.fromkeys(("mp4", "mov", "mkv"), "a video"),
@@ -61,14 +64,14 @@ class Wanted:
     """The file that a field of a job must bring, and the folder that it goes to."""
 
     field: str  # its name in the job, "image_url"; also the name of the file
-    kind: Literal["picture", "video", "joints"]
+    kind: Literal["picture", "video", "joints", "mask"]
     folder: Path  # belongs to this job alone
     limits: Limits = LIMITS
 
     @property
     def max_bytes(self) -> int:
         limits = self.limits
-        return limits.max_video_bytes if self.kind == "video" else limits.max_image_bytes
+        return limits.max_video_bytes if self.kind in _LONG else limits.max_image_bytes
 
 
 def fetch_url(

@@ -7,6 +7,7 @@ number". `shown` tells what was found and never repeats more than a glance of it
 import json
 import math
 import re
+from collections.abc import Sequence
 
 from engine.errors import BadRequest
 
@@ -15,6 +16,7 @@ _NUMBER_CHARS = 40
 _SHOWN_CHARS = 40
 _WORD_CHARS = 40
 _HUGE_BITS = 128  # no setting is larger; seeds have 64
+_LISTED = 100
 _JSON_CHARS = 64 * 2**20  # the platform takes 20 MB
 _WORDS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
 
@@ -74,6 +76,17 @@ def word(value: object) -> str:
 def text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError("text")
+    return value
+
+
+def listing(value: object) -> Sequence[object]:
+    """Reads a list, also one written as JSON; a text that is none stands for a list of one."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = parse_json(value, "list")
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list) or len(value) > _LISTED:
+        raise ValueError(f"a list of at most {_LISTED}")
     return value
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from engine.flow import Fit, Motion, Recipe, Settings
+from engine.flow import Fit, Mode, Motion, Recipe, RecipeName, Settings
 
 Action: TypeAlias = Literal["generate", "health", "validate"]
 MediumKind: TypeAlias = Literal["url", "path", "base64"]  # of several the earliest counts
@@ -32,12 +32,30 @@ class Bucket:
 
 
 @dataclass(frozen=True, slots=True)
+class GivenReference:
+    """A picture beside the first one as it was named."""
+
+    image: Given
+    mask: Given | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """Who is who, as it was named: masks in colours, and the pictures beside the first one."""
+
+    mask: Given | None = None  # of the motion
+    reference_mask: Given | None = None  # of the picture
+    references: tuple[GivenReference, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Draft:
     """The media and the settings that a workflow names; settings are called as in `Settings`.
 
     None leaves a value to the endpoint.
     """
 
+    like: RecipeName  # the row whose settings stand where the workflow says nothing
     recipe: Recipe
     image: str | None = None  # names in ComfyUI's input folder
     video: str | None = None
@@ -51,6 +69,10 @@ class Draft:
     frames: int | None = None
     audio: bool | None = None
     fit: Fit | None = None
+    mode: Mode | None = None
+    mask: str | None = None
+    reference_mask: str | None = None
+    references: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -67,4 +89,5 @@ class Job:
     max_seconds: float | None  # of work, from the start of the job
     delivery: Delivery
     bucket: Bucket | None = None
+    cast: Cast = Cast()
     warnings: tuple[str, ...] = ()  # what was ignored or understood otherwise

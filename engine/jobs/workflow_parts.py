@@ -8,7 +8,7 @@ cannot. A node that is not known is passed, and told as left out, where all ways
 the same node.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.errors import BadRequest
@@ -125,7 +125,7 @@ class Parts:
 
 
 @dataclass(frozen=True, slots=True)
-class _Way:
+class Way:
     """Where an input leads."""
 
     first: Link | None  # None: nowhere
@@ -162,9 +162,9 @@ class _Walk:
     def must(self, start: str, name: str, part: str) -> None:
         """Gives a part to the node that an input leads to. Raises `BadRequest` without one."""
         node, kinds = self.parts[start], _KINDS[part]
-        way = _way(self.graph, node, name, kinds)
+        way = find_way(self.graph, node, name, kinds)
         if not way.ends:
-            raise BadRequest(_lost(node, name, kinds, way))
+            raise BadRequest(lost(node, name, kinds, way))
         if not self._agree(way.ends):
             raise BadRequest(
                 f"The input {name} of {node} leads to {way.ends[0]} and to {way.ends[1]} through "
@@ -180,7 +180,7 @@ class _Walk:
         node = self.parts.get(start)
         if node is None:
             return
-        way = _way(self.graph, node, name, _KINDS[part])
+        way = find_way(self.graph, node, name, _KINDS[part])
         if way.ends and self._agree(way.ends):
             self._take(part, name, node, way)
         elif way.first is None:
@@ -194,7 +194,7 @@ class _Walk:
         node, wanted = self.parts.get(start), self.parts.get(part)
         if node is None or wanted is None:
             return
-        way = _way(self.graph, node, name, (wanted.kind,))
+        way = find_way(self.graph, node, name, (wanted.kind,))
         done = str(Link(wanted, output))
         if way.first is None:
             if start != "result":
@@ -207,7 +207,7 @@ class _Walk:
             found = way.ends[0] if len(way.ends) == 1 else way.first
             self.told.append(f"{name} of {node} comes from {found}, done with {done}")
 
-    def _take(self, part: str, name: str, node: WorkflowNode, way: _Way) -> None:
+    def _take(self, part: str, name: str, node: WorkflowNode, way: Way) -> None:
         end = way.ends[0]
         self.parts[part] = end.node
         self.passed += way.passed
@@ -221,8 +221,18 @@ class _Walk:
         )
 
 
-def _way(graph: Graph, node: WorkflowNode, name: str, kinds: Sequence[str]) -> _Way:
-    """Follows an input to the nodes of `kinds`, through those that add to them or are unknown."""
+def find_way(
+    graph: Graph,
+    node: WorkflowNode,
+    name: str,
+    kinds: Sequence[str],
+    through: Mapping[str, str] = _THROUGH,
+    is_known: Callable[[str], bool] = is_known,
+) -> Way:
+    """Follows an input to the nodes of `kinds`, through those that add to them or are unknown.
+
+    `through` names the input that a node of a known class adds something to.
+    """
     first = graph.link(node, name)
     waiting = [] if first is None else [first]
     ends: list[Link] = []
@@ -234,9 +244,9 @@ def _way(graph: Graph, node: WorkflowNode, name: str, kinds: Sequence[str]) -> _
             ends.append(link)
         elif here.id in passed or here is node:
             again = here
-        elif link.output == 0 and (through := _THROUGH.get(here.kind)) is not None:
+        elif link.output == 0 and (onward := through.get(here.kind)) is not None:
             passed[here.id] = here
-            waiting += [source] if (source := graph.link(here, through)) is not None else []
+            waiting += [source] if (source := graph.link(here, onward)) is not None else []
         elif not is_known(here.kind):
             passed[here.id] = here
             waiting += [found for key in here.inputs if (found := _source(graph, here, key))]
@@ -245,7 +255,7 @@ def _way(graph: Graph, node: WorkflowNode, name: str, kinds: Sequence[str]) -> _
                 f"The input {name} of {node} leads through more than {_MAX_PASSED} nodes; link it "
                 f"to a {kinds[0]} by a shorter way."
             )
-    return _Way(first, ends, tuple(passed.values()), again)
+    return Way(first, ends, tuple(passed.values()), again)
 
 
 def _source(graph: Graph, node: WorkflowNode, name: str) -> Link | None:
@@ -254,7 +264,8 @@ def _source(graph: Graph, node: WorkflowNode, name: str) -> Link | None:
     return found if isinstance(found, Link) else None
 
 
-def _lost(node: WorkflowNode, name: str, kinds: Sequence[str], way: _Way) -> str:
+def lost(node: WorkflowNode, name: str, kinds: Sequence[str], way: Way) -> str:
+    """Says why an input leads to none of the nodes that it must lead to."""
     wanted = " or ".join(kinds)
     if way.again is not None:
         return f"The links of the workflow go in a circle through {way.again}."
@@ -294,5 +305,5 @@ def _result(graph: Graph) -> tuple[WorkflowNode, Sequence[WorkflowNode]]:
 
 
 def _unknown_before(graph: Graph, saver: WorkflowNode) -> bool:
-    way = _way(graph, saver, "images", _KINDS["decode"])
+    way = find_way(graph, saver, "images", _KINDS["decode"])
     return not way.ends or any(not is_known(node.kind) for node in way.passed)

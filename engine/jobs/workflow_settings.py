@@ -1,6 +1,7 @@
 """Finds the settings of a ComfyUI workflow that this engine does in its own way, or not at all."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 from engine.jobs.fields import flag, glance, shown
 from engine.jobs.workflow_graph import Graph, Link, WorkflowNode, is_equal
@@ -15,7 +16,8 @@ _PROMPTS = (
 # Maps a class type to two lists. First the inputs with any value: those that are read elsewhere,
 # and those that say where something is computed or kept. Then the inputs with the values that this
 # engine does, the usual one first.
-_NODES: dict[str, tuple[str, dict[str, tuple[object, ...]]]] = {
+Settled: TypeAlias = Mapping[str, tuple[str, Mapping[str, tuple[object, ...]]]]
+WRAPPER_NODES: Settled = {
     "VHS_VideoCombine": (
         "frame_rate images audio filename_prefix save_metadata save_output videopreview",
         {"format": ("video/h264-mp4",), "pix_fmt": ("yuv420p",), "crf": (19,), "loop_count": (0,),
@@ -101,10 +103,12 @@ _NODES: dict[str, tuple[str, dict[str, tuple[object, ...]]]] = {
 
 def is_known(kind: str) -> bool:
     """Tells whether a class of nodes has a part in the clips that are made here."""
-    return kind in _NODES
+    return kind in WRAPPER_NODES
 
 
-def differences(graph: Graph, nodes: Iterable[WorkflowNode]) -> list[str]:
+def differences(
+    graph: Graph, nodes: Iterable[WorkflowNode], known: Settled = WRAPPER_NODES
+) -> list[str]:
     """Lists the inputs of known nodes that are left out, or have another value than is done.
 
     What such an input is linked to comes first: it is more than a setting.
@@ -112,7 +116,7 @@ def differences(graph: Graph, nodes: Iterable[WorkflowNode]) -> list[str]:
     linked: list[str] = []
     found: list[str] = []
     for node in nodes:
-        free, done = _NODES[node.kind]
+        free, done = known[node.kind]
         for name in node.inputs:
             if name.replace(" ", "_") in free.split():
                 continue

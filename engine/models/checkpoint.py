@@ -24,6 +24,7 @@ from engine.models.fill import count_blocks
 from engine.models.formats.held import Codes
 from engine.models.formats.weights import USED_METADATA, StoredWeights
 from engine.models.lora import Lora, merge, require_one_magnitude
+from engine.models.lora_roles import require_kind
 from engine.models.tensorfile import TensorFile, is_finite
 
 log = logging.getLogger(__name__)
@@ -110,6 +111,7 @@ class Checkpoint:
         self._loras = tuple(loras)
         for lora in loras:
             lora.check(self._shapes)
+            require_kind(lora, self.config.kind.name)
         require_one_magnitude(self._loras)
 
     @property

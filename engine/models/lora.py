@@ -63,6 +63,7 @@ class Lora:
         self.strength = strength
         self._file = TensorFile(path, top_key="module")
         self._changes: dict[str, list[WeightChange]] = {}  # by the name of the weight
+        self.changes_other_input = False  # of the image-to-video model, which is left out
 
     def check(self, shapes: Mapping[str, Shape]) -> None:
         """Finds the weights that this file changes; each must be in `shapes` and fit.
@@ -100,7 +101,29 @@ class Lora:
     def changes(self, name: str) -> bool:
         return name in self._changes
 
-    def changed(self, step: Step) -> frozenset[str]:
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return self._file.metadata
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The weights that this file changes, once it was checked."""
+        return tuple(self._changes)
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """Those of `changed` that a stored tensor is added to as it is."""
+        is_whole = {name: any(len(one.delta.names) == 1 for one in held)
+                    for name, held in self._changes.items()}  # fmt: skip
+        return tuple(name for name in is_whole if is_whole[name])
+
+    @property
+    def rank(self) -> int | None:
+        """The largest rank of its changes; None: it has none."""
+        changes = (change for held in self._changes.values() for change in held)
+        return max((change.delta.rank for change in changes if change.delta.rank), default=None)
+
+    def changed_by(self, step: Step) -> frozenset[str]:
         """The weights that this file changes in that step."""
         return frozenset(
             name
@@ -261,6 +284,7 @@ class Lora:
         if found == expected and rank <= sum(expected):
             self._changes.setdefault(weight, []).append(change)
         elif weight == OTHER_INPUT and found is not None and found[0] == expected[0]:
+            self.changes_other_input = True
             log.warning(
                 "%s: its change of %s is left out, it is for other input channels (%s, here %s)",
                 self.path.name, weight, found[1:], expected[1:],
@@ -350,7 +374,7 @@ def require_one_magnitude(loras: Sequence[Lora]) -> None:
     for step, does in steps:
         seen: dict[str, Path] = {}
         for lora in loras:
-            for name in sorted(lora.changed(step)):
+            for name in sorted(lora.changed_by(step)):
                 if name in seen:
                     raise BadCheckpoint(
                         f"{seen[name].name} and {lora.path.name} both {does} {name}; give one."

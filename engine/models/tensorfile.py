@@ -32,6 +32,7 @@ from engine.models.torch_zip import require_whole_storages
 log = logging.getLogger(__name__)
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<part>[0-9]{5})-of-(?P<parts>[0-9]{5})\.safetensors")
+_GGUF = b"GGUF"
 _ZIP = b"PK\x03\x04"  # how PyTorch files begin since 1.6
 _OLD_PICKLE = b"\x80"  # how they began before
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -132,11 +133,11 @@ class TensorFile:
 
     def _open(self, part: Path, top_key: str | None) -> None:
         head = _head(part)
-        if part.suffix == ".safetensors":
+        if part.suffix == ".safetensors" and head != _GGUF:
             self._open_safetensors(part)
-        elif part.suffix in (".pt", ".pth", ".bin"):
+        elif part.suffix in (".pt", ".pth", ".bin") and head != _GGUF:
             self._open_pickle(part, head, top_key)
-        elif part.suffix == ".gguf":
+        elif part.suffix == ".gguf" or head == _GGUF:
             self._open_gguf(part)
         else:
             raise BadCheckpoint(

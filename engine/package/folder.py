@@ -9,7 +9,6 @@ import hashlib
 import logging
 import os
 import shutil
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Self, TypeAlias
 from tqdm import tqdm
 
 from engine.errors import BadPackage, BuildFailed
+from engine.flow import KindName
 from engine.package.contents import REPORT, check_contents
 from engine.package.manifest import (
     MANIFEST,
@@ -29,14 +29,15 @@ from engine.package.manifest import (
     Manifest,
     PackageFile,
     check_path,
-    decode,
     encode,
     kernel_path,
     require_plain,
 )
+from engine.package.reading import read_manifest, reading, regular
+from engine.package.search import the_one, title
 from engine.package.weights_file import JOURNAL, WeightWriter, read_tensor
 from kernels.aot.cubin import BadCubin, Cubin, cubin_from_record
-from kernels.arch import ARCHS, Arch
+from kernels.arch import Arch
 
 if TYPE_CHECKING:  # a package can be opened while torch is still being imported
     from torch import Tensor
@@ -85,7 +86,7 @@ class Package:
         Writes to it stay in this process. Raises `BadPackage` if it is not there or damaged.
         """
         entry = self.entry(name)
-        with _reading(self.weights):
+        with reading(self.weights):
             tensor = read_tensor(self.weights, entry, verified=name in self._verified)
         self._verified.add(name)
         return tensor
@@ -103,25 +104,16 @@ class Package:
             for part in self.manifest.files:
                 path, found = self.path / part.path, hashlib.sha256()
                 _check_size(self.path, part)
-                with _reading(path), path.open("rb") as file:
+                with reading(path), path.open("rb") as file:
                     while block := file.read(_BLOCK_BYTES):
                         found.update(block)
                         bar.update(len(block))
                 _require_hash(path, found.hexdigest(), part)
 
 
-def find_packages(path: Path) -> list[tuple[str, Path]]:
-    """Finds a package, or those in a folder of packages: the architecture and folder of each."""
-    with _reading(path):
-        if (path / MANIFEST).is_file():
-            return [(_manifest(path)[0].arch, path)]
-        folders = [(arch.name, path / arch.name) for arch in ARCHS]
-        return [(name, folder) for name, folder in folders if (folder / MANIFEST).is_file()]
-
-
 def open_package(path: Path, arch: Arch | None = None) -> Package:
-    """Opens a package, or the one for `arch` of a folder of packages (`out/sm89`). Without `arch`
-    that is the only one in there.
+    """Opens a package, or the one for `arch` of a folder of packages (`out/scail2/sm89`). Without
+    `arch` that is the only one in there.
 
     Everything but the bytes of weights, plans and prompts is checked, and that model, tensors,
     kernels and plans fit each other; that takes milliseconds. Raises `BadPackage`, which says what
@@ -135,53 +127,38 @@ def open_package(path: Path, arch: Arch | None = None) -> Package:
 
 def open_folder(path: Path, arch: Arch | None = None) -> Package:
     """Opens a package as `open_package` does, of whatever model it is: nothing is compared."""
-    with _reading(path):
+    with reading(path):
         if not path.is_dir():
             what = "is a file, not the folder of a package" if path.exists() else "does not exist"
             raise BadPackage(f"{path} {what}. Name the folder that holds {MANIFEST}.")
         if path.resolve().suffix == PARTIAL:
             raise BadPackage(f"{path} is an unfinished build. Run the build again: it goes on.")
+        kind: KindName | None = None
         if not os.path.lexists(path / MANIFEST):
-            path = _of_several(path, arch)
+            kind, _, path = the_one(path, arch)
         package = _open(path)
     if arch is not None and package.manifest.arch != arch.name:
         raise BadPackage(
             f"{path} is for {package.manifest.arch}, {arch.name} is needed. Name a package that "
             f"was built with --arch {arch.name}."
         )
+    if kind not in (None, package.manifest.model_kind):
+        raise BadPackage(
+            f"{path} is a package of {title(package.manifest.model_kind)}, and lies where one of "
+            f"{title(kind)} is expected. Move it to {package.manifest.model_kind}/"
+            f"{package.manifest.arch}."
+        )
     return package
 
 
-def _of_several(path: Path, arch: Arch | None) -> Path:
-    held = dict(find_packages(path))
-    if arch is not None and arch.name in held:
-        return held[arch.name]
-    if arch is None and len(held) == 1:
-        return next(iter(held.values()))
-    if not held:
-        places = ", ".join(known.name for known in ARCHS)
-        raise BadPackage(
-            f"{path} holds no package: there is no {MANIFEST} in it, nor in a folder of it called "
-            f"{places}. Build one with build_engine.py."
-        )
-    wanted = "; name one of them" if arch is None else f", none for {arch.name}; build that one"
-    raise BadPackage(f"{path} holds packages for {', '.join(held)}{wanted}.")
-
-
 def _open(path: Path) -> Package:
-    manifest, digest = _manifest(path)
+    manifest, digest = read_manifest(path)
     for part in manifest.files:
         _check_size(path, part)
     files = {part.path: part for part in manifest.files}
     kernels = tuple(_kernel(path, record, manifest, files) for record in manifest.native.kernels)
     entries = {entry.name: entry for entry in manifest.tensors}
     return Package(path, digest, manifest, kernels, entries, files)
-
-
-def _manifest(path: Path) -> tuple[Manifest, str]:
-    with _reading(path):
-        _regular(path, MANIFEST)
-        return decode((path / MANIFEST).read_bytes(), path / MANIFEST)
 
 
 def _kernel(
@@ -206,14 +183,14 @@ def _kernel(
 def _content(folder: Path, part: PackageFile) -> bytes:
     path = folder / part.path
     _check_size(folder, part)
-    with _reading(path):
+    with reading(path):
         data = path.read_bytes()
     _require_hash(path, hashlib.sha256(data).hexdigest(), part)
     return data
 
 
 def _check_size(folder: Path, part: PackageFile) -> None:
-    found = _regular(folder, part.path).st_size
+    found = regular(folder, part.path).st_size
     if found != part.bytes:
         raise BadPackage(
             f"{folder / part.path} has {found} bytes, {part.bytes} were written. {MEND}"
@@ -223,43 +200,6 @@ def _check_size(folder: Path, part: PackageFile) -> None:
 def _require_hash(path: Path, found: str, part: PackageFile) -> None:
     if found != part.sha256:
         raise BadPackage(f"{path} is damaged: it has sha256 {found}, not {part.sha256}. {MEND}")
-
-
-def _regular(folder: Path, relative: str) -> os.stat_result:
-    """The status of a file, which must lie in the folder itself.
-
-    A link could lead anywhere, and reading a pipe would block.
-    """
-    path = folder
-    with _reading(folder / relative):
-        for name in relative.split("/"):
-            path /= name
-            if path.is_symlink() and not _is_cached(path):
-                raise BadPackage(f"{path} is a link. Copy the package with the files themselves.")
-        found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise BadPackage(f"{path} is no file. {MEND}")
-    return found
-
-
-def _is_cached(link: Path) -> bool:
-    """Tells if a link is one of a model cache, whose `snapshots` link to the `blobs` beside."""
-    parents = link.absolute().parents
-    home = next((folder.parent for folder in parents if folder.name == "snapshots"), None)
-    return home is not None and link.resolve().parent == (home / "blobs").resolve()
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise BadPackage(f"{error.filename or path} is missing. {MEND}") from error
-    except OSError as error:
-        raise BadPackage(
-            f"{error.filename or path} cannot be read: {error.strerror}. Check its permissions and "
-            "the disk."
-        ) from error
 
 
 class PackageWriter:
@@ -290,6 +230,18 @@ class PackageWriter:
 
     def __exit__(self, *_: object) -> None:
         self._weights.close()
+
+    def claim(self, kind: KindName) -> None:
+        """Raises `BuildFailed` if a package of another kind is where this one shall be."""
+        try:
+            held = read_manifest(self.home)[0].model_kind if self.home.exists() else kind
+        except BadPackage:  # of no use to anybody
+            return
+        if held != kind:
+            raise BuildFailed(
+                f"{self.home} is in the way: it is a package of {title(held)}, which one of "
+                f"{title(kind)} does not replace. Move it, or choose another folder."
+            )
 
     def expect(self, nbytes: int) -> None:
         """Raises `BuildFailed` now if the disk cannot take so many bytes in all."""
@@ -327,8 +279,10 @@ class PackageWriter:
 
     def finish(self, manifest: Manifest) -> Path:
         """Completes the manifest with tensors and files, and puts the package into its place, where
-        it replaces an older one. Raises `BadPackage` if what was written would not open.
+        it replaces an older one of its kind. Raises `BadPackage` if what was written would not
+        open.
         """
+        self.claim(manifest.model_kind)
         with self._writing():
             files = (self._weights.finish(), *self._files)
             manifest = replace(manifest, tensors=(*self._weights.entries.values(),), files=files)
@@ -398,12 +352,14 @@ def summary(package: Package) -> dict[str, object]:
     manifest = package.manifest
     return {
         "path": str(package.path),
+        "kind": manifest.model_kind,
         "arch": manifest.arch,
         "driver_floor": manifest.driver_floor,
         "engine": manifest.engine,
         "digest": package.digest,
         "model": asdict(manifest.model) | {"padded_ffn": manifest.padded_ffn},
         "weights": manifest.weights,
+        "rotation": manifest.rotation,
         "tensors": len(manifest.tensors),
         "bytes": sum(part.bytes for part in manifest.files),
         "native": {"kernels": [_shown(kernel) for kernel in package.kernels]},

@@ -9,18 +9,20 @@ import hashlib
 import json
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from engine.config import ModelConfig
+from engine.config import KINDS, ModelConfig
 from engine.errors import BadPackage
+from engine.flow import KindName, LoraRole
 from kernels.arch import ARCHS
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 PROMPTS = "prompts.safetensors"
@@ -31,6 +33,7 @@ MEND = "Copy the package again, or build it again."
 _LARGEST_BYTES = 64 * 2**20  # of a manifest; that of the 14B model has less than 1 MB
 _LARGEST_NUMBER = 2**63
 _LONGEST_TEXT = 300  # characters of a name, a hash or a path
+_MOST_SHOWN = 4  # LoRAs in a message
 _ZEROS = b"0" * 64
 # Names that mean the same on every file system, and nothing outside the folder.
 _RELATIVE = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*/)*[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -40,13 +43,22 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
+class MergedLora:
+    """What a LoRA was merged for, and how much of it."""
+
+    strength: float
+    role: LoraRole
+    rank: int | None  # the largest of its pairs; None: it has no pairs
+
+
+@dataclass(frozen=True, slots=True)
 class SourceFile:
     """A file that the weights were made of."""
 
     file: str  # its name, without folders
     bytes: int
     sha256: str
-    strength: float | None  # of a LoRA; None: the checkpoint
+    lora: MergedLora | None  # None: the checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +101,7 @@ class PackageFile:
 class Manifest:
     """The whole manifest. A build leaves `tensors` and `files` to `engine.package.folder`."""
 
+    model_kind: KindName
     arch: str
     driver_floor: str  # "12.7": the oldest CUDA version a driver may report
     engine: str  # version
@@ -98,11 +111,17 @@ class Manifest:
     model: ModelConfig
     padded_ffn: int  # rows of `up` and columns of `down`, zeros included
     weights: Literal["fp8", "mixed"]
+    rotation: None  # rows are stored as they are, not rotated
     native: Native
     tensorrt: Mapping[str, object]  # the program's facts, or {"absent": a sentence why}
     prompts: Prompts | None
     tensors: tuple[Entry, ...] = ()  # in load order
     files: tuple[PackageFile, ...] = ()  # all but the manifest
+
+    @property
+    def loras(self) -> tuple[SourceFile, ...]:
+        """The files that were merged into the checkpoint, in the order given."""
+        return tuple(source for source in self.sources if source.lora is not None)
 
     @property
     def driver(self) -> tuple[int, int]:
@@ -147,7 +166,7 @@ def decode(data: bytes, path: Path) -> tuple[Manifest, str]:
             raise ValueError(f"a JSON object is expected, not {str(body)[:40]!r}")
     except (ValueError, RecursionError) as error:  # the first: neither UTF-8 nor JSON too
         raise BadPackage(f"{path} is damaged: {error}. {MEND}") from error
-    _check_schema(body.pop("schema", None), path)
+    _check_schema(body.pop("schema", None), body, path)
     try:
         digest = _check_digest(data, body.pop("digest", None))
         manifest = from_json(Manifest, body, "the manifest")
@@ -168,7 +187,7 @@ def _named(key: str) -> str:
     return key if len(key) <= _LONGEST_TEXT and key.isprintable() else f"{key[:40]!r}..."
 
 
-def _check_schema(schema: object, path: Path) -> None:
+def _check_schema(schema: object, body: Mapping[str, object], path: Path) -> None:
     """Refuses another schema before all else: nothing else is known of such a file."""
     if type(schema) is not int or schema < 1:
         raise BadPackage(f"{path} names no schema, so it is no package's manifest. {MEND}")
@@ -177,6 +196,36 @@ def _check_schema(schema: object, path: Path) -> None:
             f"{path} was made by a newer engine: it has schema {str(schema)[:20]}, this engine "
             f"reads {SCHEMA}. Update the engine."
         )
+    if schema < SCHEMA:
+        raise BadPackage(
+            f"{path} was made by an older engine: it has schema {schema}, this engine reads "
+            f"{SCHEMA}; build the package again, which takes two minutes: {_rebuild(body)}"
+        )
+
+
+def _rebuild(body: Mapping[str, object]) -> str:
+    """The command that makes a package of schema 1 again, as far as its manifest tells."""
+    arch, sources = body.get("arch"), body.get("sources")
+    told = [one for one in sources if isinstance(one, dict)] if isinstance(sources, list) else []
+    checkpoint, loras = "FILE", []
+    for one in reversed(told):  # of a checkpoint in parts, the first part stands for all
+        name, strength = one.get("file"), one.get("strength")
+        if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_TEXT:
+            continue
+        if strength is None:
+            checkpoint = name
+        elif isinstance(strength, int | float):
+            loras.insert(0, f" --lora {_word(f'{name}:{strength:g}')}")
+    known = arch if arch in [arch.name for arch in ARCHS] else "ARCH"
+    return (
+        f"python build_engine.py --arch {known} --checkpoint {_word(checkpoint)}"
+        f"{''.join(loras[:_MOST_SHOWN])} --out DIR"
+    )
+
+
+def _word(text: str) -> str:
+    """Writes a text as one word of a shell, without what no message can show."""
+    return shlex.quote("".join(c if c.isprintable() else "?" for c in text))
 
 
 def _check_digest(data: bytes, digest: object) -> str:
@@ -190,6 +239,12 @@ def _check_digest(data: bytes, digest: object) -> str:
 
 def check(manifest: Manifest) -> None:
     """Checks what types cannot say. Raises `ValueError`."""
+    kind, found = KINDS[manifest.model_kind], manifest.model.mask_dim
+    if found != kind.mask_dim:
+        raise ValueError(
+            f"it is a package of {kind.title}, whose masks have {kind.mask_dim} channels, and its "
+            f"model takes masks of {found}"
+        )
     known = [arch.name for arch in ARCHS]
     if manifest.arch not in known:
         raise ValueError(
@@ -253,6 +308,8 @@ def _types(kind: type) -> dict[str, object]:
 def _read(kind: object, value: object, where: str) -> object:
     """Returns `value` as an annotation asks for it."""
     origin, inside = get_origin(kind), get_args(kind)
+    if kind is NoneType and value is None:
+        return None
     if isinstance(kind, type) and is_dataclass(kind):
         return from_json(kind, value, where)
     if origin is UnionType:  # X | None

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from engine.denoise.segments import segments_of
 from engine.denoise.windows import evaluations, latent_frames
 from engine.flow import Check, Recipe, Request, Source, go_on
 from engine.media.framing import Size
@@ -21,14 +22,16 @@ _EVEN_TOKENS = 29_000
 class DryRun:
     """The size of a job, and the work that it takes."""
 
-    shape: ClipShape
+    shape: ClipShape  # of what is denoised at once
+    frames: int  # of the clip
+    segments: int  # that it is made in, one after the other
     fps: float
     forwards: int  # whole ones of the transformer
     work: float  # tokens in all forwards, attention counted as so many more
 
     def seconds(self, other: "DryRun", denoise_s: float, rest_s: float) -> float:
         """Estimates the seconds of this job from those of `other`."""
-        pixels = _pixels(self.shape) / _pixels(other.shape)
+        pixels = _pixels(self) / _pixels(other)
         return denoise_s * self.work / other.work + rest_s * pixels
 
 
@@ -42,10 +45,12 @@ def measure(request: Request, check: Check = go_on) -> Source:
 
 def dry_run(request: Request, source: Source) -> DryRun:
     """Counts the forwards of a job and their work."""
-    shape, recipe = shape_of(request, source), request.settings.recipe
-    forwards = shape.contexts * evaluations(recipe, latent_frames(shape.clip_frames))
+    shape, settings = shape_of(request, source), request.settings
+    planned = segments_of(settings, len(source.skeleton))
+    each = [evaluations(settings.recipe, latent_frames(one.frames)) for one in planned]
+    forwards = shape.contexts * sum(each)
     work = forwards * shape.tokens * (1 + shape.tokens / _EVEN_TOKENS)
-    return DryRun(shape, source.fps, forwards, work)
+    return DryRun(shape, planned[-1].end, len(planned), source.fps, forwards, work)
 
 
 def sized(recipe: Recipe, height: int, width: int, frames: int, fps: float) -> Source:
@@ -65,5 +70,5 @@ def _nothing(*shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.uint8, device="meta")
 
 
-def _pixels(shape: ClipShape) -> int:
-    return shape.height * shape.width * shape.clip_frames
+def _pixels(run: DryRun) -> int:
+    return run.shape.height * run.shape.width * run.frames

@@ -1,6 +1,7 @@
 """Loads the worker's renderer: a package and the other models, warm, as functions."""
 
 import logging
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,8 +15,9 @@ from engine.config import defaults
 from engine.denoise.packaged import PackagedDenoiser
 from engine.denoise.windows import Watch
 from engine.errors import EngineError, UnsupportedGpu
-from engine.flow import Clip, Recipe, Request, Settings
-from engine.jobs.parse import usual_sizes
+from engine.flow import Clip, KindName, Recipe, Request, Settings
+from engine.jobs.served import Served
+from engine.jobs.usual import usual_sizes
 from engine.load import load_package
 from engine.machine.device import find_device
 from engine.machine.heap import keep_freed_memory
@@ -23,15 +25,28 @@ from engine.media.mp4 import encode_mp4
 from engine.models.attention import find_attention
 from engine.pipeline import Pipeline
 from engine.pose.networks import Networks
-from engine.program import DEFAULT_ATTENTION, ModelSettings, choose_package
+from engine.program import (
+    DEFAULT_ATTENTION,
+    ChosenPackage,
+    MakeProgram,
+    ModelSettings,
+    choose_package,
+    make_program,
+)
+from engine.recipes import row_of
 from engine.stage_dump import StageDump
 from engine.worker.convolutions import choose_plans
 from engine.worker.endpoint import Endpoint
 from engine.worker.service import Renderer
+from engine.worker.serving import served_by
 
 log = logging.getLogger(__name__)
 
-_WARM = Recipe(sampler="dpm++_sde", steps=2, cfg=1.0, shift=5.0, pose_until=0.5, half_render=True)
+# A step of each kind that the usual recipe has: with and without the skeleton.
+_WARM: Mapping[KindName, Recipe] = {
+    "preview": Recipe("dpm++_sde", 2, cfg=1.0, shift=5.0, pose_until=0.5, half_render=True),
+    "scail2": Recipe("euler_simple", 2, cfg=1.0, shift=8.0),
+}
 _WARM_SIDE, _WARM_FRAMES = 64, 9
 _WARM_PROMPT = "the human starts to dance"  # most jobs have it, packages hold its embedding
 
@@ -48,18 +63,34 @@ def load_renderer(endpoint: Endpoint) -> Renderer:
             "There is no GPU here, and a worker without one takes hours for a clip. Take a "
             "machine with a GPU; for a test with a tiny package set SCAIL_ALLOW_CPU=1."
         )
-    chosen = choose_package(endpoint.package, device)
+    return renderer_of(choose_package(endpoint.package, device), endpoint, device)
+
+
+def renderer_of(
+    chosen: ChosenPackage,
+    endpoint: Endpoint,
+    device: torch.device,
+    make: MakeProgram = make_program,
+) -> Renderer:
+    """Loads a package that was chosen, and makes the first clip. `make` binds its operations to
+    what computes them. Raises what `load_package` raises.
+    """
     gpu, package = chosen.gpu, chosen.package
+    served = served_by(package.manifest)
+    sizes = usual_sizes(defaults(), served)  # a recipe of another model ends here
     if gpu is None:
         keep_freed_memory()
     settings = ModelSettings(device, "fp32" if gpu is None else "bf16", None, endpoint.state)
     networks = Networks(endpoint.models, device, endpoint.state)
-    pipeline = load_package(chosen, endpoint.models, networks, settings)
+    pipeline = load_package(chosen, endpoint.models, networks, settings, make)
     denoiser = pipeline.denoiser
     assert isinstance(denoiser, PackagedDenoiser)
     with Clock()("warm"):
-        _warm(pipeline, endpoint.scratch)
-        choose_plans(pipeline, usual_sizes(defaults()), device)
+        _warm(pipeline, served, endpoint.scratch)
+        choose_plans(pipeline, sizes, device)
+    if said := row_of(served.kind.name, defaults().recipe)[1]:
+        log.info("%s", said)
+    log.info("%s is served: %s", served.kind.title, " and ".join(served.modes) or "animation")
 
     def run(request: Request, out: Path, watch: Watch) -> Clip:
         comment = f"SCAIL, seed {request.settings.seed}"
@@ -74,10 +105,11 @@ def load_renderer(endpoint: Endpoint) -> Renderer:
         attending=lambda name: denoiser.attending(find_attention(name)),
         plan=pipeline.memory.foresee,
         high_water=lambda: _high_water(device),
+        served=served,
     )
 
 
-def _warm(pipeline: Pipeline, scratch: Path) -> None:
+def _warm(pipeline: Pipeline, served: Served, scratch: Path) -> None:
     """Makes the smallest clip, so that the first job finds kernels loaded and memory mapped.
 
     A sheet of grey is no picture, so its clip may be refused. What matters will fail again.
@@ -86,7 +118,14 @@ def _warm(pipeline: Pipeline, scratch: Path) -> None:
         picture, skeleton, clip = (Path(folder, name) for name in ("a.png", "b.mp4", "c.mp4"))
         Image.radial_gradient("L").resize((_WARM_SIDE, _WARM_SIDE)).save(picture)
         encode_mp4([_ramp()], 16.0, skeleton)
-        settings = Settings(_WARM, _WARM_PROMPT, width=_WARM_SIDE, height=_WARM_SIDE, audio=False)
+        settings = Settings(
+            _WARM[served.kind.name],
+            _WARM_PROMPT,
+            width=_WARM_SIDE,
+            height=_WARM_SIDE,
+            audio=False,
+            mode=next(iter(served.kind.modes), None),
+        )
         request = Request(picture, skeleton, "pose", settings)
         try:
             pipeline.run(request, clip, "warm", StageDump(None))

@@ -16,7 +16,7 @@ from contextvars import copy_context
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from engine.clock import Clock
 from engine.config import Defaults, defaults
@@ -30,15 +30,16 @@ from engine.errors import (
     Unavailable,
 )
 from engine.flow import Clip, Request
-from engine.jobs.fetch import Wanted, fetch_base64, fetch_path, fetch_url
-from engine.jobs.job import Given, Job
+from engine.jobs.job import Job
 from engine.jobs.parse import parse_job
+from engine.jobs.served import PREVIEW, Served
 from engine.jobs.told import bounded
 from engine.memory import ClipShape, MemoryPlan
 from engine.worker.bucket import check_bucket
 from engine.worker.delivery import Delivered, deliver
 from engine.worker.dry_run import DryRun, dry_run, measure, sized
 from engine.worker.endpoint import Endpoint
+from engine.worker.gather import Gathering, gather
 from engine.worker.joblog import name_of
 from engine.worker.progress import JobProgress, ProgressReport
 from engine.worker.scratch import Scratch
@@ -46,10 +47,8 @@ from engine.worker.scratch import Scratch
 log = logging.getLogger(__name__)
 
 EXACT = "sdpa"  # attention in 16 bits by PyTorch, for a clip that came out wrong with another
-FETCH_S = 120.0
 _SEND_S = 3.0  # for a reply to reach the platform
 
-Medium: TypeAlias = Literal["picture", "video", "joints"]
 Response = dict[str, Any]  # JSON, as clients read it
 
 
@@ -64,6 +63,7 @@ class Renderer:
     attending: Callable[[str], AbstractContextManager[None]]  # has the named one while it is open
     plan: Callable[[ClipShape], MemoryPlan | None]  # None where no memory is planned
     high_water: Callable[[], int | None]  # the most bytes of GPU memory since the last call
+    served: Served = PREVIEW  # what jobs may ask of the model
 
 
 class Worker:
@@ -129,12 +129,17 @@ class Worker:
 
         If the waiting task is cancelled, the job ends at its next forward, and only then this does.
         """
-        job = parse_job(given, self._defaults)
+        renderer = self._renderer
+        try:
+            job = parse_job(given, self._defaults, renderer.served if renderer else PREVIEW)
+        except BadRequest:
+            if renderer is None:  # a job for another model than the one that is not there
+                raise self._new_problem() from None
+            raise
         if job.action == "health":
             return self.health()
-        if self._renderer is None:
-            assert self._problem is not None
-            raise type(self._problem)(*self._problem.args)  # a fresh one, with a trace of its own
+        if renderer is None:
+            raise self._new_problem()
         progress = JobProgress(report, job.max_seconds)
         work = self._validate if job.action == "validate" else self._generate
         name = name_of(given)
@@ -143,7 +148,7 @@ class Worker:
         try:
             if self.is_ending:
                 raise Cancelled("The worker ends.")
-            todo = partial(work, job, name, self._renderer, progress)
+            todo = partial(work, job, name, renderer, progress)
             running = asyncio.get_running_loop().run_in_executor(
                 self._thread, copy_context().run, todo
             )
@@ -159,6 +164,11 @@ class Worker:
         self._done += 1
         return response
 
+    def _new_problem(self) -> EngineError:
+        """Makes the problem of the start anew, so that its trace is that of one job."""
+        assert self._problem is not None
+        return type(self._problem)(*self._problem.args)
+
     def health(self) -> Response:
         """Tells how the worker is. A disk that holds no job is a problem until it does again."""
         renderer, problem = self._renderer, self._problem
@@ -172,6 +182,8 @@ class Worker:
             "problem": None if problem is None else self.endpoint.redact.tell(str(problem)),
             "engine": renderer.engine if renderer else None,
             "gpu": renderer.gpu if renderer else None,
+            "model": renderer.served.kind.title if renderer else None,
+            "modes": [*renderer.served.modes] if renderer else [],
             "jobs": {"done": self._done, "failed": self._failed},
             "uptime_s": round(time.monotonic() - self._born, 1),
             "start_ms": _rounded(self._start_ms),
@@ -221,9 +233,10 @@ class Worker:
             "valid": True,
             "width": seen.shape.width,
             "height": seen.shape.height,
-            "num_frames": seen.shape.clip_frames,
+            "num_frames": seen.frames,
             "fps": seen.fps,
-            "duration_s": round(seen.shape.clip_frames / seen.fps, 3),
+            "duration_s": round(seen.frames / seen.fps, 3),
+            "segments": seen.segments,
             "forwards": seen.forwards,
             "memory": None if plan is None else _memory(plan),
             "estimate_s": None if expected is None else round(expected, 1),
@@ -245,27 +258,7 @@ class Worker:
             )
 
     def _fetch(self, job: Job, folder: Path, progress: JobProgress) -> Request:
-        if job.image is None:
-            raise BadRequest("There is no picture: send image_url, image_base64 or image_path.")
-        image = self._file(job.image, "picture", folder, progress)
-        if job.motion is not None:
-            kind = "joints" if job.kind == "joints" else "video"  # a skeleton is a video too
-            motion = self._file(job.motion, kind, folder, progress)
-        elif self._defaults.video is not None:
-            motion = self._defaults.video
-        else:
-            raise BadRequest("There is no video: send video_url, video_base64 or video_path.")
-        return Request(image, motion, job.kind, job.settings)
-
-    def _file(self, given: Given, kind: Medium, folder: Path, progress: JobProgress) -> Path:
-        wanted = Wanted(given.field, kind, folder)
-        if given.kind == "url":
-            left_s = progress.left_s(FETCH_S)
-            return fetch_url(given.value, wanted, timeout_s=left_s, check=progress.check)
-        progress.check()
-        if given.kind == "base64":
-            return fetch_base64(given.value, wanted)
-        return fetch_path(given.value, wanted, self.endpoint.inputs)
+        return gather(job, Gathering(folder, self.endpoint.inputs, self._defaults.video, progress))
 
     def _learn(self, request: Request, clip: Clip) -> None:
         """Keeps what the next estimate is made from."""

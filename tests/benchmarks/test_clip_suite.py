@@ -84,7 +84,7 @@ def test_a_row_says_what_was_made_and_is_json(measured):
     ("asked", "sentence"),
     [
         ({"sizes": [(100, 64)]}, "multiple of 32. The nearest is 96"),
-        ({"recipes": ["dance"]}, "no recipe 'dance'. Choose of: official, production"),
+        ({"recipes": ["dance"]}, "no recipe 'dance'. Choose of: production, official"),
         ({"frames": 8}, "8 frames fill no whole latents; ask for 5 or 9"),
     ],
 )

@@ -60,7 +60,7 @@ def test_every_program_of_the_steps_is_there_and_names_are_unique(tmp_path):
     for dry in (True, False):
         found = steps("sm89", tmp_path, tmp_path / "package", None, dry)
         names = [step.name for step in found]
-        assert len({*names}) == len(names) and {"kernels", "clip", "forward"} < {*names}
+        assert len({*names}) == len(names) and {"kernels", "twins", "clip", "forward"} < {*names}
         for step in found:
             scripts = [part for part in step.command if part.endswith(".py")]
             assert all((ROOT / script).is_file() for script in scripts)
@@ -133,7 +133,7 @@ def test_the_first_hour_runs_dry_and_is_one_file(tmp_path):
     found = json.loads((tmp_path / "first_hour.json").read_text("utf-8"))["first_hour"]
     assert done.returncode == 0, found
     assert [step["step"] for step in found] == [
-        "info", "kernels", "tiny package", "clip", "forward", "cold start",
+        "info", "kernels", "twins", "tiny package", "clip", "forward", "cold start",
     ]  # fmt: skip
     assert all(step["ok"] for step in found)
     assert found[0]["found"][0]["gpu"] is None

@@ -20,7 +20,8 @@ from engine.demo.weights import demo_weights
 from engine.errors import BadCheckpoint, BadPackage, BadRequest, BuildFailed
 from engine.models.dit import Linear, Scail
 from engine.models.stored_prompts import load_prompts
-from engine.package.folder import find_packages, open_package
+from engine.package.folder import open_package
+from engine.package.search import find_packages
 from kernels.aot.cubin import spec_digest
 from kernels.arch import ARCHS, SM89, SM90, SM120
 from kernels.gemm import GEMM
@@ -223,7 +224,7 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(demo, tmp_path):
 def test_the_command_prints_the_package(tmp_path):
     done = run(["--arch", "sm120", "--preset", "tiny", "--out", tmp_path])
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(tmp_path / "sm120")
+    assert done.stdout.strip() == str(tmp_path / "preview" / "sm120")
     assert open_package(tmp_path, SM120).manifest.model == TINY
 
 
@@ -254,7 +255,7 @@ def test_a_build_that_was_stopped_goes_on_to_the_same_bytes(tmp_path, number):
     arguments = ["--arch", "sm120", "--checkpoint", source, "--out", tmp_path / "stopped"]
     command = [sys.executable, ROOT / "build_engine.py", *arguments]
     environment = os.environ | {"SCAIL_STATE": str(STATE)}
-    weights = tmp_path / "stopped" / "sm120.partial" / "weights.bin"
+    weights = tmp_path / "stopped" / "preview" / "sm120.partial" / "weights.bin"
     child = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from engine.errors import BadPackage, BuildFailed
-from engine.package.folder import PackageWriter, find_packages, open_folder
+from engine.package.folder import PackageWriter, open_folder
+from engine.package.search import find_packages
 from kernels.arch import SM89
 from tests.support.packages import MANIFEST, build, complete, facts, make, tensors
 from tests.support.permissions import bound_by_modes, shared_folder
@@ -387,7 +388,7 @@ def test_a_full_disk_is_told(tmp_path, whole):
         pytest.skip("no file system can be mounted here")
     code = "\n".join([
         "import sys; from pathlib import Path; from tests.support.packages import *",
-        "from engine.errors import BuildFailed; from engine.package.folder import find_packages",
+        "from engine.errors import BuildFailed; from engine.package.search import find_packages",
         "home = Path(sys.argv[1]) / 'sm89'",
         "try: build(home, groups=9)",
         "except BuildFailed as error: print(error)",

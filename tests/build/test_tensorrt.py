@@ -20,8 +20,9 @@ from engine.build.tensorrt import (
     run_builder,
     unavailable,
 )
-from engine.config import SCAIL_14B, TINY
+from engine.config import LIMITS, SCAIL_14B, TINY
 from engine.errors import BuildFailed
+from engine.memory import ClipShape
 from engine.tensorrt.plans import TokenRange
 from kernels.arch import SM89, SM90, SM120
 
@@ -69,6 +70,12 @@ def test_a_plan_of_the_whole_width_is_built_for_both_architectures_and_proven(tm
     for plan in planned(name, SCAIL_14B, tmp_path, SM89, SM120):
         assert plan.proof == asdict(PROOFS[name])
         assert plan.bytes < 2**22
+
+
+def test_plans_of_the_real_models_take_the_largest_clip_with_all_further_pictures():
+    largest = ClipShape(704, 1280, 81, references=LIMITS.max_references).tokens
+    most = RANGES[65_536].most
+    assert largest <= most < largest + 1024
 
 
 @library

@@ -9,10 +9,11 @@ from PIL import Image
 
 from benchmarks.nano import dancer
 from benchmarks.nano.dance import dance
+from benchmarks.nano_scail2 import demo
 from engine.__main__ import main
-from engine.config import NANO, SCAIL_14B, TINY
+from engine.config import NANO, NANO_SCAIL2, SCAIL_14B, TINY, TINY_SCAIL2
 from engine.demo import show
-from engine.demo.presets import NANO_HOME, PRESETS, SHIPPED, preset_of
+from engine.demo.presets import NANO_HOME, NANO_SCAIL2_HOME, PRESETS, SHIPPED, preset_of
 from engine.media.mp4 import encode_mp4
 from engine.media.video import probe_video, read_video
 from engine.models.checkpoint import Checkpoint
@@ -21,7 +22,9 @@ from engine.pose.joints import load_joints
 
 def test_demo_models_are_known_by_their_shape_and_no_other_is():
     assert [preset_of(preset.config) for preset in PRESETS.values()] == [*PRESETS.values()]
-    assert {name: preset.config for name, preset in PRESETS.items()} == {"tiny": TINY, "nano": NANO}
+    assert {name: preset.config for name, preset in PRESETS.items()} == {
+        "tiny": TINY, "nano": NANO, "tiny-scail2": TINY_SCAIL2, "nano-scail2": NANO_SCAIL2,
+    }  # fmt: skip
     assert preset_of(SCAIL_14B) is None
 
 
@@ -30,6 +33,35 @@ def test_the_shipped_model_has_the_shape_that_its_preset_says_and_is_small(tmp_p
     assert Checkpoint(shipped.checkpoint).config == NANO
     assert [*tmp_path.iterdir()] == []  # nothing is written for it
     assert sum(path.stat().st_size for path in NANO_HOME.rglob("*")) < 20e6
+
+
+def test_the_nano_scail2_has_the_shape_that_its_preset_says_and_is_small(tmp_path):
+    shipped = PRESETS["nano-scail2"].weights(tmp_path)
+    assert Checkpoint(shipped.checkpoint).config == NANO_SCAIL2
+    assert [*tmp_path.iterdir()] == []
+    assert sum(path.stat().st_size for path in NANO_SCAIL2_HOME.rglob("*")) < 20e6
+
+
+def test_the_tiny_scail2_is_written_once_and_read_as_what_it_is(tmp_path):
+    written = PRESETS["tiny-scail2"].weights(tmp_path)
+    assert Checkpoint(written.checkpoint).config == TINY_SCAIL2
+    before = written.checkpoint.stat().st_mtime_ns
+    assert PRESETS["tiny-scail2"].weights(tmp_path) == written
+    assert written.checkpoint.stat().st_mtime_ns == before
+
+
+def test_the_files_of_the_scail2_demo_are_of_one_scene(tmp_path):
+    video = probe_video(NANO_SCAIL2_HOME / demo.DRIVING)
+    assert video.frames / video.fps >= 4
+    assert video.frames > 5 * PRESETS["nano-scail2"].recipe.window_frames  # history is seen at work
+    with np.load(NANO_SCAIL2_HOME / demo.DRIVING_MASK) as file:
+        labels = file["masks"]
+    assert labels.shape == (video.frames, video.height, video.width)
+    demo.write_demo(tmp_path, frames=2)
+    for name in (demo.PICTURE, demo.PICTURE_MASK):
+        found, want = (np.asarray(Image.open(folder / name), np.int16)
+                       for folder in (NANO_SCAIL2_HOME, tmp_path))  # fmt: skip
+        assert np.abs(found - want).max() <= 1
 
 
 def test_the_dance_of_the_demo_lasts_four_seconds_and_is_what_the_code_makes():
@@ -92,6 +124,23 @@ def test_a_clip_is_shown_large_and_beside_what_it_was_made_from(stages, capsys):
         assert part.mean().item() == pytest.approx(level, abs=3)
     said = capsys.readouterr().out
     assert "denoise 1.5 s" in said and str(stages.parent / "beside.mp4") in said
+
+
+def test_a_driven_clip_is_shown_beside_the_picture_and_the_video_that_drove_it(stages, capsys):
+    home = stages.parent
+    driving = torch.full((5, 96, 80, 3), 90, dtype=torch.uint8)  # of another size than the clip
+    encode_mp4([driving], 12.0, home / "driving.mp4")
+    named = {
+        "--image": home / "picture.png", "--driving": home / "driving.mp4",
+        "--clip": stages / "clip.mp4", "--beside": home / "beside.mp4",
+    }  # fmt: skip
+    show.main([str(part) for pair in named.items() for part in pair])
+    row = torch.cat([*read_video(probe_video(home / "beside.mp4"))]).float()
+    assert row.shape == (5, 384, 3 * 256, 3)
+    for column, level in enumerate((120, 90, 200)):
+        part = row[:, :, column * 256 + 8 : column * 256 + 248]
+        assert part.mean().item() == pytest.approx(level, abs=3)
+    assert str(home / "beside.mp4") in capsys.readouterr().out
 
 
 def test_a_clip_that_is_not_there_ends_in_one_sentence(stages):

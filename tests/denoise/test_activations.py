@@ -9,15 +9,23 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.config import SCAIL_1_3B, SCAIL_14B
-from engine.denoise.activations import Width, allocator_gap, largest_moment, most_bytes, walk_clip
+from engine.config import SCAIL2_14B, SCAIL_1_3B, SCAIL_14B
+from engine.denoise.activations import (
+    Tokens,
+    Width,
+    allocator_gap,
+    largest_moment,
+    most_bytes,
+    walk_clip,
+    walk_embedding,
+)
 from engine.denoise.block import BlockWeights, ContextKeys, assemble, run_block
 from engine.denoise.contexts import KEPT_TEXT_BYTES
 from engine.denoise.cuda_graphs import FEWEST_REPLAYS, GraphedBlocks
-from engine.denoise.packaged import PackagedDenoiser
+from engine.denoise.packaged import PackagedDenoiser, outside_the_blocks, video_first
 from engine.denoise.sampler import grid
-from engine.flow import Conditions, Recipe
-from engine.machine.allocator import CachingAllocator, Card
+from engine.flow import Conditions, Recipe, Roles
+from engine.machine.allocator import CachingAllocator, Card, Counter
 from engine.memory import (
     ALLOWANCES,
     GAP_BYTES,
@@ -45,6 +53,7 @@ from tests.support.planned_clips import (
     REAL,
     SHORT,
     SOME_LAYERS,
+    SOME_LAYERS_SCAIL2,
     MetaPackage,
     manifest_of,
     meta,
@@ -95,6 +104,27 @@ def test_attention_in_16_bits_needs_no_more_than_that_in_8():
         assert found.course.width == Width(5120, 13824, bits)
 
 
+def conditions_of(model, shape, text):
+    """All that a model is told of a clip, without memory."""
+    time, height, width = shape.grid[0], shape.height // 8, shape.width // 8
+    half, further = (time, height // 2, width // 2), (shape.references, height, width)
+    roles = Roles(
+        "animation",
+        reference=meta(28, 1, height, width),
+        driving=meta(28, *half),
+        additional=meta(16, *further),
+        additional_masks=meta(28, *further),
+    )
+    return Conditions(
+        text,
+        2 * text if shape.contexts == 2 else None,
+        meta(257, model.clip_dim),
+        meta(16, 1, height, width),
+        meta(16, *half),
+        roles if model.mask_dim else None,
+    )
+
+
 def count_denoising(manifest, shape, rung, bits):
     """The most bytes in the steps that make all graphs, of so many that graphs are made."""
     steps = 2 * (FEWEST_REPLAYS + 1)
@@ -106,15 +136,8 @@ def count_denoising(manifest, shape, rung, bits):
     package = MetaPackage(manifest)
     time = shape.grid[0]
     height, width = shape.height // 8, shape.width // 8
-    text = torch.ones(shape.text_tokens, manifest.model.text_dim)
     with torch.inference_mode(), Live() as live:
-        conditions = Conditions(
-            text,
-            2 * text if shape.contexts == 2 else None,
-            meta(257, manifest.model.clip_dim),
-            meta(16, 1, height, width),
-            meta(16, time, height // 2, width // 2),
-        )
+        conditions = conditions_of(manifest.model, shape, torch.ones(shape.text_tokens, 4096))
         pool = Pool(live)
         graphed = (lambda steps: GraphedBlocks(steps, pool)) if rung.graphs else None
         denoiser = PackagedDenoiser(package, ops_of(bits), graphed)
@@ -148,6 +171,30 @@ def test_the_peak_while_denoising_is_what_the_denoiser_allocates(changes, record
     layers = SOME_LAYERS if bits == 8 else FEW_LAYERS
     found = plan(layers, shape, EncoderBytes(0, 0, 0), FREE[141], Running(bits))
     assert found.rung == LADDER[0]
+    assert_counted(layers, found, recorded, stay, bits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "references", "recorded", "bits"),
+    [
+        (PLAIN, 0, False, 8),
+        (PLAIN, 2, True, 8),
+        (GUIDED, 2, True, 8),
+        (GUIDED, 4, False, 8),
+        (LATE, 2, True, 8),
+        (PLAIN, 2, False, 16),
+    ],
+    ids=str,
+)
+def test_masks_and_further_pictures_take_what_the_plan_says(changes, references, recorded, bits):
+    shape = shape_of("512x896", frames=81 if bits == 8 else 13, references=references, **changes)
+    layers = SOME_LAYERS_SCAIL2
+    found = plan(layers, shape, EncoderBytes(0, 0, 0), FREE[141], Running(bits))
+    assert_counted(layers, found, recorded, False, bits)
+
+
+def assert_counted(layers, found, recorded, stay, bits):
+    shape = found.shape
     while found.rung.graphs is not recorded or found.rung.texts_stay is not stay:
         found = next_rung(found, "denoise")
     gap = max(0, gap_of(found) - GAP_BYTES)
@@ -195,19 +242,12 @@ def replay(events, card, expandable):
             allocator.give(held.pop(name))
 
 
-def recorded_evaluations(shape, bits, kinds):
+def recorded_evaluations(model, shape, bits, kinds):
     """The events of two evaluations of each kind, by the code on the meta device."""
-    manifest = manifest_of(replace(SCAIL_14B, layers=2), 13824)
+    manifest = manifest_of(replace(model, layers=2), 13824)
     recipe = Recipe("euler", 50, 1.0, 5.0, pose_until=0.5)
     time, height, width = shape.grid[0], shape.height // 8, shape.width // 8
-    text = torch.ones(4, manifest.model.text_dim)
-    conditions = Conditions(
-        text,
-        None,
-        meta(257, manifest.model.clip_dim),
-        meta(16, 1, height, width),
-        meta(16, time, height // 2, width // 2),
-    )
+    conditions = conditions_of(model, shape, torch.ones(4, 4096))
     timesteps = grid(recipe.sampler, recipe.steps, recipe.shift).timesteps
     with torch.inference_mode(), Recorder() as recorder:
         denoiser = PackagedDenoiser(MetaPackage(manifest), ops_of(bits))
@@ -224,17 +264,19 @@ def recorded_evaluations(shape, bits, kinds):
 
 @pytest.mark.parametrize("expandable", [False, True], ids=["usual", "expandable"])
 @pytest.mark.parametrize(
-    ("size", "frames", "bits"),
-    [((512, 896), 81, 8), ((704, 1280), 77, 8), ((64, 96), 5, 8),
-     ((256, 448), 33, 16)],
+    ("model", "size", "frames", "bits", "references"),
+    [(SCAIL_14B, (512, 896), 81, 8, 0), (SCAIL_14B, (704, 1280), 77, 8, 0),
+     (SCAIL_14B, (64, 96), 5, 8, 0), (SCAIL_14B, (256, 448), 33, 16, 0),
+     (SCAIL2_14B, (512, 896), 81, 8, 0), (SCAIL2_14B, (704, 1280), 77, 8, 2),
+     (SCAIL2_14B, (64, 96), 5, 8, 4), (SCAIL2_14B, (256, 448), 33, 16, 1)],
 )  # fmt: skip
 def test_an_allocator_with_the_planned_bytes_runs_what_the_code_does(
-    size, frames, bits, expandable
+    model, size, frames, bits, references, expandable
 ):
-    shape = ClipShape(*size, frames, unseen="last", evaluations=(3, 3))
-    found = plan(REAL, shape, ENCODERS, FREE[141], Running(bits, expandable))
+    shape = ClipShape(*size, frames, unseen="last", evaluations=(3, 3), references=references)
+    found = plan(manifest_of(model, 13824), shape, ENCODERS, FREE[141], Running(bits, expandable))
     planned = most_bytes(found.footprint.course) + max(GAP_BYTES, gap_of(found)) + SMALL_BYTES
-    events = recorded_evaluations(shape, bits, (0, 25))
+    events = recorded_evaluations(model, shape, bits, (0, 25))
     replay(events, Card(planned), expandable)  # raises `Full` where it does not fit
 
 
@@ -277,3 +319,33 @@ def test_segments_that_grow_need_less_at_the_size_of_training():
     assert usual.rung == growing.rung
     assert gap_of(growing) <= GAP_BYTES < gap_of(usual)
     assert usual.peaks["denoise"] - growing.peaks["denoise"] == gap_of(usual) - GAP_BYTES
+
+
+@pytest.mark.parametrize("sees", [True, False], ids=["skeleton", "unseen"])
+@pytest.mark.parametrize(
+    ("model", "references"), [(SCAIL_14B, 0), (SCAIL2_14B, 0), (SCAIL2_14B, 2), (SCAIL2_14B, 4)]
+)
+def test_making_tokens_takes_what_is_walked(model, references, sees):
+    """At no other moment do masks and further pictures differ from what a block takes."""
+    shape = shape_of("512x896", references=references)
+    package = MetaPackage(manifest_of(replace(model, layers=0), 13824))
+    outside = outside_the_blocks(package, package)
+    told = conditions_of(model, shape, torch.ones(1, 4096))
+    pose = told.pose if sees else None
+    latents = meta(16, shape.grid[0], shape.height // 8, shape.width // 8)
+    time, area = shape.grid
+    with torch.inference_mode(), Live() as live:
+        before = area * (1 + references)
+        x = video_first(
+            outside.embed(latents, told.reference, pose, roles=told.roles), before, area * time
+        )
+        total = len(x)
+    counter = Counter()
+    width = Width(model.dim, model.ffn, takes_roles=bool(model.mask_dim))
+    tokens = Tokens(
+        area * (1 + references + time), sees * area * time // 4, area * time, area * references
+    )
+    assert total == tokens.total
+    walk_embedding(counter, width, tokens)
+    assert counter.peak == pytest.approx(live.peak, rel=0.005)
+    assert counter.now == live.now == 4 * model.dim * total

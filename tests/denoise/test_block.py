@@ -270,7 +270,11 @@ def test_quantised_weights_do_not_follow_the_block_they_came_from(drawn):
 
 @pytest.mark.parametrize(
     ("arch", "ways"),
-    [(SM89, ("i8", "fp8")), (SM90, ("i8", "fp8_pair")), (SM120, ("i8", "mx"))],
+    [
+        (SM89, ("i8_pair", "fp8_pair")),
+        (SM90, ("i8", "fp8_pair")),
+        (SM120, ("i8_pair", "mx_pair")),
+    ],
     ids=lambda value: getattr(value, "name", None),
 )
 def test_products_are_the_first_of_the_architecture(arch, ways):
@@ -294,7 +298,7 @@ def test_what_a_measurement_chose_is_launched(drawn):
     chosen = {"attention": ATTENTION["i8_mx_wide"], "gemm": [GEMM["mx_tall"]]}
     drawn.fused(native_ops(bank, SM120, **chosen), MIXED)
     products = {name for name in bank.launched if name.startswith("gemm")}
-    assert products == {f"gemm.i8.{end}" for end in ("bias", "gelu", "residual")} | {
+    assert products == {f"gemm.i8_pair.{end}" for end in ("bias", "gelu", "residual")} | {
         "gemm.mx_tall.residual"
     }
     assert "attention.i8_mx_wide" in bank.launched

@@ -22,7 +22,7 @@ from engine.denoise.sampler import (
 from engine.errors import BadCheckpoint, BadRequest
 from engine.flow import Recipe, Settings
 from engine.golden.sampling import checks, recognises
-from engine.recipes import SCAIL2_RECIPES, check_settings
+from engine.recipes import RECIPES, check_settings
 
 SHAPE = (4, 3, 2, 5)  # C, t, h, w
 FROM_NOISE_ALONE = ("euler", "dpm++_official", "euler_simple")  # their first level is 1
@@ -134,7 +134,7 @@ def test_the_third_grid_shifts_evenly_spaced_levels_in_fp64():
     ],
 )
 def test_the_recipes_of_scail_2_tell_the_network_the_printed_timesteps(name, told):
-    chosen = SCAIL2_RECIPES[name]
+    chosen = RECIPES["scail2"][name]
     timesteps = grid(chosen.sampler, chosen.steps, chosen.shift).timesteps
     assert timesteps[: len(told)] == pytest.approx(told, abs=6e-4)
     assert len(timesteps) == chosen.steps == {"official": 40, "turbo": 6, "fast8": 8}[name]

@@ -29,11 +29,11 @@ class Container:
         path.write_text(f'#!/bin/bash\necho {name} "$@" >> "{self.calls}"\n{body}\n')
         path.chmod(0o755)
 
-    def package(self, place):
-        folder = place / "packages" / "sm89"
+    def package(self, place, at="preview/sm89", manifest=""):
+        folder = place / "packages" / at
         folder.mkdir(parents=True)
-        (folder / "manifest.json").touch()
-        (place / "models").mkdir()
+        (folder / "manifest.json").write_text(manifest, encoding="utf-8")
+        (place / "models").mkdir(exist_ok=True)
         return place
 
     def start(self, *command, **settings):
@@ -72,6 +72,28 @@ def test_baked_weights_come_before_those_of_the_volume(container):
     assert found["SCAIL_MODELS"] == f"{baked}/models"
 
 
+@pytest.mark.parametrize("at", ["preview/sm89", "scail2/sm89", "sm89"])
+def test_a_package_is_found_whatever_its_kind_and_where_packages_once_lay(container, at):
+    manifest = '{"schema": 2, "digest": "ab"}'
+    baked = container.package(container.home / "weights", at, manifest)
+    container.package(container.volume)
+    assert container.settings()["SCAIL_PACKAGE"] == f"{baked}/packages"
+
+
+def test_a_package_of_the_older_schema_is_built_again_where_a_checkpoint_is_named(container):
+    container.package(container.volume, "sm89", '{"schema": 1, "digest": "ab"}')
+    made = container.volume / "packages" / "scail2" / "sm89"
+    container.program("python", f'mkdir -p "{made}"; touch "{made}/manifest.json"')
+    for _ in range(2):
+        assert container.start(SCAIL_CHECKPOINT="c.pt").returncode == 0
+    assert len(container.called("python")) == 1
+
+
+def test_a_package_of_the_older_schema_is_left_to_the_worker_where_none_can_be_built(container):
+    container.package(container.volume, "sm89", '{"schema": 1, "digest": "ab"}')
+    assert container.settings()["SCAIL_PACKAGE"] == f"{container.volume}/packages"
+
+
 def test_the_model_cache_is_used_for_the_repository_that_is_named(container):
     hub = container.volume / "huggingface-cache" / "hub"
     cached = container.package(hub / "models--me--scail" / "snapshots" / "abc")
@@ -101,8 +123,8 @@ def test_a_package_of_another_architecture_is_none(container):
 
 
 HF = """for last; do true; done
-mkdir -p "$last/packages/sm89" "$last/models"
-echo "$HF_TOKEN" > "$last/packages/sm89/manifest.json"
+mkdir -p "$last/packages/scail2/sm89" "$last/models"
+echo "$HF_TOKEN" > "$last/packages/scail2/sm89/manifest.json"
 """
 
 
@@ -111,10 +133,10 @@ def test_a_repository_is_fetched_to_the_volume_with_the_token(container):
     container.program("hf", HF)
     found = container.settings(WEIGHTS_REPO="me/scail", HF_TOKEN="hf_1", WEIGHTS_REVISION="v2")
     assert container.called("hf") == [
-        "hf download me/scail --revision v2 --include packages/sm89/* --include models/* "
-        f"--local-dir {container.volume}"
+        "hf download me/scail --revision v2 --include packages/*/sm89/* --include packages/sm89/* "
+        f"--include models/* --local-dir {container.volume}"
     ]
-    assert (container.volume / "packages/sm89/manifest.json").read_text("utf-8") == "hf_1\n"
+    assert (container.volume / "packages/scail2/sm89/manifest.json").read_text("utf-8") == "hf_1\n"
     assert found["SCAIL_PACKAGE"] == f"{container.volume}/packages"
     assert "HF_TOKEN" not in found  # the worker has no use for it
     assert found["HF_HUB_OFFLINE"] == "1"
@@ -130,14 +152,16 @@ def test_the_image_build_fetches_into_the_image_and_starts_nothing(container):
     container.program("hf", HF)
     done = container.start("fetch", WEIGHTS_REPO="me/scail", HF_TOKEN="")
     assert (done.returncode, done.stdout) == (0, "")
-    assert (container.home / "weights/packages/sm89/manifest.json").exists()
+    assert (container.home / "weights/packages/scail2/sm89/manifest.json").exists()
 
 
 def test_a_repository_without_the_package_is_refused(container):
     container.program("hf", "true")
     done = container.start(WEIGHTS_REPO="me/scail")
     assert done.returncode == 1
-    assert done.stderr.endswith("entrypoint: me/scail has no packages/sm89. Upload one.\n")
+    assert done.stderr.endswith(
+        "entrypoint: me/scail has no packages/KIND/sm89 of this engine. Upload one.\n"
+    )
     assert container.called("worker") == []
 
 
@@ -149,7 +173,7 @@ def test_a_failed_download_starts_no_worker(container):
 
 def test_a_checkpoint_becomes_a_package_on_the_volume_once(container):
     container.volume.mkdir()
-    made = container.volume / "packages" / "sm89"
+    made = container.volume / "packages" / "preview" / "sm89"
     container.program("python", f'mkdir -p "{made}"; touch "{made}/manifest.json"; env >&2')
     for _ in range(2):
         done = container.start(SCAIL_CHECKPOINT="/volume/a b.safetensors", SCAIL_LORA="l.pt:0.5")
@@ -157,6 +181,16 @@ def test_a_checkpoint_becomes_a_package_on_the_volume_once(container):
     assert container.called("python") == [
         "python build_engine.py --arch sm89 --checkpoint /volume/a b.safetensors "
         f"--lora l.pt:0.5 --out {container.volume}/packages"
+    ]
+
+
+def test_several_loras_are_named_with_commas(container):
+    container.volume.mkdir()
+    container.program("python", "true")
+    container.start(SCAIL_CHECKPOINT="c.pt", SCAIL_LORA="/a b/steps.pt:0.8,dpo.pt:1.0")
+    assert container.called("python") == [
+        "python build_engine.py --arch sm89 --checkpoint c.pt --lora /a b/steps.pt:0.8 "
+        f"--lora dpo.pt:1.0 --out {container.volume}/packages"
     ]
 
 

@@ -9,14 +9,14 @@ from typing import get_args
 
 import pytest
 
-from engine.config import LIMITS, Defaults
+from engine.config import KINDS, LIMITS, Defaults
 from engine.errors import BadRequest
 from engine.flow import Recipe, RecipeName, Settings
-from engine.jobs import parse
 from engine.jobs.body import Fields
 from engine.jobs.job import Bucket, Given
 from engine.jobs.parse import parse_job
-from engine.recipes import NEGATIVE_PROMPT, RECIPES, check_settings
+from engine.jobs.usual import SAID_NOWHERE
+from engine.recipes import NEEDED_LORAS, NEGATIVE_PROMPT, RECIPES, check_settings
 from tests.support.job_bodies import DANCE, PICTURE, job, refusal, refused, settings_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +43,7 @@ def test_every_stored_request_means_what_its_endpoint_made_of_it(golden):
     said = n8n.settings
     assert (said.width, said.height, said.fps, said.seed) == (416, 672, 24.0, 779298828917358)
     assert (n8n.image, n8n.motion, said.frames) == (Given("image_url", "url", PICTURE), None, None)
-    assert (said.recipe, n8n.warnings) == (RECIPES["production"], ())
+    assert (said.recipe, n8n.warnings) == (RECIPES["preview"]["production"], ())
     (nested,) = read["xicon_serverless_runpod_0127__nested__922e4d9.req.json"]
     assert nested.image == Given("images.reference_image", "url", "https://example.com/ref.jpg")
     assert nested.motion == Given("videos.dance_video", "url", "https://example.com/dance.mp4")
@@ -142,9 +142,9 @@ def test_health_needs_no_media_and_a_dry_run_those_of_a_clip():
 
 
 def test_unknown_keys_are_ignored_and_told():
-    made = job(points_store=[1], mode="x", **{"a" * 200: 1, "b\x00\u202e": 2})
+    made = job(points_store=[1], coordinates="x", **{"a" * 200: 1, "b\x00\u202e": 2})
     assert made.warnings == (
-        f"Not known here and ignored: points_store, mode, {'a' * 37}..., b??.",
+        f"Not known here and ignored: points_store, coordinates, {'a' * 37}..., b??.",
     )
     many = job(**{f"k{n}": n for n in range(5000)}).warnings[0]
     assert many.endswith("k9 and 4990 more.")
@@ -166,7 +166,8 @@ def test_a_recipe_is_chosen_by_the_request_or_the_endpoint_and_changed_by_fields
     want = Recipe(sampler="unipc", steps=30, cfg=4.0, shift=3.0)
     assert (official.recipe, official.negative_prompt) == (want, "")
     assert (official.width, official.fps) == (None, None)
-    assert settings_of(Defaults(recipe="official", video=Path("d"))).recipe == RECIPES["official"]
+    endpoint = Defaults(recipe="official", video=Path("d"))
+    assert settings_of(endpoint).recipe == RECIPES["preview"]["official"]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ def test_the_settings_of_a_job_are_what_its_fields_say():
         "fit": "resize", "fps": 12.0, "frames": 33, "audio": False, "persons": 2,
         "align": "official",
     }  # fmt: skip
-    assert settings_of(**said) == Settings(RECIPES["production"], **said)
+    assert settings_of(**said) == Settings(RECIPES["preview"]["production"], **said)
 
 
 def test_every_setting_can_be_said_by_a_request():
@@ -285,7 +286,8 @@ DEEP = json.loads("[" * 900 + "]" * 900)
         ({"max_seconds": 0}, "The max_seconds is 0.0"), ({"max_seconds": 1e9}, "1 to 604800"),
         ({"audio": "maybe"}, "true or false is expected."), ({"audio": 2}, "true or false"),
         ({"fit": "stretch"}, "fit is \"stretch\"; 'crop' or 'resize' is expected."),
-        ({"fit": 1}, "fit is 1; a short word"), ({"recipe": "fast"}, "'production' or 'official'"),
+        ({"fit": 1}, "fit is 1; a short word"),
+        ({"recipe": "fast"}, "'production', 'official', 'turbo' or 'fast8' is expected."),
         ({"output": "s3"}, "'base64' or 'url'"), ({"align": "best"}, "'exact' or 'official'"),
         ({"action": "read_log"}, "'generate', 'health' or 'validate' is expected."),
         ({"workflow_type": "wan_animate"}, "'scail_dance' is expected."),
@@ -350,7 +352,11 @@ def test_a_refusal_repeats_only_a_glance_of_what_came():
 
 
 def test_a_recipe_has_a_name_a_row_and_settings_of_its_own():
-    assert {*get_args(RecipeName)} == {*RECIPES} == {*parse._SAID_NOWHERE}
+    assert {*get_args(RecipeName)} == {name for rows in RECIPES.values() for name in rows}
+    assert {*KINDS} == {*RECIPES} == {*SAID_NOWHERE}
+    for kind, rows in RECIPES.items():
+        assert [*rows] == [*SAID_NOWHERE[kind]]
+        assert {*NEEDED_LORAS[kind]} <= {*rows}
 
 
 def test_every_field_of_a_request_is_documented():

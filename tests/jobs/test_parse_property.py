@@ -12,7 +12,9 @@ from engine.errors import EngineError
 from engine.jobs.body import Fields
 from engine.jobs.job import Job
 from engine.jobs.parse import parse_job
+from engine.jobs.served import PREVIEW
 from engine.recipes import check_settings
+from tests.support.job_bodies import SCAIL2
 
 OURS = Path(__file__).resolve().parents[2] / "workflows"
 WORKFLOW = json.loads((OURS / "dance-scail-bplan.json").read_text(encoding="utf-8"))
@@ -34,10 +36,10 @@ VALUES = st.recursive(
 FIELDS = st.dictionaries(st.sampled_from([*Fields.model_fields, "unknown"]) | TEXT, VALUES)
 
 
-def outcome(given, defaults=DEFAULTS):
+def outcome(given, defaults=DEFAULTS, served=PREVIEW):
     """Returns the job, checked again, or the sentence. Another exception fails the test."""
     try:
-        job = parse_job(given, defaults)
+        job = parse_job(given, defaults, served)
     except EngineError as error:
         said = str(error)
         assert said.endswith(".")
@@ -45,7 +47,7 @@ def outcome(given, defaults=DEFAULTS):
         assert len(said) < 600
         return said
     assert isinstance(job, Job)
-    check_settings(job.settings)
+    check_settings(job.settings, served.kind.name)
     assert all(said.isprintable() and len(said) <= 2000 for said in job.warnings)
     assert len(job.warnings) <= 20
     return job
@@ -156,3 +158,43 @@ def test_a_workflow_with_one_thing_changed_is_refused_or_read(data):
         )
     )
     outcome({"input": {"image_url": "https://a/b", "workflow": {**WORKFLOW, node: changed}}})
+
+
+CORE = json.loads((OURS / "scail2-replacement-long.json").read_text(encoding="utf-8"))
+CORE_NAMES = st.sampled_from(sorted({name for node in CORE.values() for name in node["inputs"]}))
+CORE_KINDS = st.sampled_from(
+    [*sorted({node["class_type"] for node in CORE.values()}), "KSampler", "SamplerCustomAdvanced",
+     "CFGGuider", "RandomNoise", "BatchImagesNode", "SCAIL2ColoredMask", "SAM3_VideoTrack",
+     "ConditioningZeroOut", "VHS_LoadVideo", "VHS_VideoCombine", "ImageScale", "Reroute"]
+)  # fmt: skip
+CORE_LINKS = st.tuples(st.sampled_from([*sorted(CORE), "900", "999"]), st.integers(-1, 4)).map(list)
+CORE_NODES = st.fixed_dictionaries(
+    {"class_type": CORE_KINDS,
+     "inputs": st.dictionaries(CORE_NAMES, CORE_LINKS | SCALARS, max_size=6)},
+)  # fmt: skip
+
+
+@QUICK
+@given(
+    st.dictionaries(st.sampled_from(["900", *sorted(CORE)]), CORE_NODES, max_size=3),
+    st.lists(st.tuples(st.sampled_from(sorted(CORE)), CORE_NAMES, CORE_LINKS | SCALARS)),
+)
+def test_a_core_workflow_linked_in_any_way_is_refused_or_read(nodes, changes):
+    made = {name: {**node, "inputs": {**node["inputs"]}} for name, node in CORE.items()} | nodes
+    for node, name, value in changes[:5]:
+        made[node]["inputs"][name] = value
+    outcome({"input": {"image_url": "https://a/b", "workflow": made}}, served=SCAIL2)
+
+
+@QUICK
+@given(FIELDS)
+def test_any_value_in_any_field_of_scail2_is_refused_or_read(fields):
+    outcome({"input": {"image_url": "https://a/b", "mask_url": "https://a/m"} | fields}, DEFAULTS,
+            SCAIL2)  # fmt: skip
+
+
+@QUICK
+@given(VALUES, st.sampled_from(["references", "reference_url", "mode", "mask_path", "segments"]))
+def test_one_odd_field_of_scail2_is_refused_or_read(value, name):
+    outcome({"input": {"image_url": "https://a/b", name: value}}, DEFAULTS, SCAIL2)
+    outcome({"input": {"image_url": "https://a/b", "references": [{"url": value}]}}, served=SCAIL2)

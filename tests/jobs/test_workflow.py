@@ -88,7 +88,7 @@ def test_our_workflows_are_the_production_ones_with_their_media_left_open(golden
 
 def test_the_workflow_in_production_is_the_production_recipe():
     draft = read_workflow(workflow(n349_shift=5))
-    assert draft.recipe == RECIPES["production"]
+    assert draft.recipe == RECIPES["preview"]["production"]
     assert (draft.seed, draft.image, draft.video) == (779298828917358, None, None)
 
 

@@ -253,9 +253,9 @@ def test_a_weight_that_overflows_fp16_is_told_with_the_type(tmp_path):
 
 def test_integer_weights_are_refused(tmp_path):
     weights = small_weights()
-    weights["blocks.0.ffn.0.weight"] = torch.ones(192, 128, dtype=torch.int8)
+    weights["blocks.0.ffn.0.weight"] = torch.ones(192, 128, dtype=torch.int16)
     path = save(weights, tmp_path / "m.safetensors")
-    with pytest.raises(BadCheckpoint, match=r"ffn\.0\.weight is stored as I8 .*nothing beside it"):
+    with pytest.raises(BadCheckpoint, match=r"ffn\.0\.weight is stored as I16 .*nothing beside it"):
         Checkpoint(path)
 
 
@@ -276,7 +276,7 @@ def test_a_truncated_file_is_an_error(tmp_path, kind, kept):
 def test_a_file_that_is_not_there_and_one_of_another_kind_are_told(tmp_path):
     with pytest.raises(MissingModel, match="There is no file"):
         Checkpoint(tmp_path / "none.safetensors")
-    (tmp_path / "model.onnx").write_bytes(b"GGUF")
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x08\x12\x07")
     with pytest.raises(BadCheckpoint, match=r"neither a \.safetensors nor a \.gguf"):
         Checkpoint(tmp_path / "model.onnx")
     torch.save([1, 2], tmp_path / "list.pt")

@@ -262,3 +262,10 @@ def test_a_file_without_the_last_step_of_its_tool_is_told(tmp_path):
 
     with pytest.raises(BadCheckpoint, match="of a Wan model and no patch embedding: wr"):
         Checkpoint(rewritten(tmp_path, change))
+
+
+@pytest.mark.parametrize("name", ["SCAIL-2-Q8_0.gguf", "model.safetensors", "model.pt"])
+def test_a_gguf_file_is_known_by_its_first_bytes_whatever_it_is_called(tmp_path, name):
+    means = gguf_of("Q8_0", small_weights(), tmp_path / "m.gguf")
+    (tmp_path / "m.gguf").rename(tmp_path / name)
+    assert_equal(loaded(tmp_path / name), means)

@@ -14,10 +14,10 @@ import torch
 
 from engine.config import TINY
 from engine.errors import BadPackage
-from engine.package.folder import find_packages, open_folder, summary
+from engine.package.folder import open_folder, summary
 from engine.package.manifest import Entry, PackageFile, encode
-from kernels.arch import SM89, SM90, SM120
-from tests.support.packages import CODE, KERNEL, MANIFEST, PLAN, build, for_arch, reseal, tensors
+from kernels.arch import SM89, SM120
+from tests.support.packages import CODE, KERNEL, MANIFEST, PLAN, build, reseal, tensors
 from tests.support.permissions import bound_by_modes, shared_folder
 
 FILES = ("manifest.json", "weights.bin", "kernels/gemm.i8.cubin", "plans/block.plan")
@@ -224,11 +224,12 @@ NOT_A_MANIFEST = {
     b'{"schema": true}': "names no schema",
     b'{"schema": 0}': "names no schema",
     b'{"schema": -1}': "names no schema",
-    b'{"schema": 1}': "digest",
-    b'{"schema": 1, "digest": 7}': "digest",
-    b'{"schema": 1, "digest": "%s"}' % (b"0" * 64): "changed after the build",
-    b'{"schema": 1, "digest": "%s"}' % (b"\\ud800" * 64): "damaged",
-    b'{"schema": 2, "anything": "else"}': "Update the engine",
+    b'{"schema": 1, "anything": "else"}': "build the package again, which takes two minutes",
+    b'{"schema": 2}': "digest",
+    b'{"schema": 2, "digest": 7}': "digest",
+    b'{"schema": 2, "digest": "%s"}' % (b"0" * 64): "changed after the build",
+    b'{"schema": 2, "digest": "%s"}' % (b"\\ud800" * 64): "damaged",
+    b'{"schema": 3, "anything": "else"}': "Update the engine",
     b'{"schema": 2e9}': "names no schema",
     b'{"schema": %s}' % (b"9" * 4000): "Update the engine",
 }
@@ -269,8 +270,25 @@ CONTRADICTIONS = {
     "a list for an object": (edit("model", value=[]), r"model is '\[\]'"),
     "an object for a list": (edit("tensors", value={}), r"tensors is"),
     "a number for a text": (edit("toolchain", value={"torch": 2}), r"toolchain\.torch is '?2"),
-    "a strength that is none": (edit("sources", 1, "strength", value=float("nan")), r"strength is"),
-    "an infinite strength": (edit("sources", 1, "strength", value=float("inf")), r"strength is"),
+    "a strength that is none": (
+        edit("sources", 1, "lora", "strength", value=float("nan")),
+        r"strength is",
+    ),
+    "an infinite strength": (
+        edit("sources", 1, "lora", "strength", value=float("inf")),
+        r"strength is",
+    ),
+    "a role that no LoRA has": (edit("sources", 1, "lora", "role", value="hat"), r"role is 'hat'"),
+    "a kind that no model has": (edit("model_kind", value="scail3"), r"model_kind is 'scail3'"),
+    "another kind than the model's": (
+        edit("model_kind", value="scail2"),
+        r"package of SCAIL-2, whose masks have 28 channels, and its model takes masks of 0",
+    ),
+    "a model of another kind": (
+        edit("model", "mask_dim", value=28),
+        r"package of SCAIL-Preview, whose masks have 0 channels, .* takes masks of 28",
+    ),
+    "a rotation": (edit("rotation", value={"size": 256}), r"rotation is"),
     "unknown weights": (edit("weights", value="int4"), r"weights is 'int4'"),
     "an unknown architecture": (edit("arch", value="sm75"), r"architecture is 'sm75'"),
     "a floor that is none": (edit("driver_floor", value="12"), r"driver floor is '12'"),
@@ -332,39 +350,56 @@ def test_a_manifest_with_a_new_digest_and_no_change_opens_as_before(package):
 
 
 def test_a_newer_schema_is_told_first_whatever_else_is_new(package):
-    reseal(package, lambda body: {"schema": 2, "colours": [], **body, "arch": 120} | {"schema": 2})
-    assert "was made by a newer engine: it has schema 2, this engine reads 1" in refusal(package)
+    reseal(package, lambda body: {"schema": 3, "colours": [], **body, "arch": 120} | {"schema": 3})
+    assert "was made by a newer engine: it has schema 3, this engine reads 2" in refusal(package)
 
 
-# --- which package
+OLDER = {
+    "schema": 1,
+    "digest": "0" * 64,
+    "arch": "sm120",
+    "sources": [
+        {"file": "my scail-00001-of-00002.safetensors", "bytes": 1, "sha256": "", "strength": None},
+        {"file": "my scail-00002-of-00002.safetensors", "bytes": 1, "sha256": "", "strength": None},
+        {"file": "steps.safetensors", "bytes": 1, "sha256": "", "strength": 1.0},
+        {"file": "style.safetensors", "bytes": 1, "sha256": "", "strength": 0.8},
+    ],
+}
+
+
+def test_a_package_of_the_older_schema_is_refused_with_the_line_that_builds_it_again(package):
+    (package / "manifest.json").write_text(json.dumps(OLDER), encoding="utf-8")
+    assert refusal(package).endswith(
+        "was made by an older engine: it has schema 1, this engine reads 2; build the package "
+        "again, which takes two minutes: python build_engine.py --arch sm120 --checkpoint "
+        "'my scail-00001-of-00002.safetensors' --lora steps.safetensors:1 "
+        "--lora style.safetensors:0.8 --out DIR"
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"arch": "sm75\n", "sources": None},
+        {"arch": 5, "sources": [None, 7, {}, {"file": "", "strength": None}, {"file": "x" * 9999}]},
+        {"arch": ["sm89"], "sources": [{"file": "\n\x1b[2J", "strength": "1"}]},
+        {"sources": [{"file": "l", "strength": 1e999}] * 5000},
+    ],
+)
+def test_whatever_an_older_manifest_holds_the_line_is_one_and_short(package, changes):
+    (package / "manifest.json").write_text(json.dumps(OLDER | changes), encoding="utf-8")
+    sentence = refusal(package).removeprefix(str(package))
+    assert sentence.isprintable()
+    assert len(sentence) < 400
+    assert "python build_engine.py --arch" in sentence
+
+
+# --- what is no package
 
 
 def test_a_package_for_another_architecture_is_refused(sound):
     sentence = refusal(sound, SM120)
     assert sentence.startswith(f"{sound} is for sm89, sm120 is needed.")
-
-
-def test_of_a_folder_with_one_package_that_is_opened_where_no_architecture_is_known(
-    sound, tmp_path
-):
-    shutil.copytree(sound, tmp_path / "sm89")
-    assert open_folder(tmp_path).path == tmp_path / "sm89"
-    assert "packages for sm89, none for sm90; build that one" in refusal(tmp_path, SM90)
-
-
-def test_of_a_folder_of_packages_the_one_for_the_architecture_is_opened(sound, tmp_path):
-    shutil.copytree(sound, tmp_path / "sm89")
-    build(tmp_path / "sm120", groups=1, manifest=for_arch(SM120))
-    shutil.copytree(sound, tmp_path / "sm90.partial")
-    held = [("sm89", tmp_path / "sm89"), ("sm120", tmp_path / "sm120")]
-    assert find_packages(tmp_path) == held
-    assert find_packages(sound) == [("sm89", sound)]
-    for arch in (SM89, SM120):
-        assert open_folder(tmp_path, arch).manifest.arch == arch.name
-    assert "packages for sm89, sm120, none for sm90; build that one" in refusal(tmp_path, SM90)
-    assert "packages for sm89, sm120; name one of them" in refusal(tmp_path)
-    (tmp_path / "sm120").rename(tmp_path / "sm90")  # the folder's name is no proof
-    assert "is for sm120, sm90 is needed" in refusal(tmp_path, SM90)
 
 
 def test_what_is_no_package_is_named_for_what_it_is(sound, tmp_path):
@@ -374,7 +409,6 @@ def test_what_is_no_package_is_named_for_what_it_is(sound, tmp_path):
     assert "does not exist" in refusal(sound / "weights.bin" / "deeper")
     (tmp_path / "empty").mkdir()
     assert "holds no package: there is no manifest.json" in refusal(tmp_path / "empty")
-    assert find_packages(tmp_path / "empty") == []
     (tmp_path / "sm89.partial").mkdir()
     assert "unfinished build" in refusal(tmp_path / "sm89.partial")
     (tmp_path / "link").symlink_to(tmp_path / "sm89.partial")
@@ -435,15 +469,17 @@ def test_info_shows_what_is_inside(sound):
     shown = summary(open_folder(sound))
     assert json.loads(json.dumps(shown)) == {
         "path": str(sound),
+        "kind": "preview",
         "arch": "sm89",
         "driver_floor": "12.7",
         "engine": "0.1.0",
         "digest": open_folder(sound).digest,
         "model": {
             "layers": TINY.layers, "dim": TINY.dim, "ffn": TINY.ffn, "text_dim": TINY.text_dim,
-            "clip_dim": TINY.clip_dim, "padded_ffn": 512,
+            "clip_dim": TINY.clip_dim, "mask_dim": 0, "padded_ffn": 512,
         },
         "weights": "mixed",
+        "rotation": None,
         "tensors": 18,
         "bytes": sum((sound / file).stat().st_size for file in FILES[1:]),
         "native": {
@@ -454,8 +490,9 @@ def test_info_shows_what_is_inside(sound):
         },
         "tensorrt": {"absent": "It was not asked for."},
         "sources": [
-            {"file": "m.safetensors", "bytes": 10, "sha256": "ab" * 32, "strength": None},
-            {"file": "l.safetensors", "bytes": 5, "sha256": "0", "strength": 0.5},
+            {"file": "m.safetensors", "bytes": 10, "sha256": "ab" * 32, "lora": None},
+            {"file": "l.safetensors", "bytes": 5, "sha256": "0",
+             "lora": {"strength": 0.5, "role": "other", "rank": 64}},
         ],
         "prompts": None,
         "toolchain": {"torch": "2.13.0"},

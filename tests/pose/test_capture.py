@@ -139,7 +139,7 @@ def test_generate_dances_as_pose_does(example, standins, tmp_path, capsys):
 def test_the_joints_that_pose_keeps_draw_the_same_bones(example, standins, tmp_path):
     joints = tmp_path / "joints.npz"
     assert pose(standins, example / "driving.mp4", tmp_path / "a.mp4", "--joints", joints) == 0
-    settings = Settings(RECIPES["official"], height=SIZE[0], width=SIZE[1])
+    settings = Settings(RECIPES["preview"]["official"], height=SIZE[0], width=SIZE[1])
     made_of = Request(example / "ref.jpg", joints, "joints", settings)
     source = load_source(made_of, capture=None)
     found = extractor(standins, tmp_path)
@@ -159,7 +159,7 @@ def test_the_joints_that_pose_keeps_draw_the_same_bones(example, standins, tmp_p
 
 @pytest.mark.golden
 def test_the_production_recipe_captures_in_full_and_draws_at_half_size(example, standins, tmp_path):
-    settings = Settings(RECIPES["production"], height=SIZE[0], width=SIZE[1], frames=5)
+    settings = Settings(RECIPES["preview"]["production"], height=SIZE[0], width=SIZE[1], frames=5)
     request = Request(example / "ref.jpg", example / "driving.mp4", "video", settings)
     found = extractor(standins, tmp_path)
     picture, dance = load_image(request.image), probe_video(request.motion)
@@ -322,7 +322,7 @@ def test_a_damaged_video_is_named_before_any_network_is_looked_for(tmp_path, cap
 def test_a_check_ends_capturing_wherever_it_is(standins, tmp_path, calls):
     Image.new("RGB", (160, 96)).save(tmp_path / "i.png")
     video = boxes_video(tmp_path / "v.mp4", *[(80, 20, 120, 80)] * 5)
-    settings = Settings(RECIPES["official"], height=SIZE[0], width=SIZE[1])
+    settings = Settings(RECIPES["preview"]["official"], height=SIZE[0], width=SIZE[1])
     request = Request(tmp_path / "i.png", video, "video", settings)
     picture, asked = load_image(request.image), []
 

@@ -6,7 +6,7 @@ from engine.machine.gpu import Gpu
 from engine.machine.kernel_choice import choose_variants
 from kernels.aot.cubin import Cubin, spec_digest
 from kernels.arch import SM89
-from kernels.attention import ATTENTION, attention8_reference
+from kernels.attention import ATTENTION, variant_reference
 from kernels.fp8 import Rows
 from kernels.gemm import (
     GEMM,
@@ -75,7 +75,7 @@ class Fake:
             return
         self.checked.append(spec.name)
         self.time.s += self.check_ms / 1000
-        compute(spec, self.tuning(spec).blocks, tensors, tokens)
+        compute(spec, self.tuning(spec), tensors, tokens)
         self.spoil.get(spec.name, lambda out: out)(tensors[-1])
 
     def clock(self, run):
@@ -85,11 +85,10 @@ class Fake:
         return ms
 
 
-def compute(spec, tiles, tensors, tokens):
+def compute(spec, tuning, tensors, tokens):
     if spec.name.startswith("attention."):
         *operands, out = tensors
-        keys = tiles["BLOCK_KEYS"] * tiles["TILES"]
-        out.copy_(attention8_reference(Qkv8(*operands, tokens), keys))
+        out.copy_(variant_reference(spec, tuning, Qkv8(*operands, tokens)))
         return
     aq, a_s, bq, b_s, bias, *rest = tensors
     a, b = Rows(aq, a_s), Rows(bq, b_s)

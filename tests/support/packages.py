@@ -8,7 +8,7 @@ import torch
 
 from engine.config import TINY
 from engine.package.folder import PackageWriter
-from engine.package.manifest import Manifest, Native, SourceFile
+from engine.package.manifest import Manifest, MergedLora, Native, SourceFile
 from kernels.aot.cubin import Cubin, Mix
 
 CODE = b"\x7fELF machine code"
@@ -20,6 +20,7 @@ KERNEL = Cubin(
 )  # fmt: skip
 PLAN = b"plan" * 100
 MANIFEST = Manifest(
+    model_kind="preview",
     arch="sm89",
     driver_floor="12.7",
     engine="0.1.0",
@@ -27,11 +28,12 @@ MANIFEST = Manifest(
     wheels={"nvidia-cuda-nvcc-cu12 12.6.85": "d7" * 32},
     sources=(
         SourceFile("m.safetensors", 10, "ab" * 32, None),
-        SourceFile("l.safetensors", 5, "0", 0.5),
+        SourceFile("l.safetensors", 5, "0", MergedLora(0.5, "other", 64)),
     ),
     model=TINY,
     padded_ffn=512,
     weights="mixed",
+    rotation=None,
     native=Native((KERNEL.record(),)),
     tensorrt={"absent": "It was not asked for."},
     prompts=None,

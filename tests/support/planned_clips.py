@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from engine.config import SCAIL_14B
+from engine.config import SCAIL2_14B, SCAIL_14B
 from engine.denoise.block import BlockWeights, ContextWeights, Weight
 from engine.memory import ClipShape, EncoderBytes
 from engine.models.dit import Scail
@@ -58,9 +58,7 @@ def entries(model, ffn, codes="float8_e4m3fn"):
         outside = Scail(replace(model, layers=0)).state_dict()
     found = []
     for name, tensor in outside.items():
-        shape = (
-            (dim, 80) if name.startswith("patch_embedding") and tensor.ndim > 1 else tensor.shape
-        )
+        shape = tensor.flatten(1).shape if tensor.ndim > 3 else tensor.shape
         is_large = len(shape) == 2 and prod(shape) >= 2**20
         found.append((name, "bfloat16" if is_large else "float32", tuple(shape)))
     sizes = {
@@ -85,10 +83,13 @@ def entries(model, ffn, codes="float8_e4m3fn"):
 
 
 def manifest_of(model, ffn):
-    return replace(MANIFEST, model=model, padded_ffn=ffn, tensors=entries(model, ffn))
+    told = {"model_kind": model.kind.name, "model": model, "padded_ffn": ffn}
+    return replace(MANIFEST, **told, tensors=entries(model, ffn))
 
 
 REAL = manifest_of(SCAIL_14B, 13824)
+REAL_SCAIL2 = manifest_of(SCAIL2_14B, 13824)
+SOME_LAYERS_SCAIL2 = manifest_of(replace(SCAIL2_14B, layers=16), 13824)
 SOME_LAYERS = manifest_of(replace(SCAIL_14B, layers=16), 13824)
 FEW_LAYERS = manifest_of(replace(SCAIL_14B, layers=3), 13824)
 

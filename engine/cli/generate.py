@@ -1,0 +1,242 @@
+"""The options of `python -m engine generate`, and the request that they make."""
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias, get_args
+
+from engine.command_line import Parser, path
+from engine.config import KINDS, ModelConfig
+from engine.demo.presets import SHIPPED, Preset, preset_of
+from engine.errors import BadRequest
+from engine.flow import (
+    Align,
+    Fit,
+    KindName,
+    Mode,
+    Motion,
+    RecipeName,
+    Reference,
+    Request,
+    SegmentPlan,
+    Settings,
+    override,
+)
+from engine.jobs.served import (
+    Served,
+    check_mode,
+    check_recipe,
+    check_references,
+    mode_of,
+    refuse_foreign,
+)
+from engine.models.attention import available
+from engine.models.checkpoint import Checkpoint
+from engine.models.lora import file_and_strength
+from engine.program import NATIVE, PRECISIONS, ChosenPackage
+from engine.recipes import check_output, check_settings, recipe_of
+from engine.tensorrt.block_runner import PROGRAMS
+from engine.worker.serving import served_by, served_of
+
+Add: TypeAlias = Callable[..., Any]  # `add_argument` of a parser or of a group of options
+
+# The recipe where none is named: of a checkpoint as it was released, and of a package.
+_OF_CHECKPOINT: RecipeName = "official"
+_OF_PACKAGE: Mapping[KindName, RecipeName] = {"preview": "official", "scail2": "turbo"}
+# The options that one kind of model alone may understand, and their values that say nothing.
+_ROLES = ("mask", "reference_mask", "reference", "reference_mask_of", "segments", "align")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Asked:
+    """What the options ask for, of the model that they name."""
+
+    request: Request
+    served: Served
+    demo: Preset | None  # whose weights run; None: those of a real model
+    notes: tuple[str, ...]  # what is called otherwise here
+
+
+def read_options(args: argparse.Namespace, chosen: ChosenPackage | None) -> Asked:
+    """Makes the request. Of a checkpoint the headers are read, of a package its manifest.
+
+    Raises `BadRequest` for options that the model does not understand, and what opening a
+    checkpoint raises.
+    """
+    demo, served, usual = _model(args, chosen)
+    given = [name for name in _ROLES if getattr(args, name)]
+    refuse_foreign((f"--{name.replace('_', '-')}" for name in given), served)
+    request, note = _request(args, demo, served, usual)
+    mode = request.settings.mode
+    check_mode(mode, request.kind, request.mask, "--mask", served)
+    if demo is None:
+        check_recipe(args.recipe or usual, served)
+    return Asked(request, served, demo, () if note is None else (note,))
+
+
+def _model(
+    args: argparse.Namespace, chosen: ChosenPackage | None
+) -> tuple[Preset | None, Served, RecipeName]:
+    """Finds the model that runs: the demo it is of, what it serves, and its usual recipe."""
+    if chosen is not None:
+        served = served_by(chosen.package.manifest, "this package")
+        return preset_of(chosen.package.manifest.model), served, _OF_PACKAGE[served.kind.name]
+    if args.checkpoint is not None:
+        config: ModelConfig = Checkpoint(args.checkpoint).config
+        return None, served_of(config, "this checkpoint"), _OF_CHECKPOINT
+    return SHIPPED, served_of(SHIPPED.config, "the demo model"), _OF_CHECKPOINT
+
+
+def _request(
+    args: argparse.Namespace, demo: Preset | None, served: Served, usual: RecipeName
+) -> tuple[Request, str | None]:
+    """Makes the request, and a sentence if its recipe has another name."""
+    kinds: tuple[Motion, ...] = ("video", "pose", "joints")
+    kind: Motion = next(kind for kind in kinds if getattr(args, kind) is not None)
+    recipe, note = recipe_of(served.kind.name, args.recipe or usual)
+    if demo is not None and args.recipe is None:
+        recipe = demo.recipe
+    recipe = override(recipe, args)
+    settings = override(Settings(recipe, segments=served.kind.segments[0]), args)
+    settings = dataclasses.replace(settings, recipe=recipe, mode=mode_of(settings.mode, served))
+    has_size = (settings.height, settings.width) != (None, None)
+    if not has_size and demo is not None and demo.size is not None:
+        settings = dataclasses.replace(settings, height=demo.size[0], width=demo.size[1])
+    request = Request(
+        args.image,
+        getattr(args, kind),
+        kind,
+        settings,
+        args.mask,
+        args.reference_mask,
+        _references(args.reference, args.reference_mask_of),
+    )
+    return request, note
+
+
+def _references(pictures: list[Path], masks: list[tuple[int, Path]]) -> tuple[Reference, ...]:
+    check_references(len(pictures))
+    of = dict(masks)
+    if len(of) != len(masks):
+        raise BadRequest("--reference-mask-of names a picture twice; each has one mask.")
+    for number in of:
+        if not 1 <= number <= len(pictures):
+            raise BadRequest(
+                f"--reference-mask-of names picture {number}; --reference is given "
+                f"{len(pictures)} times, and the first is 1."
+            )
+    return tuple(Reference(one, of.get(n)) for n, one in enumerate(pictures, start=1))
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Refuses what no model takes, before one is opened: figures out of range, a bad output."""
+    recipe, _ = recipe_of("preview", _OF_CHECKPOINT)
+    recipe = override(recipe, args)
+    check_settings(dataclasses.replace(override(Settings(recipe), args), recipe=recipe))
+    named = [
+        args.image, args.video, args.pose, args.joints, args.mask, args.reference_mask,
+        args.checkpoint, *args.reference, *(file for _, file in args.reference_mask_of),
+        *(file for file, _ in args.lora),
+    ]  # fmt: skip
+    check_output(args.out, ".mp4", *(file for file in named if file is not None))
+
+
+def numbered_file(text: str) -> tuple[int, Path]:
+    """Parses N=FILE, as an option's type."""
+    number, equals, name = text.partition("=")
+    if not equals or not name or not (number.isascii() and number.isdigit() and len(number) < 4):
+        raise argparse.ArgumentTypeError("N=FILE is expected: the mask of picture N")
+    return int(number), path(name)
+
+
+def check_models(args: argparse.Namespace) -> None:
+    """Refuses options about models that contradict each other."""
+    if args.checkpoint is not None and args.package is not None:
+        raise BadRequest("Give --checkpoint or --package, not both.")
+    idle_models = args.models is not None and args.video is None  # it captures motion too
+    if args.checkpoint is None and args.package is None and idle_models:
+        raise BadRequest("--models belongs to --checkpoint or --package; neither is given.")
+    if args.checkpoint is None and args.lora:
+        raise BadRequest("--lora belongs to --checkpoint; a package has its LoRAs merged.")
+    if args.package is None and args.program != NATIVE:
+        raise BadRequest("--program belongs to --package; none is given.")
+    if args.program == "tensorrt" and args.attention is not None:
+        raise BadRequest("--attention belongs to --program native or hybrid; tensorrt has its own.")
+
+
+# --- options
+
+
+def add_generate_options(command: Parser) -> None:
+    group = command.add_argument_group("input")
+    group.add_argument("--image", type=path, required=True, help="the picture of the character")
+    motion = group.add_mutually_exclusive_group(required=True)
+    motion.add_argument("--video", type=path, help="a video of somebody dancing")
+    motion.add_argument("--pose", type=path, help="a rendered skeleton video")
+    motion.add_argument("--joints", type=path, help="an .npz of SMPL joints")
+    add_dancer_options(group.add_argument)
+
+    _add_role_options(command.add_argument_group("who is who (SCAIL-2)").add_argument)
+
+    add = command.add_argument_group("model").add_argument
+    add("--package", type=path, metavar="DIR", help="of build_engine.py, or a folder of such")
+    add("--checkpoint", type=path, metavar="FILE",
+        help="a SCAIL transformer, run exactly; without both: demo weights")  # fmt: skip
+    add("--lora", type=file_and_strength, action="append", default=[], metavar="FILE[:STRENGTH]",
+        help="merged into the checkpoint; may be repeated")  # fmt: skip
+    add("--models", type=path, metavar="DIR", help="VAE, encoders, motion capture ($SCAIL_MODELS)")
+    add("--attention", help=f"{' or '.join(available())}; "
+        "of a package int8fp8 (its default), int8, fp8 too")  # fmt: skip
+    add("--program", choices=(NATIVE, *PROGRAMS), default=NATIVE,
+        help="of a package; tensorrt and hybrid (with our attention) are experimental")  # fmt: skip
+    add("--precision", choices=PRECISIONS, help="fp32 on a CPU, bf16 on a GPU")
+
+    add = command.add_argument_group("look").add_argument
+    add("--prompt", help="what the clip shows")
+    add("--negative-prompt", help="what it should not show; seen where the cfg is not 1")
+    add("--recipe", choices=get_args(RecipeName), help="official if not given; of a package of "
+        "SCAIL-2 turbo")  # fmt: skip
+    add("--sampler", help="in place of the recipe's")
+    add("--steps", type=int, help="in place of the recipe's")
+    add("--cfg", type=float, help="in place of the recipe's")
+    add("--shift", type=float, help="in place of the recipe's")
+    add("--seed", type=int, help="0 to 2**64 - 1; default: 0")
+
+    add = command.add_argument_group("size and time").add_argument
+    add_size_options(add)
+    add("--fit", choices=get_args(Fit), help="a picture of another shape is cut (crop, the "
+        "default), or the clip takes its shape (resize)")  # fmt: skip
+
+    add = command.add_argument_group("output").add_argument
+    add("--out", type=path, required=True, metavar="CLIP.mp4")
+    add("--no-audio", dest="audio", action="store_false", help="leave the sound of the motion out")
+    add("--stages", type=path, metavar="DIR", help="keep skeleton, latents, activations, timings")
+
+
+def _add_role_options(add: Add) -> None:
+    titles = " and ".join(kind.title for kind in KINDS.values() if kind.modes)
+    add("--mode", choices=get_args(Mode), help=f"of {titles}: the picture dances (animation, the "
+        "default), or takes the place of the person in the --video")  # fmt: skip
+    add("--mask", type=path, metavar="FILE", help="who is who in the motion: a video, a ZIP of "
+        "pictures or an .npz, each person in a colour")  # fmt: skip
+    add("--reference-mask", type=path, metavar="FILE", help="who is who in the picture; else its "
+        "transparency, else all of it")  # fmt: skip
+    add("--reference", type=path, action="append", default=[], metavar="FILE",
+        help="a further picture of the character or the scene; up to 4 times")  # fmt: skip
+    add("--reference-mask-of", type=numbered_file, action="append", default=[], metavar="N=FILE",
+        help="the mask of further picture N, counted from 1")  # fmt: skip
+    add("--segments", choices=get_args(SegmentPlan), help="how a long clip is cut; default: even")
+
+
+def add_dancer_options(add: Add) -> None:
+    add("--persons", type=int, help="how many dancers of a video are followed; default: 1")
+    add("--align", choices=get_args(Align), help="camera and face: the best fit (exact, the "
+        "default), or what the official program finds")  # fmt: skip
+
+
+def add_size_options(add: Add) -> None:
+    add("--width", type=int, help="multiple of 32; default: 896x512, turned as the picture is")
+    add("--height", type=int, help="multiple of 32; given with --width or not at all")
+    add("--fps", type=float, help="of the clip; default: that of the motion")
+    add("--frames", type=int, help="at most so many")

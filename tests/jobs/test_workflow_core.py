@@ -1,0 +1,243 @@
+"""Workflows of ComfyUI's own nodes, for SCAIL-2: by links and not by number, and what is told."""
+
+import copy
+
+import pytest
+
+from engine.errors import BadRequest
+from engine.jobs.job import Given
+from engine.jobs.workflow import read_workflow
+from engine.recipes import RECIPES
+from tests.jobs.test_workflow import renumbered
+from tests.support.core_workflows import FULL, LONG, TURBO, core, read, told
+from tests.support.job_bodies import MASK, SCAIL2, refused, scail2_job, scail2_refused
+from tests.support.workflows import workflow
+
+
+def test_the_turbo_sample_is_the_turbo_recipe():
+    """Its scheduler reads the model before the node that says 5 (docs/reference/scail2.md 5)."""
+    draft = read(core())
+    assert draft.recipe == RECIPES["scail2"]["turbo"]
+    assert (draft.image, draft.video, draft.prompt) == ("me.png", "dance.mp4", "he dances")
+    assert (draft.width, draft.height, draft.frames, draft.fps) == (896, 512, 81, None)
+    assert (draft.mode, draft.audio, draft.seed, draft.negative_prompt) == (
+        "animation",
+        True,
+        0,
+        "",
+    )
+
+
+def test_the_full_sample_has_forty_steps_and_guidance():
+    recipe = read(core(FULL)).recipe
+    assert (recipe.sampler, recipe.steps, recipe.cfg, recipe.shift) == (
+        "euler_simple",
+        40,
+        5.0,
+        8.0,
+    )
+
+
+def test_a_scheduler_behind_the_shift_has_that_shift():
+    assert read(core(n104_model=["35", 0])).recipe.shift == 5.0
+    assert read(core(n104_model=["35", 0], n35_shift=3)).recipe.shift == 3.0
+    plain = ksampler(core())
+    assert read(plain).recipe.shift == 5.0
+    plain["102"]["inputs"]["model"] = ["31", 0]
+    assert read(plain).recipe.shift == 8.0
+
+
+def ksampler(given, **changes):
+    """The graph with a KSampler in place of the custom one."""
+    inputs = {
+        "model": ["35", 0], "positive": ["100", 0], "negative": ["100", 1], "seed": 7, "steps": 8,
+        "cfg": 1, "sampler_name": "uni_pc", "scheduler": "simple", "latent_image": ["100", 2],
+        "denoise": 1,
+    }  # fmt: skip
+    given["102"] = {"class_type": "KSampler", "inputs": inputs | changes}
+    return given
+
+
+def test_the_three_samplers_are_read_alike():
+    plain = read(ksampler(core()))
+    assert (plain.recipe.sampler, plain.recipe.steps, plain.seed) == ("unipc", 8, 7)
+    assert "uni_pc with the scheduler simple is done as unipc" in told(ksampler(core()))
+    advanced = core(
+        nodes={
+            "102": ("SamplerCustomAdvanced", {
+                "noise": ["60", 0], "guider": ["61", 0], "sampler": ["101", 0],
+                "sigmas": ["104", 0], "latent_image": ["100", 2]}),
+            "60": ("RandomNoise", {"noise_seed": 11}),
+            "61": ("CFGGuider", {"model": ["35", 0], "positive": ["100", 0],
+                                 "negative": ["100", 1], "cfg": 2.5}),
+        }
+    )  # fmt: skip
+    found = read(advanced)
+    assert (found.seed, found.recipe.cfg, found.recipe.shift) == (11, 2.5, 8.0)
+    assert found.warnings[-1] == read(core()).warnings[-1]
+
+
+def test_a_chain_is_one_long_clip_and_the_engine_cuts_it():
+    draft = read(core(LONG))
+    assert draft.frames == 81 + 2 * 76
+    assert draft.mode == "replacement"
+    assert "The chain of 3 segments is one clip here" in told(core(LONG))
+    given = core(LONG, n13_file="masks.mp4", n15_image="ref_mask.png")
+    assert (read(given).mask, read(given).reference_mask) == ("masks.mp4", "ref_mask.png")
+    made = scail2_job(workflow=given)
+    assert made.cast.mask == Given("workflow.mask", "path", "masks.mp4")
+    assert (made.settings.segments, made.settings.frames) == ("even", 233)
+    assert scail2_job(workflow=given, **MASK).cast.mask.field == "mask_url"
+
+
+def test_a_segment_that_differs_from_the_first_is_told():
+    said = told(core(LONG, n200_pose_strength=0.5, n300_previous_frame_count=9))
+    assert "pose_strength of node 200 (WanSCAILToVideo) is 0.5, done as 1" in said
+    assert "previous_frame_count of node 300 (WanSCAILToVideo) is 9, done as 5" in said
+
+
+def test_nodes_that_make_masks_want_them_in_the_request():
+    assert "of node 44 (SCAIL2ColoredMask) nothing is done. Send mask and reference_mask" in told(
+        core()
+    )
+    assert "needs a driving mask" in scail2_refused(workflow=core(n100_replacement_mode=True))
+    made = scail2_job(workflow=core(n100_replacement_mode=True), **MASK)
+    assert made.settings.mode == "replacement"
+    without = core(n100_pose_video_mask=..., n100_reference_image_mask=...)
+    assert "Masks are not made" not in told(without)
+
+
+def test_a_batch_of_pictures_is_the_character_and_further_pictures():
+    batch = {
+        "70": ("ImageBatch", {"image1": ["10", 0], "image2": ["71", 0]}),
+        "71": ("BatchImagesNode", {"images.image0": ["72", 0], "images.image1": ["73", 0]}),
+        "72": ("LoadImage", {"image": "side.png"}),
+        "73": ("LoadImage", {"image": "back.png"}),
+    }
+    made = scail2_job(workflow=core(nodes=batch, n100_reference_image=["70", 0]))
+    names = [one.image.value for one in made.cast.references]
+    assert (names, made.image.field) == (["side.png", "back.png"], "image_url")
+    own = scail2_job(workflow=core(nodes=batch, n100_reference_image=["70", 0]), references=["a"])
+    assert [one.image.field for one in own.cast.references] == ["references.0.url"]
+
+
+def test_ids_and_order_mean_nothing():
+    for name in (TURBO, FULL, LONG):
+        one, other = read(core(name)), read(renumbered(core(name)))
+        for field in ("recipe", "prompt", "seed", "width", "fps", "frames", "mode", "image"):
+            assert getattr(one, field) == getattr(other, field)
+
+
+def test_placeholders_are_left_to_the_request_and_the_endpoint():
+    given = workflow(TURBO, n100_width="{{w}}", n104_steps="{{steps}}", n101_sampler_name="{{s}}")
+    draft = read(given)
+    assert (draft.image, draft.video, draft.prompt, draft.width) == (None, None, None, None)
+    assert (draft.recipe.steps, draft.recipe.sampler) == (6, "euler_simple")
+    assert "Left open by the workflow: image of node 10 (LoadImage);" in draft.warnings[0]
+    made = scail2_job(workflow=given, prompt="p", steps=4, width=704)
+    assert (made.settings.prompt, made.settings.recipe.steps) == ("p", 4)
+
+
+def test_a_workflow_of_the_other_model_ends_in_a_sentence():
+    assert refused(workflow=core()) == (
+        "The workflow is for SCAIL-2: it has node 100 (WanSCAILToVideo). This worker serves "
+        "SCAIL-Preview."
+    )
+    assert refused(workflow="scail2-turbo") == refused(workflow=core())
+    said = scail2_refused(workflow="dance-scail-bplan")
+    assert said.startswith("The workflow is for SCAIL-Preview: it has node ")
+    assert said.endswith("This worker serves SCAIL-2.")
+    assert "makes 0 videos of a WanSCAILToVideo" in scail2_refused(workflow={})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"n100_batch_size": 2}, "batch_size of node 100 (WanSCAILToVideo) is 2, done as 1"),
+        ({"n104_denoise": 0.5}, "denoise of node 104 (BasicScheduler) is 0.5, done as 1"),
+        ({"n100_brand_new": 1}, "brand_new of node 100 (WanSCAILToVideo) is left out"),
+        ({"n91_codec": "av1"}, 'codec of node 91 (SaveVideo) is "av1", done as "auto"'),
+        ({"n100_video_frame_offset": 9}, "video_frame_offset of node 100 (WanSCAILToVideo) is"),
+        ({"n100_previous_frames": ["12", 0]}, "previous_frames of node 100 (WanSCAILToVideo) is l"),
+        ({"n100_width": ["12", 2]}, "the size of node 100 (WanSCAILToVideo), done as the picture"),
+        ({"n30_strength_model": 0.5}, 'distil..." at 0.5'),
+    ],
+)  # fmt: skip
+def test_what_is_done_another_way_is_named(change, said):
+    assert said not in told(core())
+    assert said in told(core(**change))
+
+
+def test_a_node_that_is_not_known_is_passed_and_named():
+    match = {"65": ("ColorMatch", {"image": ["103", 0], "reference": ["10", 0]})}
+    assert "node 65 (ColorMatch) is left out" in told(core(nodes=match, n90_images=["65", 0]))
+    skip = {"65": ("SkipLayerGuidance", {"model": ["31", 0]})}
+    given = core(nodes=skip, n35_model=["65", 0])
+    assert "node 65 (SkipLayerGuidance) is left out" in told(given)
+    assert "the LoRA" in told(given)
+
+
+def test_a_rate_of_its_own_and_a_missing_sound_are_read():
+    assert read(core(n90_fps=24)).fps == 24.0
+    assert read(core(n90_audio=...)).audio is False
+
+
+def broken(name=TURBO, **changes):
+    def change(given):
+        for place, value in changes.items():
+            node, _, key = place[1:].partition("_")
+            if value is ...:
+                given[node]["inputs"].pop(key)
+            else:
+                given[node]["inputs"][key] = value
+
+    return name, change
+
+
+def doubled(given):
+    given["9102"] = copy.deepcopy(given["102"])
+    given["103"]["inputs"]["other"] = ["9102", 0]
+
+
+def two_clips(given):
+    given["9090"] = copy.deepcopy(given["90"])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (broken(n101_sampler_name="lcm"), 'samples by "lcm" with the scheduler "simple"; euler'),
+        (broken(n104_scheduler="karras"), 'with the scheduler "karras"; euler with simple or'),
+        (broken(n100_pose_video=...), "pose_video of node 100 (WanSCAILToVideo) comes from"),
+        (broken(n100_reference_image=...), "reference_image of node 100 (WanSCAILToVideo) comes"),
+        (broken(n100_positive=["3", 0]), "a CLIPTextEncode or ConditioningZeroOut is expected."),
+        (broken(n102_sigmas=["101", 0]), "comes from node 101 (KSamplerSelect); a Basic"),
+        (broken(n102_model=["3", 0]), "comes from node 3 (VAELoader); a UNETLoader or"),
+        (broken(n104_steps=...), "The input steps of node 104 (BasicScheduler) is missing."),
+        (broken(n104_steps="many"), 'is "many"; a whole number is expected.'),
+        (broken(n104_steps=500), "The steps is 500; it must be 1 to 100."),
+        (broken(n100_pose_end=7), "The end of the skeleton is 7.0; it must be 0 to 1."),
+        (broken(n100_length=-3), "The frames is -3; it must be 1 to 2000."),
+        (broken(n100_replacement_mode="maybe"), "true or false is expected."),
+        (broken(n30_model=["30", 0]), "The links of the workflow go in a circle through node 30"),
+        (broken(n102_latent_image=["3", 0]), "a WanSCAILToVideo is expected."),
+        (broken(LONG, n200_previous_frames=...), "The 3 WanSCAILToVideo of the workflow are no ch"),
+        (broken(LONG, n100_previous_frames=["303", 0]), "are no chain"),
+        ((TURBO, doubled), "The node 100 (WanSCAILToVideo) has 2 samplers; exactly one"),
+        ((TURBO, two_clips), "makes 2 videos of a WanSCAILToVideo through CreateVideo or VHS_Vid"),
+        ((TURBO, lambda given: given.pop("90")), "makes 0 videos of a WanSCAILToVideo"),
+        ((TURBO, lambda given: given.update({f"s{n}": given["100"] for n in range(40)})),
+         "The workflow has 41 WanSCAILToVideo; at most 30 do."),
+    ],
+)  # fmt: skip
+def test_what_is_no_such_workflow_is_refused_in_a_sentence(change, sentence):
+    name, do = change
+    given = core(name)
+    do(given)
+    assert sentence in scail2_refused(workflow=given, **MASK)
+
+
+def test_a_batch_in_a_circle_ends():
+    circle = {"70": ("ImageBatch", {"image1": ["70", 0], "image2": ["70", 0]})}
+    with pytest.raises(BadRequest, match=r"circle|too many nodes"):
+        read_workflow(core(nodes=circle, n100_reference_image=["70", 0]), SCAIL2)

@@ -1,5 +1,7 @@
 """A weight is the same whatever format a file holds it in, but for what that format loses."""
 
+import base64
+
 import pytest
 import torch
 
@@ -10,8 +12,16 @@ from engine.models.formats.weights import StoredWeights
 from engine.models.lora import Lora
 from engine.models.tensorfile import TensorFile
 from kernels.fp8 import quantize_rows
-from tests.support.checkpoints import SMALL, loaded, save, small_weights
-from tests.support.layouts import GGUF_TYPES, LAYOUTS, gguf_of, hadamard, model_in
+from tests.support.checkpoints import SMALL, loaded, save, small_weights, to_sat
+from tests.support.layouts import (
+    GGUF_TYPES,
+    LAYOUTS,
+    Model,
+    gguf_of,
+    hadamard,
+    int8,
+    model_in,
+)
 
 ROUNDED = ("ConvRot", "ConvRot of params", "W4A4", "W4A8")  # turned back by other sums
 
@@ -103,8 +113,6 @@ def test_the_error_of_a_gaussian_weight_is_that_of_its_format(tmp_path, gaussian
 @pytest.mark.parametrize("group", [256, 64, 16])
 def test_rotated_rows_of_a_gaussian_weight_lose_what_int8_rows_do(tmp_path, gaussian, group):
     settings = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": group}
-    from tests.support.layouts import Model, int8
-
     written = int8(group=group, **settings)(gaussian)
     tensors = {f"blocks.0.ffn.0.{end}": t for end, t in written.tensors.items()}
     got, stored = read(Model(tensors, {}).save(tmp_path / "m.safetensors"))
@@ -207,8 +215,6 @@ def test_codes_and_their_scales_mean_the_weight(tmp_path, layout, form):
 
 
 def test_codes_of_a_fused_weight_are_those_of_its_part(tmp_path):
-    from tests.support.checkpoints import to_sat
-
     weights = small_weights()
     stored = to_sat(weights)
     name = "model.diffusion_model.transformer.layers.0.attention.query_key_value"
@@ -226,8 +232,6 @@ def test_codes_of_a_fused_weight_are_those_of_its_part(tmp_path):
 def test_a_file_of_quanto_may_have_its_map_beside_it(tmp_path):
     model = model_in("quanto", small_weights())
     encoded = model.metadata.pop("quantization_map_base64")
-    import base64
-
     (tmp_path / "m_map.json").write_bytes(base64.b64decode(encoded))
     path = model.save(tmp_path / "m.safetensors")
     assert_means(loaded(path), model.means, "quanto")

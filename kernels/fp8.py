@@ -84,15 +84,16 @@ class Rows:
         return self.q.float() * self.s[:, None]
 
 
-def rotate(x: Tensor) -> Tensor:
-    """Returns R x for each row of x [..., D], in FP64 if x is, else in FP32. Additions have one
-    order, so that every machine makes the same package.
+def rotate(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """Returns R x for each row of x [..., D], in FP64 if x is, else in FP32: in `out`, if that is
+    given, which may be x. Additions have one order, so that every machine makes the same package.
 
     Raises `KernelError` if D is no multiple of `GROUP`.
     """
     require_groups(x.shape[-1])
     wide = x if x.dtype == torch.float64 else x.float()
-    out = torch.empty_like(wide, memory_format=torch.contiguous_format)
+    if out is None:
+        out = torch.empty_like(wide, memory_format=torch.contiguous_format)
     _rotate_into(wide, out, _Held.of(wide.numel(), wide))
     return out
 

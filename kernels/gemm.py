@@ -101,9 +101,7 @@ def gemm(bank: Bank, way: Gemm, a: Rows, b: Rows, bias: Tensor) -> Tensor:
     return _gemm_to_bf16(bank, way.bias, way.dtype, a, b, bias=bias)
 
 
-def gemm_gelu(
-    bank: Bank, way: Gemm, a: Rows, b: Rows, bias: Tensor, multiplier: Tensor
-) -> Tensor:
+def gemm_gelu(bank: Bank, way: Gemm, a: Rows, b: Rows, bias: Tensor, multiplier: Tensor) -> Tensor:
     """a [M, K], b [N, K]; bias, multiplier [N] fp32 -> gelu_tanh * multiplier [M, N] bf16."""
     return _gemm_to_bf16(bank, way.gelu, way.dtype, a, b, bias=bias, multiplier=multiplier)
 

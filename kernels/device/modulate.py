@@ -41,7 +41,7 @@ def modulate_rotated_kernel(
     for p in tl.static_range(PARTS):
         x = tl.load(x_ptr + token * D + p * PART + d, mask=p * PART + d < D, other=0.0)
         total += x
-        xs = xs + (x,)
+        xs = xs + (x,)  # noqa: RUF005 - Triton has no other way to write it
     mean = tl.sum(total) / D
     squares = tl.zeros([PART], tl.float32)
     for p in tl.static_range(PARTS):
@@ -57,7 +57,7 @@ def modulate_rotated_kernel(
         y = tl.where(live, xs[p] - mean, 0.0) * rstd * (1 + scale) + shift
         y = rotated(y, PART)
         peaks = tl.maximum(peaks, tl.abs(y))
-        ys = ys + (y,)
+        ys = ys + (y,)  # noqa: RUF005
     peak = tl.max(peaks)
     for p in tl.static_range(PARTS):
         codes = to_8bit(ys[p] * (LIMIT / peak), q_ptr.dtype.element_ty)

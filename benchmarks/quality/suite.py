@@ -27,7 +27,7 @@ from benchmarks.quality.rows import QualityRow, quality_figures, quality_picture
 from benchmarks.quality.sums import SumRow, measure_sums, sums_figures, sums_table
 from benchmarks.record import Figure, Suite
 from benchmarks.timing import require
-from engine.build.make import Order, WeightsForm, make_package
+from engine.build.make import Order, make_package
 from engine.conditioning import condition
 from engine.config import models_dir, state_dir
 from engine.demo.weights import demo_weights
@@ -37,6 +37,7 @@ from engine.load import load_exact, load_package
 from engine.models.attention import find_attention
 from engine.models.dit import Scail
 from engine.package.folder import Package, open_package
+from engine.package.manifest import WeightsForm
 from engine.pipeline import Pipeline
 from engine.pose.networks import Networks
 from engine.program import ModelSettings, choose_package
@@ -53,7 +54,7 @@ TINY_SIZE, TINY_FRAMES = (64, 96), 17
 SIZE, FRAMES = (512, 896), 81  # of real weights
 TINY_STEPS = {"production": 4, "official": 3}
 STEPS = {"production": 6, "official": 10}
-PLAIN, CALIBRATED = ("fp8", "mixed"), "mixed calibrated"
+PLAIN, CALIBRATED = ("fp8", "int8"), "int8 calibrated"
 STAGES = "stages"  # the folder that a build is calibrated with
 
 
@@ -185,7 +186,7 @@ def _exact_side(
 
 def build(scene: QualityScene, name: str, arch: Arch, folder: Path) -> Path:
     """A package of one of `QualityScene.builds`."""
-    form: WeightsForm = "fp8" if name == "fp8" else "mixed"
+    form: WeightsForm = "fp8" if name == "fp8" else "int8"
     seen = folder / STAGES if name == CALIBRATED else None
     order = Order(arch, scene.checkpoint, weights=form, calibration=seen)
     return make_package(order, folder / name, state_dir())

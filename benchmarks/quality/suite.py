@@ -169,14 +169,14 @@ def _exact_side(
     """Does everything that the exact model is needed for."""
     exact = load_exact(scene.checkpoint, [], scene.models, networks(scene), settings(None))
     is_calibrated = not scene.packages and CALIBRATED in scene.builds
-    model, dump = _model(exact), StageDump(folder / STAGES if is_calibrated else None)
+    model, dump = model_of(exact), StageDump(folder / STAGES if is_calibrated else None)
     with dump.recording(model):
         made = {name: _run_exact(exact, scene, recipe) for name, recipe in scene.recipes.items()}
     packages = scene.packages or {name: build(scene, name, arch, folder) for name in scene.builds}
     walks: _Walks = {}
     for weights, path in packages.items():
         package = open_package(path, arch)
-        with _ops(package, arch) as ops:
+        with ops_of(package, arch) as ops:
             for recipe, found in made.items():
                 walked = [walk(model, package, ops, call) for call in found.calls]
                 for attention in ops:
@@ -196,7 +196,7 @@ def _run_exact(pipeline: Pipeline, scene: QualityScene, recipe: Recipe) -> Exact
     request = _with_recipe(scene.request, recipe)
     check_settings(request.settings)
     told = condition(pipeline.encoders, request, load_source(request, pipeline.capture))
-    with recorded(_model(pipeline)) as calls:
+    with recorded(model_of(pipeline)) as calls:
         latents, frames = made_of(pipeline, request, told)
     return Exact(told, (calls[0], calls[-1]), latents, frames)
 
@@ -263,7 +263,7 @@ def made_of(pipeline: Pipeline, request: Request, told: Conditions) -> tuple[Ten
 
 
 @contextmanager
-def _ops(package: Package, arch: Arch) -> Iterator[Mapping[str, Ops]]:
+def ops_of(package: Package, arch: Arch) -> Iterator[Mapping[str, Ops]]:
     """Operations by the names of attention: the package's kernels, or references without a GPU."""
     forms = {form: variants(form, arch)[0] for form in attentions(arch)[:-1]}
     with ExitStack() as stack:
@@ -299,7 +299,8 @@ def whole_pictures(rows: Rows, folder: Path, stem: str) -> list[Path]:
     return quality_pictures(_apart(rows)[0], folder, stem)
 
 
-def _model(pipeline: Pipeline) -> Scail:
+def model_of(pipeline: Pipeline) -> Scail:
+    """The model of an exact pipeline."""
     model = pipeline.denoiser.recorded
     assert isinstance(model, Scail)
     return model

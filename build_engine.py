@@ -16,7 +16,7 @@ from engine.demo.presets import PRESETS
 from engine.errors import BadRequest
 from engine.models.lora import file_and_strength
 from kernels.arch import ARCHS, Arch
-from kernels.fp8 import LIMITS
+from kernels.fp8 import FORMS
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -37,7 +37,7 @@ def _compile(args: argparse.Namespace) -> str:
     given = (args.checkpoint, args.preset, args.out, args.calibration, args.prompts, *args.lora)
     if any(given):
         raise BadRequest("--kernels-only takes --arch alone.")
-    made = build_native(SCAIL_14B, LIMITS, _arch(args), state_dir())
+    made = build_native(SCAIL_14B, FORMS, _arch(args), state_dir())
     return f"{len(made)} kernels for {args.arch} in {state_dir()}"
 
 
@@ -79,8 +79,8 @@ def _parser() -> Parser:
     add("--programs", default="native", metavar=",".join(PROGRAMS), help="native if not given")
     add(
         "--weights",
-        choices=["fp8", "mixed"],
-        help="mixed where INT8 is faster (sm89) if native alone, else fp8",
+        choices=["int8", "fp8"],
+        help="rotated INT8, or E4M3; int8 if native alone is built, else fp8",
     )
     add("--calibration", type=path, metavar="DIR", help="of generate --stages")
     add("--prompts", type=path, metavar="FILE", help="a prompt a line, embedded into the package")

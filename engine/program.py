@@ -27,7 +27,8 @@ from kernels.channel_norm import (
     channel_norm_reference,
     channel_norm_spec,
 )
-from kernels.fp8 import LIMITS
+from kernels.fp8 import FORMS as ROW_FORMS
+from kernels.fp8 import RowForm
 from kernels.launch import KernelBank
 from kernels.ops import Ops, native_ops, native_specs, plain_attention, reference_ops
 from kernels.spec import Bank
@@ -109,7 +110,7 @@ def _known(chosen: ChosenPackage) -> ChosenPackage:
     but products and attentions, and one of the ways to do each of those.
     """
     package, arch, model = chosen.package, chosen.arch, chosen.package.manifest.model
-    specs = native_specs(model.dim, chosen.package.manifest.padded_ffn, _dtypes(package), arch)
+    specs = native_specs(model.dim, chosen.package.manifest.padded_ffn, _forms(package), arch)
     held = {kernel.name: kernel.spec for kernel in package.kernels}
     is_known = {spec.name: held.get(spec.name) == spec_digest(spec, arch) for spec in specs}
     ways: dict[str, list[str]] = {}
@@ -133,10 +134,10 @@ def _operation(kernel: str) -> str:
     return ".".join([first, rest[0].split("_")[0], *rest[1:]]) if first == "gemm" else kernel
 
 
-def _dtypes(package: Package) -> list[torch.dtype]:
-    """The formats of the weights of the blocks."""
+def _forms(package: Package) -> list[RowForm]:
+    """The forms of the weights of the blocks."""
     stored = {entry.dtype for entry in package.manifest.tensors}
-    return [dtype for dtype in LIMITS if str(dtype).removeprefix("torch.") in stored]
+    return [form for form in ROW_FORMS if str(form.dtype).removeprefix("torch.") in stored]
 
 
 def make_program(chosen: ChosenPackage, settings: ModelSettings) -> Program:
@@ -181,7 +182,7 @@ def native_program(
         bank,
         chosen.arch,
         attention=attention_kernel(choices, form),
-        gemm=gemm_ways(choices, _dtypes(package)),
+        gemm=gemm_ways(choices, {form.dtype for form in _forms(package)}),
     )
     norm_of = partial(vae_norm, bank, {kernel.name for kernel in package.kernels})
     return Program(_with_attention(ops, attention), norm_of, recorder)

@@ -11,21 +11,20 @@ class Arch:
     shared_bytes: int  # shared memory one block may use
     driver: tuple[int, int]  # the oldest CUDA version a driver may report
     toolkits: tuple[str, ...]  # ptxas releases whose cubins such a driver takes, baseline first
-    int8_is_faster: bool  # whether INT8 products beat FP8 ones with sums in FP32
     gpus: str  # cards, by the names that people know
     image: str | None  # the Dockerfile of the image to deploy on these
 
 
 SM89 = Arch(
     "sm89", (8, 9), "sm_89", 101_376, driver=(12, 7), toolkits=("12.6", "12.8"),
-    int8_is_faster=True, gpus="RTX 4090, L40S, RTX 6000 Ada", image="Dockerfile.sm89",
+    gpus="RTX 4090, L40S, RTX 6000 Ada", image="Dockerfile.sm89",
 )  # fmt: skip
 SM90 = Arch(
     "sm90", (9, 0), "sm_90a", 232_448, driver=(12, 7), toolkits=("12.6", "12.8"),
-    int8_is_faster=False, gpus="H100, H200", image=None,
+    gpus="H100, H200", image=None,
 )  # fmt: skip
 SM120 = Arch(
     "sm120", (12, 0), "sm_120a", 101_376, driver=(12, 8), toolkits=("12.8",),
-    int8_is_faster=False, gpus="RTX 5090, RTX PRO 6000", image="Dockerfile.sm120",
+    gpus="RTX 5090, RTX PRO 6000", image="Dockerfile.sm120",
 )  # fmt: skip
 ARCHS = (SM89, SM90, SM120)

@@ -2,11 +2,12 @@
 
     y = (A @ B^T) * a.s[:, None] * b.s[None, :] + bias
     gemm             y                                   -> bf16
-    gemm_gelu        gelu_tanh(y)                        -> bf16
+    gemm_gelu        gelu_tanh(y) * m                    -> bf16
     gemm_residual    x += gate * y                       x fp32, in place
 
 Shapes    A: Rows [M, K], any M > 0;  B: Rows [N, K], a weight with a scale for each output;
-          bias, gate [N] fp32;  x [M, N] fp32.  N and K are multiples of the tile's.
+          bias, gate, m [N] fp32;  x [M, N] fp32.  N and K are multiples of the tile's.
+          A and B are both rotated or neither: R R = 1 goes away inside the product.
 Numerics  codes are summed in INT32 (exact) or FP32, everything after that is FP32.  What Ada and
           Hopper call FP32 here is an accumulator of about 14 bits in the tensor core, and `fp8`
           lets it run over all of K.  Simulated in tests/kernels/test_gemm.py, that adds less than
@@ -69,7 +70,11 @@ class Gemm:
 
 
 def product_reference(a: Rows, b: Rows) -> Tensor:
-    """Returns A @ B^T with its scales, [M, N] fp32. FP64 holds every sum of INT8 codes exactly."""
+    """Returns A @ B^T with its scales, [M, N] fp32. FP64 holds every sum of INT8 codes exactly.
+
+    Raises `KernelError` if one of the two alone is rotated.
+    """
+    _require_one_basis("a product", a, b)
     wide = torch.float64 if a.q.dtype == torch.int8 else torch.float32
     total = (a.q.to(wide) @ b.q.to(wide).T).float()
     return total * a.s[:, None] * b.s
@@ -80,9 +85,10 @@ def gemm_reference(a: Rows, b: Rows, bias: Tensor) -> Tensor:
     return (product_reference(a, b) + bias).bfloat16()
 
 
-def gemm_gelu_reference(a: Rows, b: Rows, bias: Tensor) -> Tensor:
+def gemm_gelu_reference(a: Rows, b: Rows, bias: Tensor, multiplier: Tensor) -> Tensor:
     """The definition, in plain PyTorch."""
-    return F.gelu(product_reference(a, b) + bias, approximate="tanh").bfloat16()
+    y = F.gelu(product_reference(a, b) + bias, approximate="tanh")
+    return (y * multiplier).bfloat16()
 
 
 def gemm_residual_reference(a: Rows, b: Rows, bias: Tensor, gate: Tensor, x: Tensor) -> None:
@@ -92,12 +98,12 @@ def gemm_residual_reference(a: Rows, b: Rows, bias: Tensor, gate: Tensor, x: Ten
 
 def gemm(bank: Bank, way: Gemm, a: Rows, b: Rows, bias: Tensor) -> Tensor:
     """a [M, K], b [N, K], bias [N] fp32 -> [M, N] bf16."""
-    return _gemm_to_bf16(bank, way.bias, way.dtype, a, b, bias)
+    return _gemm_to_bf16(bank, way.bias, way.dtype, a, b, bias=bias)
 
 
-def gemm_gelu(bank: Bank, way: Gemm, a: Rows, b: Rows, bias: Tensor) -> Tensor:
-    """a [M, K], b [N, K], bias [N] fp32 -> gelu_tanh [M, N] bf16."""
-    return _gemm_to_bf16(bank, way.gelu, way.dtype, a, b, bias)
+def gemm_gelu(bank: Bank, way: Gemm, a: Rows, b: Rows, bias: Tensor, multiplier: Tensor) -> Tensor:
+    """a [M, K], b [N, K]; bias, multiplier [N] fp32 -> gelu_tanh * multiplier [M, N] bf16."""
+    return _gemm_to_bf16(bank, way.gelu, way.dtype, a, b, bias=bias, multiplier=multiplier)
 
 
 def gemm_residual(
@@ -113,19 +119,22 @@ def gemm_residual(
 
 
 def _gemm_to_bf16(
-    bank: Bank, spec: KernelSpec, dtype: torch.dtype, a: Rows, b: Rows, bias: Tensor
+    bank: Bank, spec: KernelSpec, dtype: torch.dtype, a: Rows, b: Rows, **vectors: Tensor
 ) -> Tensor:
     grid = _grid(bank, spec, dtype, a, b)
-    require(spec.name, "bias", bias, (len(b.q),), torch.float32)
+    for name, vector in vectors.items():
+        require(spec.name, name, vector, (len(b.q),), torch.float32)
     out = a.s.new_empty(len(a.q), len(b.q), dtype=torch.bfloat16)
-    bank.launch(spec, grid, a.q, a.s, b.q, b.s, bias, out, len(a.q), *b.q.shape)
+    operands = (a.q, a.s, b.q, b.s, *vectors.values(), out)
+    bank.launch(spec, grid, *operands, len(a.q), *b.q.shape)
     return out
 
 
 def _grid(bank: Bank, spec: KernelSpec, dtype: torch.dtype, a: Rows, b: Rows) -> tuple[int]:
     """Returns a grid of one program a tile. Raises `KernelError` for operands that the tiles cannot
-    cover.
+    cover, and for two of which one alone is rotated.
     """
+    _require_one_basis(spec.name, a, b)
     blocks = bank.tuning(spec).blocks
     require(spec.name, "A", a.q, (Axis("M"), Axis("K", blocks["BLOCK_K"])), dtype)
     m, k = a.q.shape
@@ -136,6 +145,16 @@ def _grid(bank: Bank, spec: KernelSpec, dtype: torch.dtype, a: Rows, b: Rows) ->
     if dtype == torch.int8 and k > MAX_INT8_DEPTH:
         raise KernelError(f"{spec.name} sums at most {MAX_INT8_DEPTH} products, not {k}")
     return (-(-m // blocks["BLOCK_M"]) * (n // blocks["BLOCK_N"]),)
+
+
+def _require_one_basis(name: str, a: Rows, b: Rows) -> None:
+    """Raises `KernelError` for a rotated operand and one that is not: their product is noise."""
+    if a.rotated != b.rotated:
+        is_rotated, is_not = ("A", "B") if a.rotated else ("B", "A")
+        raise KernelError(
+            f"{name} was given a rotated {is_rotated} and {is_not} as it is; both are expected to "
+            "be rotated, or neither"
+        )
 
 
 def _way(
@@ -164,8 +183,8 @@ def _way(
     gelu = {"GELU_LINEAR": GELU_LINEAR, "GELU_CUBIC": GELU_CUBIC}
     return Gemm(
         dtype,
-        bias=spec("bias", "gemm_kernel", "*bf16", {"GELU": False, **gelu}),
-        gelu=spec("gelu", "gemm_kernel", "*bf16", {"GELU": True, **gelu}),
+        bias=spec("bias", "gemm_kernel", "*bf16", {}),
+        gelu=spec("gelu", "gemm_gelu_kernel", "*fp32 *bf16", gelu),
         residual=spec("residual", "gemm_residual_kernel", "*fp32 *fp32", {}),
     )
 
@@ -187,9 +206,14 @@ GEMM: Mapping[str, Gemm] = {
     "i8_pair": _way(
         "i8_pair",
         "int8",
-        {SM89: "IMMA.16832.S8.S8", SM120: "IMMA.16832.S8.S8"},
+        {
+            SM89: "IMMA.16832.S8.S8",
+            SM90: "IGMMA.64x128x32.S8.S8",
+            SM120: "IMMA.16832.S8.S8",
+        },
         {
             SM89: _tile(128, 128, 64, 3, "12.6", max_registers=128),
+            SM90: _tile(128, 128, 128, 3, "12.6", max_registers=128),
             SM120: _tile(128, 128, 64, 3, "12.8", max_registers=128),
         },
     ),

@@ -25,7 +25,7 @@ from kernels.cross_attention import (
     cross_attention,
     tiled_reference,
 )
-from kernels.fp8 import Rows, quantize_rows
+from kernels.fp8 import RowForm, Rows, quantize_rows
 from kernels.gemm import GEMM, Gemm
 from kernels.layout import Qkv8
 from kernels.rope import (
@@ -39,12 +39,13 @@ from kernels.rope import (
 )
 from kernels.spec import Bank, KernelError, KernelSpec
 
-Dtype: TypeAlias = torch.dtype  # int8 or e4m3; rows have that of the weight they meet next
-Modulate: TypeAlias = Callable[[Tensor, Tensor, Tensor, Dtype], Rows]
+# Rows have the form of the weight that they meet next.
+Modulate: TypeAlias = Callable[[Tensor, Tensor, Tensor, RowForm], Rows]
 Heads = TypeVar("Heads")  # q, k and v of all heads as one attention wants them
 CrossAttend: TypeAlias = Callable[[Tensor, Tensor, CrossKeys, CrossKeys], Tensor]
 Plain: TypeAlias = tuple[Tensor, Tensor, Tensor]  # q, k, v [S, N, K] bf16
 Product: TypeAlias = Callable[[Rows, Rows, Tensor], Tensor]
+Gelu: TypeAlias = Callable[[Rows, Rows, Tensor, Tensor], Tensor]
 Residual: TypeAlias = Callable[[Rows, Rows, Tensor, Tensor, Tensor], None]
 
 
@@ -57,7 +58,7 @@ class Ops(Generic[Heads]):
     # x [S, D], shift [D], scale [D] -> rows of layernorm(x) * (1 + scale) + shift
     modulate: Modulate
     # x [S, any width] -> its rows
-    quantize: Callable[[Tensor, Dtype], Rows]
+    quantize: Callable[[Tensor, RowForm], Rows]
     # x [S, D] -> 1 / rms of each row [S] fp32
     rms_inverse: Callable[[Tensor], Tensor]
     # q | k | v [S, 3 D], used up; RMSNorm weights of q and of k [D], cos and sin [S, K / 2]
@@ -68,8 +69,8 @@ class Ops(Generic[Heads]):
     cross_attention: CrossAttend
     # rows [S, in], weight [out, in], bias [out] -> [S, out]
     gemm: Product
-    # `gemm`, then GELU (tanh)
-    gemm_gelu: Product
+    # `gemm`, then GELU (tanh), then times a multiplier [out]
+    gemm_gelu: Gelu
     # rows [S, in], weight [out, in], bias, gate [out], x [S, out]: x += gate * product, in place
     gemm_residual: Residual
     attention_bits: int = 8  # of q, k and v between `rope` and `attention`
@@ -103,16 +104,16 @@ def native_ops(
     )
 
 
-def native_specs(dim: int, ffn: int, dtypes: Iterable[Dtype], arch: Arch) -> list[KernelSpec]:
-    """Lists all kernels that `native_ops` may launch for tokens of `dim` values, and the VAE's
-    norm: every form of attention and every way to multiply rows of `dtypes`, to choose from by
-    measurement.
+def native_specs(dim: int, ffn: int, forms: Iterable[RowForm], arch: Arch) -> list[KernelSpec]:
+    """Lists all kernels that `native_ops` may launch for tokens of `dim` values and weights of
+    `forms`, and the VAE's norm: every form of attention and every way to multiply, to choose from
+    by measurement.
     """
     specs = [CROSS_ATTENTION, rms_inverse_spec(dim, 1), *CHANNEL_NORM.values()]
-    for dtype in sorted(set(dtypes), key=str):
-        specs.append(norm.modulate_spec(dim, dtype))
-        specs += [norm.quantize_spec(width, dtype) for width in sorted({dim, ffn})]
-        specs += [spec for way in GEMM.values() if way.dtype == dtype for spec in way.specs]
+    for form in sorted(set(forms), key=str):
+        specs.append(norm.modulate_spec(dim, form))
+        specs += [norm.quantize_spec(width, form) for width in sorted({dim, ffn})]
+        specs += [spec for way in GEMM.values() if way.dtype == form.dtype for spec in way.specs]
     for spec in ATTENTION.values():
         if arch in spec.tuning:
             qk, v, _ = self_attention.formats(spec)
@@ -145,9 +146,9 @@ def reference_ops(
     )
 
 
-def first_ways(arch: Arch) -> Mapping[Dtype, Gemm]:
+def first_ways(arch: Arch) -> Mapping[torch.dtype, Gemm]:
     """Returns the way to multiply rows of each dtype where nothing was timed."""
-    found: dict[Dtype, Gemm] = {}
+    found: dict[torch.dtype, Gemm] = {}
     for way in GEMM.values():
         if arch in way.bias.tuning:
             found.setdefault(way.dtype, way)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kernels.attention import attention, formats, variant_reference
-from kernels.fp8 import LIMITS, Rows, quantize_rows, to_8bit
+from kernels.fp8 import LIMITS, RowForm, Rows, quantize_rows, to_8bit
 from kernels.gemm import (
     Gemm,
     gemm,
@@ -76,7 +76,7 @@ def timed_problem(bank: Bank, way: Way, device: torch.device) -> Launch:
         """All three endings: a block needs each of them."""
         assert isinstance(way, Gemm)
         gemm_residual(bank, way, a, b, bias, gate, x)
-        gemm_gelu(bank, way, a, b, bias)
+        gemm_gelu(bank, way, a, b, bias, gate)
         return gemm(bank, way, a, b, bias)
 
     return multiply
@@ -124,16 +124,16 @@ def _attention_error(bank: Bank, spec: KernelSpec, device: torch.device) -> floa
 def _product_error(bank: Bank, way: Gemm, device: torch.device) -> float:
     m, n, k = CHECKED_PRODUCT
     seed = _seed(way.bias.name)
-    a, b = (quantize_rows(_normal(seed + rows, rows, k), way.dtype) for rows in (m, n))
+    a, b = (quantize_rows(_normal(seed + rows, rows, k), RowForm(way.dtype)) for rows in (m, n))
     b.s.mul_(0.1)  # so that GELU is neither zero nor the identity
     bias, gate = _normal(seed, 2, n)
     added = torch.zeros(m, n)
     gemm_residual_reference(a, b, bias, gate, added)
-    wanted = gemm_reference(a, b, bias), gemm_gelu_reference(a, b, bias), added
+    wanted = gemm_reference(a, b, bias), gemm_gelu_reference(a, b, bias, gate), added
     a, b = (Rows(rows.q.to(device), rows.s.to(device)) for rows in (a, b))
     bias, gate, x = bias.to(device), gate.to(device), torch.zeros(m, n, device=device)
     gemm_residual(bank, way, a, b, bias, gate, x)
-    made = gemm(bank, way, a, b, bias), gemm_gelu(bank, way, a, b, bias), x
+    made = gemm(bank, way, a, b, bias), gemm_gelu(bank, way, a, b, bias, gate), x
     errors = [_relative_error(got, want) for got, want in zip(made, wanted)]
     return math.nan if any(map(math.isnan, errors)) else max(errors)
 

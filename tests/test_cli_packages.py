@@ -210,7 +210,7 @@ def test_info_shows_what_is_in_a_package(capsys):
     found = info(capsys, "--package", path, "--quiet")
     (shown,) = found["packages"]
     held = open_package(path)
-    assert (shown["path"], shown["arch"], shown["weights"]) == (str(path), "sm89", "mixed")
+    assert (shown["path"], shown["arch"], shown["weights"]) == (str(path), "sm89", "int8")
     assert shown["digest"] == held.digest
     assert shown["driver_floor"] == held.manifest.driver_floor
     assert shown["tensors"] == len(held.names)

@@ -109,7 +109,7 @@ def assert_near(got, want):
 @pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
 @pytest.mark.parametrize("name", RECIPES["preview"])
 def test_a_package_of_any_architecture_makes_the_clip_of_the_exact_model(arch, name):
-    """By its references, on the CPU; mixed weights on sm89, FP8 on the others."""
+    """By its references, on the CPU; INT8 weights."""
     recipe = dataclasses.replace(RECIPES["preview"][name], steps=6)
     assert_near(latents(packaged(arch), recipe), wanted(recipe))
 

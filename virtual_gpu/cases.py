@@ -24,7 +24,7 @@ from kernels.cross_attention import (
     cross_keys,
     tiled_reference,
 )
-from kernels.fp8 import LIMITS, Rows, quantize_rows
+from kernels.fp8 import FORMS, RowForm, Rows, quantize_rows, rotate
 from kernels.gemm import (
     GEMM,
     gemm,
@@ -77,7 +77,7 @@ def every(spec: KernelSpec) -> bool:
 
 def table(arch: Arch) -> list[KernelSpec]:
     """Returns all kernels of a package of the 14B model."""
-    return native_specs(WIDTH, FFN, LIMITS, arch)
+    return native_specs(WIDTH, FFN, FORMS, arch)
 
 
 # --- rows
@@ -92,14 +92,14 @@ def _rows(bank: Bank, arch: Arch, tokens: Sequence[int], wanted: Wanted) -> Iter
     for count in sorted({min(size, 17) for size in tokens}):
         x = 3 * draw(count, WIDTH) + 0.5
         shift, scale = draw(2, WIDTH, seed=1)
-        for dtype in LIMITS:
-            if wanted(MODULATE[dtype]):
-                got = modulate(bank, x, shift.clone(), scale.clone(), dtype)
-                yield from _modulated(got, x, shift, scale, dtype)
-            for width in (width for width in (WIDTH, FFN) if wanted(QUANTIZE[width, dtype])):
+        for form in FORMS:
+            if wanted(MODULATE[form]):
+                got = modulate(bank, x, shift.clone(), scale.clone(), form)
+                yield from _modulated(got, x, shift, scale)
+            for width in (width for width in (WIDTH, FFN) if wanted(QUANTIZE[width, form])):
                 branch = draw(count, width, seed=2).bfloat16()
                 branch[-1] *= count == 1  # a row of zeros
-                yield from _quantized(quantize(bank, branch, dtype), branch, dtype)
+                yield from _quantized(quantize(bank, branch, form), branch)
         if not wanted(RMS_INVERSE):
             continue
         branch = draw(count, WIDTH, seed=2).bfloat16()
@@ -109,28 +109,36 @@ def _rows(bank: Bank, arch: Arch, tokens: Sequence[int], wanted: Wanted) -> Iter
         yield Check(RMS_INVERSE.name, f"{count} rows", "error", error, 4 * FP32)
 
 
-def _modulated(
-    got: Rows, x: Tensor, shift: Tensor, scale: Tensor, dtype: torch.dtype
-) -> Iterator[Check]:
-    case = f"{len(x)} rows"
-    name = MODULATE[dtype].name
-    want = modulate_reference(x, shift, scale, dtype)
+def _modulated(got: Rows, x: Tensor, shift: Tensor, scale: Tensor) -> Iterator[Check]:
+    case, form = f"{len(x)} rows", got.form
+    name = MODULATE[form].name
+    want = modulate_reference(x, shift, scale, form)
     yield Check(name, case, "error of scales", relative_error(got.s, want.s), 8 * FP32)
     exact = x.double() - x.double().mean(1, keepdim=True)
     exact = exact / (exact.square().mean(1, keepdim=True) + EPS).sqrt() * (1 + scale) + shift
-    exact = exact / exact.abs().amax(1, keepdim=True) * LIMITS[dtype]
+    exact = rotate(exact) if form.rotated else exact
+    exact = exact / exact.abs().amax(1, keepdim=True) * form.limit
     yield Check(name, case, "wrong codes", wrong_codes(got.q, exact, 16 * FP32), 0)
 
 
-def _quantized(got: Rows, x: Tensor, dtype: torch.dtype) -> Iterator[Check]:
-    """The formula of the kernel, in the precision of the kernel: not a code may differ."""
-    name, case = QUANTIZE[x.shape[1], dtype].name, f"{len(x)} rows"
-    want = quantize_rows(x, dtype)
-    yield Check(name, case, "error of scales", relative_error(got.s, want.s), FP32)
+def _quantized(got: Rows, x: Tensor) -> Iterator[Check]:
+    """The formula of the kernel, in the precision of the kernel: not a code may differ. Sums of a
+    rotation have an order of their own.
+    """
+    form = got.form
+    name, case = QUANTIZE[x.shape[1], form].name, f"{len(x)} rows"
+    want = quantize_rows(x, form)
+    limit = (8 if form.rotated else 1) * FP32
+    yield Check(name, case, "error of scales", relative_error(got.s, want.s), limit)
+    if form.rotated:
+        exact = rotate(x.double())
+        exact = exact / exact.abs().amax(1, keepdim=True).clamp_min(1e-12) * form.limit
+        yield Check(name, case, "wrong codes", wrong_codes(got.q, exact, 16 * FP32), 0)
+        return
     peak = x.float().abs().amax(1, keepdim=True).clamp_min(1e-12)
-    factor = torch.full_like(peak, LIMITS[dtype]) / peak  # `1.0 / x` would be two roundings
+    factor = torch.full_like(peak, form.limit) / peak  # `1.0 / x` would be two roundings
     # INT8 may be rounded once (fused multiply-add) or twice
-    exact = x.double() * factor if dtype == torch.int8 else x.float() * factor
+    exact = x.double() * factor if form.dtype == torch.int8 else x.float() * factor
     yield Check(name, case, "wrong codes", wrong_codes(got.q, exact.double(), FP32 / 2), 0)
 
 
@@ -260,7 +268,7 @@ def _gemm_specs(arch: Arch) -> list[KernelSpec]:
 def gemm_operands(dtype: torch.dtype, m: int, n: int, k: int) -> tuple[Rows, Rows, Tensor, Tensor]:
     """Draws A and B with rows of other sizes, bias and gate."""
     a, b = (
-        quantize_rows(draw(rows, k, seed=s) * torch.exp(draw(rows, 1, seed=s + 1)), dtype)
+        quantize_rows(draw(rows, k, seed=s) * torch.exp(draw(rows, 1, seed=s + 1)), RowForm(dtype))
         for s, rows in ((m, m), (m + 7, n))
     )
     bias, gate = (part.clone() for part in draw(2, n, seed=3))
@@ -278,7 +286,8 @@ def _gemm(bank: Bank, arch: Arch, tokens: Sequence[int], wanted: Wanted) -> Iter
                 error = relative_error(gemm(bank, way, a, b, bias), gemm_reference(a, b, bias))
                 yield Check(way.bias.name, case, "error", error, 1e-4)
             if wanted(way.gelu):
-                got, want = gemm_gelu(bank, way, a, b, bias), gemm_gelu_reference(a, b, bias)
+                got = gemm_gelu(bank, way, a, b, bias, gate)
+                want = gemm_gelu_reference(a, b, bias, gate)
                 yield Check(way.gelu.name, case, "error", relative_error(got, want), 2e-4)
             if wanted(way.residual):
                 x = draw(m, n, seed=4)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.denoiser.launches import SIZES, name_of
-from benchmarks.denoiser.random_package import RandomWeights, form_of, random_package
+from benchmarks.denoiser.random_package import FORM, RandomWeights, random_package
 from benchmarks.kernel.cubins import compiled, load
 from benchmarks.kernel.gpu import current_stream, here, median_ms, relative_error, run_once, say
 from benchmarks.kernel.peers import PeerTimer
@@ -37,6 +37,7 @@ from engine.memory import VISION_TOKENS, ClipShape, EncoderBytes, MemoryPlan, pl
 from engine.models.attention import sdpa
 from engine.models.dit import Block, Context, Rope, rope_tables
 from kernels.arch import SM90, Arch
+from kernels.fp8 import rotate
 from kernels.launch import KernelBank
 from kernels.ops import Ops, native_ops, reference_ops
 from kernels.trial import trial_ms
@@ -106,13 +107,12 @@ def prepared(kernels: Path | None, out: Path, dry: bool) -> Iterator[ForwardPlac
     assert gpu is not None
     cubins = [*(compiled(arch) if kernels is None else load(kernels)).values()]
     torch.zeros(1, device=device)  # the context that the launcher shares
-    form = form_of(arch)[1]
     with KernelBank([], arch, current_stream) as bank:
         codes = "".join(sorted(cubin.sha256 for cubin in cubins))
         digest = hashlib.sha256(codes.encode()).hexdigest()
         choices = choose_variants(cubins, digest, gpu, bank, device, state_dir(), trial_ms)
         say(out, "variants", {"ops": [asdict(choice) for choice in choices.ops]})
-        ways = gemm_ways(choices, {form.down, form.others})
+        ways = gemm_ways(choices, {FORM.dtype})
         ops = native_ops(bank, arch, attention=attention_kernel(choices, "int8fp8"), gemm=ways)
         free = gpu.free_bytes or gpu.memory_bytes
         yield ForwardPlace(
@@ -250,7 +250,9 @@ def plain_block(place: ForwardPlace, scene: BlockScene) -> Block:
     }
     for field, names in fused.LINEARS.items():  # random weights are not smoothed
         linear: fused.Weight = getattr(context if field in ("text", "vision") else weights, field)
-        parts = linear.rows.dequantize().chunk(len(names)), linear.bias.chunk(len(names))
+        values = linear.rows.dequantize()
+        values = rotate(values) if linear.form.rotated else values
+        parts = values.chunk(len(names)), linear.bias.chunk(len(names))
         for name, matrix, bias in zip(names, *parts, strict=True):
             held[f"{name}.weight"], held[f"{name}.bias"] = matrix.to(dtype), bias.to(dtype)
     block.load_state_dict({name: t.to(place.device) for name, t in held.items()}, assign=True)

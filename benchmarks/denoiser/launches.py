@@ -9,8 +9,8 @@ is left out.
 
 from dataclasses import dataclass
 
-from benchmarks.denoiser.random_package import form_of
-from benchmarks.kernel.cases import SHORT
+from benchmarks.denoiser.random_package import FORM
+from benchmarks.kernel.cases import short_name
 from benchmarks.kernel.work import WorkOf, cross_attention, product, rows, self_attention
 from engine.config import SCAIL_14B, TEXT_TOKENS
 from engine.memory import VISION_TOKENS, ClipShape
@@ -27,10 +27,9 @@ D, F = SCAIL_14B.dim, SCAIL_14B.ffn
 class LaunchStep:
     name: str
     kind: str  # steps of one kind share a colour
-    case: str  # of `kernel.cases`, for a `way` to multiply and a `dtype` of rows
+    case: str  # of `kernel.cases`, for a `way` to multiply and a `form` of rows
     count: int  # in a block
     work: WorkOf
-    is_down: bool = False  # has the format of the feed forward's second product
 
 
 ATTENTION, PRODUCTS, FEED_FORWARD = "self attention", "products of attention", "feed forward"
@@ -38,20 +37,20 @@ CROSS, ROWS, ROPE = "cross attention", "norms and rows", "RMSNorm and RoPE"
 KINDS = (ATTENTION, PRODUCTS, FEED_FORWARD, CROSS, ROPE, ROWS)
 
 STEPS = (
-    LaunchStep("modulate", ROWS, "modulate.{dtype}", 3, rows(D, 5)),
+    LaunchStep("modulate", ROWS, "modulate.{form}", 3, rows(D, 5)),
     LaunchStep("qkv", PRODUCTS, "gemm.{way} qkv", 1, product(3 * D, D, 2)),
     # kernels.rope: q and k are read twice, v and k again
     LaunchStep("rope", ROPE, "rope.i8", 1, rows(D, 9, again=8)),
     LaunchStep("attention", ATTENTION, "attention", 1, self_attention(D)),
-    LaunchStep("quantise", ROWS, f"quantize.{{dtype}} {D}", 2, rows(D, 3)),
+    LaunchStep("quantise", ROWS, f"quantize.{{form}} {D}", 2, rows(D, 3)),
     LaunchStep("o + residual", PRODUCTS, "gemm.{way} o + residual", 2, product(D, D, 8)),
     LaunchStep("cross q", PRODUCTS, "gemm.{way} qkv", 1, product(D, D, 2)),
     LaunchStep("1 / rms of cross q", ROPE, "rms_inverse", 1, rows(D, 2)),
     LaunchStep("cross attention", CROSS, "cross_attention", 1, cross_attention(D, KEYS)),
     LaunchStep("up + GELU", FEED_FORWARD, "gemm.{way} up + gelu", 1, product(F, D, 2)),
-    LaunchStep("quantise the inner", FEED_FORWARD, f"quantize.{{dtype}} {F}", 1, rows(F, 3), True),
+    LaunchStep("quantise the inner", FEED_FORWARD, f"quantize.{{form}} {F}", 1, rows(F, 3)),
     LaunchStep("down + residual", FEED_FORWARD, "gemm.{way} down + residual", 1,
-        product(D, F, 8), True),
+        product(D, F, 8)),
 )  # fmt: skip
 
 
@@ -59,10 +58,8 @@ def candidates(step: LaunchStep, arch: Arch) -> list[str]:
     """The cases of `kernel.cases` that do it; of several a worker takes the fastest at start-up."""
     if step.kind == ATTENTION:
         return [spec.name for spec in variants("int8fp8", arch)]
-    form = form_of(arch)[1]
-    dtype = form.down if step.is_down else form.others
-    ways = [name for name, way in GEMM.items() if way.dtype == dtype and arch in way.bias.tuning]
-    names = [step.case.format(way=way, dtype=SHORT[dtype]) for way in ways]
+    ways = [n for n, way in GEMM.items() if way.dtype == FORM.dtype and arch in way.bias.tuning]
+    names = [step.case.format(way=way, form=short_name(FORM)) for way in ways]
     return list(dict.fromkeys(names))
 
 

@@ -10,24 +10,34 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from engine.config import ModelConfig
 from engine.denoise import block as fused
-from engine.denoise.block import BlockFormat
 from engine.machine.upload import PackageWeights, Take
 from engine.models.dit import Scail
 from engine.package.folder import Package
-from engine.package.manifest import ITEM_BYTES, Entry, Manifest, Native, aligned
+from engine.package.manifest import (
+    ITEM_BYTES,
+    ROTATION,
+    ROTATION_GROUP,
+    Entry,
+    Manifest,
+    Native,
+    Rotation,
+    WeightsForm,
+    aligned,
+)
 from kernels.arch import Arch
-from kernels.fp8 import LIMITS, to_8bit
+from kernels.fp8 import LIMITS, RowForm, to_8bit
 
 FFN_MULTIPLE = 256  # of `engine.build.quantize`, which a measuring machine may lack
 LARGE = 2**20  # values from which a matrix outside the blocks has two bytes a value
 QUERY_SIZE = 1.5  # of queries and keys: attention then looks at few of 48,832 tokens
+WEIGHTS: WeightsForm = "int8"  # as a build chooses where nobody says otherwise
+FORM = fused.WEIGHT_FORMS[WEIGHTS]
 SPREAD = 4  # standard deviations from the mean to the largest code
 
 TensorShape = tuple[str, str, tuple[int, ...]]  # name, dtype, shape
@@ -52,29 +62,24 @@ class RandomWeights(PackageWeights):
 
 def random_package(model: ModelConfig, arch: Arch) -> RandomPackage:
     """The package that a build would make for this architecture where nobody says otherwise."""
-    name, form = form_of(arch)
     ffn = -(-model.ffn // FFN_MULTIPLE) * FFN_MULTIPLE
     entries, offset = {}, 0
-    for key, dtype, shape in _tensors(model, ffn, form):
+    for key, dtype, shape in _tensors(model, ffn, FORM):
         nbytes = prod(shape) * ITEM_BYTES[dtype]
         entries[key] = Entry(key, dtype, shape, offset, nbytes, "")
         offset = aligned(offset + nbytes)
+    linears = (key.removesuffix(".q") for key, entry in entries.items() if entry.dtype == "int8")
     manifest = Manifest(
         model_kind=model.kind.name, arch=arch.name, driver_floor="{}.{}".format(*arch.driver),
-        engine="0", toolchain={}, wheels={}, sources=(), model=model, padded_ffn=ffn, weights=name,
-        rotation=None, native=Native(()), prompts=None,
-        tensorrt={"absent": "random weights have none."},
+        engine="0", toolchain={}, wheels={}, sources=(), model=model, padded_ffn=ffn,
+        weights=WEIGHTS, rotation=Rotation(ROTATION, ROTATION_GROUP, tuple(linears)),
+        native=Native(()), prompts=None, tensorrt={"absent": "random weights have none."},
         tensors=tuple(entries.values()),
     )  # fmt: skip
     return RandomPackage(Path("random weights"), "0" * 64, manifest, (), entries, {})
 
 
-def form_of(arch: Arch) -> tuple[Literal["mixed", "fp8"], BlockFormat]:
-    """The formats that a build chooses for an architecture where nobody says otherwise."""
-    return ("mixed", fused.MIXED) if arch.int8_is_faster else ("fp8", fused.FP8)
-
-
-def _tensors(model: ModelConfig, ffn: int, form: BlockFormat) -> Iterator[TensorShape]:
+def _tensors(model: ModelConfig, ffn: int, form: RowForm) -> Iterator[TensorShape]:
     """Name, dtype and shape, in load order."""
     with torch.device("meta"):
         state = Scail(replace(model, layers=0)).state_dict()
@@ -92,16 +97,16 @@ def _tensors(model: ModelConfig, ffn: int, form: BlockFormat) -> Iterator[Tensor
     yield from (one for one in outside if one[0].startswith("head."))
 
 
-def _in_block(name: str, dim: int, ffn: int, form: BlockFormat) -> tuple[str, tuple[int, ...]]:
+def _in_block(name: str, dim: int, ffn: int, form: RowForm) -> tuple[str, tuple[int, ...]]:
     """Dtype and shape of a tensor of a block."""
     field, _, end = name.partition(".")
     if not end:
-        return "float32", {"modulation": (6, dim), "smooth": (2, dim)}.get(name, (dim,))
+        shapes = {"modulation": (6, dim), "smooth": (2, dim), "inner": (ffn,)}
+        return "float32", shapes.get(name, (dim,))
     rows = ffn if field == "up" else dim * len(fused.LINEARS[field])
     if end != "q":
         return "float32", (rows,)
-    dtype, width = (form.down, ffn) if field == "down" else (form.others, dim)
-    return str(dtype).removeprefix("torch."), (rows, width)
+    return str(form.dtype).removeprefix("torch."), (rows, ffn if field == "down" else dim)
 
 
 def drawn(package: Package, name: str, device: torch.device) -> Tensor:
@@ -123,7 +128,7 @@ def drawn(package: Package, name: str, device: torch.device) -> Tensor:
         codes = package.entry(f"{name.removesuffix('s')}q")
         limit = LIMITS[getattr(torch, codes.dtype)]
         return torch.full(entry.shape, SPREAD / limit * codes.shape[1] ** -0.5, device=device)
-    if part == "smooth":
+    if part in ("smooth", "inner"):
         return torch.ones(entry.shape, device=device)
     if "norm_" in part:  # of queries and keys
         return randn(0.1, mean=QUERY_SIZE)

@@ -6,7 +6,7 @@ them, and what is only compared is drawn again and let go of: a GPU of 24 GB hol
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 from zlib import crc32
@@ -24,7 +24,7 @@ from kernels import rope as rotation
 from kernels.arch import Arch
 from kernels.attention import ATTENTION, attention, attention_reference, formats
 from kernels.cross_attention import CROSS_ATTENTION, cross_keys
-from kernels.fp8 import Rows, quantize_rows
+from kernels.fp8 import FORMS, RowForm, Rows, quantize_rows
 from kernels.gemm import GEMM, Gemm
 from kernels.layout import HEAD, LOGIT_SCALE, Qkv8, quantize_qkv
 from kernels.spec import Bank, KernelSpec
@@ -34,7 +34,6 @@ TEXT, VISION = 77, 257  # keys of cross attention; the other 435 rows of text ar
 SHORT = {torch.int8: "i8", torch.float8_e4m3fn: "fp8"}
 LIMIT, ATTENTION_LIMIT = 1e-2, 0.09  # relative errors up to which a result is right
 
-MakeProduct = Callable[..., Tensor]
 Made = TypeVar("Made")
 
 
@@ -97,8 +96,8 @@ def cases(arch: Arch, model: ModelConfig) -> list[KernelCase]:
 def _products(model: ModelConfig) -> Iterator[KernelCase]:
     dim, ffn = model.dim, model.ffn
     for name, form in GEMM.items():
-        qkv = partial(_to_bf16, product.gemm, product.gemm_reference, form, 3 * dim, dim)
-        up = partial(_to_bf16, product.gemm_gelu, product.gemm_gelu_reference, form, ffn, dim)
+        qkv = partial(_plain, form, 3 * dim, dim)
+        up = partial(_gelu, form, ffn, dim)
         o, down = partial(_residual, form, dim, dim), partial(_residual, form, dim, ffn)
         gelu, added = (form.gelu,), (form.residual,)
         yield KernelCase(f"gemm.{name} qkv", (form.bias,), work.product(3 * dim, dim, 2), qkv)
@@ -113,19 +112,27 @@ def _operands(form: Gemm, n: int, k: int, inputs: Inputs, tokens: int) -> tuple[
 
     def rows(name: str, count: int) -> Rows:
         key = f"{name} {count} {k} {form.dtype}"
-        return inputs.shared(key, lambda: quantize_rows(inputs.normal(name, count, k), form.dtype))
+        return inputs.shared(
+            key, lambda: quantize_rows(inputs.normal(name, count, k), RowForm(form.dtype))
+        )
 
     return rows("a", tokens), rows("b", n), inputs.normal("bias", n)
 
 
-def _to_bf16(
-    launch: MakeProduct, reference: MakeProduct, form: Gemm, n: int, k: int,
-    bank: Bank, inputs: Inputs, tokens: int,
-) -> KernelJob:  # fmt: skip
+def _plain(form: Gemm, n: int, k: int, bank: Bank, inputs: Inputs, tokens: int) -> KernelJob:
     a, b, bias = _operands(form, n, k, inputs, tokens)
-    run = partial(launch, bank, form, a, b, bias)
+    run = partial(product.gemm, bank, form, a, b, bias)
     rows = _sample(bias.device, tokens)
-    return KernelJob(run, lambda: (run()[rows], reference(_take(a, rows), b, bias)))
+    return KernelJob(run, lambda: (run()[rows], product.gemm_reference(_take(a, rows), b, bias)))
+
+
+def _gelu(form: Gemm, n: int, k: int, bank: Bank, inputs: Inputs, tokens: int) -> KernelJob:
+    a, b, bias = _operands(form, n, k, inputs, tokens)
+    multiplier = 1 + 0.2 * inputs.normal("multiplier", n)
+    run = partial(product.gemm_gelu, bank, form, a, b, bias, multiplier)
+    rows = _sample(bias.device, tokens)
+    reference = product.gemm_gelu_reference
+    return KernelJob(run, lambda: (run()[rows], reference(_take(a, rows), b, bias, multiplier)))
 
 
 def _residual(form: Gemm, n: int, k: int, bank: Bank, inputs: Inputs, tokens: int) -> KernelJob:
@@ -200,14 +207,21 @@ def _cross_attention(model: ModelConfig) -> KernelCase:
 # --- rows
 
 
+def short_name(form: RowForm) -> str:
+    """The name of rows in cases: "fp8", "i8r"."""
+    return SHORT[form.dtype] + "r" * form.rotated
+
+
 def _rows(model: ModelConfig) -> Iterator[KernelCase]:
     dim, ffn = model.dim, model.ffn
-    for dtype, short in SHORT.items():
-        spec, prepare = norm.modulate_spec(dim, dtype), partial(_modulate, dim, dtype)
+    for form in FORMS:
+        short = short_name(form)
+        spec, prepare = norm.modulate_spec(dim, form), partial(_modulate, dim, form)
         yield KernelCase(f"modulate.{short}", (spec,), work.rows(dim, 5), prepare)
         for width in (dim, ffn):
-            spec, prepare = norm.quantize_spec(width, dtype), partial(_quantize, width, dtype)
+            spec, prepare = norm.quantize_spec(width, form), partial(_quantize, width, form)
             yield KernelCase(f"quantize.{short} {width}", (spec,), work.rows(width, 3), prepare)
+    for dtype, short in SHORT.items():
         specs, prepare = tuple(rotation.rope_specs(dim, dtype)), partial(_rope, dim, dtype)
         yield KernelCase(f"rope.{short}", specs, work.rows(dim, 9), prepare)
     prepare = partial(_rms_inverse, dim)
@@ -216,15 +230,15 @@ def _rows(model: ModelConfig) -> Iterator[KernelCase]:
     )
 
 
-def _modulate(dim: int, dtype: torch.dtype, bank: Bank, inputs: Inputs, tokens: int) -> KernelJob:
+def _modulate(dim: int, form: RowForm, bank: Bank, inputs: Inputs, tokens: int) -> KernelJob:
     normal = inputs.normal
     x, shift, scale = normal("x", tokens, dim), normal("shift", dim), 0.2 * normal("scale", dim)
-    return _whole(partial(norm.modulate, bank), norm.modulate_reference, x, shift, scale, dtype)
+    return _whole(partial(norm.modulate, bank), norm.modulate_reference, x, shift, scale, form)
 
 
-def _quantize(width: int, dtype: torch.dtype, bank: Bank, inputs: Inputs, tokens: int) -> KernelJob:
+def _quantize(width: int, form: RowForm, bank: Bank, inputs: Inputs, tokens: int) -> KernelJob:
     rows = inputs.normal("rows", tokens, width).bfloat16()
-    return _whole(partial(norm.quantize, bank), quantize_rows, rows, dtype)
+    return _whole(partial(norm.quantize, bank), quantize_rows, rows, form)
 
 
 def _rope(dim: int, dtype: torch.dtype, bank: Bank, inputs: Inputs, tokens: int) -> KernelJob:
@@ -259,7 +273,7 @@ def _sample(device: torch.device, count: int) -> Tensor:
 
 
 def _take(rows: Rows, index: Tensor) -> Rows:
-    return Rows(rows.q[index], rows.s[index])
+    return replace(rows, q=rows.q[index], s=rows.s[index])
 
 
 def _values(made: object) -> Tensor:

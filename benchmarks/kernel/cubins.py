@@ -13,13 +13,13 @@ from engine.errors import Unavailable
 from kernels.aot.compile import compile_kernels, ptx_path
 from kernels.aot.cubin import Cubin, cubin_from_record
 from kernels.arch import ARCHS, SM90, Arch
-from kernels.fp8 import LIMITS
+from kernels.fp8 import FORMS
 from kernels.ops import native_specs
 
 
 def compiled(arch: Arch) -> dict[str, Cubin]:
     """Every kernel of a 14B package, of both 8-bit dtypes, proven, by the names of specs."""
-    specs = native_specs(SCAIL_14B.dim, SCAIL_14B.ffn, LIMITS, arch)
+    specs = native_specs(SCAIL_14B.dim, SCAIL_14B.ffn, FORMS, arch)
     made = compile_kernels([(spec, arch) for spec in specs], state_dir())
     return {cubin.name: cubin for cubin in made}
 

@@ -1,7 +1,8 @@
 """Suite `nano`: the nano model dances scenes that it was never shown, and is judged, in 8 bits too.
 
 Runs with suite `quality`. Exact first, then each form of weights with each attention; all of them
-start from the same noise. What the figures mean: `nano/judge.py`.
+start from the same noise. What the figures mean: `nano/judge.py`. Beside them, how far a velocity
+is from the exact one where both are given the exact latents: at the first, middle and last step.
 """
 
 import tempfile
@@ -19,14 +20,17 @@ from benchmarks.nano.drawing import draw_dancer
 from benchmarks.nano.judge import LimbVerdict, judge
 from benchmarks.nano.scenes import FPS, HEIGHT, HELD_OUT, WIDTH, Frames, ScenePlan, draw, plan
 from benchmarks.pictures import COLOURS, figure, save
-from benchmarks.quality.metrics import psnr
+from benchmarks.quality.blocks import Call, recorded, walk
+from benchmarks.quality.metrics import psnr, relative_error
 from benchmarks.quality.suite import (
     PLAIN,
     QualityScene,
     attentions,
     build,
     made_of,
+    model_of,
     networks,
+    ops_of,
     packaged,
     settings,
 )
@@ -37,14 +41,18 @@ from engine.config import state_dir
 from engine.demo.presets import SHIPPED
 from engine.flow import Request, Settings
 from engine.load import load_exact
+from engine.models.dit import Scail
+from engine.package.folder import open_package
 from engine.pipeline import Pipeline
 from engine.pose.joints import JointClip, save_joints
 from engine.recipes import PROMPT
 from engine.source import load_source
+from kernels.arch import Arch
 
 CLIPS = 2
 FRAMES = 21
 EXACT = "exact"
+STEPS = ("first", "middle", "last")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,7 @@ class NanoRow:
     attention: str
     verdict: LimbVerdict
     exact_db: float  # PSNR against the frames of the exact program
+    velocity: tuple[float, ...] = ()  # relative errors at STEPS, the worst of the clips
 
     @property
     def name(self) -> str:
@@ -78,25 +87,64 @@ def measure_nano(clips: int = CLIPS) -> tuple[str, list[NanoRow]]:
         shipped = SHIPPED.weights(state_dir())
         model = QualityScene("nano", shipped.checkpoint, shipped.models, tasks[0].request, {})
         rows: list[NanoRow] = []
-        exact: list[Frames] = []
-        for weights, attention, pipeline in programs(model, folder):
-            clips_made = [dance(pipeline, one) for one in tasks]
+        exact: Sequence[Frames] = []
+        for program in programs(model, tasks, folder):
+            clips_made = program.clips
             exact = exact or clips_made
             pairs = zip(clips_made, tasks, strict=True)
             verdict = mean([judge(made, one.truth, one.planned) for made, one in pairs])
-            rows.append(NanoRow(weights, attention, verdict, likeness(clips_made, exact)))
+            likeness_db = likeness(clips_made, exact)
+            rows.append(
+                NanoRow(program.weights, program.attention, verdict, likeness_db, program.velocity)
+            )
     return f"the drawings of {clips} scenes that nothing was trained on", rows
 
 
-def programs(model: QualityScene, folder: Path) -> Iterator[tuple[str, str, Pipeline]]:
-    """Weights, attention and the pipeline of each program; one is loaded at a time."""
-    exact = load_exact(model.checkpoint, [], model.models, networks(model), settings(None))
-    yield EXACT, "sdpa", exact
+@dataclass(frozen=True, slots=True)
+class Danced:
+    """What a program made of the tasks."""
+
+    weights: str
+    attention: str
+    clips: Sequence[Frames]
+    velocity: tuple[float, ...] = ()
+
+
+def programs(model: QualityScene, tasks: Sequence[Task], folder: Path) -> Iterator[Danced]:
+    """Lets each program dance, the exact one first; one package is loaded at a time."""
+    pipeline = load_exact(model.checkpoint, [], model.models, networks(model), settings(None))
+    exact, calls = model_of(pipeline), []
+    clips = []
+    for one in tasks:
+        with recorded(exact) as made:
+            clips.append(dance(pipeline, one))
+        calls.append((made[0], made[len(made) // 2], made[-1]))
+    yield Danced(EXACT, "sdpa", clips)
     arch = own_arch()
     for weights in PLAIN:
         package = build(model, weights, arch, folder)
+        errors = velocity_errors(exact, package, arch, calls)
         for attention in attentions(arch):
-            yield weights, attention, packaged(model, package, attention)
+            pipeline = packaged(model, package, attention)
+            clips = [dance(pipeline, one) for one in tasks]
+            yield Danced(weights, attention, clips, errors[attention])
+
+
+def velocity_errors(
+    exact: Scail, package: Path, arch: Arch, calls: Sequence[Sequence[Call]]
+) -> dict[str, tuple[float, ...]]:
+    """The relative error of each attention at each step, the worst of the clips. `calls`: those of
+    the exact model at the steps, for each clip.
+    """
+    opened = open_package(package, arch)
+    worst: dict[str, list[float]] = {}
+    with ops_of(opened, arch) as ops:
+        for at, same in enumerate(zip(*calls, strict=True)):
+            for call in same:
+                for attention, walked in walk(exact, opened, ops, call).items():
+                    found = worst.setdefault(attention, [0.0] * len(STEPS))
+                    found[at] = max(found[at], relative_error(walked.velocity, call.velocity))
+    return {attention: tuple(found) for attention, found in worst.items()}
 
 
 def task(number: int, folder: Path, frames: int = FRAMES) -> Task:
@@ -131,10 +179,12 @@ def mean(verdicts: Sequence[LimbVerdict]) -> LimbVerdict:
 def nano_table(rows: Sequence[NanoRow]) -> str:
     """Columns for a terminal, measured on drawings."""
     heads = {"limb IoU": ".3f", "identity": ".3f", "PSNR dB": ".2f", "to exact dB": ".1f"}
+    heads |= {f"{step} %": ".2f" for step in STEPS}  # of velocities
     lines = [
-        (row.name, row.verdict.limb_iou, row.verdict.identity, row.verdict.psnr, row.exact_db)
+        (row.name, row.verdict.limb_iou, row.verdict.identity, row.verdict.psnr, row.exact_db,
+         *([100 * error for error in row.velocity] or [None] * len(STEPS)))
         for row in rows
-    ]
+    ]  # fmt: skip
     return columns(heads, lines)
 
 
@@ -148,6 +198,10 @@ def nano_figures(rows: Sequence[NanoRow]) -> list[Figure]:
             Figure(f"{name} identity", round(it.identity, 3), "", 5e-4),
             Figure(f"{name} PSNR", round(it.psnr, 2), "dB", 5e-3, "higher"),
             Figure(f"{name} to exact", round(row.exact_db, 1), "dB", 0.05, "higher"),
+        ]
+        found += [
+            Figure(f"{name} velocity, {step} step", round(100 * error, 2), "%", 5e-3)
+            for step, error in zip(STEPS, row.velocity)
         ]
     return found
 

@@ -27,7 +27,7 @@ from benchmarks.quality.rows import QualityRow, quality_figures, quality_picture
 from benchmarks.quality.sums import SumRow, measure_sums, sums_figures, sums_table
 from benchmarks.record import Figure, Suite
 from benchmarks.timing import require
-from engine.build.make import Order, WeightsForm, make_package
+from engine.build.make import Order, make_package
 from engine.conditioning import condition
 from engine.config import models_dir, state_dir
 from engine.demo.weights import demo_weights
@@ -37,6 +37,7 @@ from engine.load import load_exact, load_package
 from engine.models.attention import find_attention
 from engine.models.dit import Scail
 from engine.package.folder import Package, open_package
+from engine.package.manifest import WeightsForm
 from engine.pipeline import Pipeline
 from engine.pose.networks import Networks
 from engine.program import ModelSettings, choose_package
@@ -53,7 +54,7 @@ TINY_SIZE, TINY_FRAMES = (64, 96), 17
 SIZE, FRAMES = (512, 896), 81  # of real weights
 TINY_STEPS = {"production": 4, "official": 3}
 STEPS = {"production": 6, "official": 10}
-PLAIN, CALIBRATED = ("fp8", "mixed"), "mixed calibrated"
+PLAIN, CALIBRATED = ("fp8", "int8"), "int8 calibrated"
 STAGES = "stages"  # the folder that a build is calibrated with
 
 
@@ -168,14 +169,14 @@ def _exact_side(
     """Does everything that the exact model is needed for."""
     exact = load_exact(scene.checkpoint, [], scene.models, networks(scene), settings(None))
     is_calibrated = not scene.packages and CALIBRATED in scene.builds
-    model, dump = _model(exact), StageDump(folder / STAGES if is_calibrated else None)
+    model, dump = model_of(exact), StageDump(folder / STAGES if is_calibrated else None)
     with dump.recording(model):
         made = {name: _run_exact(exact, scene, recipe) for name, recipe in scene.recipes.items()}
     packages = scene.packages or {name: build(scene, name, arch, folder) for name in scene.builds}
     walks: _Walks = {}
     for weights, path in packages.items():
         package = open_package(path, arch)
-        with _ops(package, arch) as ops:
+        with ops_of(package, arch) as ops:
             for recipe, found in made.items():
                 walked = [walk(model, package, ops, call) for call in found.calls]
                 for attention in ops:
@@ -185,7 +186,7 @@ def _exact_side(
 
 def build(scene: QualityScene, name: str, arch: Arch, folder: Path) -> Path:
     """A package of one of `QualityScene.builds`."""
-    form: WeightsForm = "fp8" if name == "fp8" else "mixed"
+    form: WeightsForm = "fp8" if name == "fp8" else "int8"
     seen = folder / STAGES if name == CALIBRATED else None
     order = Order(arch, scene.checkpoint, weights=form, calibration=seen)
     return make_package(order, folder / name, state_dir())
@@ -195,7 +196,7 @@ def _run_exact(pipeline: Pipeline, scene: QualityScene, recipe: Recipe) -> Exact
     request = _with_recipe(scene.request, recipe)
     check_settings(request.settings)
     told = condition(pipeline.encoders, request, load_source(request, pipeline.capture))
-    with recorded(_model(pipeline)) as calls:
+    with recorded(model_of(pipeline)) as calls:
         latents, frames = made_of(pipeline, request, told)
     return Exact(told, (calls[0], calls[-1]), latents, frames)
 
@@ -262,7 +263,7 @@ def made_of(pipeline: Pipeline, request: Request, told: Conditions) -> tuple[Ten
 
 
 @contextmanager
-def _ops(package: Package, arch: Arch) -> Iterator[Mapping[str, Ops]]:
+def ops_of(package: Package, arch: Arch) -> Iterator[Mapping[str, Ops]]:
     """Operations by the names of attention: the package's kernels, or references without a GPU."""
     forms = {form: variants(form, arch)[0] for form in attentions(arch)[:-1]}
     with ExitStack() as stack:
@@ -298,7 +299,8 @@ def whole_pictures(rows: Rows, folder: Path, stem: str) -> list[Path]:
     return quality_pictures(_apart(rows)[0], folder, stem)
 
 
-def _model(pipeline: Pipeline) -> Scail:
+def model_of(pipeline: Pipeline) -> Scail:
+    """The model of an exact pipeline."""
     model = pipeline.denoiser.recorded
     assert isinstance(model, Scail)
     return model

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from engine.build.quantize import Made, Quantization, groups, package_bytes, pad
 from engine.build.report import TensorError, lines, report
 from engine.build.tensorrt import build_program, unavailable
 from engine.config import LIMITS, ModelConfig
-from engine.denoise.block import BLOCK_FORMATS
+from engine.denoise.block import WEIGHT_FORMS
 from engine.diskcache import remembered_sha256
 from engine.errors import BadRequest
 from engine.machine.heap import keep_freed_memory
@@ -35,11 +34,15 @@ from engine.package.contents import REPORT
 from engine.package.folder import PackageWriter
 from engine.package.manifest import (
     PROMPTS,
+    ROTATION,
+    ROTATION_GROUP,
     Manifest,
     MergedLora,
     Native,
     Prompts,
+    Rotation,
     SourceFile,
+    WeightsForm,
     kernel_path,
 )
 from engine.package.search import package_home
@@ -48,7 +51,6 @@ from kernels.arch import Arch
 
 log = logging.getLogger(__name__)
 
-WeightsForm: TypeAlias = Literal["fp8", "mixed"]
 PROGRAMS = ("native", "tensorrt")
 AHEAD = 2  # groups that are made while one is written; each needs 0.4 GB at 14B
 PLANS = "plans"
@@ -108,7 +110,7 @@ def make_package(order: Order, out: Path, state: Path) -> Path:
                 model=checkpoint.config,
                 padded_ffn=padded_ffn(checkpoint.config),
                 weights=form,
-                rotation=None,
+                rotation=rotation_of(errors),
                 native=Native(tuple(kernel.record() for kernel in kernels)),
                 tensorrt=tensorrt,
                 prompts=stored,
@@ -124,8 +126,9 @@ def weights_form(order: Order) -> WeightsForm:
             f"--programs is {','.join(order.programs)!r}; native or native,tensorrt is expected."
         )
     asked = "tensorrt" in order.programs
-    best = "mixed" if order.arch.int8_is_faster and not asked else "fp8"
-    form: WeightsForm = order.weights or best
+    form: WeightsForm = order.weights or ("fp8" if asked else "int8")
+    if asked and order.weights is None:
+        log.info("TensorRT takes fp8 weights, which are less exact than int8: fp8 is built.")
     if asked and (reason := unavailable(order.arch, form)):
         raise BadRequest(f"There can be no TensorRT program: {reason}")
     return form
@@ -133,9 +136,9 @@ def weights_form(order: Order) -> WeightsForm:
 
 def quantization(order: Order, form: WeightsForm, checkpoint: Checkpoint) -> Quantization:
     if order.calibration is None:
-        return Quantization(checkpoint, BLOCK_FORMATS[form])
+        return Quantization(checkpoint, WEIGHT_FORMS[form])
     return Quantization(
-        checkpoint, BLOCK_FORMATS[form], load_activations(order.calibration, checkpoint.config)
+        checkpoint, WEIGHT_FORMS[form], load_activations(order.calibration, checkpoint.config)
     )
 
 
@@ -168,6 +171,12 @@ def write_weights(writer: PackageWriter, job: Quantization) -> list[TensorError]
             pool.shutdown(wait=True, cancel_futures=True)
             torch.set_num_threads(threads)
     return errors
+
+
+def rotation_of(errors: Sequence[TensorError]) -> Rotation | None:
+    """Says which linears are rotated: those whose rows are INT8 (`kernels.fp8.FORMS`)."""
+    linears = tuple(error.name for error in errors if error.dtype == "int8")
+    return Rotation(ROTATION, ROTATION_GROUP, linears) if linears else None
 
 
 def add_report(writer: PackageWriter, errors: Sequence[TensorError]) -> None:

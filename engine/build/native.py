@@ -3,22 +3,21 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
-
 from engine.build.quantize import FFN_MULTIPLE, padded_ffn
 from engine.config import ModelConfig
 from engine.errors import BuildFailed
 from kernels.aot.compile import compile_kernels
 from kernels.aot.cubin import Cubin
 from kernels.arch import Arch
+from kernels.fp8 import RowForm
 from kernels.ops import native_specs
 from kernels.spec import BuildError
 
 
 def build_native(
-    config: ModelConfig, formats_used: Iterable[torch.dtype], arch: Arch, state: Path
+    config: ModelConfig, forms: Iterable[RowForm], arch: Arch, state: Path
 ) -> list[Cubin]:
-    """Compiles the kernels for a model whose weights have these formats. Raises `BuildFailed` for a
+    """Compiles the kernels for a model whose weights have these forms. Raises `BuildFailed` for a
     model that their tiles cannot cover, and for a kernel that does not compile or lacks its proof.
     """
     if config.dim % FFN_MULTIPLE:
@@ -26,7 +25,7 @@ def build_native(
             f"The native program takes models whose width is a multiple of {FFN_MULTIPLE}; this "
             f"one is {config.dim} wide."
         )
-    specs = native_specs(config.dim, padded_ffn(config), formats_used, arch)
+    specs = native_specs(config.dim, padded_ffn(config), forms, arch)
     wanted = [(spec, arch) for spec in specs]
     try:
         return compile_kernels(wanted, state)

@@ -2,11 +2,12 @@
 
 Linears of the blocks become 8-bit rows, those with one input a single matrix; all else keeps its
 precision. Three things are folded exactly: LoRAs (by the checkpoint), LayerNorm's weights into a
-modulation, and the smoothing of a linear's input into the operation that makes that input.
+modulation, and the multipliers of a linear's input into the operation that makes that input: those
+of `down` are a vector behind GELU. Rotation comes after the multipliers and the padding.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Protocol, TypeAlias
 
@@ -16,8 +17,8 @@ from torch import Tensor
 from engine.build.calibration import Activations, FormatChoice, choose
 from engine.build.report import TensorError, measure, measure_cast
 from engine.config import ModelConfig
-from engine.denoise.block import LINEARS, BlockFormat
-from kernels.fp8 import quantize_rows
+from engine.denoise.block import LINEARS
+from kernels.fp8 import E4M3, RowForm, quantize_rows, rotate
 
 FFN_MULTIPLE = 256  # a multiple of all tiles; the rest is filled with zeros, whose GELU is zero
 CONTEXT = ("text", "vision")  # used once a clip; the other linears at every step
@@ -25,6 +26,7 @@ CHUNK_ROWS = 64
 LARGE = 2**20  # values from which a matrix outside the blocks is worth two bytes a value
 
 Made: TypeAlias = tuple[Mapping[str, Tensor], Sequence[TensorError]]
+Choices: TypeAlias = Callable[[int, str], FormatChoice]  # of a block's linear
 
 
 class WeightSource(Protocol):
@@ -41,16 +43,16 @@ class WeightSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """The weights to be quantised, and their formats."""
+    """The weights to be quantised, and their form."""
 
     weights: WeightSource
-    form: BlockFormat
+    form: RowForm
     seen: Activations | None = None
 
     @property
-    def allowed(self) -> Sequence[torch.dtype]:
-        """The formats that a calibrated linear may have."""
-        return sorted({self.form.down, self.form.others}, key=str)
+    def allowed(self) -> Sequence[RowForm]:
+        """The forms that linears may have: calibration may find E4M3 better than rotated INT8."""
+        return list(dict.fromkeys([self.form] if self.seen is None else [self.form, E4M3]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ def groups(job: Quantization) -> Iterator[TensorGroup]:
     names = sorted(job.weights)
     outside = [name for name in names if not name.startswith("blocks.")]
     head = [name for name in outside if name.startswith("head.")]
-    choices = cache(partial(_choices, job))
+    choices = cache(partial(_choice, job))
     layers = range(job.weights.config.layers)
     for name in outside:
         if name not in head:
@@ -138,57 +140,54 @@ def _context_norms(job: Quantization, n: int) -> Made:
     return made, []
 
 
-def _tables(
-    job: Quantization, choices: Callable[[int], Mapping[str, FormatChoice]], n: int
-) -> Made:
-    read = partial(_read, job.weights)
-    block, chosen = f"blocks.{n}.", choices(n)
-    smooth = chosen["cross_q"].smooth
+def _tables(job: Quantization, choices: Choices, n: int) -> Made:
+    read, block = partial(_read, job.weights), f"blocks.{n}."
+    first, second, third, inner = (
+        choices(n, field).smooth for field in ("qkv", "up", "cross_q", "down")
+    )
     made = {
         "modulation": read(f"{block}modulation")[0],
-        "smooth": torch.stack([chosen["qkv"].smooth, chosen["up"].smooth]),
+        "smooth": torch.stack([first, second]),
         "norm_q": read(f"{block}self_attn.norm_q.weight"),
         "norm_k": read(f"{block}self_attn.norm_k.weight"),
-        "norm3_shift": read(f"{block}norm3.bias") * smooth,
-        "norm3_scale": read(f"{block}norm3.weight") * smooth - 1,
+        "norm3_shift": read(f"{block}norm3.bias") * third,
+        "norm3_scale": read(f"{block}norm3.weight") * third - 1,
+        "inner": inner,
     }
     return {block + field: tensor for field, tensor in made.items()}, []
 
 
-def _linear(
-    job: Quantization, choices: Callable[[int], Mapping[str, FormatChoice]], n: int, field: str
-) -> Made:
-    chosen = choices(n)
-    choice, name = chosen[field], f"blocks.{n}.{field}"
+def _linear(job: Quantization, choices: Choices, n: int, field: str) -> Made:
+    choice, name = choices(n, field), f"blocks.{n}.{field}"
     weight = _read_linear(job.weights, n, field, "weight")
     bias = _read_linear(job.weights, n, field, "bias")
     if not bool((choice.smooth == 1).all()):
         weight /= choice.smooth
-    rows = quantize_rows(weight, choice.dtype)
+    if choice.form.rotated:
+        rotate(weight, out=weight)
+    rows = quantize_rows(weight, replace(choice.form, rotated=False))
     error = measure(name, weight, rows, choice.reason)
     after = {"qkv": "o", "text": "cross_o", "vision": "cross_o"}.get(field)
     if after is not None:  # the values are the last of its outputs, and make the input of `after`
-        dim = job.weights.config.dim
-        rows.s[-dim:] *= chosen[after].smooth
-        bias[-dim:] *= chosen[after].smooth
+        dim, multiplier = job.weights.config.dim, choices(n, after).smooth
+        rows.s[-dim:] *= multiplier
+        bias[-dim:] *= multiplier
     return {f"{name}.q": rows.q, f"{name}.s": rows.s, f"{name}.bias": bias}, [error]
 
 
-def _choices(job: Quantization, n: int) -> Mapping[str, FormatChoice]:
-    """Chooses the format of every linear of a block, and the multipliers of its input."""
-    chosen = {}
-    for field, names in LINEARS.items():
-        default = job.form.down if field == "down" else job.form.others
-        if job.seen is None or field in CONTEXT:
-            width = _shape(job.weights, n, field)[1]
-            chosen[field] = FormatChoice.default(default, width)
-            continue
-        weight = _read_linear(job.weights, n, field, "weight")
-        channels = job.seen.channels(f"blocks.{n}.{names[0]}").padded(weight.shape[1])
-        # before the output of GELU there is nothing that a factor could be folded into
-        can_smooth = field != "down"
-        chosen[field] = choose(weight, channels, job.allowed, default, can_smooth)
-    return chosen
+def _choice(job: Quantization, n: int, field: str) -> FormatChoice:
+    """Chooses the form of a linear of a block, and the multipliers of its input."""
+    if field in CONTEXT:  # all blocks share their input
+        return FormatChoice.plain(job.form, _shape(job.weights, n, field)[1])
+    if job.seen is None and not job.form.rotated:
+        return FormatChoice.plain(job.form, _shape(job.weights, n, field)[1])
+    weight = _read_linear(job.weights, n, field, "weight")
+    seen = None
+    if job.seen is not None:
+        seen = job.seen.channels(f"blocks.{n}.{LINEARS[field][0]}").padded(weight.shape[1])
+    # a program of TensorRT, which FP8 weights may be for, has no multipliers behind GELU
+    can_smooth = field != "down" or job.form.rotated
+    return choose(weight, seen, job.allowed, job.form, can_smooth)
 
 
 def _shape(weights: WeightSource, n: int, field: str) -> tuple[int, int]:

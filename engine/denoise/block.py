@@ -2,9 +2,9 @@
 
 The definition is `engine.models.dit.Block` (docs/reference/denoiser.md 3.5). Here its linears are
 8-bit rows, the residual stream stays FP32, and tensors between two products are BF16 (4.5). A norm
-is part of the quantisation of the rows it makes; a bias, GELU, gate and residual are part of the
-product they follow, and RMSNorm of RoPE or of the keys. Keys that depend on text and picture alone
-are made once a clip: `context_keys`.
+is part of the quantisation of the rows it makes, and so is their rotation; a bias, GELU, gate and
+residual are part of the product they follow, and RMSNorm of RoPE or of the keys. Keys that depend
+on text and picture alone are made once a clip: `context_keys`.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engine.models.dit import EPS, Rope
 from kernels.cross_attention import CrossKeys, cross_keys
-from kernels.fp8 import Rows
+from kernels.fp8 import E4M3, FORMS, INT8R, RowForm, Rows
 from kernels.ops import Ops
 
 # Linears with one input are one product: a field of the weights, and the names in a checkpoint of
@@ -34,18 +34,9 @@ LINEARS: Mapping[str, tuple[str, ...]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class BlockFormat:
-    """Formats of a block's weights. Rows have the format of the weight they are multiplied with."""
-
-    down: torch.dtype  # the second product of the feed forward, whose rows have outliers
-    others: torch.dtype
-
-
-FP8 = BlockFormat(down=torch.float8_e4m3fn, others=torch.float8_e4m3fn)
-INT8 = BlockFormat(down=torch.int8, others=torch.int8)
-MIXED = BlockFormat(down=torch.float8_e4m3fn, others=torch.int8)  # docs/reference/kernels.md 4
-BLOCK_FORMATS: Mapping[str, BlockFormat] = {"fp8": FP8, "mixed": MIXED}  # as --weights calls them
+# The form of all linears, as --weights calls it. Calibration may keep some in E4M3.
+WEIGHT_FORMS: Mapping[str, RowForm] = {"int8": INT8R, "fp8": E4M3}
+_FORM_OF: Mapping[torch.dtype, RowForm] = {form.dtype: form for form in FORMS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +47,9 @@ class Weight:
     bias: Tensor  # [out] fp32
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self.rows.q.dtype
+    def form(self) -> RowForm:
+        """That of the rows it is multiplied with."""
+        return self.rows.form
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +93,7 @@ class BlockWeights:
     o: Weight  # D -> D
     norm3_shift: Tensor  # [D], the affine LayerNorm as a modulation
     norm3_scale: Tensor  # [D]
+    inner: Tensor  # [FFN]: multiplies what enters down, whose columns are divided by it
     cross_q: Weight  # D -> D
     cross_o: Weight  # D -> D
     up: Weight  # D -> FFN
@@ -113,14 +106,15 @@ ENDS = ("q", "s", "bias")  # the names of a `Weight`'s tensors end so
 
 def assemble(kind: type[Weights], read: Callable[[str], Tensor]) -> Weights:
     """Makes the weights of a block from its tensors, which are named after the fields: `qkv.q` and
-    `qkv.s` are the rows of `qkv`, `qkv.bias` is its bias.
+    `qkv.s` are the rows of `qkv`, `qkv.bias` is its bias. INT8 codes are of rotated rows, as
+    `engine.package.contents` has checked.
     """
 
     def part(field: Field) -> Tensor | Weight:
         if field.type is Tensor:
             return read(field.name)
         codes, scales, bias = (read(f"{field.name}.{end}") for end in ENDS)
-        return Weight(Rows(codes, scales), bias)
+        return Weight(Rows(codes, scales, _FORM_OF[codes.dtype].rotated), bias)
 
     parts = {field.name: part(field) for field in fields(kind)}
     return kind(**parts)  # pyright: ignore[reportArgumentType] - each of its field's type
@@ -173,7 +167,7 @@ def picture_keys(ops: Ops, weights: PictureWeights | ContextWeights, vision: Ten
 def _keys(
     ops: Ops, x: Tensor, weight: Weight, norm_k: Tensor, cross_norm_q: Tensor, repeats: int
 ) -> CrossKeys:
-    both = ops.gemm(ops.quantize(x.bfloat16(), weight.dtype), weight.rows, weight.bias)
+    both = ops.gemm(ops.quantize(x.bfloat16(), weight.form), weight.rows, weight.bias)
     k, v = both.chunk(2, dim=1)
     k = F.rms_norm(k.float(), norm_k.shape, norm_k, EPS)
     return cross_keys(k, v, cross_norm_q, repeats)
@@ -205,31 +199,31 @@ def run_block(
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation
 
     # Each tensor is dropped once nobody reads it: they are most of the memory that a block needs.
-    rows = ops.modulate(x, shift1, scale1, w.qkv.dtype)
+    rows = ops.modulate(x, shift1, scale1, w.qkv.form)
     qkv = ops.gemm(rows, w.qkv.rows, w.qkv.bias)  # [S, 3 D]
     del rows
     heads = ops.rope(qkv, w.norm_q, w.norm_k, rope.cos[:, 0], rope.sin[:, 0])
     del qkv
     x = x[:kept]
-    rows = ops.quantize(ops.attention(heads, len(x)), w.o.dtype)
+    rows = ops.quantize(ops.attention(heads, len(x)), w.o.form)
     del heads
     ops.gemm_residual(rows, w.o.rows, w.o.bias, gate1, x)
     del rows
 
-    rows = ops.modulate(x, w.norm3_shift, w.norm3_scale, w.cross_q.dtype)
+    rows = ops.modulate(x, w.norm3_shift, w.norm3_scale, w.cross_q.form)
     q = ops.gemm(rows, w.cross_q.rows, w.cross_q.bias)  # [S, D]
     del rows
     seen = ops.cross_attention(q, ops.rms_inverse(q), context.text, context.vision)
     del q
-    rows = ops.quantize(seen, w.cross_o.dtype)
+    rows = ops.quantize(seen, w.cross_o.form)
     del seen
     ops.gemm_residual(rows, w.cross_o.rows, w.cross_o.bias, torch.ones_like(gate1), x)
     del rows
 
-    rows = ops.modulate(x, shift2, scale2, w.up.dtype)
-    inner = ops.gemm_gelu(rows, w.up.rows, w.up.bias)  # [S, FFN]
+    rows = ops.modulate(x, shift2, scale2, w.up.form)
+    inner = ops.gemm_gelu(rows, w.up.rows, w.up.bias, w.inner)  # [S, FFN]
     del rows
-    rows = ops.quantize(inner, w.down.dtype)
+    rows = ops.quantize(inner, w.down.form)
     del inner
     ops.gemm_residual(rows, w.down.rows, w.down.bias, gate2, x)
     return x

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from engine.config import HEAD_SIZE, LATENT_CHANNELS, MASK_CHANNELS, TEXT_TOKENS, ModelConfig
 from engine.errors import BadPackage
-from engine.package.manifest import Entry, Manifest
+from engine.package.manifest import ROTATION, ROTATION_GROUP, Entry, Manifest
 from kernels.aot.cubin import WARP, Cubin
 from kernels.aot.elf import read_elf
 from kernels.arch import ARCHS
@@ -46,9 +46,11 @@ def check_contents(
 
     `report`: the build's, if the package has one, which names the format of each tensor again.
     """
+    _check_basis(manifest, path)
     try:
         _check_model(manifest)
         _check_tensors(manifest)
+        _check_rotation(manifest)
         if report is not None:
             _check_report(manifest, report)
         _check_plans(manifest)
@@ -60,7 +62,7 @@ def check_contents(
 
 
 def expected_tensors(model: ModelConfig, padded_ffn: int, form: str) -> dict[str, Expected]:
-    """The tensors of a package by name, in load order. `form`: "fp8" or "mixed"."""
+    """The tensors of a package by name, in load order. `form`: "int8" or "fp8"."""
     outside = {name: _kept(*shape) for name, shape in sorted(_outside(model))}
     head = {name: held for name, held in outside.items() if name.startswith("head.")}
     made = {name: held for name, held in outside.items() if name not in head}
@@ -108,6 +110,7 @@ def _block(dim: int, ffn: int, form: str) -> Iterator[tuple[str, Expected]]:
         yield name, Expected((rows, dim), _FULL)
     for name in ("norm_q", "norm_k", "norm3_shift", "norm3_scale"):
         yield name, Expected((dim,), _FULL)
+    yield "inner", Expected((ffn,), _FULL)
     linears = {
         "qkv": (3 * dim, dim),
         "o": (dim, dim),
@@ -120,8 +123,8 @@ def _block(dim: int, ffn: int, form: str) -> Iterator[tuple[str, Expected]]:
     }
     for name, shape in linears.items():
         # calibration chooses between the two for each linear that every step needs
-        is_int8 = form == "mixed" and name in ("text", "vision")
-        codes = ("int8",) if is_int8 else _CODES if form == "mixed" else ("float8_e4m3fn",)
+        is_int8 = form == "int8" and name in ("text", "vision")
+        codes = ("int8",) if is_int8 else _CODES if form == "int8" else ("float8_e4m3fn",)
         yield f"{name}.q", Expected(shape, codes)
         yield f"{name}.s", Expected(shape[:1], _FULL)
         yield f"{name}.bias", Expected(shape[:1], _FULL)
@@ -179,6 +182,29 @@ def _check_tensor(entry: Entry, shape: tuple[int, ...], dtypes: tuple[str, ...],
         )
 
 
+def _check_basis(manifest: Manifest, path: Path) -> None:
+    """Refuses rows in another basis than this engine rotates to: they would be noise."""
+    rotation = manifest.rotation
+    if rotation is not None and (rotation.kind, rotation.group) != (ROTATION, ROTATION_GROUP):
+        raise BadPackage(
+            f"{path} has rows rotated by {rotation.kind[:40]!r} in groups of {rotation.group}, and "
+            f"this engine rotates by {ROTATION!r} in groups of {ROTATION_GROUP}. {REBUILD}"
+        )
+
+
+def _check_rotation(manifest: Manifest) -> None:
+    """Compares the linears that are said to be rotated with those of INT8: kernels rotate the rows
+    that meet these.
+    """
+    told = () if manifest.rotation is None else manifest.rotation.linears
+    linears = [e for e in manifest.tensors if e.name.endswith(".q")]
+    held = [e.name.removesuffix(".q") for e in linears if e.dtype == "int8"]
+    if absent := _first(held, told):
+        raise ValueError(f"{absent} is INT8, and is not among the linears that are rotated")
+    if strange := _first(told, held):
+        raise ValueError(f"{strange[:80]!r} is said to be rotated, and is no linear in INT8")
+
+
 def _check_report(manifest: Manifest, report: bytes) -> None:
     """Compares formats with those that the build measured: codes of one byte can be read as others,
     and 16 bits too.
@@ -200,6 +226,8 @@ def _check_plans(manifest: Manifest) -> None:
     files = {file.path: file for file in manifest.files}
     if not isinstance(plans, Mapping):
         raise ValueError(f"its plans are {str(plans)[:40]}, an object is expected")
+    if plans and manifest.weights != "fp8":
+        raise ValueError(f"its plans take fp8 weights, and its own are {manifest.weights}")
     if plans and manifest.tensorrt.get("arch") != manifest.arch:
         raise ValueError(
             f"its plans are for {str(manifest.tensorrt.get('arch'))[:40]}, not for {manifest.arch}"
@@ -261,7 +289,7 @@ def _ports(dim: int, ffn: int) -> dict[tuple[str, str], tuple[int | str, ...]]:
     for name, (shape, _) in _block(dim, ffn, "fp8"):
         if name.endswith(".q"):
             made[name, "FP8"] = (1, *shape)
-        elif name not in ("modulation", "smooth"):
+        elif name not in ("modulation", "smooth", "inner"):
             made[name, "FLOAT"] = shape
     return made
 

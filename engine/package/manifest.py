@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
 from engine.config import KINDS, ModelConfig
 from engine.errors import BadPackage
@@ -28,6 +28,8 @@ WEIGHTS = "weights.bin"
 PROMPTS = "prompts.safetensors"
 ALIGNMENT = 256  # bytes, of a tensor in the weights file
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "int8": 1}
+ROTATION = "regular-hadamard"  # of rotated rows, in groups of so many inputs: `kernels.fp8.rotate`
+ROTATION_GROUP = 256
 MEND = "Copy the package again, or build it again."
 
 _LARGEST_BYTES = 64 * 2**20  # of a manifest; that of the 14B model has less than 1 MB
@@ -39,6 +41,7 @@ _ZEROS = b"0" * 64
 _RELATIVE = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*/)*[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _VERSION = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}")
 
+WeightsForm: TypeAlias = Literal["int8", "fp8"]
 T = TypeVar("T")
 
 
@@ -77,6 +80,15 @@ class Prompts:
 
 
 @dataclass(frozen=True, slots=True)
+class Rotation:
+    """How the rows of linears are rotated, and which are. Others are stored as they are."""
+
+    kind: str
+    group: int  # neighbouring inputs that are mixed
+    linears: tuple[str, ...]  # "blocks.0.qkv"
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One tensor of the weights file."""
 
@@ -110,8 +122,8 @@ class Manifest:
     sources: tuple[SourceFile, ...]
     model: ModelConfig
     padded_ffn: int  # rows of `up` and columns of `down`, zeros included
-    weights: Literal["fp8", "mixed"]
-    rotation: None  # rows are stored as they are, not rotated
+    weights: WeightsForm
+    rotation: Rotation | None  # None: no rows are rotated
     native: Native
     tensorrt: Mapping[str, object]  # the program's facts, or {"absent": a sentence why}
     prompts: Prompts | None

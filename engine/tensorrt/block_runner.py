@@ -159,6 +159,7 @@ def block_tensors(weights: BlockWeights) -> dict[str, Tensor]:
             made |= {f"{field.name}.{end}": part for end, part in zip(ENDS, parts, strict=True)}
         else:
             made[field.name] = held
-    # both are part of the modulation that a plan is given, whose name the first one has
-    del made["modulation"], made["smooth"]
+    # two are part of the modulation that a plan is given, whose name the first one has; FP8 weights
+    # have no multipliers inside the feed forward
+    del made["modulation"], made["smooth"], made["inner"]
     return made

@@ -33,14 +33,27 @@ def to_8bit(x, dtype: tl.constexpr):
 
 
 @triton.jit
+def rotated(x, SIZE: tl.constexpr):
+    """Returns R x, x [SIZE] of whole groups: over each base-4 digit of the place, half the sum of
+    the four minus the value. It stays in registers and shuffles where a warp owns whole groups.
+    """
+    for digit in tl.static_range(4):
+        y = tl.reshape(x, [SIZE // (4 * 4**digit), 4, 4**digit])
+        y = 0.5 * tl.sum(y, axis=1, keep_dims=True) - y
+        x = tl.reshape(y, [SIZE])
+    return x
+
+
+@triton.jit
 def store_row(
     y, live, row, q_ptr, s_ptr,
     D: tl.constexpr, LIMIT: tl.constexpr, TINY: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """Quantises one row of D values: y [BLOCK], 0 where not `live`.
 
-    VECTOR is how many values are 16 bytes where y comes from. All accesses of a kernel get one
-    layout, and that of 16 codes a thread would tear the loads of y apart.
+    VECTOR is how many values are 16 bytes where y comes from, or 8 where it was rotated. All
+    accesses of a kernel get one layout, and that of 16 codes a thread would tear the loads of y
+    apart.
     """
     peak = tl.maximum(tl.max(tl.abs(y)), TINY)
     codes = to_8bit(y * (LIMIT / peak), q_ptr.dtype.element_ty)

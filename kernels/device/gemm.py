@@ -58,15 +58,9 @@ def halves(y):
 
 
 @triton.jit
-def store(
-    y, bias_ptr, out_ptr, M, N, row, column,
-    GELU: tl.constexpr, GELU_LINEAR: tl.constexpr, GELU_CUBIC: tl.constexpr,
-):  # fmt: skip
+def store(y, out_ptr, M, N, row, column):
     m = tl.arange(0, y.shape[0])
     n = tl.arange(0, y.shape[1])
-    y += tl.load(bias_ptr + column + n)[None, :]
-    if GELU:
-        y = y / (1 + tl.exp2(y * (GELU_LINEAR + GELU_CUBIC * y * y)))
     out_ptrs = out_ptr + row.to(tl.int64) * N + column + (m[:, None] * N + n[None, :])
     tl.store(out_ptrs, y.to(tl.bfloat16), mask=m[:, None] < M - row)
 
@@ -86,7 +80,6 @@ def add(y, bias_ptr, gate_ptr, x_ptr, M, N, row, column):
 def gemm_kernel(
     a_ptr, a_scale_ptr, b_ptr, b_scale_ptr, bias_ptr, out_ptr, M, N, K,
     MMA: tl.constexpr,
-    GELU: tl.constexpr, GELU_LINEAR: tl.constexpr, GELU_CUBIC: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     row, column = tile_corner(M, N, BLOCK_M, BLOCK_N, GROUP_M)
@@ -96,7 +89,27 @@ def gemm_kernel(
     parts = halves(y)
     for i in tl.static_range(2):
         at = column + i * (BLOCK_N // 2)
-        store(parts[i], bias_ptr, out_ptr, M, N, row, at, GELU, GELU_LINEAR, GELU_CUBIC)
+        y = parts[i] + tl.load(bias_ptr + at + tl.arange(0, BLOCK_N // 2))[None, :]
+        store(y, out_ptr, M, N, row, at)
+
+
+@triton.jit
+def gemm_gelu_kernel(
+    a_ptr, a_scale_ptr, b_ptr, b_scale_ptr, bias_ptr, multiplier_ptr, out_ptr, M, N, K,
+    MMA: tl.constexpr, GELU_LINEAR: tl.constexpr, GELU_CUBIC: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+):  # fmt: skip
+    row, column = tile_corner(M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    y = product(
+        a_ptr, a_scale_ptr, b_ptr, b_scale_ptr, M, K, row, column, MMA, BLOCK_M, BLOCK_N, BLOCK_K
+    )
+    parts = halves(y)
+    for i in tl.static_range(2):
+        at = column + i * (BLOCK_N // 2)
+        n = tl.arange(0, BLOCK_N // 2)
+        y = parts[i] + tl.load(bias_ptr + at + n)[None, :]
+        y = y / (1 + tl.exp2(y * (GELU_LINEAR + GELU_CUBIC * y * y)))
+        store(y * tl.load(multiplier_ptr + at + n)[None, :], out_ptr, M, N, row, at)
 
 
 @triton.jit

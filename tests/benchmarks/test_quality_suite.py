@@ -181,11 +181,11 @@ def test_the_worst_of_several_evaluations_is_taken_figure_by_figure():
 
 
 def test_the_table_fits_100_columns_and_shows_the_error_after_the_last_block():
-    rows = [made_row("mixed calibrated", name, blocks=40) for name in ATTENTIONS]
+    rows = [made_row("int8 calibrated", name, blocks=40) for name in ATTENTIONS]
     lines = quality_table(rows).splitlines()
     assert max(map(len, lines)) <= 100
     assert lines[1].split() == [
-        "drawn", "production", "mixed", "calibrated", "int8fp8", "3.10", "80.00", "42.0", "40.0",
+        "drawn", "production", "int8", "calibrated", "int8fp8", "3.10", "80.00", "42.0", "40.0",
         "0.9800",
     ]  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import build_engine
 from engine.build.make import Order, make_package, read_prompts
 from engine.config import TINY, ModelConfig, state_dir
 from engine.demo.weights import demo_weights
+from engine.denoise.block import LINEARS
 from engine.errors import BadCheckpoint, BadPackage, BadRequest, BuildFailed
 from engine.models.dit import Linear, Scail
 from engine.models.stored_prompts import load_prompts
@@ -55,21 +57,23 @@ def test_a_tiny_package_is_built_for_every_architecture(arch):
     manifest = package.manifest
     package.verify()
     assert manifest.model == TINY
-    assert manifest.weights == ("mixed" if arch is SM89 else "fp8")
+    assert manifest.weights == "int8"
     assert manifest.driver == arch.driver
-    dtypes = {entry.dtype for entry in manifest.tensors if entry.name.endswith(".q")}
-    assert dtypes == ({"int8", "float8_e4m3fn"} if arch is SM89 else {"float8_e4m3fn"})
+    assert {entry.dtype for entry in manifest.tensors if entry.name.endswith(".q")} == {"int8"}
+    linears = [f"blocks.{n}.{field}" for n in range(TINY.layers) for field in LINEARS]
+    assert sorted(manifest.rotation.linears) == sorted(linears)
+    assert (manifest.rotation.kind, manifest.rotation.group) == ("regular-hadamard", 256)
     held = {kernel.name: kernel for kernel in package.kernels}
     ways = [way for way in GEMM.values() if arch in way.bias.tuning]
-    dtype_of = {"int8": torch.int8, "float8_e4m3fn": torch.float8_e4m3fn}
     for way in ways:
         for spec in way.specs:
-            if way.dtype in {dtype_of[dtype] for dtype in dtypes}:
+            if way.dtype == torch.int8:
                 assert held[spec.name].spec == spec_digest(spec, arch)
                 assert held[spec.name].toolkit in arch.toolkits
+    rows = {name for name in held if name.startswith(("modulate.", "quantize."))}
+    assert rows == {"modulate.i8r_256", "quantize.i8r_256", "quantize.i8r_512"}
     report = json.loads(package.file("report.json"))
-    linears = [name for name in package.names if name.endswith(".q")]
-    assert {error["name"] for error in report["tensors"]} >= {n.removesuffix(".q") for n in linears}
+    assert {error["name"] for error in report["tensors"]} >= {*linears}
 
 
 def test_the_manifest_says_what_the_package_was_made_of(demo):
@@ -84,19 +88,23 @@ def test_the_manifest_says_what_the_package_was_made_of(demo):
 
 @pytest.mark.parametrize(
     ("arch", "why"),
-    [(SM89, "takes fp8 weights, not mixed"), (SM90, "not for sm90"), (SM120, "was not asked for")],
-    ids=["sm89", "sm90", "sm120"],
+    [(SM89, "takes fp8 weights, not int8"), (SM90, "not for sm90")],
+    ids=["sm89", "sm90"],
 )
 def test_the_manifest_says_why_there_is_no_tensorrt_program(arch, why):
     assert why in open_package(tiny_package(arch)).manifest.tensorrt["absent"]
 
 
 @pytest.mark.parametrize("arch", [SM89, SM120], ids=lambda arch: arch.name)
-def test_both_programs_are_built_where_both_exist(arch, demo, tmp_path):
+def test_both_programs_are_built_where_both_exist(arch, demo, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     order = Order(arch, demo.checkpoint, programs=("native", "tensorrt"))
     package = open_package(make_package(order, tmp_path, STATE))
     package.verify()
-    assert package.manifest.weights == "fp8"  # as the program wants it, on sm89 too
+    assert package.manifest.weights == "fp8" and package.manifest.rotation is None
+    assert "TensorRT takes fp8 weights, which are less exact than int8" in caplog.text
+    for n in range(TINY.layers):  # which the program would not multiply by
+        assert torch.equal(package.read(f"blocks.{n}.inner"), torch.ones(TINY.ffn))
     program = package.manifest.tensorrt
     assert program["arch"] == arch.name
     assert set(program["plans"]) == {"block", "pre", "post", "context"}
@@ -159,15 +167,16 @@ def activations(folder, outlier):
     return folder
 
 
-def test_calibration_decides_the_format_of_each_linear(demo, tmp_path):
-    down = {}
-    for outlier in (3.0, 300.0):
-        calibration = activations(tmp_path / f"{outlier:g}", outlier)
-        order = Order(SM89, demo.checkpoint, calibration=calibration)
-        package = open_package(make_package(order, tmp_path / f"out{outlier:g}", STATE))
-        down[outlier] = package.entry("blocks.0.down.q").dtype
-        assert package.entry("blocks.0.qkv.q").dtype == "int8"
-    assert down == {3.0: "int8", 300.0: "float8_e4m3fn"}
+def test_calibration_decides_the_multipliers_of_each_linear(demo, tmp_path):
+    calibration = activations(tmp_path / "seen", 300.0)
+    order = Order(SM89, demo.checkpoint, calibration=calibration)
+    package = open_package(make_package(order, tmp_path / "out", STATE))
+    plain = open_package(tiny_package(SM89))
+    assert package.manifest.rotation == plain.manifest.rotation  # R spreads rare giants
+    for name in ("blocks.0.smooth", "blocks.0.inner"):
+        # equal columns need no clip, and even channels no multipliers
+        assert torch.equal(package.read(name), torch.ones_like(plain.read(name)))
+        assert not torch.equal(plain.read(name), torch.ones_like(plain.read(name)))
 
 
 # --- what is refused
@@ -186,7 +195,7 @@ def test_an_order_that_contradicts_itself_is_refused(demo, tmp_path):
     for changes, says in (
         ({"programs": ("tensorrt",)}, "native or native,tensorrt"),
         ({"programs": ("native", "cuda")}, "native or native,tensorrt"),
-        ({"programs": both, "weights": "mixed"}, "takes fp8 weights, not mixed"),
+        ({"programs": both, "weights": "int8"}, "takes fp8 weights, not int8"),
         ({"programs": both, "arch": SM90}, "not for sm90"),
         ({"calibration": tmp_path / "nowhere"}, r"holds no activations\.safetensors"),
         ({"prompts": tmp_path / "nowhere"}, "no text file"),

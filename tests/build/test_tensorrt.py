@@ -309,7 +309,7 @@ def test_there_is_a_program_for_two_architectures_and_fp8_weights():
     ("arch", "form", "needs", "reason"),
     [
         (SM90, "fp8", ("json",), "for sm89 and sm120, not for sm90. Leave tensorrt out"),
-        (SM89, "mixed", ("json",), "takes fp8 weights, not mixed. Use --weights fp8"),
+        (SM89, "int8", ("json",), "takes fp8 weights, not int8. Use --weights fp8"),
         (SM89, "fp8", ("json", "no_such_a", "no_such_b"), "no_such_a, no_such_b is not installed"),
     ],
 )

@@ -11,10 +11,7 @@ from safetensors.torch import load_file
 from engine.build.quantize import Quantization, groups
 from engine.config import ModelConfig
 from engine.denoise.block import (
-    BLOCK_FORMATS,
-    FP8,
-    INT8,
-    MIXED,
+    WEIGHT_FORMS,
     BlockWeights,
     ContextWeights,
     Weight,
@@ -28,7 +25,7 @@ from engine.models.checkpoint import Checkpoint, load_transformer
 from engine.models.dit import Block, Context, patch_grid, rope_tables
 from kernels.arch import SM89, SM90, SM120
 from kernels.attention import ATTENTION
-from kernels.fp8 import Rows
+from kernels.fp8 import E4M3, INT8R
 from kernels.gemm import GEMM
 from kernels.ops import first_ways, native_ops, reference_ops
 from kernels.spec import KernelError
@@ -43,14 +40,13 @@ SMALL = ModelConfig(layers=1, dim=256, ffn=320)
 TILES = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64}  # the real ones do not divide 320
 
 VARIANTS = {
-    "i8_fp8_f16": (SM89, MIXED),
-    "i8_mx": (SM120, FP8),
-    "i8_fp8_f32": (SM90, INT8),
-    "fp8_f32": (SM90, FP8),
-    "i8_i8": (SM89, INT8),
+    "i8_fp8_f16": (SM89, INT8R),
+    "i8_mx": (SM120, E4M3),
+    "i8_fp8_f32": (SM90, INT8R),
+    "fp8_f32": (SM90, E4M3),
+    "i8_i8": (SM89, INT8R),
 }
 KINDS = (BlockWeights, ContextWeights)
-FORMATS = BLOCK_FORMATS | {"int8": INT8}
 
 
 class Scene:
@@ -183,7 +179,7 @@ def assert_near(scene, variant, limit=RELATIVE_ERROR, least_cosine=COSINE):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_block_of_kernels_stays_near_the_model(drawn, variant):
-    is_fp8 = VARIANTS[variant][1] is FP8
+    is_fp8 = VARIANTS[variant][1] is E4M3
     assert_near(drawn, variant, *((DRAWN_FP8_ERROR, DRAWN_FP8_COSINE) if is_fp8 else ()))
 
 
@@ -201,12 +197,12 @@ def test_a_block_with_padded_text_stays_near_the_official_program(golden, record
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", WEIGHT_FORMS)
 @pytest.mark.parametrize("case", ["a", "b"])
 def test_all_blocks_of_references_stay_near_the_official_program(golden, recorded, case, form):
     scene = recorded(golden, case)
     count = len(scene.blocks)
-    got, want = scene.fused(reference_ops(), FORMATS[form], count), scene.exact(count)
+    got, want = scene.fused(reference_ops(), WEIGHT_FORMS[form], count), scene.exact(count)
     assert relative_error(got, want) < RELATIVE_ERROR
     # three blocks with both operands of every product in E4M3 are 4.6 % off: a cosine of 0.99896
     assert cosine(got, want) > (0.9985 if form == "fp8" else COSINE)
@@ -218,7 +214,10 @@ def test_all_blocks_of_references_stay_near_the_official_program(golden, recorde
 def moved(value):
     """Moves the numbers to other places."""
     if isinstance(value, Weight):
-        return Weight(Rows(value.rows.q.roll(1, 0), value.rows.s.roll(1)), value.bias.roll(1))
+        return Weight(
+            replace(value.rows, q=value.rows.q.roll(1, 0), s=value.rows.s.roll(1)),
+            value.bias.roll(1),
+        )
     return value.roll(1, -1)
 
 
@@ -229,9 +228,9 @@ def moved(value):
 )
 def test_every_weight_counts(drawn, kind, name):
     """The limit of the tests above tells a weight that is used wrongly."""
-    weights = list(quantized(drawn.blocks[0], INT8))
+    weights = list(quantized(drawn.blocks[0], INT8R))
     value = getattr(weights[kind], name)
-    wrong = 1.3 * value if name == "smooth" else moved(value)  # ones, wherever they are moved
+    wrong = 1.3 * value if name in ("smooth", "inner") else moved(value)  # all are near one
     weights[kind] = replace(weights[kind], **{name: wrong})
     got = drawn.fused_block(reference_ops(), *weights, drawn.x.clone())
     assert relative_error(got, drawn.exact()) > RELATIVE_ERROR
@@ -245,11 +244,11 @@ def test_the_modulation_of_the_step_the_places_and_the_padding_count(drawn):
     for name, value in wrong.items():
         scene = copy(drawn)
         setattr(scene, name, value)
-        assert relative_error(scene.fused(reference_ops(), INT8), want) > RELATIVE_ERROR, name
+        assert relative_error(scene.fused(reference_ops(), INT8R), want) > RELATIVE_ERROR, name
 
 
 def test_a_block_changes_the_tokens_it_is_given(drawn):
-    weights = quantized(drawn.blocks[0], MIXED)
+    weights = quantized(drawn.blocks[0], INT8R)
     x = drawn.x.clone()
     out = drawn.fused_block(reference_ops(), *weights, x)
     assert out.data_ptr() == x.data_ptr()
@@ -258,7 +257,7 @@ def test_a_block_changes_the_tokens_it_is_given(drawn):
 
 def test_quantised_weights_do_not_follow_the_block_they_came_from(drawn):
     block = deepcopy(drawn.blocks[0])
-    weights = quantized(block, FP8)
+    weights = quantized(block, E4M3)
     want = drawn.fused_block(reference_ops(), *weights, drawn.x.clone())
     for weight in block.parameters():
         weight.zero_()
@@ -272,7 +271,7 @@ def test_quantised_weights_do_not_follow_the_block_they_came_from(drawn):
     ("arch", "ways"),
     [
         (SM89, ("i8_pair", "fp8_pair")),
-        (SM90, ("i8", "fp8_pair")),
+        (SM90, ("i8_pair", "fp8_pair")),
         (SM120, ("i8_pair", "mx_pair")),
     ],
     ids=lambda value: getattr(value, "name", None),
@@ -295,12 +294,10 @@ class Recorder(InterpretedBank):
 
 def test_what_a_measurement_chose_is_launched(drawn):
     bank = Recorder(SM120, **TILES)
-    chosen = {"attention": ATTENTION["i8_mx_wide"], "gemm": [GEMM["mx_tall"]]}
-    drawn.fused(native_ops(bank, SM120, **chosen), MIXED)
+    chosen = {"attention": ATTENTION["i8_mx_wide"], "gemm": [GEMM["i8_tall"]]}
+    drawn.fused(native_ops(bank, SM120, **chosen), INT8R)
     products = {name for name in bank.launched if name.startswith("gemm")}
-    assert products == {f"gemm.i8_pair.{end}" for end in ("bias", "gelu", "residual")} | {
-        "gemm.mx_tall.residual"
-    }
+    assert products == {f"gemm.i8_tall.{end}" for end in ("bias", "gelu", "residual")}
     assert "attention.i8_mx_wide" in bank.launched
 
 

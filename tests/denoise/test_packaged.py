@@ -95,7 +95,7 @@ def package():
 def packaged(golden, package):
     """Makes a denoiser that launches references."""
 
-    def make(form="mixed", ops=None, make_graphs=None):
+    def make(form="int8", ops=None, make_graphs=None):
         weights = PackageWeights(package(golden, form), CPU)
         return PackagedDenoiser(weights, ops or reference_ops(), make_graphs)
 
@@ -131,7 +131,7 @@ pytestmark = pytest.mark.golden
 # --- the velocity
 
 
-@pytest.mark.parametrize("form", ["fp8", "mixed"])
+@pytest.mark.parametrize("form", ["fp8", "int8"])
 @pytest.mark.parametrize("case", ["a", "b"])
 def test_the_velocity_of_the_official_program_is_met_at_8_bits(golden, scene, packaged, case, form):
     """Case a has 475 rows of padded text, case b none; b is a picture alone."""
@@ -279,7 +279,7 @@ class Visits(PackageWeights):
 
 
 def test_the_weights_of_the_context_are_read_once_for_both_prompts(golden, scene, package):
-    known, weights = scene(golden, "a"), Visits(package(golden, "mixed"))
+    known, weights = scene(golden, "a"), Visits(package(golden, "int8"))
     denoiser = PackagedDenoiser(weights, reference_ops())
     denoiser.kept.keep(weights=False, texts=False)
     told = known.conditions.text, known.guided.negative
@@ -306,7 +306,7 @@ def test_after_the_last_block_only_the_video_is_computed(golden, scene, packaged
 
 
 def test_tokens_that_are_not_kept_change_nothing_of_those_that_are(golden, package):
-    held = package(golden, "mixed")
+    held = package(golden, "int8")
     weights = assemble(BlockWeights, lambda name: held.read(f"blocks.2.{name}"))
     draw = torch.Generator().manual_seed(3)
     x, modulation = torch.randn(70, 256, generator=draw), torch.randn(6, 256, generator=draw)
@@ -360,7 +360,7 @@ def test_features_of_other_encoders_are_refused(golden, scene, packaged, changes
 @pytest.fixture
 def copied(golden, package, tmp_path):
     """A package that may be broken: weights are changed at a tensor, or the manifest."""
-    source = package(golden, "mixed")
+    source = package(golden, "int8")
     for path in source.path.rglob("*"):
         target = tmp_path / "sm90" / path.relative_to(source.path)
         if path.is_file():

@@ -107,7 +107,7 @@ def scene():
 
 
 @cache
-def golden_package(golden, form="mixed"):
+def golden_package(golden, form="int8"):
     """A package of the golden weights."""
     weights = golden / "scail2" / "weights_A.safetensors"
     folder = Path(mkdtemp(dir=state_dir()))
@@ -119,7 +119,7 @@ def packaged():
     """Denoisers of packages of the golden weights by their form, which launch references."""
     held = {}
 
-    def build(golden, form="mixed"):
+    def build(golden, form="int8"):
         if form not in held:
             weights = PackageWeights(golden_package(golden, form), CPU)
             held[form] = PackagedDenoiser(weights, reference_ops())
@@ -142,7 +142,7 @@ def exact():
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("form", ["fp8", "mixed"])
+@pytest.mark.parametrize("form", ["fp8", "int8"])
 @pytest.mark.parametrize("case", CASES)
 def test_the_velocity_of_the_official_program_is_met_at_8_bits(golden, scene, packaged, case, form):
     known = scene(golden, case)

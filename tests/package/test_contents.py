@@ -108,7 +108,7 @@ def test_every_format_that_is_changed_alone_is_refused(copied, body):
         for kind in kinds:
             path = ("tensors", n, "dtype")
             assert kind == entry["dtype"] or not is_accepted(copied, changed(body, path, kind))
-    for form in ("fp8", "int8", ""):
+    for form in ("fp8", "mixed", ""):
         assert not is_accepted(copied, changed(body, ("weights",), form))
 
 
@@ -201,6 +201,28 @@ def test_an_operation_without_any_of_its_ways_is_refused(copied, body):
             choose_package(copied, CPU)
 
 
+def test_a_rotation_that_kernels_do_not_compute_is_refused_with_what_to_do(copied, body):
+    for key, value in (("group", 128), ("group", 512), ("kind", "hadamard"), ("kind", "x" * 200)):
+        reseal(copied, lambda _, key=key, value=value: changed(body, ("rotation", key), value))
+        sentence = r"this engine rotates by 'regular-hadamard' in groups of 256\. Build it again"
+        with pytest.raises(BadPackage, match=sentence):
+            open_package(copied)
+
+
+def test_linears_that_are_rotated_are_those_of_int8(copied, body):
+    linears = body["rotation"]["linears"]
+    for told, sentence in (
+        (None, r"is INT8, and is not among the linears that are rotated"),
+        ({**body["rotation"], "linears": linears[1:]}, rf"{linears[0]} is INT8, and is not"),
+        ({**body["rotation"], "linears": [*linears, "x"]}, "'x' is said to be rotated, and is no"),
+    ):
+        reseal(copied, lambda _, told=told: {**body, "rotation": told})
+        with pytest.raises(BadPackage, match=rf"contradicts itself: .*{sentence}.*Build it again"):
+            open_package(copied)
+    fp8 = json.loads((tiny_package(SM89, "fp8") / "manifest.json").read_bytes())
+    assert fp8["rotation"] is None and fp8["weights"] == "fp8"
+
+
 def test_the_sentence_says_what_contradicts_what(copied, body):
     for path, value, sentence in (
         (("model", "text_dim"), 65, r"text_embedding\.0\.weight is \[256, 64\], and by .*65\]"),
@@ -218,7 +240,7 @@ def test_the_sentence_says_what_contradicts_what(copied, body):
 def test_the_list_of_tensors_is_that_of_the_models(held):
     assert FFN_MULTIPLE == BUILT_MULTIPLE
     for config in (TINY, SCAIL_14B):
-        made = expected_tensors(config, -(-config.ffn // 256) * 256, "mixed")
+        made = expected_tensors(config, -(-config.ffn // 256) * 256, "int8")
         block = {name for kind in (BlockWeights, ContextWeights) for name in tensor_names(kind)}
         with torch.device("meta"):
             outside = {k: v.numel() for k, v in Scail(config).state_dict().items()
@@ -229,7 +251,7 @@ def test_the_list_of_tensors_is_that_of_the_models(held):
         for name, count in outside.items():
             assert torch.Size(made[name].shape).numel() == count, name
     package = open_package(held)
-    made = expected_tensors(TINY, 512, "mixed")
+    made = expected_tensors(TINY, 512, "int8")
     assert {entry.name: entry.shape for entry in package.manifest.tensors} == {
         name: expected.shape for name, expected in made.items()
     }
@@ -264,7 +286,11 @@ def with_plans(body, program, nbytes=9, sha256="ab"):
     return {**body, "tensorrt": program, "files": [*body["files"], file]}
 
 
-def test_plans_are_compared_with_their_files_and_the_model(copied, body):
+def test_plans_are_compared_with_their_files_and_the_model(copied, body, tmp_path):
+    assert not is_accepted(copied, with_plans(body, PROGRAM))  # of INT8 weights
+    fp8 = tiny_package(SM89, "fp8")
+    copied = shutil.copytree(fp8, tmp_path / "sm89")
+    body = json.loads((fp8 / "manifest.json").read_bytes())
     (copied / "plans").mkdir()
     (copied / "plans" / "block.plan").write_bytes(b"123456789")
     assert is_accepted(copied, with_plans(body, PROGRAM))
@@ -282,4 +308,3 @@ def test_plans_are_compared_with_their_files_and_the_model(copied, body):
     for plan in ([], {"inputs": 5}, {**PLAN, "file": "none.plan"}, {**PLAN, "inputs": None}):
         whole = with_plans(body, {**PROGRAM, "plans": {"block": plan}})
         assert not is_accepted(copied, whole), plan
-    shutil.rmtree(copied / "plans")

@@ -4,10 +4,11 @@ from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
-from engine.build.make import Order, WeightsForm, make_package
+from engine.build.make import Order, make_package
 from engine.config import state_dir
 from engine.demo.presets import PRESETS
 from engine.flow import KindName
+from engine.package.manifest import WeightsForm
 from kernels.arch import Arch
 from tests.support.compiled import STATE
 

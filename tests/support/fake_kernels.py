@@ -7,7 +7,7 @@ from engine.machine.kernel_choice import choose_variants
 from kernels.aot.cubin import Cubin, spec_digest
 from kernels.arch import SM89
 from kernels.attention import ATTENTION, variant_reference
-from kernels.fp8 import Rows
+from kernels.fp8 import E4M3, Rows
 from kernels.gemm import (
     GEMM,
     gemm_gelu_reference,
@@ -20,7 +20,7 @@ from kernels.spec import KernelError
 from kernels.trial import TIMED_PRODUCT, TIMED_TOKENS
 
 GPU = Gpu("NVIDIA GeForce RTX 4090", "GPU-1f2e", (8, 9), (12, 7), "565.57.01", 25 * 10**9, None)
-FP8 = torch.float8_e4m3fn
+FP8 = E4M3
 # in order of preference
 FIRST, SECOND, THIRD = "i8_fp8_f16_narrow", "i8_fp8_f16_wide", "i8_fp8_f16"
 F32 = "i8_fp8_f32"
@@ -96,7 +96,8 @@ def compute(spec, tuning, tensors, tokens):
         gemm_residual_reference(a, b, bias, *rest)
     else:
         define = gemm_gelu_reference if spec.name.endswith("gelu") else gemm_reference
-        rest[0].copy_(define(a, b, bias))
+        *vectors, out = rest
+        out.copy_(define(a, b, bias, *vectors))
 
 
 def choose(fake, specs, state, digest="d1", gpu=GPU, **options):

@@ -38,7 +38,7 @@ class Made:
 @cache
 def nano_package(arch):
     folder = Path(mkdtemp(dir=state_dir()))
-    order = Order(arch, NANO.weights(state_dir()).checkpoint, weights="mixed")
+    order = Order(arch, NANO.weights(state_dir()).checkpoint, weights="int8")
     return make_package(order, folder, STATE)
 
 
@@ -76,7 +76,8 @@ def pairs(arch):
     specs = [spec for spec in ATTENTION.values() if arch in spec.tuning]
     ways = {}
     for way in (way for way in GEMM.values() if arch in way.bias.tuning):
-        ways.setdefault(way.dtype, []).append(way)
+        if way.dtype == torch.int8:  # of the weights
+            ways.setdefault(way.dtype, []).append(way)
     for n in range(max(len(specs), *map(len, ways.values()))):
         yield specs[n % len(specs)], [held[n % len(held)] for held in ways.values()]
 

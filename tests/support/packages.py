@@ -32,7 +32,7 @@ MANIFEST = Manifest(
     ),
     model=TINY,
     padded_ffn=512,
-    weights="mixed",
+    weights="int8",
     rotation=None,
     native=Native((KERNEL.record(),)),
     tensorrt={"absent": "It was not asked for."},

@@ -65,7 +65,7 @@ def entries(model, ffn, codes="float8_e4m3fn"):
         "text": (2 * dim, dim), "vision": (2 * dim, dim), "qkv": (3 * dim, dim), "o": (dim, dim),
         "cross_q": (dim, dim), "cross_o": (dim, dim), "up": (ffn, dim), "down": (dim, ffn),
     }  # fmt: skip
-    tables = {"modulation": (6, dim), "smooth": (2, dim)}
+    tables = {"modulation": (6, dim), "smooth": (2, dim), "inner": (ffn,)}
     for kind in (ContextWeights, BlockWeights):
         for n in range(model.layers):
             for field in fields(kind):

@@ -1,6 +1,6 @@
 """A checkpoint of the size of the 14B model, from one layer's file: the disk holds 1.3 GB, not 33.
 
-python -m tests.support.synthetic DIR [--weights mixed]        what a build takes, as JSON
+python -m tests.support.synthetic DIR [--weights int8]        what a build takes, as JSON
 """
 
 import argparse
@@ -19,7 +19,7 @@ from torch import Tensor
 from engine.build.make import write_weights
 from engine.build.quantize import Quantization
 from engine.config import SCAIL_14B, ModelConfig
-from engine.denoise.block import BLOCK_FORMATS
+from engine.denoise.block import WEIGHT_FORMS
 from engine.models.checkpoint import Checkpoint
 from engine.models.dit import Scail
 from engine.package.folder import PARTIAL, PackageWriter
@@ -81,7 +81,7 @@ def build(folder: Path, form: str, layers: int = SCAIL_14B.layers) -> dict[str, 
     shutil.rmtree(f"{home}{PARTIAL}", ignore_errors=True)
     begin = time.perf_counter()
     with PackageWriter(home, f"synthetic {form}") as writer:
-        write_weights(writer, Quantization(weights, BLOCK_FORMATS[form]))
+        write_weights(writer, Quantization(weights, WEIGHT_FORMS[form]))
         seconds = time.perf_counter() - begin
         written = (folder / f"synthetic{PARTIAL}" / WEIGHTS).stat().st_size
     shutil.rmtree(f"{home}{PARTIAL}")
@@ -99,7 +99,7 @@ def build(folder: Path, form: str, layers: int = SCAIL_14B.layers) -> dict[str, 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--weights", choices=BLOCK_FORMATS, default="fp8")
+    parser.add_argument("--weights", choices=WEIGHT_FORMS, default="int8")
     args = parser.parse_args(argv)
     print(json.dumps(build(args.folder, args.weights)))
 

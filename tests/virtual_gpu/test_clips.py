@@ -57,6 +57,7 @@ def test_every_kernel_makes_the_latents_of_its_reference(arch, tmp_path):
     assert not [*nano_package(arch).rglob("*.ptx")]
     package = choose_package(nano_package(arch), CPU).package
     assert set(bank.launches) <= {cubin.name for cubin in package.kernels}
-    # mixed weights meet some endings of a product in one dtype alone
-    used = {spec.name for pair in pairs(arch) for spec in (pair[0], *(w.residual for w in pair[1]))}
+    used = {
+        s.name for spec, ways in pairs(arch) for s in (spec, *(e for w in ways for e in w.specs))
+    }
     assert used <= set(bank.launches)

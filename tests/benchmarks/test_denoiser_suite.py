@@ -163,9 +163,10 @@ def test_traffic_beyond_the_least_is_time_lost(rows):
     assert rope.issue is rope.mufu is rope.shared is rope.warps is None  # there is no main loop
 
 
-def test_instructions_of_half_rate_show_in_the_time(rows):
+def test_no_product_on_ada_runs_at_half_rate(rows):
+    """E4M3 with sums in FP32 would: INT8 is why FFN-down is as fast as the others."""
     down = next(row for row in of(rows, SM89) if row.step == "down + residual")
-    assert down.limit_ms / down.bound_ms == pytest.approx(0.5, abs=0.01)
+    assert down.limit_ms / down.bound_ms > 0.9
 
 
 def test_the_largest_loss_on_hopper_is_attention_between_two_units(rows):

@@ -172,6 +172,7 @@ def weights(kind):
     tensors = scene().named(TWIN) | {
         "modulation": scene().block.modulation[0],
         "smooth": torch.ones(2, CONFIG.dim),
+        "inner": torch.ones(CONFIG.ffn),
     }
     return assemble(kind, lambda name: tensors[name][0] if name.endswith(".q") else tensors[name])
 

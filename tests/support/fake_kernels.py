@@ -20,13 +20,13 @@ from kernels.spec import KernelError
 from kernels.trial import TIMED_PRODUCT, TIMED_TOKENS
 
 GPU = Gpu("NVIDIA GeForce RTX 4090", "GPU-1f2e", (8, 9), (12, 7), "565.57.01", 25 * 10**9, None)
-FP8 = E4M3
+FP8 = torch.float8_e4m3fn
 # in order of preference
 FIRST, SECOND, THIRD = "i8_fp8_f16_narrow", "i8_fp8_f16_wide", "i8_fp8_f16"
 F32 = "i8_fp8_f32"
 FORM = [ATTENTION[name] for name in (FIRST, SECOND, THIRD, F32)]  # all variants of int8fp8 on sm89
 PRODUCTS = [*GEMM["i8"].specs, *GEMM["i8_tall"].specs]
-QUANTISE = QUANTIZE[5120, FP8]  # a kernel that has no other variant
+QUANTISE = QUANTIZE[5120, E4M3]  # a kernel that has no other variant
 
 
 def cubin(spec, arch=SM89):

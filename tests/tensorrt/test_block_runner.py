@@ -11,7 +11,6 @@ from engine.build.quantize import Quantization, groups
 from engine.build.segments import DEPLOY, Segment
 from engine.config import TEXT_TOKENS, ModelConfig
 from engine.denoise.block import (
-    FP8,
     BlockWeights,
     ContextKeys,
     ContextWeights,
@@ -26,6 +25,7 @@ from engine.models.dit import Block, Context, rope_tables
 from engine.tensorrt.block_runner import PlanKeys, block_tensors, open_program
 from kernels.attention import ATTENTION
 from kernels.cross_attention import cross_attention_reference, cross_keys
+from kernels.fp8 import E4M3
 from kernels.ops import plain_attention, reference_ops
 from kernels.spec import KernelError
 from tests.support.fake_tensorrt import GPU, RANGE, STREAM, VERSION, FakeLibrary, planned_package
@@ -94,7 +94,7 @@ class Scene:
     @torch.inference_mode()
     def quantized(self, block):
         tensors = {}
-        for group in groups(Quantization(OneBlock(block), FP8)):
+        for group in groups(Quantization(OneBlock(block), E4M3)):
             tensors |= group.make()[0]
         read = {name.removeprefix("blocks.0."): tensor for name, tensor in tensors.items()}
         weights = assemble(BlockWeights, read.__getitem__)
@@ -273,7 +273,7 @@ def test_keys_for_plans_are_those_that_the_plan_for_them_makes(scene):
     """Its plan is not used: our own kernels make them for both programs."""
     block = scene.blocks[3]
     tensors = {}
-    for group in groups(Quantization(OneBlock(block), FP8)):
+    for group in groups(Quantization(OneBlock(block), E4M3)):
         tensors |= group.make()[0]
     tensors = {name.removeprefix("blocks.0."): tensor for name, tensor in tensors.items()}
     tensors |= {name: tensor[None] for name, tensor in tensors.items() if name.endswith(".q")}

@@ -167,7 +167,7 @@ def test_what_lies_beside_the_pictures_of_a_mask_is_no_frame_of_it(tmp_path, vid
     assert places(read(folder, video)) == [*range(20)]
     assert read(folder, video).notes == ()
     (folder / "mask_7.png").unlink()  # a gap is one still
-    with pytest.raises(BadMedia, match="'mask_8.png' comes after 'mask_6.png'"):
+    with pytest.raises(BadMedia, match=r"'mask_8\.png' comes after 'mask_6\.png'"):
         read(folder, video)
     (folder / "inner").rmdir()
     path = zipped(save_pictures(folder, moving(20)))

@@ -124,6 +124,19 @@ def recipe_of(kind: KindName, name: RecipeName | None) -> tuple[Recipe, str | No
     return RECIPES[kind][row], said
 
 
+def same_row(recipe: Recipe, kind: KindName) -> RecipeName | None:
+    """Finds the row of `RECIPES` with the solver and the figures of a recipe, if there is one.
+
+    Who walks the same noise levels with the same guidance asks for the same weights.
+    """
+    rows = RECIPES[kind].items()
+    return next((name for name, row in rows if _levels(row) == _levels(recipe)), None)
+
+
+def _levels(recipe: Recipe) -> tuple[str, int, float, float]:
+    return recipe.sampler, recipe.steps, recipe.cfg, recipe.shift
+
+
 def check_settings(settings: Settings, kind: KindName = "preview") -> None:
     """Raises `BadRequest` for settings that no clip can be made with. Runs once a job."""
     _check_recipe(settings.recipe)

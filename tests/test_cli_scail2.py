@@ -138,7 +138,8 @@ def test_a_mask_of_a_further_picture_is_numbered(files, capsys, wrong):
 
 
 def test_the_recipe_production_of_scail2_is_called_turbo(files, caplog, capsys):
-    assert generate(files, "--recipe", "production") == 0
+    assert generate(files, "--recipe", "production", "--persons", "2") == 0
     capsys.readouterr()
     told = [record.getMessage() for record in caplog.records]
     assert "The recipe production is called turbo for SCAIL-2." in told
+    assert "persons is 2, which changes nothing: masks say who is who." in told

@@ -30,6 +30,7 @@ from engine.jobs.served import (
     check_references,
     mode_of,
     refuse_foreign,
+    told_of_persons,
 )
 from engine.models.attention import available
 from engine.models.checkpoint import Checkpoint
@@ -55,7 +56,7 @@ class Asked:
     request: Request
     served: Served
     demo: Preset | None  # whose weights run; None: those of a real model
-    notes: tuple[str, ...]  # what is called otherwise here
+    notes: tuple[str, ...]  # what is called otherwise here, or changes nothing
 
 
 def read_options(args: argparse.Namespace, chosen: ChosenPackage | None) -> Asked:
@@ -72,7 +73,8 @@ def read_options(args: argparse.Namespace, chosen: ChosenPackage | None) -> Aske
     check_mode(mode, request.kind, request.mask, "--mask", served)
     if demo is None:
         check_recipe(args.recipe or usual, served)
-    return Asked(request, served, demo, () if note is None else (note,))
+    notes = () if note is None else (note,)
+    return Asked(request, served, demo, (*notes, *told_of_persons(args.persons, served)))
 
 
 def _model(

@@ -29,8 +29,11 @@ def read_cast(fields: Fields, workflow: Draft | None, served: Served) -> tuple[C
         mask = mask or _named("mask", workflow.mask)
         reference_mask = reference_mask or _named("reference_mask", workflow.reference_mask)
         references = references or [
-            GivenReference(read_medium(f"workflow.references.{place}", "path", name))
-            for place, name in enumerate(workflow.references)
+            GivenReference(
+                read_medium(f"workflow.references.{place}", "path", picture),
+                _named(f"references.{place}.mask", its_mask),
+            )
+            for place, (picture, its_mask) in enumerate(workflow.references)
         ]
     check_references(len(references))
     cast = Cast(mask, reference_mask, tuple(references))

@@ -72,7 +72,7 @@ class Draft:
     mode: Mode | None = None
     mask: str | None = None
     reference_mask: str | None = None
-    references: tuple[str, ...] = ()
+    references: tuple[tuple[str, str | None], ...] = ()  # further pictures, each with its mask
     warnings: tuple[str, ...] = ()
 
 

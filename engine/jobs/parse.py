@@ -19,11 +19,18 @@ from engine.jobs.fields import is_blank, parse_json, shown
 from engine.jobs.job import Bucket, Draft, Given, Job
 from engine.jobs.medium import read_medium
 from engine.jobs.pick import pick
-from engine.jobs.served import PREVIEW, Served, check_mode, check_recipe, mode_of
+from engine.jobs.served import (
+    PREVIEW,
+    Served,
+    check_mode,
+    check_recipe,
+    mode_of,
+    told_of_persons,
+)
 from engine.jobs.told import bounded, prompt_marks
 from engine.jobs.usual import capped, usual_settings
 from engine.jobs.workflow import read_workflow
-from engine.recipes import RECIPES, attention_of, check_range, check_settings
+from engine.recipes import RECIPES, attention_of, check_range, check_settings, same_row
 
 _MAX_DEADLINE_S = 7 * 24 * 3600  # the platform's own
 _DRAWN = -1  # stands for a seed of its own for each job, as an endpoint in use has it
@@ -53,8 +60,11 @@ def parse_job(given: object, defaults: Defaults, served: Served = PREVIEW) -> Jo
     check_mode(settings.mode, kind, cast.mask, MASKS, served)
     if workflow is None:
         check_recipe(fields.recipe or defaults.recipe, served)
+    elif (row := same_row(workflow.recipe, served.kind.name)) is not None:
+        check_recipe(row, served)
     of_fields = (*of_body, *of_cast, *of_settings, *of_image, *of_motion, *of_attention, *of_caps)
     of_workflow = workflow.warnings if workflow else ()
+    of_fields += told_of_persons(fields.persons, served)
     told = (*of_fields, *_speed(fields), *prompt_marks(settings), *of_workflow)
     return Job(
         action=fields.action or "generate",

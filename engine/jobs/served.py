@@ -97,6 +97,13 @@ def check_recipe(name: RecipeName | None, served: Served) -> None:
         raise Unavailable(served.refused[row])
 
 
+def told_of_persons(persons: int | None, served: Served) -> tuple[str, ...]:
+    """Says that a number of dancers changes nothing for a model which masks tell who is who."""
+    if persons is None or not served.kind.modes:
+        return ()
+    return (f"persons is {persons}, which changes nothing: masks say who is who.",)
+
+
 def check_references(count: int) -> None:
     """Raises `BadRequest` for more further pictures than a clip may have."""
     if count > LIMITS.max_references:

@@ -54,14 +54,21 @@ def find_chain(graph: Graph) -> Chain:
         for node in _segments(graph, result)
     }
     ordered = sorted(behind, key=lambda name: len(behind[name]))
-    is_row = [len(behind[name]) for name in ordered] == list(range(1, len(ordered) + 1))
-    if not is_row or not all(graph.link(graph.nodes[name], _PREVIOUS) for name in ordered[1:]):
+    if not all(_follows(graph, graph.nodes[name], ordered[:n]) for n, name in enumerate(ordered)):
         raise BadRequest(
             f"The {len(ordered)} {SEGMENT} of the workflow are no chain: each but the first must "
             f"have the frames of the one before it as {_PREVIOUS}."
         )
     stretches = [_stretch(graph.nodes[name], samplers) for name in ordered]
     return Chain(result, stretches, others)
+
+
+def _follows(graph: Graph, node: WorkflowNode, before: Sequence[str]) -> bool:
+    """Tells whether a segment is given frames that all segments `before` it had a part in."""
+    if not before:
+        return _segments(graph, node) == [node]
+    link = graph.link(node, _PREVIOUS)
+    return link is not None and {one.id for one in _segments(graph, link.node)} == {*before}
 
 
 def _segments(graph: Graph, node: WorkflowNode) -> list[WorkflowNode]:

@@ -7,6 +7,7 @@ Nodes that make masks are not done here: masks come with the request.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from typing import TypeVar
 
 from engine.errors import BadRequest
@@ -14,8 +15,8 @@ from engine.flow import Recipe, RecipeName
 from engine.jobs.fields import flag, number, shown, text, whole, word
 from engine.jobs.job import Draft
 from engine.jobs.workflow_chain import Chain, Stretch, find_chain
+from engine.jobs.workflow_core_media import files_of, masks_of, told_of_media
 from engine.jobs.workflow_core_nodes import (
-    BATCHES,
     COLOURS,
     CORE_NODES,
     DEFAULT_SHIFT,
@@ -26,7 +27,6 @@ from engine.jobs.workflow_core_nodes import (
     PROMPTS,
     SHIFTS,
     VIDEOS,
-    core_way,
     holder,
     is_core,
     must,
@@ -39,14 +39,18 @@ from engine.recipes import RECIPES
 Value = TypeVar("Value")
 
 _LIKE: RecipeName = "turbo"  # the recipe that such a workflow changes
-_MAX_PICTURES = 50  # followed through nodes that put pictures behind each other
 # The samplers of ComfyUI with their schedulers by what they are called here, and whether that is
 # the very same.
 _SAMPLERS: Mapping[tuple[str, str], tuple[str, bool]] = {
     ("euler", "simple"): ("euler_simple", True),
     ("uni_pc", "simple"): ("unipc", False),
 }
+# What a later segment should have as the first has it: values, and links
 _SAME = ("width", "height", "replacement_mode", "pose_strength", "pose_start", "pose_end")
+_SAME_LINKS = (
+    "positive", "negative", "pose_video", "pose_video_mask", "reference_image",
+    "reference_image_mask", "clip_vision_output",
+)  # fmt: skip
 _FPS_OF_VIDEO = ("GetVideoComponents", 2)
 
 
@@ -58,13 +62,14 @@ def read_core(graph: Graph) -> Draft:
     chain = find_chain(graph)
     node = chain.first.node
     video, _ = must(graph, node, "pose_video", VIDEOS)
-    pictures = _pictures(graph, node, "reference_image")
+    pictures = files_of(graph, node, "reference_image", PICTURES)
+    masks = [*masks_of(graph, node, "reference_image_mask"), *([None] * len(pictures))]
     width, height = _size(graph, node)
     replaces = _value(graph, node, "replacement_mode", flag, False)
     draft = Draft(
         like=_LIKE,
         recipe=_recipe(graph, chain.first),
-        image=graph.value(pictures[0], "image", text),
+        image=pictures[0],
         video=graph.value(video, FILE_OF.get(video.kind, "video"), text),
         prompt=_prompt(graph, chain.first, "positive"),
         negative_prompt=_prompt(graph, chain.first, "negative"),
@@ -75,10 +80,10 @@ def read_core(graph: Graph) -> Draft:
         frames=_frames(graph, chain, video),
         audio=graph.link(chain.result, "audio") is not None,
         mode=None if replaces is None else "replacement" if replaces else "animation",
-        mask=_mask(graph, node, "pose_video_mask"),
-        reference_mask=_mask(graph, node, "reference_image_mask"),
+        mask=next(iter(masks_of(graph, node, "pose_video_mask")), None),
+        reference_mask=masks[0],
         references=tuple(
-            name for one in pictures[1:] if (name := graph.value(one, "image", text)) is not None
+            (name, mask) for name, mask in zip(pictures[1:], masks[1:]) if name is not None
         ),
     )
     return dataclasses.replace(draft, warnings=tuple(_warnings(graph, chain)))
@@ -168,34 +173,6 @@ def _frames(graph: Graph, chain: Chain, video: WorkflowNode) -> int | None:
     return min((limit for limit in (*limits, total) if limit is not None), default=None)
 
 
-def _pictures(graph: Graph, node: WorkflowNode, name: str) -> list[WorkflowNode]:
-    """Finds the pictures of a batch in their order: the first is the character."""
-    found: list[WorkflowNode] = []
-    waiting, looked = [(node, name)], 0
-    while waiting:
-        here, key = waiting.pop(0)
-        looked += 1
-        end, _ = must(graph, here, key, (*PICTURES, *BATCHES))
-        if end.kind in BATCHES:
-            waiting = [(end, one) for one in sorted(end.inputs) if "image" in one] + waiting
-        else:
-            found.append(end)
-        if looked > _MAX_PICTURES:
-            raise BadRequest(f"The input {name} of {node} leads through too many nodes.")
-    if not found:
-        raise BadRequest(f"The input {name} of {node} leads to a batch without pictures.")
-    return found
-
-
-def _mask(graph: Graph, node: WorkflowNode, name: str) -> str | None:
-    """Reads the name of a file with masks; None if a node makes them, or there are none."""
-    way = core_way(graph, node, name, (*VIDEOS, *PICTURES, COLOURS))
-    if way.first is None or not way.ends:
-        return None
-    end = way.ends[0].node
-    return None if end.kind == COLOURS else graph.value(end, FILE_OF.get(end.kind, "video"), text)
-
-
 def _warnings(graph: Graph, chain: Chain) -> Iterator[str]:
     made = graph.ancestors(chain.result)
     opened = [
@@ -236,14 +213,32 @@ def _told(graph: Graph, chain: Chain, made: list[WorkflowNode]) -> Iterator[str]
         yield f"video_frame_offset of {first.node} is left out: the video begins at 0"
     if None in _size(graph, first.node):
         yield f"the size of {first.node}, done as the picture or the request has it"
-    for later in chain.stretches[1:]:
-        for key in _SAME:
-            here, there = graph.plain(first.node, key), graph.plain(later.node, key)
-            if not isinstance(here, Link) and not is_equal(here, there) and here != there:
-                yield f"{key} of {later.node} is {shown(there)}, done as {shown(here)}"
+    yield from told_of_media(graph, first.node)
+    for before, later in pairwise(chain.stretches):
+        yield from _told_of_later(graph, first, before, later)
     savers = [node for node in graph.nodes.values() if _saves(graph, node, chain)]
     known = [node for node in (*made, *savers) if is_core(node.kind)]
     yield from differences(graph, known, CORE_NODES)
+
+
+def _told_of_later(graph: Graph, first: Stretch, before: Stretch, later: Stretch) -> Iterator[str]:
+    """Tells where a segment is made otherwise than the first, or of other frames than follow."""
+    for key in _SAME:
+        here, there = graph.plain(first.node, key), graph.plain(later.node, key)
+        if not isinstance(here, Link) and not is_equal(here, there) and here != there:
+            yield f"{key} of {later.node} is {shown(there)}, done as {shown(here)}"
+    for key in _SAME_LINKS:
+        here, there = graph.link(first.node, key), graph.link(later.node, key)
+        if here is not None and (there is None or not graph.is_same(here, there)):
+            yield f"{key} of {later.node} comes from {there or 'nothing'}, done from {here}"
+    usual, own = _recipe(graph, first), _recipe(graph, later)
+    for field in dataclasses.fields(Recipe):
+        here, there = getattr(usual, field.name), getattr(own, field.name)
+        if here != there and not field.name.startswith("pose_"):
+            yield f"{field.name} of {later.sampler} is {shown(there)}, done as {shown(here)}"
+    offset = graph.plain(later.node, "video_frame_offset")
+    if not isinstance(offset, Link) or offset.node is not before.node:
+        yield f"video_frame_offset of {later.node} is left out: each segment follows the last"
 
 
 def _saves(graph: Graph, node: WorkflowNode, chain: Chain) -> bool:

@@ -12,7 +12,8 @@ from engine.jobs.job import Given, GivenReference
 from engine.jobs.parse import parse_job
 from engine.jobs.served import Served
 from engine.jobs.usual import usual_sizes
-from engine.recipes import NEEDED_LORAS, RECIPES, check_settings, recipe_of
+from engine.recipes import NEEDED_LORAS, RECIPES, check_settings, recipe_of, same_row
+from tests.support.core_workflows import LONG, core
 from tests.support.job_bodies import (
     DANCE,
     MASK,
@@ -87,6 +88,17 @@ def test_a_recipe_that_the_package_was_not_built_for_is_refused_with_what_to_do(
         with pytest.raises(Unavailable, match=r"^Build with --lora\.$"):
             scail2_job(plain, **fields)
     assert scail2_job(plain, recipe="official").settings.recipe.cfg == 5.0
+
+
+def test_a_workflow_with_the_figures_of_a_recipe_asks_for_its_weights():
+    plain = dataclasses.replace(SCAIL2, refused={"turbo": "Build with --lora."})
+    for given in ("scail2-turbo", core(), core(LONG, n13_file="m.mp4")):
+        with pytest.raises(Unavailable, match=r"^Build with --lora\.$"):
+            scail2_job(plain, workflow=given, **MASK)
+    for given in ("scail2-full", core(n104_steps=8), core(n104_model=["35", 0])):
+        assert scail2_job(plain, workflow=given).settings.recipe.sampler == "euler_simple"
+    one = [same_row(row, "scail2") for row in RECIPES["scail2"].values()]
+    assert one == [*RECIPES["scail2"]]
 
 
 @pytest.mark.parametrize("way", ["url", "path", "base64"])
@@ -208,7 +220,10 @@ def test_segments_are_cut_by_name_and_windows_are_for_windows():
 
 
 def test_a_mask_tells_six_persons_apart_and_no_more():
-    assert scail2_job(persons=6).settings.persons == 6
+    six = scail2_job(persons=6)
+    assert six.settings.persons == 6
+    assert six.warnings == ("persons is 6, which changes nothing: masks say who is who.",)
+    assert job(persons=2).warnings == ()
     assert "The persons is 7; it must be 1 to 6." in scail2_refused(persons=7)
     check_settings(Settings(RECIPES["preview"]["official"], persons=8))
     with pytest.raises(BadRequest, match="1 to 6"):

@@ -121,6 +121,111 @@ def test_a_batch_of_pictures_is_the_character_and_further_pictures():
     assert [one.image.field for one in own.cast.references] == ["references.0.url"]
 
 
+FILES = {
+    "60": ("LoadImage", {"image": "me mask.png"}),
+    "61": ("LoadImage", {"image": "side mask.png"}),
+    "62": ("ImageBatch", {"image1": ["60", 0], "image2": ["61", 0]}),
+    "63": ("LoadImage", {"image": "side.png"}),
+    "64": ("ImageBatch", {"image1": ["10", 0], "image2": ["63", 0]}),
+    "65": ("ImageFromBatch", {"image": ["12", 0], "batch_index": 10, "length": 20}),
+    "66": ("VHS_LoadImagesPath", {"directory": "masks"}),
+    "67": ("ImageBatch", {"image1": ["44", 1], "image2": ["61", 0]}),
+}
+
+
+def test_a_batch_of_masks_goes_with_its_batch_of_pictures():
+    given = core(nodes=FILES, n100_reference_image=["64", 0], n100_reference_image_mask=["62", 0])
+    made = scail2_job(workflow=given).cast
+    assert made.reference_mask.value == "me mask.png"
+    (further,) = made.references
+    assert (further.image.value, further.mask.value) == ("side.png", "side mask.png")
+    assert further.mask.field == "workflow.references.0.mask"
+    mixed = core(nodes=FILES, n100_reference_image=["64", 0], n100_reference_image_mask=["67", 0])
+    assert read(mixed).reference_mask is None  # a node makes it
+    assert read(mixed).references == (("side.png", "side mask.png"),)
+    one = core(nodes=FILES, n100_reference_image=["64", 0], n100_reference_image_mask=["60", 0])
+    assert (read(one).reference_mask, read(one).references) == (
+        "me mask.png",
+        (("side.png", None),),
+    )
+    many = core(nodes=FILES, n100_reference_image_mask=["62", 0])
+    assert "has 1 more than there are pictures, which are left out" in told(many)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"n100_pose_video_mask": ["66", 0]},
+         "pose_video_mask of node 100 (WanSCAILToVideo) comes from node 66 (VHS_LoadImagesPath), "
+         "done without: masks come from files"),
+        ({"n100_pose_video_mask": "mask.mp4"},
+         "pose_video_mask of node 100 (WanSCAILToVideo) is no link, done without"),
+        ({"n100_reference_image_mask": ["3", 0]}, "comes from node 3 (VAELoader), done without"),
+        ({"n100_pose_video": ["65", 0]}, "node 65 (ImageFromBatch) is left out: all frames count"),
+        ({"n100_clip_vision_output": ...}, "from nothing, done with the picture seen by CLIP"),
+        ({"n22_image": ["63", 0]}, "image of node 22 (CLIPVisionEncode) comes from node 63"),
+    ],
+)  # fmt: skip
+def test_media_that_are_linked_otherwise_than_done_are_named(change, said):
+    assert said not in told(core(nodes=FILES))
+    assert said in told(core(nodes=FILES, **change))
+
+
+def test_clip_may_see_the_first_picture_of_a_batch():
+    given = core(nodes=FILES, n100_reference_image=["64", 0])
+    assert "seen by CLIP" not in told(given)
+
+
+def chain_of_four():
+    """The long sample with a fourth segment."""
+    given = core(LONG, n13_file="m.mp4", n15_image="r.png")
+    for old in ("300", "301", "302", "303", "304"):
+        given[f"4{old[1:]}"] = copy.deepcopy(given[old])
+    for node, name, link in (
+        ("400", "previous_frames", ["303", 0]), ("400", "video_frame_offset", ["300", 3]),
+        ("402", "positive", ["400", 0]), ("402", "negative", ["400", 1]),
+        ("402", "latent_image", ["400", 2]), ("402", "sigmas", ["404", 0]),
+        ("403", "samples", ["402", 0]), ("90", "images", ["84", 0]),
+    ):  # fmt: skip
+        given[node]["inputs"][name] = link
+    given["84"] = {
+        "class_type": "ImageBatch",
+        "inputs": {"image1": ["83", 0], "image2": ["403", 0]},
+    }
+    return given
+
+
+def test_a_chain_of_four_is_a_clip_of_four_stretches():
+    assert read(chain_of_four()).frames == 81 + 3 * 76
+    assert "Settings done another way" not in told(chain_of_four())
+
+
+@pytest.mark.parametrize("link", [["203", 0], ["103", 0], ["403", 0], ["12", 0]])
+def test_a_segment_that_does_not_follow_the_one_before_makes_no_chain(link):
+    given = chain_of_four()
+    given["400"]["inputs"]["previous_frames"] = link
+    assert "are no chain" in scail2_refused(workflow=given)
+
+
+@pytest.mark.parametrize(
+    ("node", "name", "value", "said"),
+    [
+        ("404", "steps", 30, "steps of node 402 (SamplerCustom) is 30, done as 6"),
+        ("402", "cfg", 4, "cfg of node 402 (SamplerCustom) is 4.0, done as 1.0"),
+        ("404", "model", ["35", 0], "shift of node 402 (SamplerCustom) is 5.0, done as 8.0"),
+        ("400", "positive", ["21", 0],
+         "positive of node 400 (WanSCAILToVideo) comes from node 21 (CLIPTextEncode), done from"),
+        ("400", "reference_image", ["15", 0], "comes from node 15 (LoadImage), done from node 10"),
+        ("400", "video_frame_offset", 100, "video_frame_offset of node 400 (WanSCAILToVideo) is"),
+        ("400", "video_frame_offset", ["200", 3], "is left out: each segment follows the last"),
+    ],
+)  # fmt: skip
+def test_a_later_segment_that_is_made_otherwise_is_told(node, name, value, said):
+    given = chain_of_four()
+    given[node]["inputs"][name] = value
+    assert said in told(given)
+
+
 def test_ids_and_order_mean_nothing():
     for name in (TURBO, FULL, LONG):
         one, other = read(core(name)), read(renumbered(core(name)))

@@ -49,7 +49,7 @@ class Settings:
     """The settings of a clip, whatever its picture and its motion are.
 
     A new setting takes edits in four places: its field here, its check in
-    `recipes.check_settings`, its JSON field in `jobs/body.py`, its option in `__main__.py`. The
+    `recipes.check_settings`, its JSON field in `jobs/body.py`, its option in `cli/generate.py`. The
     names of fields and options are equal, so that one loop hands all of them on.
     """
 

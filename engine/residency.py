@@ -175,6 +175,7 @@ def shape_of(request: Request, source: Source) -> ClipShape:
         contexts=1 if recipe.cfg == 1 else 2,
         unseen=unseen,
         clip_frames=longest,
-        evaluations=(sum(seen for seen, _ in counts), sum(blind for _, blind in counts)),
+        evaluations=(max(seen for seen, _ in counts), max(blind for _, blind in counts)),
         references=len(request.references),
+        has_history=any(one.history_frames for one in segments),
     )

@@ -3,12 +3,14 @@
 import logging
 import math
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from engine.config import LIMITS
+from engine.denoise.segments import segments_of
 from engine.errors import BadMedia
 from engine.flow import Check, Request, Sound, Source, go_on
 from engine.masks.roles import read_roles
@@ -31,7 +33,8 @@ from engine.pose.skeleton import draw_skeleton
 # [T, *size, 3] u8 and its rate
 MotionCapture = Callable[[Request, VideoInfo, Tensor, Size, Check], tuple[Tensor, float]]
 
-FASTEST = 30  # frames a second of a driving video
+FASTEST = 30  # frames a second of what drives a clip
+_SLACK = Fraction(1, 50)  # of that: clocks of cameras drift, and 30.02 is 30
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +51,14 @@ def load_source(request: Request, capture: MotionCapture, check: Check = go_on) 
     size, wanted = clip_size(request, picture, video), request.settings
     image = crop_image(image_to_network(picture), size)
     canvas = (size[0] // 2, size[1] // 2) if wanted.recipe.half_render else size
-    sound, notes, shown_at = None, (), wanted.fps
+    sound, notes = None, ()
     if video is None:
-        skeleton, fps = _draw_joints(request, canvas, check)
+        joints = load_joints(request.motion)
+        shown_at, notes = _rate(request, Fraction(joints.fps))
+        skeleton, fps = _draw_joints(request, joints, shown_at or joints.fps, canvas, check)
     else:
         sound, notes = _look_at_sound(request, video, check)
-        shown_at, of_rate = _rate(request, video)
+        shown_at, of_rate = _rate(request, video.rate)
         notes += of_rate
         if request.kind == "pose" or wanted.mode is not None:
             skeleton, fps = _read_frames(request, video, shown_at, size, check)
@@ -66,6 +71,7 @@ def load_source(request: Request, capture: MotionCapture, check: Check = go_on) 
     roles, of_masks = read_roles(
         request, wanted.mode, video, shown_at, len(skeleton), own, size, check
     )
+    notes += _left_out(request, len(skeleton))
     return Source(image, skeleton, fps, sound, (*notes, *of_masks), roles)
 
 
@@ -93,31 +99,46 @@ def check_source(request: Request) -> None:
     picture, alpha = load_layers(request.image)
     video = None if request.kind == "joints" else probe_video(request.motion)
     size = clip_size(request, picture, video)
-    shown_at, notes = request.settings.fps, ()
     if video is None:
-        count = _joint_count(request, load_joints(request.motion))
+        joints = load_joints(request.motion)
+        shown_at, notes = _rate(request, Fraction(joints.fps))
+        count = _joint_count(request, joints, shown_at or joints.fps)
     else:
-        shown_at, of_rate = _rate(request, video)
+        shown_at, of_rate = _rate(request, video.rate)
         count = frame_count(video, shown_at, request.settings.frames)
         notes = (*_look_at_sound(request, video, go_on)[1], *of_rate)
     if request.settings.mode is not None:
+        notes += _left_out(request, count)
         own = (picture.shape[0], picture.shape[1]), alpha
         notes += read_roles(request, request.settings.mode, video, shown_at, count, own, size)[1]
     for note in notes:
         log.warning("%s", note)
 
 
-def _rate(request: Request, video: VideoInfo) -> tuple[float | None, tuple[str, ...]]:
-    """The rate at which the frames of a video are shown, None its own, and a note of those left
-    out: a model that sees the dance itself was trained on no more than 30 a second.
+def _rate(request: Request, rate: Fraction) -> tuple[float | None, tuple[str, ...]]:
+    """The rate at which a motion of `rate` is shown, None its own, and a note of frames that are
+    left out: a model that sees the dance itself was trained on no more than 30 a second.
     """
     fps = request.settings.fps
-    every = math.ceil(video.rate / FASTEST)
-    if fps is not None or request.settings.mode is None or every == 1:
+    every = math.ceil(rate / FASTEST - _SLACK)
+    if fps is not None or request.settings.mode is None or every <= 1:
         return fps, ()
     nth = {2: "second", 3: "third"}.get(every, f"{every}th")
-    shown = float(video.rate / every)
-    return shown, (f"{video.path.name} has {video.fps:g} frames a second: every {nth} is shown.",)
+    name = request.motion.name
+    note = f"{name} has {float(rate):g} frames a second: every {nth} is shown."
+    return float(rate / every), (note,)
+
+
+def _left_out(request: Request, count: int) -> tuple[str, ...]:
+    """A note if the segments of a clip of `count` frames do not reach its end."""
+    settings = request.settings
+    kept = segments_of(settings, count)[-1].end
+    if kept == count:
+        return ()
+    return (
+        f"Segments {settings.segments} leave out the last {count - kept} of {count} frames; even "
+        "keeps all.",
+    )
 
 
 def _look_at_sound(
@@ -141,9 +162,10 @@ def _read_frames(
     return crop_clip(read_video(video, fps, count, check=check), count, size), fps or video.fps
 
 
-def _draw_joints(request: Request, canvas: Size, check: Check) -> tuple[Tensor, float]:
-    clip = load_joints(request.motion)
-    fps, count = request.settings.fps or clip.fps, _joint_count(request, clip)
+def _draw_joints(
+    request: Request, clip: JointClip, fps: float, canvas: Size, check: Check
+) -> tuple[Tensor, float]:
+    count = _joint_count(request, clip, fps)
     shown = np.minimum((np.arange(count) / fps * clip.fps + 1e-9).astype(int), len(clip.joints) - 1)
     skeleton = torch.empty(count, *canvas, 3, dtype=torch.uint8)
     frames = draw_skeleton(clip.joints[shown], *canvas, check=check)
@@ -152,9 +174,8 @@ def _draw_joints(request: Request, canvas: Size, check: Check) -> tuple[Tensor, 
     return skeleton, fps
 
 
-def _joint_count(request: Request, clip: JointClip) -> int:
-    """The number of frames to draw: as many as the clip lasts at the rate of the result."""
-    fps = request.settings.fps or clip.fps
+def _joint_count(request: Request, clip: JointClip, fps: float) -> int:
+    """The number of frames to draw: as many as the clip lasts at `fps`, the rate of the result."""
     count = max(1, int(len(clip.joints) / clip.fps * fps + 1e-9))
     if (most := request.settings.frames) is not None:
         count = min(count, most)

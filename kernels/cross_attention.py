@@ -74,6 +74,31 @@ def _attend(q: Tensor, keys: CrossKeys) -> Tensor:
     return (p @ v).transpose(0, 1).flatten(1)
 
 
+def tiled_reference(
+    tuning: Tuning, q: Tensor, rms_inv: Tensor, text: CrossKeys, vision: CrossKeys
+) -> Tensor:
+    """The definition with the iterations and the rounding of the kernel: [S, D] bf16. Weights are
+    BF16 beside the largest logit so far, and so is what text gives.
+    """
+    scale, keys = rms_inv[:, None] * LOGIT_SCALE, tuning.blocks["BLOCK_KEYS"]
+    told, seen = (_attend_in_tiles(q, scale, one, keys) for one in (text, vision))
+    return (told.bfloat16().float() + seen).bfloat16()
+
+
+def _attend_in_tiles(q: Tensor, scale: Tensor, context: CrossKeys, keys: int) -> Tensor:
+    q, k, v = (_heads(side) for side in (q, context.k, context.v))
+    top = q.new_full((*q.shape[:2], 1), -math.inf)  # [N, S, 1]
+    total, out = torch.zeros_like(top), torch.zeros_like(q)
+    for k_tile, v_tile, bias in zip(k.split(keys, 1), v.split(keys, 1), context.bias.split(keys)):
+        logits = (q @ k_tile.mT).double() * scale + bias  # a fused multiply-add rounds once
+        new_top = torch.maximum(top, logits.float().amax(dim=-1, keepdim=True))
+        shrink, p = torch.exp2(top - new_top), torch.exp2(logits.float() - new_top)
+        total = total * shrink + p.sum(dim=-1, keepdim=True)
+        out = out * shrink + p.bfloat16().float() @ v_tile
+        top = new_top
+    return (out / total).transpose(0, 1).flatten(1)
+
+
 def _heads(x: Tensor) -> Tensor:
     return x.float().unflatten(-1, (-1, HEAD)).transpose(0, 1)  # [N, S, K]
 

@@ -23,7 +23,7 @@ from kernels.cross_attention import (
     CROSS_ATTENTION,
     CrossKeys,
     cross_attention,
-    cross_attention_reference,
+    tiled_reference,
 )
 from kernels.fp8 import RowForm, Rows, quantize_rows
 from kernels.gemm import GEMM, Gemm
@@ -128,7 +128,8 @@ def reference_ops(
     """Computes by the definitions what `native_ops` compute with this variant of attention, as it
     is tuned for `arch`; None: for the first that has it.
     """
-    tuning = attention.tuning[arch or next(iter(attention.tuning))]
+    arch = arch or next(iter(attention.tuning))
+    tuning = attention.tuning[arch]
     qk, v, v_limit = self_attention.formats(attention)
     return Ops(
         modulate=norm.modulate_reference,
@@ -138,7 +139,7 @@ def reference_ops(
         attention=lambda qkv, queries: self_attention.variant_reference(
             attention, tuning, qkv, queries
         ).bfloat16(),
-        cross_attention=lambda *given: cross_attention_reference(*given).bfloat16(),
+        cross_attention=partial(tiled_reference, CROSS_ATTENTION.tuning[arch]),
         gemm=product.gemm_reference,
         gemm_gelu=product.gemm_gelu_reference,
         gemm_residual=product.gemm_residual_reference,

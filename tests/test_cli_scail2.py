@@ -57,7 +57,7 @@ def test_a_video_drives_the_clip_itself_and_no_motion_is_captured(files, caplog,
     info = probe_video(files / "clip.mp4")
     assert (info.frames, info.fps, info.width, info.height) == (9, 16, 96, 64)
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert any("The video has no mask" in one for one in told)
+    assert any("The motion has no mask" in one for one in told)
     assert "9 frames of 96x64 at 16 fps" in capsys.readouterr().out
 
 

@@ -6,6 +6,7 @@ Nothing here has a GPU: models write down where they are sent, and run out when 
 import dataclasses
 import weakref
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from PIL import Image
 
 from engine.config import state_dir
 from engine.demo.weights import demo_weights
+from engine.denoise.segments import segments_of
 from engine.denoise.windows import unwatched
 from engine.errors import EngineError, TooLarge
-from engine.flow import Request, Settings, Source
+from engine.flow import Reference, Request, Settings, Source
 from engine.load import load_exact
 from engine.media.video import probe_video
 from engine.memory import LADDER, ClipShape
@@ -150,6 +152,22 @@ def test_a_clip_is_planned_as_it_is_denoised(changes, frames, want):
     source = Source(torch.zeros(3, 64, 96), torch.zeros(frames, 32, 48, 3).byte(), 16.0, None)
     settings = Settings(dataclasses.replace(QUICK, **changes))
     assert shape_of(Request(None, None, "pose", settings), source) == want
+
+
+def test_a_clip_in_segments_is_planned_by_the_longest_with_its_history_and_further_pictures():
+    """Its graphs are those of one segment: each is denoised by itself."""
+    source = Source(torch.zeros(3, 64, 96), torch.zeros(201, 32, 48, 3).byte(), 16.0, None)
+    settings = Settings(dataclasses.replace(QUICK, window_frames=81), segments="even")
+    further = (Reference(Path("1.png")), Reference(Path("2.png")))
+    longest = max(one.frames for one in segments_of(settings, 201))
+    for references in ((), further):
+        request = Request(None, None, "video", settings, references=references)
+        assert shape_of(request, source) == ClipShape(
+            64, 96, longest, clip_frames=longest, evaluations=(2, 0), references=len(references),
+            has_history=True,
+        )  # fmt: skip
+    alone = dataclasses.replace(settings, segments="windows")
+    assert not shape_of(Request(None, None, "video", alone), source).has_history
 
 
 # --- a job that runs out of memory

@@ -1,6 +1,7 @@
 """From request to clip with random SCAIL-2 weights: modes, masks, pictures, segments, sound."""
 
 import dataclasses
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,13 @@ from engine.load import load_exact
 from engine.media.framing import frames_to_network
 from engine.media.video import probe_video
 from engine.models.dit import Scail
+from engine.pose.joints import JointClip, save_joints
 from engine.pose.networks import Networks
 from engine.program import ModelSettings
 from engine.source import check_source, load_source
 from engine.stage_dump import StageDump
 from tests.support.clips import clip, tone
+from tests.support.dancers import BODY
 
 QUICK = Recipe("euler_simple", steps=2, cfg=1.0, shift=5.0, window_frames=17, overlap_frames=8)
 SIZE = (64, 96)
@@ -153,6 +156,41 @@ def test_more_than_30_frames_a_second_are_thinned_and_said(pipeline, request_of,
     made, _ = run(pipeline, request_of(18, fps=60), tmp_path)
     assert (made.frames, made.fps) == (9, 30)
     assert any("every second is shown" in note for note in made.notes)
+
+
+@pytest.mark.parametrize(
+    ("fps", "shown"),
+    [("30", 30), ("3002/100", 30.02), ("30000/1001", 29.97), ("31", 15.5), ("60000/1001", 29.97),
+     ("6002/100", 30.01), ("90", 30), ("120", 30)],
+)  # fmt: skip
+def test_a_rate_that_is_nearly_30_is_taken_for_it(request_of, fps, shown):
+    source = load_source(request_of(12, fps=Fraction(fps), masks=False), capture=None)
+    assert source.fps == pytest.approx(shown, abs=0.01)
+    assert any("is shown" in note for note in source.notes) is (float(Fraction(fps)) > 30.5)
+
+
+def test_joints_above_30_frames_a_second_are_thinned_too(request_of, tmp_path):
+    joints = np.tile(BODY + np.array([0, 0, 3500]), (60, 1, 1, 1))
+    save_joints(tmp_path / "j.npz", JointClip(joints, 60.0, None))
+    request = dataclasses.replace(request_of(masks=False), motion=tmp_path / "j.npz", kind="joints")
+    source = load_source(request, capture=None)
+    assert (len(source.skeleton), source.fps) == (30, 30)
+    assert source.notes[0] == "j.npz has 60 frames a second: every second is shown."
+    as_asked = load_source(changed(request, fps=60), capture=None)
+    assert (len(as_asked.skeleton), as_asked.fps) == (60, 60)
+
+
+@pytest.mark.parametrize(
+    ("plan", "lost"), [("even", 0), ("cover", 0), ("windows", 0), ("official", 4), ("sat", 4)]
+)
+def test_frames_that_a_plan_leaves_out_are_told(request_of, caplog, plan, lost):
+    """Segments of 17 frames: [0, 17) and [12, 29) of 33."""
+    request = request_of(33, masks=False, segments=plan)
+    said = [f"Segments {plan} leave out the last {lost} of 33 frames; even keeps all."]
+    source = load_source(request, capture=None)
+    assert [note for note in source.notes if "leave out" in note] == (said if lost else [])
+    check_source(request)
+    assert [m for m in caplog.messages if "leave out" in m] == (said if lost else [])
 
 
 def test_a_mask_of_another_length_is_told_before_anything_is_loaded(request_of, tmp_path):

@@ -1,7 +1,8 @@
 """Suite `denoiser`: an estimate of where the time of one evaluation goes, and what is lost.
 
-Every step of a block for every architecture: its work, what the GPU could do at best, and a time
-from machine code. What is measured on a GPU is in suites `gpu` and `forward`.
+Every step of a block for every architecture: its work, what the GPU could do at best, and two times
+from machine code, an upper bound of its speed and what is expected (`benchmarks.kernel.model`).
+What is measured on a GPU is in suites `gpu` and `forward`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,8 @@ from benchmarks import pictures
 from benchmarks.denoiser.launches import KINDS, SIZES, STEPS, candidates, name_of
 from benchmarks.kernel.cases import cases
 from benchmarks.kernel.cubins import compiled
-from benchmarks.kernel.model import GPUS, demands, estimated_tflops, limits_ms
+from benchmarks.kernel.estimate import EXPECTED, UPPER_BOUND, Estimate, estimate
+from benchmarks.kernel.model import GPUS, SCHEDULERS, demands, limits_ms
 from benchmarks.kernel.work import LaunchWork
 from benchmarks.record import Figure, Suite
 from benchmarks.timing import Cell, columns
@@ -23,7 +25,6 @@ from kernels.aot.cubin import Cubin
 from kernels.arch import ARCHS, Arch
 
 BOTH = 0.97  # two units this close to each other both bind
-DRAM_SHARE = 0.85  # of the rated bandwidth: assumed in estimates, docs/reference/performance.md F2
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +40,12 @@ class StepRow:
     gigabytes: float  # every input read once, every output written once
     bound: str  # which unit the limit comes from: tensor, memory, MUFU
     limit_ms: float  # the GPU at its rated clock, perfectly used
-    ms: float
+    bound_ms: float  # this machine code, all overlaps perfect: an upper bound of its speed
+    ms: float  # expected
     # where there is a main loop: parts of the time of its tensor cores that an iteration needs
     issue: float | None  # to issue its instructions
     mufu: float | None  # for exponentials
+    shared: float | None  # to load operands from shared memory
     warps: int | None  # of a scheduler
 
     @property
@@ -50,7 +53,18 @@ class StepRow:
         return self.ms - self.limit_ms
 
 
-Kernels: TypeAlias = Mapping[str, Mapping[str, Cubin]]  # of each step, by the names of cases
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A kernel that may do a step, and the tile sizes that it was compiled with."""
+
+    cubin: Cubin
+    blocks: Mapping[str, int]
+
+    def estimate(self, work: LaunchWork, arch: Arch) -> Estimate:
+        return estimate(work, self.cubin, GPUS[arch], self.blocks)
+
+
+Kernels: TypeAlias = Mapping[str, Mapping[str, Candidate]]  # of each step, by the names of cases
 
 
 def measure_denoiser(sizes: Sequence[ClipShape] = SIZES) -> tuple[str, list[StepRow]]:
@@ -66,11 +80,11 @@ def measure_denoiser(sizes: Sequence[ClipShape] = SIZES) -> tuple[str, list[Step
 def kernels_of(arch: Arch) -> Kernels:
     """The kernels that a worker may choose from for each step, compiled."""
     cubins = compiled(arch)
-    spec_of = {case.name: case.specs[0].name for case in cases(arch, SCAIL_14B)}
-    return {
-        step.name: {name: cubins[spec_of[name]] for name in candidates(step, arch)}
-        for step in STEPS
+    specs = {case.name: case.specs[0] for case in cases(arch, SCAIL_14B)}
+    made = {
+        name: Candidate(cubins[spec.name], spec.tuning[arch].blocks) for name, spec in specs.items()
     }
+    return {step.name: {name: made[name] for name in candidates(step, arch)} for step in STEPS}
 
 
 def estimated_rows(arch: Arch, size: ClipShape, tokens: int, kernels: Kernels) -> list[StepRow]:
@@ -78,32 +92,24 @@ def estimated_rows(arch: Arch, size: ClipShape, tokens: int, kernels: Kernels) -
     rows = []
     for step in STEPS:
         work = step.work(tokens)
-        times = {name: estimated_ms(work, c, arch) for name, c in kernels[step.name].items()}
-        name = min(times, key=times.__getitem__)
-        kernel = kernels[step.name][name]
+        found = [(each.estimate(work, arch), each) for each in kernels[step.name].values()]
+        time, best = min(found, key=lambda pair: pair[0].ms)
         limits = limits_ms(work, arch)
         limit, launches = max(limits.values()), step.count * SCAIL_14B.layers
-        need = None if kernel.loop is None else demands(kernel, arch)
+        need = None if best.cubin.loop is None else demands(best.cubin, GPUS[arch])
         rows.append(
             StepRow(
                 arch.name, name_of(size), step.name, step.kind,
                 launches, launches * work.flop / 1e12, launches * work.moved / 1e9,
                 "+".join(unit for unit, ms in limits.items() if ms > BOTH * limit),
-                launches * limit, launches * times[name],
+                launches * limit, launches * time.bound_ms, launches * time.ms,
                 None if need is None else need.issue / need.tensor,
                 None if need is None else need.special / need.tensor,
-                None if need is None else need.warps,
+                None if need is None else SCHEDULERS * need.shared / need.tensor,
+                None if need is None else need.warps * need.blocks,
             )
         )  # fmt: skip
     return rows
-
-
-def estimated_ms(work: LaunchWork, cubin: Cubin, arch: Arch) -> float:
-    """The time of one launch: the main loop, or memory at `DRAM_SHARE` of its rate."""
-    memory = (work.moved + work.again) / (DRAM_SHARE * GPUS[arch].gigabytes_s) / 1e6
-    if cubin.loop is None:
-        return memory
-    return max(memory, work.flop / estimated_tflops(cubin, arch) / 1e9)
 
 
 # --- shown
@@ -117,36 +123,45 @@ def groups(rows: Iterable[StepRow]) -> dict[tuple[str, str], list[StepRow]]:
     return found
 
 
+def totals(rows: Iterable[StepRow]) -> tuple[float, float, float]:
+    """Milliseconds of all steps: the limit, the upper bound of speed, what is expected."""
+    times = [(row.limit_ms, row.bound_ms, row.ms) for row in rows]
+    limit, bound, ms = map(sum, zip(*times))
+    return limit, bound, ms
+
+
 def denoiser_table(rows: Sequence[StepRow]) -> str:
     """A table for each forward."""
     return "\n\n".join(_forward_table(group) for group in groups(rows).values())
 
 
 def _forward_table(rows: Sequence[StepRow]) -> str:
-    heads = {"count": "d", "TFLOP": ".1f", "GB": ".1f", "bound by": "", "limit ms": ".1f",
-        "est ms": ".1f", "lost ms": ".1f", "issue": ".0%", "MUFU": ".0%",
-        "warps": "d"}  # fmt: skip
+    heads = {"TFLOP": ".1f", "GB": ".0f", "bound by": "", "limit": ".0f",
+        "bound": ".0f", "expect": ".0f", "lost": ".0f", "issue": ".0%", "MUFU": ".0%",
+        "smem": ".0%", "warps": "d"}  # fmt: skip
     lines: list[Sequence[Cell]] = [
-        (row.step, row.count, row.tflop or None, row.gigabytes, row.bound, row.limit_ms, row.ms,
-         row.lost_ms, row.issue, row.mufu, row.warps)
+        (row.step, row.tflop or None, row.gigabytes, row.bound, row.limit_ms,
+         row.bound_ms, row.ms, row.lost_ms, row.issue, row.mufu, row.shared, row.warps)
         for row in rows
     ]  # fmt: skip
-    limit, ms = sum(row.limit_ms for row in rows), sum(row.ms for row in rows)
+    limit, bound, ms = totals(rows)
     work, moved = sum(row.tflop for row in rows), sum(row.gigabytes for row in rows)
-    whole = limit, ms, ms - limit, None, None, None
-    lines.append(("the forward", None, work, moved, None, *whole))
-    title = f"{rows[0].arch}, one forward of {rows[0].size}: ESTIMATE"
-    return f"{title} (issue, MUFU: shares of tensor time)\n{columns(heads, lines)}"
+    whole = limit, bound, ms, ms - limit, None, None, None, None
+    lines.append(("the forward", work, moved, None, *whole))
+    title = f"{rows[0].arch}, one forward of {rows[0].size}: ESTIMATES in ms"
+    return f"{title} (issue, MUFU, smem: shares of tensor time)\n{columns(heads, lines)}"
 
 
 def denoiser_figures(rows: Sequence[StepRow]) -> list[Figure]:
-    """The whole of each forward, and its steps."""
+    """The whole of each forward, and its steps; the name of a figure ends in its kind."""
     found = []
     for (size, arch), group in groups(rows).items():
-        whole = ("forward", sum(row.ms for row in group))
-        for step, ms in (whole, *((row.step, row.ms) for row in group)):
-            name = f"{arch} {size} estimate {step}"
-            found.append(Figure(name, ms, "ms", 0.0, "lower", "estimate"))
+        steps = [("forward", *totals(group)[1:])]
+        steps += [(row.step, row.bound_ms, row.ms) for row in group]
+        for step, bound, ms in steps:
+            for kind, value in ((UPPER_BOUND, bound), (EXPECTED, ms)):
+                name = f"{arch} {size} {step}, {kind}"
+                found.append(Figure(name, value, "ms", 0.0, "lower", "estimate"))
     return found
 
 
@@ -156,17 +171,22 @@ def denoiser_pictures(rows: Sequence[StepRow], folder: Path, stem: str) -> list[
     bars: dict[str, dict[str, dict[str, list[float]]]] = {}
     for row in rows:
         of_size = bars.setdefault(row.size, {})
-        for label, ms in (("limit", row.limit_ms), ("estimate", row.ms)):
+        times = row.limit_ms, row.bound_ms, row.ms
+        for label, ms in zip(("limit", "upper bound", "expected"), times):
             bar = of_size.setdefault(f"{gpu_names[row.arch]}\n{label}", {})
             bar[row.kind] = [bar.get(row.kind, [0.0])[0] + ms / 1000]
-    fig, parts = pictures.figure(12.0, 6.0, len(bars))
+    fig, parts = pictures.figure(12.0, 7.0, len(bars))
     for axes, (size, of_size) in zip(parts, bars.items()):
         for at, total in enumerate(pictures.stacked_bars(axes, [*of_size.values()], KINDS)):
             axes.text(total, at, f" {total:.2f} s", va="center")
         axes.set_yticks(range(len(of_size)), [*of_size])
         axes.margins(x=0.15)
         axes.set_xlabel(f"seconds of one forward of {size}")
-    fig.suptitle("Limit: rated clocks, nothing lost. Estimate: not measured.", fontsize=12)
+    fig.suptitle(
+        "Not measured. Limit: any code, nothing lost. Upper bound of speed: our code, all "
+        "overlaps perfect.",
+        fontsize=12,
+    )
     fig.legend(*parts[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return pictures.save(fig, folder, stem)
 

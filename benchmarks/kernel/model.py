@@ -1,31 +1,49 @@
-"""Models a GPU: the limits of a kernel, and an estimate of its rate from the machine code.
+"""Models a GPU: the limits of a kernel, and two estimates of its time from the machine code.
 
-The estimate is no measurement. It takes one iteration of the main loop as a closed queue, solved by
-mean value analysis: the warps of a scheduler ask for its tensor core, its issue slots and its unit
-for special functions, queue where others are, and wait for memory once in each iteration. It knows
-nothing of tails, epilogues, DRAM and clocks below the rated one, so it lies above what to expect.
+upper bound   of its speed: every unit works whenever it can, and the busiest decides. All overlaps
+              are perfect, there are no waits, ends and last waves.
+expected      The warps of a multiprocessor as a closed queue (`benchmarks.kernel.queue`): they ask
+              for the tensor core, the issue slots and MUFU of their scheduler, and for the pipe to
+              shared memory that four schedulers share, and wait once in each iteration. Hopper's
+              warpgroups that meet at a barrier in each iteration move in step: what one unit does
+              no other hides. Around that are the ends of programs, which move their results while
+              their multiprocessor multiplies nothing unless it holds a second block, and the last
+              wave, which may be short.
+
+No estimate is a measurement. Clocks of instructions and rates are those of data sheets,
+`WAIT_CYCLES` and `DRAM_SHARE` are assumed, one constant was fitted to one figure
+(`STEP_WAIT_CYCLES`). What others measured is held against this in `benchmarks.kernel.published`.
+The model knows nothing of the bandwidth of L2, of clocks below the rated one, and of how the
+instructions of one warp overlap.
 Rates and clocks: docs/reference/performance.md A. The queue: docs/reference/kernels.md 2.3.
 """
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from benchmarks.kernel.queue import throughput
 from benchmarks.kernel.work import LaunchWork
-from kernels.aot.cubin import Cubin
-from kernels.aot.sass import Mix
+from kernels.aot.cubin import Cubin, Mix
 from kernels.arch import SM89, SM90, SM120, Arch
 
 SCHEDULERS = 4  # of a multiprocessor
 REGISTERS = 65536  # of a multiprocessor
-SPECIAL_CYCLES = 8  # that one MUFU instruction keeps a scheduler's unit busy
-WAIT_CYCLES = 250  # for memory and barriers in each iteration: docs/reference/kernels.md 2.3
 SHARED_RESERVED = 1024  # bytes of a block that the driver takes
+SPECIAL_CYCLES = 8  # that one MUFU instruction keeps a scheduler's unit busy
+# Cycles that an instruction of a warp keeps the pipe to shared memory busy, at 128 bytes a cycle.
+# Our loops' LDSM load four matrices, their copies 16 bytes a thread; the other loads are scalars.
+SHARED_CYCLES = {"LDSM": 4, "LDGSTS": 4, "STS": 4, "LDS": 1}
+WAIT_CYCLES = 250  # for memory and barriers in each iteration: docs/reference/kernels.md 2.3
+# The same for warpgroups in step, fitted to one figure: Triton's FP16 attention of head size 128 on
+# an H100, 477 and 487 TFLOPS. 0 gives 465 with starts and waves, 250 would give 439.
+STEP_WAIT_CYCLES = 0
+START_WAITS = 2  # of a program before its first product: for its start, and for its first tiles
+DRAM_SHARE = 0.85  # of the rated bandwidth: assumed, docs/reference/performance.md F2
 
 
 @dataclass(frozen=True, slots=True)
 class GpuModel:
-    """The GPU whose times are estimated for an architecture."""
+    """A GPU whose times are estimated."""
 
     name: str
     multiprocessors: int
@@ -35,6 +53,7 @@ class GpuModel:
     seen_ghz: float  # the highest clock that others saw in kernels; the rated one where none did
 
 
+# the GPU of an architecture
 GPUS = {
     SM89: GpuModel("RTX 4090", 128, 2.52, 1008, 102_400, 2.75),
     SM90: GpuModel("H200", 132, 1.83, 4800, 233_472, 1.83),
@@ -87,49 +106,61 @@ def peak_tflops(mix: Mix, gpu: GpuModel) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Demands:
-    """Cycles that one iteration of a warp's main loop needs of the units of its scheduler."""
+    """What one iteration of a warp's main loop needs of each unit, in cycles, and who shares it."""
 
     tensor: float
     issue: float
     special: float
-    warps: int  # that share these units
+    shared: float  # of the pipe to shared memory, which all schedulers have in common
+    warps: int  # of a block, on each scheduler
+    blocks: int  # on a multiprocessor
+    is_in_step: bool  # warpgroups that meet in each iteration
+
+    @property
+    def busiest(self) -> float:
+        """The cycles of the unit that has most to do, for a warp of each scheduler."""
+        return max(self.tensor, self.issue, self.special, SCHEDULERS * self.shared)
 
 
-def demands(cubin: Cubin, arch: Arch) -> Demands:
+def demands(cubin: Cubin, gpu: GpuModel) -> Demands:
     """Takes them from a kernel with a main loop."""
     mix = cubin.loop
     assert mix is not None
     tensor = sum(
         flop(name) * count * SCHEDULERS / flop_a_cycle(name) for name, count in mix.mma.items()
     )
-    warps = blocks_together(cubin, GPUS[arch]) * cubin.warps // SCHEDULERS
-    return Demands(tensor, float(mix.instructions), SPECIAL_CYCLES * mix.count("MUFU"), warps)
+    shared = sum(cycles * mix.count(name) for name, cycles in SHARED_CYCLES.items())
+    return Demands(
+        tensor,
+        float(mix.instructions),
+        SPECIAL_CYCLES * mix.count("MUFU"),
+        shared,
+        cubin.warps // SCHEDULERS,
+        blocks_together(cubin, gpu),
+        mix.count("BAR") > 0 and any(_WARPGROUP.match(name) for name in mix.mma),
+    )
 
 
-def estimated_tflops(cubin: Cubin, arch: Arch) -> float:
-    """The rate that the main loop allows."""
+def expected_rate(need: Demands) -> float:
+    """Iterations of a warp that a scheduler gets done in a cycle."""
+    own = need.tensor, need.issue, need.special
+    if need.is_in_step:  # copies are nobody's step: they land meanwhile
+        return need.warps * throughput((need.warps * sum(own),), need.blocks, STEP_WAIT_CYCLES)
+    return throughput(own, need.warps * need.blocks, WAIT_CYCLES, need.shared, SCHEDULERS)
+
+
+def upper_bound_tflops(cubin: Cubin, gpu: GpuModel) -> float:
+    """The rate of the main loop if all units overlap perfectly."""
     assert cubin.loop is not None
-    need = demands(cubin, arch)
-    iterations = iterations_a_cycle((need.tensor, need.issue, need.special), need.warps)
-    return need.tensor * iterations * peak_tflops(cubin.loop, GPUS[arch])
+    need = demands(cubin, gpu)
+    return need.tensor / need.busiest * peak_tflops(cubin.loop, gpu)
 
 
-def estimated_ms(cubin: Cubin, arch: Arch, flop: float, programs: int) -> float:
-    """The time of a launch of so many programs, which run in waves: the last one may be short."""
-    gpu = GPUS[arch]
-    together = gpu.multiprocessors * blocks_together(cubin, gpu)
-    waves = -(-programs // together)
-    return flop / estimated_tflops(cubin, arch) / 1e9 * waves * together / programs
-
-
-def iterations_a_cycle(needs: Sequence[float], warps: int) -> float:
-    """Throughput of a closed queue. `needs`: cycles of each unit in an iteration of a warp."""
-    waiting, rate = [0.0] * len(needs), 0.0
-    for together in range(1, warps + 1):
-        times = [cycles * (1 + queue) for cycles, queue in zip(needs, waiting)]
-        rate = together / (sum(times) + WAIT_CYCLES)
-        waiting = [rate * cycles for cycles in times]
-    return rate
+def loop_tflops(cubin: Cubin, gpu: GpuModel) -> float:
+    """The rate that is expected of the main loop."""
+    assert cubin.loop is not None
+    need = demands(cubin, gpu)
+    return need.tensor * expected_rate(need) * peak_tflops(cubin.loop, gpu)
 
 
 def blocks_together(cubin: Cubin, gpu: GpuModel) -> int:

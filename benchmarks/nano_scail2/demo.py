@@ -27,7 +27,7 @@ from engine.media.mp4 import encode_mp4
 
 PICTURE, PICTURE_MASK = "dancer.png", "dancer_mask.png"
 DRIVING, DRIVING_MASK = "driving.mp4", "driving_mask.npz"
-SCENE, FRAMES = HELD_OUT + 100, 97
+SCENE, FRAMES = HELD_OUT + 105, 97
 LARGER, SHARPER = 2, 4  # times as high and wide as the clip: the video, the picture
 CRF = 16
 

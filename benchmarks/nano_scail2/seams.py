@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.nano.dance import Array
 from benchmarks.nano.drawing import Look
-from benchmarks.nano.judge import body_of
 from benchmarks.nano_scail2.judge import empty_room
 from benchmarks.nano_scail2.scenes import Frames, Mode, ScenePlan
 
 ALLOWED = 1.5  # times the largest step inside a segment
 LIMB_COLOURS = ("skin", "top", "trousers", "shoes")  # of a `Look`: hands, sleeves, legs and feet
 OTHER_COLOURS = ("hair", "stripe")  # what else a person's pixel may be
-LEAST = 12  # pixels of a colour, below which its middle says nothing
+LEAST = 12.0  # pixels of a colour, below which its middle says nothing
+FAINT = 24.0  # levels by which a pixel differs from the room where a person begins
+LIKE = 24.0  # levels of a difference to a colour that counts as like it
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +51,26 @@ def seams(frames: Frames, starts: Sequence[int], planned: ScenePlan, mode: Mode)
 def colour_steps(frames: Frames, planned: ScenePlan, mode: Mode) -> Array:
     """How far the middle of each limb colour moves from frame to frame, pixels: [colours, T - 1].
 
-    NaN where a frame has too little of the colour.
+    A pixel counts as far as it differs from the room and is like the colour, so that blurred edges
+    do not flicker. NaN where a frame has too little of a colour.
     """
-    body = body_of(frames, empty_room(planned, mode))
-    kinds = nearest_colours(frames, planned.heroes[0])
-    middles = np.full((len(LIMB_COLOURS), len(frames), 2), np.nan)
-    for kind in range(len(LIMB_COLOURS)):
-        for t, there in enumerate(body & (kinds == kind)):
-            if np.count_nonzero(there) >= LEAST:
-                middles[kind, t] = np.argwhere(there).mean(0)
-    return np.linalg.norm(np.diff(middles, axis=1), axis=-1)
+    room = empty_room(planned, mode)
+    there = np.clip((np.abs(frames.astype(np.float64) - room).max(-1) - FAINT) / FAINT, 0, 1)
+    rows, columns = np.mgrid[: frames.shape[1], : frames.shape[2]]
+    middles = []
+    for share in colour_shares(frames, planned.heroes[0]):
+        weight = there * share
+        total = weight.sum((1, 2))
+        total[total < LEAST] = np.nan
+        middle = [(weight * places).sum((1, 2)) / total for places in (rows, columns)]
+        middles.append(np.stack(middle, axis=-1))
+    return np.linalg.norm(np.diff(np.stack(middles), axis=1), axis=-1)
 
 
-def nearest_colours(frames: Frames, look: Look) -> NDArray[np.int64]:
-    """For each pixel the nearest of a person's colours: [T, H, W], counted as named above."""
+def colour_shares(frames: Frames, look: Look) -> Array:
+    """How far each pixel is of each limb colour, 0..1: [colours, T, H, W], counted as above."""
     names = (*LIMB_COLOURS, *OTHER_COLOURS)
     tints = np.array([getattr(look, name) for name in names], np.float64)
-    far = [np.square(frames - tint).sum(-1) for tint in tints]
-    return np.argmin(far, axis=0)
+    far = np.stack([np.square(frames - tint).sum(-1) for tint in tints])
+    near = np.exp((far.min(0) - far) / (2 * LIKE**2))
+    return (near / near.sum(0))[: len(LIMB_COLOURS)]

@@ -38,8 +38,8 @@ from engine.models.text import embed_prompts
 
 START = NANO_HOME / "diffusion_models" / "scail_nano_fp16.safetensors"
 SEED = 12
-BODY = 2.0  # added to the weight of the loss where people are
-RATES = (0.012, 1.5e-3)  # of Muon and of Adam
+BODY = 6.0  # added to the weight of the loss where people are
+RATES = (0.015, 1.5e-3)  # of Muon and of Adam
 HISTORY = 2  # latents that a later segment knows: 5 frames
 GOES_ON = 0.35  # share of the long batches that have history
 WORN = 0.15  # the most noise in history, which was decoded and encoded before it is seen

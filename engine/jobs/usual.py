@@ -37,14 +37,14 @@ def usual_settings(
 ) -> tuple[Settings, list[str]]:
     """Finds the settings of a request that names its recipe at most.
 
-    The sentences say what has another name here. Raises `BadRequest` for a recipe that the kind of
-    model does not have.
+    The sentences say if what it names has another name here. Raises `BadRequest` for a recipe that
+    the kind of model does not have.
     """
     kind = served.kind.name
     row, said = row_of(kind, name or defaults.recipe)
     settings = SAID_NOWHERE[kind][row]
     settings = dataclasses.replace(settings, fit=defaults.fit, mode=mode_of(None, served))
-    return settings, [] if said is None else [said]
+    return settings, [] if said is None or name is None else [said]
 
 
 def usual_sizes(defaults: Defaults, served: Served) -> list[tuple[int, int]]:

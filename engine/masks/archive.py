@@ -71,8 +71,7 @@ def member_names(path: Path) -> list[str]:
         raise
     except Exception as error:
         raise _damaged(path, error) from error
-    kept = [member for member in members if not _is_hidden(member)]
-    for member in kept:
+    for member in members:
         parts = PurePosixPath(member.filename.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts or ":" in member.filename:
             raise BadMedia(
@@ -84,7 +83,7 @@ def member_names(path: Path) -> list[str]:
                 f"{path.name}: {member.filename[:_SHOWN_CHARS]!r} is locked or packed otherwise "
                 "than ZIP files usually are; pack it again."
             )
-    names = [member.filename for member in kept]
+    names = [member.filename for member in members if not _is_hidden(member)]
     if len(set(names)) < len(names):
         raise BadMedia(f"{path.name} holds two files of the same name; pack it again.")
     return names

@@ -35,6 +35,9 @@ _WHOLE: dict[Mode, tuple[int, str]] = {
     ),
 }
 
+_ONLY_MOVING = "The mask of the video shows {}, which no picture has: check the colours."
+_ONLY_SHOWN = "The masks of the pictures show {}, which the video has not: check the colours."
+
 _AT_ONCE = 2**24  # pixels in work
 _NAMES = {BLACK: "black", WHITE: "white"}
 _ASPECT = 0.01  # by which the shape of a mask may differ from that of its picture
@@ -78,18 +81,8 @@ def read_driving_mask(
     stored = open_mask(path, check=check)
     _check_shape(stored, (video.height, video.width), video.path.name)
     wanted, notes = _chosen(stored, video, fps, count, check)
-    channels = () if stored.has_labels else (3,)
-    frames = torch.empty(count, *size, *channels, dtype=torch.uint8)
     shape = video.height, video.width
-    for place, frame in zip(frames, stored.frames(wanted, check), strict=True):
-        place.copy_(crop_nearest(frame[None], shape, size)[0])
-    if stored.has_labels:
-        numbers = frames
-        for place in numbers:
-            place.copy_(_COLOUR_OF_LABEL[place.int()])
-        frames = torch.empty(count, *size, 3, dtype=torch.uint8)
-    else:
-        numbers = clean(frames, stored.name, check)
+    numbers, frames = _numbers(stored, wanted, shape, size, check)
     persons = _persons(numbers)
     if not persons and mode == "replacement":
         raise BadMedia(
@@ -114,7 +107,7 @@ def absent_driving_mask(count: int, size: Size, mode: Mode) -> DrivingMask:
             f"Replacement needs a mask of the video, which says who is replaced: {_FORMS}, "
             "with each person in a colour (the first blue) or white on black."
         )
-    note = "The video has no mask: all of it is taken as background without persons."
+    note = "The motion has no mask: all of it is taken as background without persons."
     return DrivingMask(torch.zeros(count, *size, 3, dtype=torch.uint8), (), (note,))
 
 
@@ -153,6 +146,8 @@ def read_reference_mask(
     if is_black.any() and not (numbers == WHITE).any():
         colours = show_black(colours)
         notes += (_turned_note(name, is_black.float().mean().item(), BLACK),)
+    if not persons and name:
+        notes += (f"{name} shows nobody: all of the picture is taken as background.",)
     return ReferenceMask(colours, persons, notes)
 
 
@@ -164,26 +159,53 @@ def additional_mask(
     Black and white stay as a colour file has them, for both are in use there; around a matte it is
     black. Raises `BadMedia` as `read_reference_mask`.
     """
-    numbers, _, notes = _of_picture(path, alpha, picture, check)
+    numbers, name, notes = _of_picture(path, alpha, picture, check)
     if numbers is None:
         numbers = torch.full(picture, WHITE, dtype=torch.uint8)
         notes = ("An additional picture has no mask: its background is taken over as it is.",)
     numbers[numbers == BACKGROUND] = BLACK
+    if bool((numbers == BLACK).all()):
+        notes += (f"{name} shows nobody and no background: nothing of it is to be seen.",)
     return ReferenceMask(_to_network(numbers, size), _persons(numbers), notes)
 
 
 def compare_persons(driving: DrivingMask, pictures: Sequence[ReferenceMask]) -> tuple[str, ...]:
     """Notes for colours that the driving mask or the pictures show and the other side does not."""
-    shown = {name for picture in pictures for name in picture.persons}
+    moving, shown = set(driving.persons), {name for one in pictures for name in one.persons}
+    if not moving or not shown:
+        return ()
     notes = []
-    for names, has, lacks in (
-        (set(driving.persons) - shown, "the video", "no picture"),
-        (shown - set(driving.persons), "the pictures", "not the video"),
-    ):
-        if names and driving.persons and shown:
+    for names, sides in ((moving - shown, _ONLY_MOVING), (shown - moving, _ONLY_SHOWN)):
+        if names:
             told = " and ".join(name for name in PERSONS if name in names)
-            notes.append(f"The mask of {has} shows {told}, which {lacks} does: check the colours.")
+            notes.append(sides.format(told))
     return tuple(notes)
+
+
+def _numbers(
+    stored: Stored, wanted: Sequence[int], shape: Size, size: Size, check: Check
+) -> tuple[Tensor, Tensor]:
+    """The numbers of colours [T, H, W] u8, and memory for frames [T, H, W, 3] u8 of them.
+
+    Colours are cleaned at the smaller of two sizes, the file's or the clip's: what compression
+    blurs in a small file would be an area in a large one.
+    """
+    count, is_small = len(wanted), stored.height * stored.width < size[0] * size[1]
+    held = (stored.height, stored.width) if is_small else size
+    frames = torch.empty(count, *held, *(() if stored.has_labels else (3,)), dtype=torch.uint8)
+    for place, frame in zip(frames, stored.frames(wanted, check), strict=True):
+        place.copy_(frame if is_small else crop_nearest(frame[None], shape, size)[0])
+    if stored.has_labels:
+        numbers = frames
+        for place in numbers:
+            place.copy_(_COLOUR_OF_LABEL[place.int()])
+    else:
+        numbers = clean(frames, stored.name, check)
+    if is_small:
+        numbers = crop_nearest(numbers, shape, size)
+    if is_small or stored.has_labels:
+        frames = torch.empty(count, *size, 3, dtype=torch.uint8)
+    return numbers, frames
 
 
 def _of_picture(
@@ -193,9 +215,10 @@ def _of_picture(
     if path is None:
         if alpha is None or bool((alpha >= _OPAQUE).all()):
             return None, "", ()
-        note = "The picture is transparent in part: what is opaque of it is person 1 (blue)."
         numbers = torch.where(alpha >= _OPAQUE, BLUE, BACKGROUND).to(torch.uint8)
-        return numbers, "The picture", (note,)
+        is_cut_out = bool((numbers == BLUE).any())
+        note = "The picture is transparent in part: what is opaque of it is person 1 (blue)."
+        return numbers, "The picture", (note,) if is_cut_out else ()
     stored = open_mask(path, check=check)
     if stored.count != 1:
         raise BadMedia(f"{stored.name} has {stored.count} frames; the mask of a picture has one.")
@@ -223,18 +246,18 @@ def _chosen(
 ) -> tuple[list[int], tuple[str, ...]]:
     """The frames of the mask for those of the clip. Raises `BadMedia` if the lengths do not fit."""
     held, limits = stored.count, replace(LIMITS, max_frames=sys.maxsize)
+    told = f"{stored.name} {'is one picture' if held == 1 else f'has {held} frames'}"
     whole = frame_count(video, fps, limits=limits)  # of the clip, if all were shown
     for off in (0, 1):
         for frames, is_file in ((video.frames, True), (whole, False), (count, False)):
             if abs(held - frames) == off:
                 wanted = shown_frames(video, fps, count, check) if is_file else range(count)
                 repair = f"its last one {'is left out' if held > frames else 'is shown twice'}"
-                notes = (f"{stored.name} has {held} frames for {frames}: {repair}.",)
+                notes = (f"{told} for {frames}: {repair}.",)
                 return [min(number, held - 1) for number in wanted], notes if off else ()
     also = "" if whole == video.frames else f", or {whole} at {fps or video.fps:g} a second"
-    told = "is one picture" if held == 1 else f"has {held} frames"
     raise BadMedia(
-        f"{stored.name} {told} and {video.path.name} has {video.frames} frames{also}; a mask needs "
+        f"{told} and {video.path.name} has {video.frames} frames{also}; a mask needs "
         "one for each frame of its video."
     )
 

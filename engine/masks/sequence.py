@@ -23,7 +23,7 @@ def in_order(names: Iterable[str], whole: str) -> list[str]:
     last = [int(found[-1][:18]) for found in numbers]
     for place, (before, after) in enumerate(pairwise(last)):
         if after != before + 1:
-            one, other = (name[-_SHOWN_CHARS:] for name in ordered[place : place + 2])
+            one, other = (repr(name[-_SHOWN_CHARS:]) for name in ordered[place : place + 2])
             raise BadMedia(
                 f"{whole}: {other} comes after {one}; the numbers of a sequence must follow each "
                 "other without a gap. Number the pictures anew."

@@ -20,7 +20,7 @@ from engine.flow import Check, go_on
 from engine.masks.archive import find_labels, member_names, open_members, read_labels
 from engine.masks.cleaning import has_palette
 from engine.masks.sequence import in_order
-from engine.media.files import check_file, content_kind
+from engine.media.files import check_file, content_kind, with_article
 from engine.media.picture import load_layers
 from engine.media.video import VideoInfo, probe_video, read_video
 
@@ -29,6 +29,7 @@ Frames: TypeAlias = Callable[[Sequence[int], Check], Iterator[Tensor]]
 Load: TypeAlias = Callable[[str], Tensor]  # the name of one of several pictures -> its pixels
 
 _OPAQUE = 128  # and above
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 _SHOWN_CHARS = 80
 
 
@@ -55,8 +56,19 @@ def open_mask(path: Path, limits: Limits = LIMITS, check: Check = go_on) -> Stor
     if kind is not None and kind.endswith("picture") and not kind.startswith("GIF"):
         picture = load_flat(path, limits)
         height, width = picture.shape[:2]
-        return Stored(path.name, height, width, 1, False, lambda _, __: iter([picture]))
-    return _video(probe_video(path, limits, check), limits)
+        return Stored(
+            path.name, height, width, 1, False, lambda wanted, _: (picture for _ in wanted)
+        )
+    try:
+        return _video(probe_video(path, limits, check), limits)
+    except BadMedia as error:
+        if kind is not None and (kind == "video" or kind.startswith("GIF")):
+            raise
+        found = with_article(kind or "file of another kind")
+        raise BadMedia(
+            f"{path.name} is {found}; a mask is a picture, a video, a folder or ZIP of pictures, "
+            "or an .npz file with an array masks."
+        ) from error
 
 
 def load_flat(path: Path, limits: Limits = LIMITS) -> Tensor:
@@ -89,7 +101,7 @@ def _archive(path: Path, limits: Limits) -> Stored:
             lambda wanted, check: read_labels(labels, wanted, check),
         )  # fmt: skip
     if names and all(name.endswith(".npy") for name in names):
-        held = ", ".join(sorted(names))[:_SHOWN_CHARS]
+        held = repr(", ".join(sorted(names))[:_SHOWN_CHARS])
         raise BadMedia(f"{path.name} holds no array masks, but {held}; write masks into it.")
 
     @contextmanager
@@ -122,7 +134,8 @@ def _sequence(
 ) -> Stored:
     if not names:
         raise BadMedia(f"{path.name} holds no pictures; one for each frame is expected.")
-    ordered = in_order(names, path.name)
+    pictures = [name for name in names if name.lower().endswith(_PICTURES)]
+    ordered = in_order(pictures or names, path.name)  # and what lies beside them is no matter
     with opened() as load:
         height, width = load(ordered[0]).shape[:2]
 
@@ -135,7 +148,7 @@ def _sequence(
                     at, frame = number, load(ordered[number])
                 if frame.shape[:2] != (height, width):
                     raise BadMedia(
-                        f"{path.name}: {ordered[number][-_SHOWN_CHARS:]} is "
+                        f"{path.name}: {ordered[number][-_SHOWN_CHARS:]!r} is "
                         f"{frame.shape[1]}x{frame.shape[0]} and the first {width}x{height}; "
                         "pictures of one size are expected."
                     )

@@ -5,7 +5,7 @@
 2. Files of pairs alone look alike whatever they do: DPO, relighting, a style. A word of the file's
    name, or of a title in its metadata, tells: the rows of `WORDS`. `dpo` and `relight` are believed
    of files alone that change neither `k_img` nor `v_img`, as SCAIL-2's two do not
-   (docs/reference/scail2.md).
+   (docs/reference/scail2.md 1.4).
 3. Else it is `other`.
 
 A name or a title may also say which model of the family a LoRA was trained on: `require_kind`.

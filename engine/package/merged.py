@@ -4,7 +4,7 @@ A recipe's figures belong to weights that certain LoRAs were merged into: other 
 make a clip that looks like a mistake of the engine. So `check_recipe_loras` compares those that
 decide a recipe, `distill` and `dpo`, one by one. Others, as `relight` and a style of one's own, are
 the choice of whoever built the package.
-Source: docs/reference/scail2.md.
+Sources: docs/reference/scail2.md 1.4 and 5.
 """
 
 import shlex

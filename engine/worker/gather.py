@@ -8,6 +8,7 @@ from engine.errors import BadRequest
 from engine.flow import Reference, Request
 from engine.jobs.fetch import Wanted, fetch_base64, fetch_path, fetch_url
 from engine.jobs.job import Given, Job
+from engine.jobs.wire import INTERNET, Internet
 from engine.worker.progress import JobProgress
 
 FETCH_S = 120.0  # for one file
@@ -23,6 +24,7 @@ class Gathering:
     inputs: tuple[Path, ...]  # folders whose files a job may name
     video: Path | None  # of jobs without one
     progress: JobProgress
+    network: Internet = INTERNET
 
 
 def gather(job: Job, to: Gathering) -> Request:
@@ -59,7 +61,7 @@ def _file(given: Given, kind: Medium, to: Gathering) -> Path:
     wanted = Wanted(given.field, kind, to.folder)
     if given.kind == "url":
         left_s = to.progress.left_s(FETCH_S)
-        return fetch_url(given.value, wanted, timeout_s=left_s, check=to.progress.check)
+        return fetch_url(given.value, wanted, to.network, left_s, to.progress.check)
     to.progress.check()
     if given.kind == "base64":
         return fetch_base64(given.value, wanted)

@@ -33,6 +33,7 @@ from engine.program import (
     choose_package,
     make_program,
 )
+from engine.recipes import row_of
 from engine.stage_dump import StageDump
 from engine.worker.convolutions import choose_plans
 from engine.worker.endpoint import Endpoint
@@ -87,6 +88,8 @@ def renderer_of(
     with Clock()("warm"):
         _warm(pipeline, served, endpoint.scratch)
         choose_plans(pipeline, sizes, device)
+    if said := row_of(served.kind.name, defaults().recipe)[1]:
+        log.info("%s", said)
     log.info("%s is served: %s", served.kind.title, " and ".join(served.modes) or "animation")
 
     def run(request: Request, out: Path, watch: Watch) -> Clip:

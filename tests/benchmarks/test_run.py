@@ -212,7 +212,8 @@ def test_kernels_have_what_their_machine_code_says_and_no_times(monkeypatch):
     assert all(row.ms is row.error is None for row in rows)
     products = [row for row in rows if row.name.startswith(("gemm", "attention"))]
     assert len(products) > 50
-    assert all(row.estimated_tflops > 100 and row.instructions_per_mma > 1 for row in products)
+    assert all(row.instructions_per_mma > 1 for row in products)
+    assert all(90 < row.expected_tflops < row.bound_tflops for row in products)
 
 
 @pytest.mark.parametrize("arguments", [[], ["dance"], ["media", "dance"]])

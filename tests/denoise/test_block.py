@@ -269,7 +269,11 @@ def test_quantised_weights_do_not_follow_the_block_they_came_from(drawn):
 
 @pytest.mark.parametrize(
     ("arch", "ways"),
-    [(SM89, ("i8", "fp8")), (SM90, ("i8_pair", "fp8_pair")), (SM120, ("i8", "mx"))],
+    [
+        (SM89, ("i8_pair", "fp8_pair")),
+        (SM90, ("i8_pair", "fp8_pair")),
+        (SM120, ("i8_pair", "mx_pair")),
+    ],
     ids=lambda value: getattr(value, "name", None),
 )
 def test_products_are_the_first_of_the_architecture(arch, ways):

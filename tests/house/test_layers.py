@@ -20,8 +20,8 @@ engine.config engine.command_line
 engine.media engine.package engine.models
 engine.stage_dump engine.pose engine.machine
 engine.masks
-engine.denoise engine.source engine.conditioning
-engine.tensorrt engine.memory engine.golden engine.recipes
+engine.denoise engine.conditioning
+engine.source engine.tensorrt engine.memory engine.golden engine.recipes
 engine.residency engine.demo engine.jobs engine.build
 engine.program engine.pipeline
 engine.load

@@ -33,6 +33,14 @@ def test_a_cap_on_pixels_shrinks_and_keeps_the_shape(width, height, most, size):
     assert bool(made.warnings) == (size != (width, height))
 
 
+def test_a_size_that_is_left_to_the_picture_stays_so_within_a_cap_that_is_wide_enough():
+    for most, size in ((512 * 896, (None, None)), (96 * 160, (64, 160))):
+        small = Defaults("official", video=Path("d.mp4"), max_pixels=most)
+        made = settings_of(small)
+        assert (made.width, made.height) == size
+        assert bool(job(small).warnings) == (size != (None, None))
+
+
 def test_a_cap_never_exceeds_itself_for_any_size():
     for most in (4096, 5000, 15360, 100_000):
         for width in range(64, 1281, 96):

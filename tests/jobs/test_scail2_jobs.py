@@ -59,6 +59,8 @@ def test_the_recipes_of_a_kind_are_its_own():
     named = scail2_job(recipe="production")
     assert named.settings.recipe == RECIPES["scail2"]["turbo"]
     assert named.warnings == ("The recipe production is called turbo for SCAIL-2.",)
+    usual = scail2_job(SCAIL2, Defaults(recipe="production", video=DANCE.video))
+    assert (usual.settings, usual.warnings) == (named.settings, ())  # told once, at the start
     there = "There is no recipe turbo for SCAIL-Preview, only production and official."
     assert refused(recipe="turbo") == there
     assert "no recipe fast8 for SCAIL-Preview" in refused(recipe="fast8")

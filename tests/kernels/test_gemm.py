@@ -203,7 +203,14 @@ def test_the_short_accumulator_of_a_hopper_adds_little_to_the_error_of_e4m3(k):
 
 # --- machine code
 
-SHIPPED = ("i8", "i8_pair", "fp8", "fp8_pair", "mx")  # the others are for measuring against these
+SHIPPED = (
+    "i8",
+    "i8_pair",
+    "fp8",
+    "fp8_pair",
+    "mx",
+    "mx_pair",
+)  # the others are for measuring against these
 
 
 def builds(names):
@@ -213,8 +220,8 @@ def builds(names):
 def assert_it_is_lean(cubin):
     """Beside the proofs, most instructions are products, and 16 bytes come at once."""
     wide = "GMMA" in next(iter(cubin.loop.mma))
-    products = sum(cubin.loop.mma.values())
-    assert cubin.loop.instructions / products < (40 if wide else 2.8), cubin
+    products = sum(cubin.loop.mma.values())  # 64, of a pair's tile 32
+    assert cubin.loop.instructions / products < (40 if wide else 2.8 if products > 32 else 3.4)
     assert cubin.loop.count("STS", "PRMT", "STG") == 0, cubin
 
 
@@ -317,7 +324,7 @@ def test_a_depth_at_which_int8_sums_could_overflow_is_refused():
 def test_each_architecture_has_a_form_of_each_type_it_multiplies_at_full_rate():
     held = {arch.name: [n for n, way in GEMM.items() if arch in way.bias.tuning] for arch in ARCHS}
     assert held == {
-        "sm89": ["i8", "i8_tall", "fp8"],
+        "sm89": ["i8_pair", "i8", "i8_tall", "fp8_pair", "fp8"],
         "sm90": ["i8_pair", "i8", "fp8_pair", "fp8"],
-        "sm120": ["i8", "i8_tall", "mx", "mx_tall"],
+        "sm120": ["i8_pair", "i8", "i8_tall", "mx_pair", "mx", "mx_tall"],
     }

@@ -14,6 +14,7 @@ from engine.media.framing import (
     crop_clip,
     crop_frames,
     crop_image,
+    crop_nearest,
     frames_to_u8,
     image_to_network,
     skeleton_to_network,
@@ -174,3 +175,22 @@ def test_output_is_truncated_and_never_wraps():
     got = frames_to_u8(values)
     assert got.shape == (6, 1, 1, 3)
     assert got[:, 0, 0, 1].tolist() == [0, 0, 127, 254, 255, 255]
+
+
+@pytest.mark.parametrize("size", [(64, 96), (96, 64), (33, 50), (128, 128)])
+def test_labels_are_cropped_where_pictures_are_and_never_mixed(size):
+    ramp = torch.arange(96, dtype=torch.uint8).expand(64, 96)
+    labels = crop_nearest(ramp[None], (64, 96), size)[0]
+    picture = crop_image(ramp.float().expand(3, -1, -1), size)[0]
+    assert labels.shape == size
+    assert set(labels.unique().tolist()) <= set(range(96))
+    assert (labels.float() - picture)[:, 4:-4].abs().max() <= 1
+
+
+def test_labels_of_another_size_are_stretched_to_that_of_their_picture():
+    labels = torch.arange(6, dtype=torch.uint8).view(1, 2, 3)
+    large = labels.repeat_interleave(32, 1).repeat_interleave(32, 2)
+    assert torch.equal(crop_nearest(labels, (64, 96), (64, 96)), large)
+    assert torch.equal(crop_nearest(large, (2, 3), (2, 3)), labels)
+    cropped = crop_nearest(large[..., None], (64, 96), (32, 32))[0, ::16, ::16, 0]
+    assert cropped.tolist() == [[0, 1], [3, 4]]

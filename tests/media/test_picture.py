@@ -15,7 +15,7 @@ from PIL import Image, ImageCms
 from engine.config import LIMITS
 from engine.errors import BadMedia
 from engine.media.files import HEAD_BYTES, sniff
-from engine.media.picture import load_image
+from engine.media.picture import load_image, load_layers
 from engine.media.picture_colours import PRIMARIES, SRGB, rgb_profile
 
 SIDE = 64
@@ -414,3 +414,24 @@ def test_damage_is_refused_or_survived_but_never_a_surprise(tmp_path, suffix):
             assert str(error).startswith(path.name)
             refused += 1
     assert refused > 20
+
+
+@pytest.mark.parametrize("turn", [1, 6])
+def test_the_opacity_of_a_picture_is_read_beside_its_pixels(tmp_path, turn):
+    alpha = ramp()[..., 0]
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    path = tmp_path / "a.png"
+    Image.fromarray(np.dstack([ramp(), alpha])).save(path, exif=exif)
+    pixels, opacity = load_layers(path)
+    assert np.array_equal(opacity.numpy(), np.rot90(alpha, -1) if turn == 6 else alpha)
+    assert torch.equal(pixels, load_image(path))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK"])
+def test_a_picture_that_is_opaque_has_no_opacity(tmp_path, mode):
+    path = tmp_path / "a.tif"
+    Image.fromarray(ramp()).convert(mode).save(path)
+    pixels, opacity = load_layers(path)
+    assert opacity is None
+    assert torch.equal(pixels, load_image(path))

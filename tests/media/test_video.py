@@ -11,7 +11,7 @@ from engine.config import LIMITS
 from engine.errors import BadMedia
 from engine.media.mp4 import encode_mp4
 from engine.media.sound import find_sound
-from engine.media.video import exact_rate, frame_count, probe_video, read_video
+from engine.media.video import exact_rate, frame_count, probe_video, read_video, shown_frames
 from tests.support.clips import clip, numbered, numbers, read_numbers, run_ffmpeg, tone
 
 
@@ -265,3 +265,16 @@ def test_names_that_look_like_options_or_addresses_are_names(clip_16, tmp_path):
         path = tmp_path / name
         path.write_bytes(clip_16.read_bytes())
         assert probe_video(path).frames == 20
+
+
+@pytest.mark.parametrize("fps", [None, 5, 12.5, 16, 24])
+@pytest.mark.parametrize("uneven", [None, "(N+floor(N/3))/16/TB", "N*N/40/TB"])
+def test_the_frames_that_are_shown_are_known_by_their_numbers(clip_16, tmp_path, uneven, fps):
+    path = clip_16
+    if uneven:
+        path, stretch = tmp_path / "uneven.mkv", ["-vf", f"setpts='{uneven}'"]
+        run_ffmpeg("-i", clip_16, *stretch, "-fps_mode", "passthrough", "-crf", "4", path)
+    info = probe_video(path)
+    assert info.is_constant == (uneven is None)
+    assert shown_frames(info, fps) == read_numbers(info, fps)
+    assert shown_frames(info, fps, 4) == read_numbers(info, fps, 4)

@@ -52,9 +52,9 @@ def test_no_kernel_of_the_table_is_left_out(arch):
 
 
 SAMPLE = {
-    SM89: ("attention.i8_fp8_f16_narrow", "gemm.i8.residual", "quantize.fp8e4nv_5120"),
+    SM89: ("attention.i8_fp8_f16_narrow", "gemm.i8_pair.residual", "quantize.fp8e4nv_5120"),
     SM90: ("attention.i8_fp8_f32", "gemm.fp8.gelu", "rope_keys.i8_5120"),
-    SM120: ("attention.i8_mx", "gemm.mx.bias", "cross_attention"),
+    SM120: ("attention.i8_mx", "gemm.mx_pair.bias", "cross_attention"),
 }
 
 

@@ -19,11 +19,10 @@ archs = pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
 
 CLIPS = 24  # of each architecture
 
-# Of values in BF16 a few are tipped over by the last bit of an FP32 sum. Weights of cross attention
-# and its two results are BF16 in the kernel alone.
+# Of values in BF16 a few are tipped over by the last bit of an FP32 sum.
 LIMITS = {
     "modulate": 1e-6, "quantize": 1e-6, "rms_inverse": 1e-6, "rope": 1e-6, "attention": 5e-4,
-    "cross_attention": 4e-3, "gemm": 2e-4, "gemm_gelu": 2e-4, "gemm_residual": 2e-6,
+    "cross_attention": 5e-4, "gemm": 2e-4, "gemm_gelu": 2e-4, "gemm_residual": 2e-6,
 }  # fmt: skip
 
 

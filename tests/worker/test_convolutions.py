@@ -9,7 +9,9 @@ import torch
 from engine.conditioning import Encoders
 from engine.config import Defaults, defaults, state_dir
 from engine.demo.weights import demo_weights
-from engine.jobs.parse import parse_job, usual_sizes
+from engine.jobs.parse import parse_job
+from engine.jobs.served import PREVIEW
+from engine.jobs.usual import usual_sizes
 from engine.machine.resident import Resident
 from engine.media.framing import frames_to_u8
 from engine.models.vae import Vae, in_layout
@@ -127,7 +129,7 @@ def test_a_real_vae_takes_what_it_is_given(caplog):
 )
 def test_the_sizes_are_those_of_requests_that_name_none(changes, sizes):
     defaults = Defaults(**changes)
-    assert usual_sizes(defaults) == sizes
+    assert usual_sizes(defaults, PREVIEW) == sizes
     settings = parse_job(
         {"input": {"image_url": "https://a/b.png", "video_url": "https://a/b.mp4"}}, defaults
     ).settings
@@ -142,5 +144,5 @@ def test_a_worker_chooses_plans_for_the_usual_sizes_before_it_takes_jobs(tmp_pat
     models = demo_weights(state_dir()).models
     given = endpoint(tmp_path, package=tiny_package(SM89), models=models, state=state_dir())
     renderer.load_renderer(given)
-    assert asked == [(usual_sizes(defaults()), renderer.find_device())]
+    assert asked == [(usual_sizes(defaults(), PREVIEW), renderer.find_device())]
     assert asked[0][0]

@@ -90,7 +90,7 @@ def test_files_of_an_input_folder_may_be_masks_and_pictures(worker):
 def test_animation_needs_no_masks_and_says_what_it_took_for_granted(worker):
     reply = ask(worker, body(mode=None, mask_base64=None, reference_mask_base64=None))
     assert "video" in reply
-    assert any("The video has no mask" in said for said in reply["warnings"])
+    assert any("The motion has no mask" in said for said in reply["warnings"])
 
 
 def grey(value):

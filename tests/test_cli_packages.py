@@ -211,6 +211,7 @@ def test_info_shows_what_is_in_a_package(capsys):
     (shown,) = found["packages"]
     held = open_package(path)
     assert (shown["path"], shown["arch"], shown["weights"]) == (str(path), "sm89", "int8")
+    assert shown["rotation"] == {"kind": "regular-hadamard", "group": 256, "linears": 16}
     assert shown["digest"] == held.digest
     assert shown["driver_floor"] == held.manifest.driver_floor
     assert shown["tensors"] == len(held.names)

@@ -359,7 +359,7 @@ def summary(package: Package) -> dict[str, object]:
         "digest": package.digest,
         "model": asdict(manifest.model) | {"padded_ffn": manifest.padded_ffn},
         "weights": manifest.weights,
-        "rotation": manifest.rotation,
+        "rotation": _rotation(manifest),
         "tensors": len(manifest.tensors),
         "bytes": sum(part.bytes for part in manifest.files),
         "native": {"kernels": [_shown(kernel) for kernel in package.kernels]},
@@ -368,6 +368,12 @@ def summary(package: Package) -> dict[str, object]:
         "prompts": None if manifest.prompts is None else asdict(manifest.prompts),
         "toolchain": manifest.toolchain,
     }
+
+
+def _rotation(manifest: Manifest) -> Mapping[str, object] | None:
+    """How rows are rotated, and of how many linears."""
+    held = manifest.rotation
+    return held and {"kind": held.kind, "group": held.group, "linears": len(held.linears)}
 
 
 def _shown(kernel: Cubin) -> dict[str, object]:

@@ -7,8 +7,8 @@ import torch
 
 from engine.build.quantize import Quantization, groups
 from engine.config import ModelConfig
-from engine.denoise.block import FP8
 from engine.models.checkpoint import Checkpoint
+from kernels.fp8 import E4M3
 from tests.support.checkpoints import save, small_weights, to_sat
 from tests.support.layouts import LAYOUTS, gguf_of, model_in
 
@@ -31,7 +31,7 @@ def write(layout, weights, folder):
 def packed(path):
     """The linears of a package as FP32, by their names in it."""
     tensors = {}
-    for group in groups(Quantization(Checkpoint(path), FP8)):
+    for group in groups(Quantization(Checkpoint(path), E4M3)):
         tensors |= group.make()[0]
     return {
         name.removesuffix(".q"): held.float() * tensors[f"{name[:-1]}s"][:, None]

@@ -7,6 +7,9 @@ TRITON := triton==3.6.0
 # of the package that the demo builds; without a GPU any is run by references
 ARCH ?= sm89
 NANO := engine/demo/nano
+NANO2 := engine/demo/nano_scail2
+SCENE := --image $(NANO2)/dancer.png --reference-mask $(NANO2)/dancer_mask.png \
+  --video $(NANO2)/driving.mp4 --mask $(NANO2)/driving_mask.npz
 
 .PHONY: setup demo test test-slow lint bench proof clean
 
@@ -34,6 +37,12 @@ demo: setup
 	  --stages out/stages --out out/stages/clip.mp4
 	$(BIN)/python -m engine.demo.show --image $(NANO)/dancer.png --stages out/stages --clip out/stages/clip.mp4 \
 	  --out out/demo.mp4 --beside out/demo-side-by-side.mp4
+	$(BIN)/python build_engine.py --arch $(ARCH) --preset nano-scail2 --out out/packages
+	for mode in animation replacement; do \
+	  $(BIN)/python -m engine generate --package out/packages/scail2/$(ARCH) --mode $$mode $(SCENE) --out out/stages/$$mode.mp4 && \
+	  $(BIN)/python -m engine.demo.show --image $(NANO2)/dancer.png --driving $(NANO2)/driving.mp4 \
+	    --clip out/stages/$$mode.mp4 --beside out/demo-$$mode.mp4 || exit 1; \
+	done
 
 lint: setup
 	$(BIN)/ruff check .

@@ -53,6 +53,7 @@ SUITES = {
     "quality": ("benchmarks.quality.suite", ("checkpoint", "package", "models")),
     "cold-start": ("benchmarks.cold_start.suite", ("package", "models", "before", "runs")),
     "reading": ("benchmarks.cold_start.reading", ("file", "runs")),
+    "formats": ("benchmarks.cold_start.formats", ("runs",)),
     "gpu": ("benchmarks.kernel.gpu", ("kernels", "out", "dry", "only")),
     "twins": ("benchmarks.kernel.twins", ("kernels", "out", "dry", "only")),
     "forward": ("benchmarks.denoiser.forward", ("kernels", "out", "dry")),

@@ -38,6 +38,7 @@ from engine.media.mp4 import encode_mp4
 from engine.media.picture import load_image
 from engine.media.video import probe_video
 from engine.models.attention import available
+from engine.models.describe import describe
 from engine.package.folder import Package, open_package, summary
 from engine.package.search import Held, find_packages, several
 from engine.pipeline import Pipeline
@@ -159,7 +160,14 @@ def verify(args: argparse.Namespace) -> None:
 
 
 def info(args: argparse.Namespace) -> None:
-    """Prints what this machine has and what would run on it, as one JSON object."""
+    """Prints what this machine has and what would run on it, or what a file of weights is, as one
+    JSON object.
+    """
+    if args.checkpoint is not None:
+        if args.package is not None or args.verify:
+            raise BadRequest("--checkpoint tells of a file alone; give it without --package.")
+        print(json.dumps(describe(args.checkpoint), indent=1))
+        return
     if args.verify and args.package is None:
         raise BadRequest("--verify belongs to --package, which is not given.")
     gpu = find_gpu()
@@ -249,6 +257,7 @@ def _add_info_options(command: Parser) -> None:
     add = command.add_argument
     add("--package", type=path, metavar="DIR", help="a package, or a folder of packages")
     add("--verify", action="store_true", help="hash every file of the packages")
+    add("--checkpoint", type=path, metavar="FILE", help="what is this file of weights, or LoRA?")
 
 
 def _add_verify_options(command: Parser) -> None:

@@ -76,9 +76,11 @@ def empty_room(planned: ScenePlan) -> NDArray[np.uint8]:
     return draw_dancer(planned.pictured + np.array([AWAY, 0, 0]), HEIGHT, WIDTH, planned.look)
 
 
-def body_of(frames: Frames, room: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """The pixels of the character: [T, H, W]."""
-    return np.abs(frames.astype(np.int16) - room).max(-1) >= DIFFERENT
+def body_of(
+    frames: Frames, room: NDArray[np.uint8], levels: float = DIFFERENT
+) -> NDArray[np.bool_]:
+    """The pixels of the character, which differ so much from the room: [T, H, W]."""
+    return np.abs(frames.astype(np.int16) - room).max(-1) >= levels
 
 
 def iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:

@@ -17,6 +17,7 @@ from engine.errors import BadMedia, EngineError
 from engine.golden import (
     align,
     encoders,
+    formats,
     keypoints,
     masks,
     preprocess,
@@ -30,8 +31,7 @@ from engine.golden import (
 from engine.golden.cases import holds_weights
 from engine.golden.check import Check
 
-SUFFIXES = (".safetensors", ".npz", ".json")
-UNBUILT_SUFFIXES = (".pt", ".gguf")  # golden checkpoints and LoRAs whose formats are not read yet
+SUFFIXES = (".safetensors", ".npz", ".json", ".pt", ".gguf")
 KINDS: tuple[ModuleType, ...] = (
     transformer,
     scail2,
@@ -90,15 +90,15 @@ def _files(folder: Path) -> list[Path]:
 
     walk = os.walk(folder, onerror=refuse)
     paths = sorted(Path(place, name) for place, _, names in walk for name in names)
-    return [path for path in paths if path.suffix in SUFFIXES + UNBUILT_SUFFIXES]
+    return [path for path in paths if path.suffix in SUFFIXES]
 
 
 def _checks(path: Path) -> Iterator[Check]:
     try:
         if path.exists() and not path.is_file():
             return  # a pipe would be waited for; a link that leads nowhere is a failure below
-        if path.suffix in UNBUILT_SUFFIXES:
-            yield Check(path.name, None, None, None)
+        if formats.belongs(path):  # known by what lies beside it
+            yield from _made(formats, path)
             return
         names, metadata = _contents(path)
     except DAMAGE as error:
@@ -106,14 +106,19 @@ def _checks(path: Path) -> Iterator[Check]:
         return
     for kind in KINDS:
         if kind.recognises(names, metadata):
-            try:
-                yield from kind.checks(path)
-            except DAMAGE as error:
-                yield Check(f"{path.name}: {type(error).__name__}: {error}", None, None, False)
+            yield from _made(kind, path)
             return
     other_json = path.suffix == ".json" and "cases" not in names
     if not other_json and not holds_weights(names, metadata):
         yield Check(path.name, None, None, None)
+
+
+def _made(kind: ModuleType, path: Path) -> Iterator[Check]:
+    """The checks of a file of a kind; one failure for a file that is damaged."""
+    try:
+        yield from kind.checks(path)
+    except DAMAGE as error:
+        yield Check(f"{path.name}: {type(error).__name__}: {error}", None, None, False)
 
 
 def _contents(path: Path) -> tuple[frozenset[str], Mapping[str, str]]:
@@ -124,6 +129,8 @@ def _contents(path: Path) -> tuple[frozenset[str], Mapping[str, str]]:
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as file:
             return frozenset(file.files), {}
+    if path.suffix != ".json":
+        return frozenset(), {}  # a checkpoint or a LoRA that no result lies beside
     held = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(held, dict):
         return frozenset(), {}

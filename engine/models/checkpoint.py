@@ -1,13 +1,15 @@
 """SCAIL transformer checkpoints: every layout people have comes in, one naming goes out.
 
 Layouts (docs/reference/denoiser.md 2): the official SAT file, the converted safetensors in 16 or
-32 bits, and their FP8 copies with scales. All is checked from the headers before any weight is
-read; weights are then read one at a time, LoRAs merged into them in FP32.
+32 bits, and their copies in fewer (docs/reference/formats.md), each tensor in a format of its own.
+All is checked from the headers before any weight is read; weights are then read one at a time,
+LoRAs merged into them in FP32.
 """
 
 import logging
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,16 +20,15 @@ from engine.config import HEAD_SIZE, SCAIL2_14B, SCAIL_1_3B, SCAIL_14B, ModelCon
 from engine.errors import BadCheckpoint
 from engine.models.attention import Attention, sdpa
 from engine.models.dit import Linear, Scail
-from engine.models.fill import Stored, count_blocks
-from engine.models.foreign_formats import refuse_foreign
-from engine.models.fp8_scales import METADATA, Fp8Scales, is_beside
-from engine.models.lora import Lora
+from engine.models.fill import count_blocks
+from engine.models.formats.held import Codes
+from engine.models.formats.weights import USED_METADATA, StoredWeights
+from engine.models.lora import Lora, merge, require_one_magnitude
 from engine.models.lora_roles import require_kind
 from engine.models.tensorfile import TensorFile, is_finite
 
 log = logging.getLogger(__name__)
 
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "")
 BLOCK = re.compile(r"blocks\.(?P<n>[0-9]+)\.")
 LAYERS = {known.dim: known.layers for known in (SCAIL_14B, SCAIL_1_3B)}  # of the models as trained
 
@@ -73,10 +74,15 @@ SAT_NAMES = {
     "transformer.layers.{n}.mlp.dense_h_to_4h": ("blocks.{n}.ffn.0",),
     "transformer.layers.{n}.mlp.dense_4h_to_h": ("blocks.{n}.ffn.2",),
 }
-ALIASES = {  # WanGP
-    "pose_patch_embedding.": "patch_embedding_pose.",
-    "mask_patch_embedding.": "patch_embedding_mask.",
-}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a parameter lies: part `part` of `parts` of the rows of a stored one."""
+
+    stored: str
+    part: int = 0
+    parts: int = 1
 
 
 class Checkpoint:
@@ -93,98 +99,79 @@ class Checkpoint:
         or, for a width that none has, as many as it holds.
         """
         self.path = path
-        self._file = TensorFile(path, *more, top_key="module")
-        refuse_foreign(self._file)
-        self._file.warn_of_metadata(METADATA)
-        self._stored = self._locate()
+        file = TensorFile(path, *more, top_key="module")
+        file.warn_of_metadata(*USED_METADATA)
+        self.stored = StoredWeights(file)
+        for note in self.stored.notes:
+            log.warning("%s: %s", path.name, note)
+        self._refuse_other_models()
+        self._places = locate(self.stored)
         self.config = self._infer_config(layers)
-        self._check()
+        self._shapes = self._check()
         self._loras = tuple(loras)
         for lora in loras:
-            lora.check({name: self.shape(name) for name in self})
+            lora.check(self._shapes)
             require_kind(lora, self.config.kind.name)
+        require_one_magnitude(self._loras)
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The files of the checkpoint itself, without LoRAs."""
-        return self._file.files
+        return self.stored.file.files
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
+        return iter(self._places)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        stored = self._stored[name]
-        rows, *rest = self._file.shape(stored.name) or (1,)
-        return rows // stored.parts, *rest
+        return self._shapes[name]
 
     def read_into(self, name: str, out: Tensor) -> None:
-        """Writes a weight, its scale and all LoRAs applied, into `out` in the dtype of `out`.
+        """Writes a weight, dequantised and all LoRAs applied, into `out` in the dtype of `out`.
 
         Raises `BadCheckpoint` if it is not finite in that dtype.
         """
-        stored = self._stored[name]
+        place = self._places[name]
         changed = [lora for lora in self._loras if lora.changes(name)]
-        with self._file.open(stored.name) as tensor:
-            rows = tensor.chunk(stored.parts)[stored.part] if stored.parts > 1 else tensor
-            if not rows.is_floating_point():
-                raise BadCheckpoint(
-                    f"{self.path.name}: {stored.name} is stored as {tensor.dtype}; "
-                    "only floating point weights, FP8 to FP32, are read."
-                )
-            if stored.scale is None and not changed:
-                out.copy_(rows)
-            else:
-                out.copy_(self._merged(name, rows, changed))
+        first = place.part * next(iter(self._shapes[name]), 0)
+        if changed:
+            is_fp32 = out.dtype == torch.float32 and out.is_contiguous()
+            weight = out if is_fp32 and out.device.type == "cpu" else torch.empty(out.shape)
+            self.stored.read(place.stored, weight, first)
+            if is_finite(weight):  # else a LoRA would be blamed
+                merge(changed, name, weight)
+            if weight is not out:
+                out.copy_(weight)
+        else:
+            self.stored.read(place.stored, out, first)
         if not is_finite(out):
+            stored = self.stored[place.stored].names["weight"]
             raise BadCheckpoint(
-                f"{self.path.name}: {stored.name} holds values that are not finite in {out.dtype}. "
+                f"{self.path.name}: {stored} holds values that are not finite in {out.dtype}. "
                 "If the file is right, load it in another type; otherwise fetch it again."
             )
 
-    def _merged(self, name: str, rows: Tensor, loras: Sequence[Lora]) -> Tensor:
-        """The changed weight in FP32, as a new tensor: a mapped one must not be written to."""
-        stored = self._stored[name]
-        weight = rows.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        if stored.scale is not None:
-            scale = self._scale(stored, rows)
-            is_odd = is_finite(scale) and not bool((scale > 0).all())
-            if is_odd and bool(weight[(scale <= 0).expand_as(weight)].any()):
-                raise BadCheckpoint(
-                    f"{self.path.name}: {stored.scale} is {scale.min().item():g} for a weight that "
-                    "is not 0; a scale above 0 is expected. Fetch the file again."
-                )
-            weight *= scale
-        for lora in loras if is_finite(weight) else ():  # else the LoRA would be blamed
-            lora.add_to(name, weight)
-        return weight
+    def codes(self, name: str) -> Codes | None:
+        """The 8-bit codes of a weight, for a package whose form is the file's.
 
-    def _locate(self) -> dict[str, Stored]:
-        weights = [name for name in self._file if not is_beside(name)]
-        prefix = next(p for p in PREFIXES if not p or any(n.startswith(p) for n in weights))
-        names = [name for name in weights if name.startswith(prefix)]
-        if len(names) < len(weights):
-            ignored = len(weights) - len(names)
-            log.warning("%s: ignored %d tensors outside %s", self.path.name, ignored, prefix)
-        self._refuse_other_models({name.removeprefix(prefix) for name in names})
-        targets = _target_names([name.removeprefix(prefix) for name in names])
-        scales = Fp8Scales(self._file, PREFIXES)
-        stored: dict[str, Stored] = {}
-        for name in names:
-            short = name.removeprefix(prefix)
-            parts = targets.get(short, (short,))
-            for target in parts:
-                if target in stored:
-                    raise BadCheckpoint(f"{self.path.name}: {target} is stored twice.")
-            scale = scales.find(name, prefix)
-            for part, target in enumerate(parts):
-                stored[target] = Stored(name, part, len(parts), scale)
-        scales.require_all_used()
-        return stored
+        None if the weight has to be dequantised: its format is another, it was filled up, or a
+        LoRA changes it.
+        """
+        place, shape = self._places[name], self._shapes[name]
+        whole = (shape[0] * place.parts, *shape[1:]) if shape else shape
+        is_changed = any(lora.changes(name) for lora in self._loras)
+        if is_changed or self.stored[place.stored].shape != whole:
+            return None
+        codes = self.stored.codes(place.stored)
+        if codes is None or place.parts == 1:
+            return codes
+        rows = slice(place.part * shape[0], (place.part + 1) * shape[0])
+        return replace(codes, q=codes.q[rows].clone(), s=codes.s[rows].clone())
 
-    def _refuse_other_models(self, names: set[str]) -> None:
+    def _refuse_other_models(self) -> None:
+        names = set(self.stored)
         if {"patch_embedding.weight", "patch_embedding_pose.weight"} <= names:
             return
-        if names & {"mixins.patch_embed.proj_pose.weight", "pose_patch_embedding.weight"}:
+        if names & {"mixins.patch_embed.proj_pose.weight", "patch_embedding_pose.weight"}:
             return
         if "patch_embedding.weight" in names:
             raise BadCheckpoint(
@@ -192,29 +179,22 @@ class Checkpoint:
                 "patch_embedding_pose.weight. A transformer of SCAIL-Preview or SCAIL-2 is "
                 "expected."
             )
+        if any(BLOCK.match(name) for name in names):
+            raise BadCheckpoint(
+                f"{self.path.name} holds blocks of a Wan model and no patch embedding: writers of "
+                "GGUF files keep those aside until their last step, which this file lacks. Use "
+                "another copy."
+            )
         raise BadCheckpoint(
             f"{self.path.name} holds no SCAIL transformer: none of its {len(names)} tensors is a "
             "patch embedding of poses."
         )
 
-    def _scale(self, stored: Stored, rows: Tensor) -> Tensor:
-        assert stored.scale is not None
-        with self._file.open(stored.scale) as tensor:
-            if not tensor.is_floating_point() or tensor.itemsize < 2:
-                raise BadCheckpoint(
-                    f"{self.path.name}: {stored.scale} is stored as {tensor.dtype}; a scale of 16 "
-                    "or 32 bits is expected."
-                )
-            scale = tensor.float().flatten()
-        if len(scale) == 1:
-            return scale.clone()
-        return scale.chunk(stored.parts)[stored.part].clone().view(-1, *[1] * (rows.ndim - 1))
-
     def _infer_config(self, layers: int | None) -> ModelConfig:
         config = ModelConfig(
             layers=count_blocks(self, BLOCK, self.path.name),
             dim=self._size("patch_embedding.weight", 0),
-            ffn=self._size("blocks.0.ffn.0.weight", 0),
+            ffn=self._size("blocks.0.ffn.0.bias", 0),  # a weight may be filled up
             text_dim=self._size("text_embedding.0.weight", 1),
             clip_dim=self._size("img_emb.proj.0.weight", 0),
             mask_dim=self._mask_dim(),
@@ -234,7 +214,7 @@ class Checkpoint:
 
     def _mask_dim(self) -> int:
         """Tells the models of the family apart: the channels of the masks that they take."""
-        if "patch_embedding_mask.weight" not in self._stored:
+        if "patch_embedding_mask.weight" not in self._places:
             return 0
         found, known = self._size("patch_embedding_mask.weight", 1), SCAIL2_14B.mask_dim
         if found != known:
@@ -245,9 +225,9 @@ class Checkpoint:
         return found
 
     def _size(self, name: str, axis: int) -> int:
-        if name not in self._stored:
+        if name not in self._places:
             raise BadCheckpoint(f"{self.path.name} lacks {name}, which every SCAIL model has.")
-        shape = self.shape(name)
+        shape = self._stored_shape(name)
         if axis >= len(shape) or 0 in shape:
             raise BadCheckpoint(
                 f"{self.path.name}: {name} has shape {list(shape)}; at least {axis + 1} sizes "
@@ -255,25 +235,60 @@ class Checkpoint:
             )
         return shape[axis]
 
-    def _check(self) -> None:
-        with torch.device("meta"):
-            expected = {k: tuple(v.shape) for k, v in Scail(self.config).state_dict().items()}
+    def _stored_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a parameter, which may be filled up."""
+        place = self._places[name]
+        rows, *rest = self.stored[place.stored].shape or (1,)
+        return rows // place.parts, *rest
+
+    def _check(self) -> dict[str, tuple[int, ...]]:
+        """The shapes that the model's parameters have, each of which is there and fits."""
+        expected = parameter_shapes(self.config)
         for problem, names in (
-            ("lacks", expected.keys() - self._stored.keys()),
-            ("holds, and SCAIL has not,", self._stored.keys() - expected.keys()),
+            ("lacks", expected.keys() - self._places.keys()),
+            ("holds, and SCAIL has not,", self._places.keys() - expected.keys()),
         ):
             if names:
                 first = sorted(names)[0]
                 more = f" and {len(names) - 1} more tensors" if len(names) > 1 else ""
                 raise BadCheckpoint(f"{self.path.name} {problem} {first}{more}.")
         for name, (rows, *rest) in expected.items():
-            stored = self._stored[name]
-            found, whole = self._file.shape(stored.name), (rows * stored.parts, *rest)
-            if found != whole:
+            place = self._places[name]
+            stored, whole = self.stored[place.stored], (rows * place.parts, *rest)
+            if not stored.fits(whole):
                 raise BadCheckpoint(
-                    f"{self.path.name}: {stored.name} has shape {list(found)}; as {name}, "
-                    f"{list(whole)} is expected."
+                    f"{self.path.name}: {stored.names['weight']} has shape {list(stored.shape)}; "
+                    f"as {name}, {list(whole)} is expected."
                 )
+        return {name: expected[name] for name in self._places}
+
+
+def locate(stored: StoredWeights) -> dict[str, Place]:
+    """Where each parameter lies, by its converted name. Raises `BadCheckpoint` for one that is
+    stored twice.
+    """
+    targets = _target_names(list(stored))
+    places: dict[str, Place] = {}
+    for name in stored:
+        parts = targets.get(name, (name,))
+        for part, target in enumerate(parts):
+            if target in places:
+                raise BadCheckpoint(f"{stored.file.path.name}: {target} is stored twice.")
+            places[target] = Place(name, part, len(parts))
+    return places
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's parameters by their converted names."""
+    with torch.device("meta"):  # all blocks are alike, and making them takes time
+        one = Scail(replace(config, layers=1)).state_dict()
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, held in one.items():
+        inside = BLOCK.match(name)
+        for layer in range(config.layers) if inside else [0]:
+            full = f"blocks.{layer}.{name[inside.end() :]}" if inside else name
+            shapes[full] = tuple(held.shape)
+    return shapes
 
 
 def load_transformer(
@@ -301,9 +316,6 @@ def _target_names(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Stored name -> converted names, for the stored names that differ from the converted ones."""
     targets = {}
     for name in names:
-        for alias, proper in ALIASES.items():
-            if name.startswith(alias):
-                targets[name] = (proper + name.removeprefix(alias),)
         stem, suffix = re.fullmatch(r"(.*?)(\.weight|\.bias)?", name).groups(default="")  # pyright: ignore[reportOptionalMemberAccess]
         layer = re.search(r"(?<=layers\.)\d+|\d+$", stem)
         for pattern in (stem, layer and stem[: layer.start()] + "{n}" + stem[layer.end() :]):

@@ -1,23 +1,28 @@
 """A LoRA file: small changes to weights, merged in FP32.
 
-    W' = W + strength * (alpha / rank * up @ down + diff),    bias' = bias + strength * diff_b
+    W' = W + strength * (alpha / rank * change + diff),    bias' = bias + strength * diff_b
 
-The names are read in `engine.models.lora_names`. An alpha is a tensor beside its pair; without one
-the file's metadata may tell it (`engine.models.lora_metadata`), and else alpha / rank is 1. Every
-tensor of a file is merged, or the file is refused; the one exception is told by `OTHER_INPUT`.
+The names are read in `engine.models.lora_names`, the kinds of change in `engine.models.lora_delta`,
+magnitudes (DoRA) in `engine.models.lora_magnitude`. An alpha is a tensor beside its change; without
+one the file's metadata may tell it (`engine.models.lora_metadata`), and else alpha / rank is 1.
+All tensors of a file are merged, or it is refused; the one exception is told by `OTHER_INPUT`.
 """
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from engine.errors import BadCheckpoint, BadRequest
+from engine.models.lora_delta import Delta, RowReader, Shape, delta_of, flat, whole
+from engine.models.lora_magnitude import per_output, renorm
 from engine.models.lora_metadata import ADAPTER, AdapterScale, read_scale, warn_of_told_alpha
 from engine.models.lora_names import EXPECTED, modules_by_joined_name, other_kind, parse
 from engine.models.tensorfile import TensorFile, is_finite
@@ -27,14 +32,19 @@ log = logging.getLogger(__name__)
 # LoRAs of the image-to-video model change it for its 36 input channels; SCAIL's has 20
 OTHER_INPUT = "patch_embedding.weight"
 LARGEST = torch.finfo(torch.float32).max
+CHUNK_ROWS = 512  # of a change, made at once
+
+Step = Literal["set", "renorm", "add"]  # in the order in which they are done
 
 
 @dataclass(frozen=True, slots=True)
 class WeightChange:
-    """A change of one weight: the product of two stored tensors, or one stored tensor."""
+    """A change of one weight."""
 
-    tensors: tuple[str, ...]  # (down, up) or (diff,)
-    factor: float = 1.0  # alpha / rank, or 1 for a diff
+    step: Step
+    delta: Delta
+    factor: float = 1.0  # alpha / rank; without rank 1
+    magnitude: str | None = None  # the stored tensor, of "renorm"
 
 
 class Lora:
@@ -51,11 +61,11 @@ class Lora:
             )
         self.path = path
         self.strength = strength
-        self._file = TensorFile(path)
+        self._file = TensorFile(path, top_key="module")
         self._changes: dict[str, list[WeightChange]] = {}  # by the name of the weight
         self.changes_other_input = False  # of the image-to-video model, which is left out
 
-    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def check(self, shapes: Mapping[str, Shape]) -> None:
         """Finds the weights that this file changes; each must be in `shapes` and fit.
 
         Only the values of the alphas are read.
@@ -65,20 +75,100 @@ class Lora:
         self._file.warn_of_metadata(ADAPTER)
         scale = read_scale(self.path, self._file.metadata)
         if scale is not None:
-            scale.check([module for module, kinds in modules.items() if "down" in kinds])
-        pairs = [kinds for kinds in modules.values() if "down" in kinds]
-        if scale is None:
+            scale.check(modules)
+        else:
+            pairs = [kinds for kinds in modules.values() if "down" in kinds]
             without_alpha = sum("alpha" not in kinds for kinds in pairs)
             warn_of_told_alpha(self.path, self._file.metadata, without_alpha)
         for module, kinds in modules.items():
             self._add_module(module, kinds, scale, shapes)
-        if all(change.factor == 0 for held in self._changes.values() for change in held):
+        if all(
+            change.factor == 0 and change.step == "add"
+            for held in self._changes.values()
+            for change in held
+        ):
             log.warning("%s: every alpha in it is 0, so it changes nothing", self.path.name)
         if not self._changes:
             raise BadCheckpoint(
                 f"{self.path.name} changes nothing: none of its {len(self._file)} tensors can be "
                 "added to a weight of this model."
             )
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self._file.files
+
+    def changes(self, name: str) -> bool:
+        return name in self._changes
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return self._file.metadata
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The weights that this file changes, once it was checked."""
+        return tuple(self._changes)
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """Those of `changed` that a stored tensor is added to as it is."""
+        is_whole = {name: any(len(one.delta.names) == 1 for one in held)
+                    for name, held in self._changes.items()}  # fmt: skip
+        return tuple(name for name in is_whole if is_whole[name])
+
+    @property
+    def rank(self) -> int | None:
+        """The largest rank of its changes; None: it has none."""
+        changes = (change for held in self._changes.values() for change in held)
+        return max((change.delta.rank for change in changes if change.delta.rank), default=None)
+
+    def changed_by(self, step: Step) -> frozenset[str]:
+        """The weights that this file changes in that step."""
+        return frozenset(
+            name
+            for name, held in self._changes.items()
+            if any(change.step == step for change in held)
+        )
+
+    def summary(self) -> dict[str, object]:
+        """What was found by `check`, for JSON."""
+        held = [change for changes in self._changes.values() for change in changes]
+        return {
+            "weights": len(self._changes),
+            "changes": dict(Counter(change.delta.kind for change in held)),
+            "ranks": sorted({change.delta.rank for change in held if change.delta.rank}),
+            "factors": sorted({round(change.factor, 6) for change in held if change.delta.rank}),
+            "with_magnitudes": sum(change.step == "renorm" for change in held),
+            "replaced": sum(change.step == "set" for change in held),
+        }
+
+    def apply(self, step: Step, name: str, weight: Tensor) -> None:
+        """Does a step of this file's changes to a finite weight, FP32 on the CPU, in place.
+
+        Raises `BadCheckpoint` if the result is not finite.
+        """
+        for change in self._changes.get(name, ()):
+            if change.step != step:
+                continue
+            rows = weight.view(len(weight), -1)
+            with self._opened(change.delta.names) as tensors:
+                delta = change.delta.open(tensors)
+                if change.step == "set":
+                    rows.copy_(delta(0, len(rows)).view(rows.shape))
+                elif change.magnitude is not None:
+                    with self._open(change.magnitude) as magnitude:
+                        renorm(rows, delta, change.factor, magnitude, self.strength)
+                else:
+                    _add(rows, delta, self.strength * change.factor)
+            if not is_finite(weight):
+                used = " and ".join(change.delta.names)
+                raise BadCheckpoint(
+                    f"{self.path.name}: {name} is not finite once {used} are added with strength "
+                    f"{self.strength}. Use a smaller strength, or fetch the file again."
+                )
+
+    # --- what the file changes
 
     def _modules(self, joined: Mapping[str, str]) -> dict[str, dict[str, str]]:
         """The stored names by module and kind."""
@@ -108,9 +198,12 @@ class Lora:
                 f"{self.path.name} holds the adapters {', '.join(sorted(adapters)[:5])}; a file "
                 "with one is expected."
             )
-        if self._file.left_out:
-            some = ", ".join(self._file.left_out[:5])
-            log.warning("%s: %s are no tensors and not used", self.path.name, some)
+        for names, what in (
+            (self._file.left_out, "are no tensors and not used"),
+            (self._file.beside, "lie beside the weights and are not used"),
+        ):
+            if names:
+                log.warning("%s: %s %s", self.path.name, ", ".join(names[:5])[:200], what)
         return modules
 
     def _add_module(
@@ -118,20 +211,22 @@ class Lora:
         module: str,
         kinds: Mapping[str, str],
         scale: AdapterScale | None,
-        shapes: Mapping[str, tuple[int, ...]],
+        shapes: Mapping[str, Shape],
     ) -> None:
-        if ("down" in kinds) != ("up" in kinds):
-            raise BadCheckpoint(f"{self.path.name} has only half of the pair for {module}.")
-        if "up_bias" in kinds and "up" not in kinds:
-            raise BadCheckpoint(
-                f"{self.path.name}: {kinds['up_bias']} belongs to a pair that is not in the file."
-            )
         weight = f"{module}.weight" if f"{module}.weight" in shapes else module
-        if "down" in kinds:
-            factor = self._factor(module, kinds, scale)
-            self._add(weight, WeightChange((kinds["down"], kinds["up"]), factor), shapes)
-            if "up_bias" in kinds:
-                self._add(f"{module}.bias", WeightChange((kinds["up_bias"],), factor), shapes)
+        if "reshape_weight" in kinds:
+            self._require_shape(kinds["reshape_weight"], weight, shapes)
+        if "set_weight" in kinds:
+            self._add(weight, self._whole("set", kinds["set_weight"], weight, shapes), shapes)
+        delta = delta_of(self._file, module, kinds)
+        if delta is not None:
+            self._add_delta(module, weight, kinds, delta, scale, shapes)
+        elif lost := next(
+            (kinds[kind] for kind in ("up_bias", "magnitude") if kind in kinds), None
+        ):
+            raise BadCheckpoint(
+                f"{self.path.name}: {lost} belongs to a pair that is not in the file."
+            )
         elif kinds.keys() == {"alpha"}:
             raise BadCheckpoint(
                 f"{self.path.name}: {kinds['alpha']} changes nothing, the pair that it scales "
@@ -145,58 +240,75 @@ class Lora:
             ("diff_m", f"{module}.modulation"),
         ):
             if kind in kinds:
-                self._add(target, WeightChange((kinds[kind],)), shapes)
+                self._add(target, self._whole("add", kinds[kind], target, shapes), shapes)
 
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return self._file.files
+    def _add_delta(
+        self,
+        module: str,
+        weight: str,
+        kinds: Mapping[str, str],
+        delta: Delta,
+        scale: AdapterScale | None,
+        shapes: Mapping[str, Shape],
+    ) -> None:
+        factor = self._factor(module, kinds, delta, scale)
+        magnitude = kinds.get("magnitude")
+        if magnitude is not None and weight in shapes:
+            per_output(self.path, magnitude, self._file.shape(magnitude), shapes[weight])
+        step: Step = "add" if magnitude is None else "renorm"
+        self._add(weight, WeightChange(step, delta, factor, magnitude), shapes)
+        if "up_bias" in kinds:
+            bias = f"{module}.bias"
+            change = self._whole("add", kinds["up_bias"], bias, shapes)
+            self._add(bias, replace(change, factor=factor), shapes)
 
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        return self._file.metadata
+    def _whole(
+        self, step: Step, name: str, weight: str, shapes: Mapping[str, Shape]
+    ) -> WeightChange:
+        """A stored tensor as a change of a weight."""
+        rows = next(iter(shapes.get(weight, ())), 1)
+        return WeightChange(step, whole(self._file, name, rows))
 
-    @property
-    def changed(self) -> tuple[str, ...]:
-        """The weights that this file changes, once it was checked."""
-        return tuple(self._changes)
+    def _add(self, weight: str, change: WeightChange, shapes: Mapping[str, Shape]) -> None:
+        if weight not in shapes:
+            raise BadCheckpoint(
+                f"{self.path.name} changes {weight}, which this model does not have: "
+                "the LoRA belongs to another model."
+            )
+        found, expected = change.delta.shape, flat(shapes[weight])
+        if len(change.delta.names) == 1:  # tables and vectors may have, or lack, leading ones
+            plain = [_without_leading_ones(self._file.shape(change.delta.names[0])),
+                     _without_leading_ones(shapes[weight])]  # fmt: skip
+            found = expected if plain[0] == plain[1] else found
+        rank = change.delta.rank or 0
+        if found == expected and rank <= sum(expected):
+            self._changes.setdefault(weight, []).append(change)
+        elif weight == OTHER_INPUT and found is not None and found[0] == expected[0]:
+            self.changes_other_input = True
+            log.warning(
+                "%s: its change of %s is left out, it is for other input channels (%s, here %s)",
+                self.path.name, weight, found[1:], expected[1:],
+            )  # fmt: skip
+        else:
+            names = change.delta.names
+            stored = ", ".join(f"{n} {list(self._file.shape(n))}" for n in names)
+            raise BadCheckpoint(
+                f"{self.path.name}: {stored} cannot be added to {weight} {list(shapes[weight])}."
+            )
 
-    @property
-    def differences(self) -> tuple[str, ...]:
-        """Those of `changed` that a stored tensor is added to as it is."""
-        is_whole = {name: any(len(one.tensors) == 1 for one in held)
-                    for name, held in self._changes.items()}  # fmt: skip
-        return tuple(name for name in is_whole if is_whole[name])
+    def _require_shape(self, name: str, weight: str, shapes: Mapping[str, Shape]) -> None:
+        """Raises unless a stored shape is the one that the weight has: none is filled up."""
+        count = math.prod(self._file.shape(name))
+        with self._file.open(name) as tensor:
+            is_list = tensor.ndim == 1 and count <= 8 and not tensor.is_floating_point()
+            told = tuple(tensor.tolist()) if is_list and not tensor.is_complex() else None
+        if told is None or told != shapes.get(weight):
+            raise BadCheckpoint(
+                f"{self.path.name}: {name} asks for the shape {list(told or ())} of {weight}, "
+                f"which has {list(shapes.get(weight, ()))}: it is for a model with other inputs."
+            )
 
-    @property
-    def rank(self) -> int | None:
-        """The largest rank of its pairs; None: it has none."""
-        changes = (change for held in self._changes.values() for change in held)
-        ranks = [self._file.shape(pair.tensors[0])[0] for pair in changes if len(pair.tensors) > 1]
-        return max(ranks, default=None)
-
-    def changes(self, name: str) -> bool:
-        return name in self._changes
-
-    def add_to(self, name: str, weight: Tensor) -> None:
-        """Adds all changes of this file to a finite weight, FP32 on the CPU, in place.
-
-        Raises `BadCheckpoint` if the sum is not finite.
-        """
-        for change in self._changes[name]:
-            factor = self.strength * change.factor
-            if len(change.tensors) == 1:
-                with self._open(change.tensors[0]) as diff:
-                    weight.add_(diff.reshape(weight.shape), alpha=factor)
-            else:
-                with self._open(change.tensors[0]) as down, self._open(change.tensors[1]) as up:
-                    flat = weight.view(len(weight), -1)
-                    flat.addmm_(up.flatten(1), down.flatten(1), alpha=factor)
-            if not is_finite(weight):
-                raise BadCheckpoint(
-                    f"{self.path.name}: {name} is not finite once {' and '.join(change.tensors)} "
-                    f"are added with strength {self.strength}. Use a smaller strength, or fetch "
-                    "the file again."
-                )
+    # --- reading
 
     @contextmanager
     def _open(self, name: str) -> Iterator[Tensor]:
@@ -209,17 +321,25 @@ class Lora:
                 )
             yield tensor.float()
 
-    def _factor(self, module: str, kinds: Mapping[str, str], scale: AdapterScale | None) -> float:
-        """Alpha / rank, by the tensor beside the pair or else by the metadata."""
-        down, alpha = kinds["down"], kinds.get("alpha")
-        rank = next(iter(self._file.shape(down)), 0)
-        told = scale.factor(module, rank) if scale is not None and rank else None
+    @contextmanager
+    def _opened(self, names: Sequence[str]) -> Iterator[list[Tensor]]:
+        with ExitStack() as stack:
+            yield [stack.enter_context(self._open(name)) for name in names]
+
+    def _factor(
+        self, module: str, kinds: Mapping[str, str], delta: Delta, scale: AdapterScale | None
+    ) -> float:
+        """Alpha / rank, by the tensor beside the change or else by the metadata."""
+        alpha, rank, first = kinds.get("alpha"), delta.rank, delta.names[0]
+        told = scale.factor(module, rank) if scale is not None and rank != 0 else None
         if alpha is None:
-            return self._finite(scale.source if scale else down, 1.0 if told is None else told)
+            return self._finite(scale.source if scale else first, 1.0 if told is None else told)
+        if rank is None:  # of a LoKr that is whole: its alpha is a nominal size
+            return 1.0 if told is None else self._finite(first, told)
         if math.prod(self._file.shape(alpha)) != 1 or not rank:
             raise BadCheckpoint(
                 f"{self.path.name}: {alpha} {list(self._file.shape(alpha))} over the rank {rank} "
-                f"of {down} is no factor; one number over a rank above 0 is expected."
+                f"of {first} is no factor; one number over a rank above 0 is expected."
             )
         with self._file.open(alpha) as tensor:
             factor = math.nan if tensor.is_complex() else tensor.double().item() / rank
@@ -235,57 +355,42 @@ class Lora:
             raise BadCheckpoint(f"{source} makes the factor {factor}, a finite one is expected.")
         return factor
 
-    def _add(
-        self, weight: str, change: WeightChange, shapes: Mapping[str, tuple[int, ...]]
-    ) -> None:
-        if weight not in shapes:
-            raise BadCheckpoint(
-                f"{self.path.name} changes {weight}, which this model does not have: "
-                "the LoRA belongs to another model."
-            )
-        found, expected = self._shape(change), _flat(shapes[weight])
-        if len(change.tensors) == 1:  # tables and vectors are also written without, or with, ones
-            plain = [_without_leading_ones(self._file.shape(change.tensors[0])),
-                     _without_leading_ones(shapes[weight])]  # fmt: skip
-            found = expected if plain[0] == plain[1] else found
-        if found == expected:
-            self._changes.setdefault(weight, []).append(change)
-        elif weight == OTHER_INPUT and found is not None and found[0] == expected[0]:
-            self.changes_other_input = True
-            log.warning(
-                "%s: its change of %s is left out, it is for other input channels (%s, here %s)",
-                self.path.name, weight, found[1:], expected[1:],
-            )  # fmt: skip
-        else:
-            stored = ", ".join(f"{n} {list(self._file.shape(n))}" for n in change.tensors)
-            raise BadCheckpoint(
-                f"{self.path.name}: {stored} cannot be added to {weight} {list(shapes[weight])}."
-            )
 
-    def _shape(self, change: WeightChange) -> tuple[int, ...] | None:
-        """Rows and columns of the change; None if its two tensors do not fit each other."""
-        shapes = [_flat(self._file.shape(name)) for name in change.tensors]
-        if len(shapes) == 1:
-            return shapes[0]
-        down, up = shapes
-        if len(down) != 2 or len(up) != 2 or up[1] != down[0] or down[0] == 0:
-            return None
-        return up[0], down[1]
+def merge(loras: Sequence[Lora], name: str, weight: Tensor) -> None:
+    """Merges all files into a finite weight, FP32 on the CPU, in place.
+
+    Values that replace others come first, then magnitudes, then what is added, so that the order
+    of the files does not matter. Raises `BadCheckpoint` if the result is not finite.
+    """
+    steps: tuple[Step, ...] = ("set", "renorm", "add")
+    for step in steps:
+        for lora in loras:
+            lora.apply(step, name, weight)
 
 
-def _without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+def require_one_magnitude(loras: Sequence[Lora]) -> None:
+    """Raises `BadCheckpoint` if two files replace a weight, or its magnitudes: only one can."""
+    steps: tuple[tuple[Step, str], ...] = (("set", "replace"), ("renorm", "set the magnitudes of"))
+    for step, does in steps:
+        seen: dict[str, Path] = {}
+        for lora in loras:
+            for name in sorted(lora.changed_by(step)):
+                if name in seen:
+                    raise BadCheckpoint(
+                        f"{seen[name].name} and {lora.path.name} both {does} {name}; give one."
+                    )
+                seen[name] = lora.path
+
+
+def _add(rows: Tensor, delta: RowReader, factor: float) -> None:
+    for first in range(0, len(rows), CHUNK_ROWS):
+        last = min(first + CHUNK_ROWS, len(rows))
+        rows[first:last].add_(delta(first, last).view(rows[first:last].shape), alpha=factor)
+
+
+def _without_leading_ones(shape: Shape) -> Shape:
     first = next((axis for axis, size in enumerate(shape) if size != 1), len(shape))
     return shape[first:]
-
-
-def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape as rows and columns: all axes after the first are one."""
-    if len(shape) < 2:
-        return shape
-    columns = 1
-    for size in shape[1:]:
-        columns *= size
-    return shape[0], columns
 
 
 def file_and_strength(text: str) -> tuple[Path, float]:

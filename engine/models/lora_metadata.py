@@ -2,7 +2,7 @@
 
 PEFT and diffusers write no alpha beside a pair. Theirs is `lora_alpha` in the header's
 `lora_adapter_metadata`, or in an `adapter_config.json` beside `adapter_model.safetensors`: the
-factor is alpha / rank, with `use_rslora` alpha / sqrt(rank).
+factor is alpha / rank, with `use_rslora` alpha / sqrt(rank). Of PEFT's LoHa and LoKr it is `alpha`.
 """
 
 import json
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.errors import BadCheckpoint
-from engine.models.lora_names import PREFIXES, without_prefixes
+from engine.models.lora_names import HADAMARD, KRONECKER, PREFIXES, own_name, without_prefixes
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ _LARGEST = 1e30  # of an alpha; no NaN is below it either
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 # adapter settings under which a pair means something else than up @ down
 _OTHER_MEANING = (
-    "use_dora", "fan_in_fan_out", "use_qalora", "layer_replication", "trainable_token_indices",
+    "fan_in_fan_out", "use_qalora", "layer_replication", "trainable_token_indices",
     "megatron_config", "alora_invocation_tokens", "modules_to_save", "target_parameters",
 )  # fmt: skip
 # those that say what was trained, and how: the tensors of the file tell it too, or it is over
@@ -34,9 +34,15 @@ _OF_TRAINING = frozenset((
     "ensure_weight_tying", "eva_config", "exclude_modules", "inference_mode", "init_lora_weights",
     "layers_pattern", "layers_to_transform", "lora_bias", "lora_dropout", "loftq_config",
     "lora_ga_config", "megatron_core", "peft_type", "peft_version", "qalora_group_size",
-    "revision", "runtime_config", "target_modules", "task_type", *_OTHER_MEANING,
+    "revision", "runtime_config", "target_modules", "task_type", "use_dora", "alpha",
+    "rank_dropout", "module_dropout", "use_effective_conv2d", "decompose_both",
+    "decompose_factor", "rank_dropout_scale", *_OTHER_MEANING,
 ))  # fmt: skip
-_PLAIN_KINDS = ("LORA",)  # of PEFT's adapters, those that are pairs
+_KINDS: Mapping[str, tuple[str, frozenset[str]]] = {  # of PEFT's adapters, what alpha is called
+    "LORA": ("lora_alpha", frozenset(("down", "up"))),
+    "LOHA": ("alpha", frozenset(HADAMARD)),
+    "LOKR": ("alpha", frozenset(KRONECKER)),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,20 +55,45 @@ class AdapterScale:
     is_by_root: bool = False  # divide by the rank's square root
     alphas: Mapping[str, float] = field(default_factory=dict)  # by (the end of) a module's name
     ranks: Mapping[str, float] = field(default_factory=dict)
+    kind: str = "LORA"  # a key of `_KINDS`
+    has_magnitudes: bool = False  # DoRA
 
-    def check(self, modules: Collection[str]) -> None:
-        """Raises `BadCheckpoint` for a pattern's name that is that of none of the `modules`."""
+    def check(self, modules: Mapping[str, Collection[str]]) -> None:
+        """Compares what is told with the kinds of tensors of each module.
+
+        Raises `BadCheckpoint` for a pattern's name that is that of none of the `modules`, for
+        changes of another kind than is told, and for magnitudes that are not there.
+        """
+        endings = _KINDS[self.kind][1]
+        changed = [module for module, kinds in modules.items() if endings.intersection(kinds)]
+        if not changed:
+            raise BadCheckpoint(
+                f"{self.source} has peft_type {self.kind!r}, and the file holds changes of "
+                "another kind."
+            )
+        if self.has_magnitudes and not any("magnitude" in modules[name] for name in changed):
+            raise BadCheckpoint(
+                f"{self.source} has use_dora 'True', and the file holds no magnitudes: part of it "
+                "is missing."
+            )
         for key in {**self.alphas, **self.ranks}:
-            if not any(_is_end(key, module) for module in modules):
+            if not any(_is_end(key, module) for module in changed):
                 raise BadCheckpoint(
                     f"{self.source} has an alpha or a rank for {key}, for which the file has no "
                     "pair."
                 )
 
-    def factor(self, module: str, rank: int) -> float:
-        """The factor of a module's pair. Raises `BadCheckpoint` if its rank contradicts."""
+    def factor(self, module: str, rank: int | None) -> float:
+        """The factor of a module's change; `rank` is None for one that has none of its own.
+
+        Raises `BadCheckpoint` if its rank contradicts, or if there is none.
+        """
         told = _of_module(self.ranks, module, self.rank)
-        if told is not None and told != rank:
+        if rank is None:
+            if told is None or told <= 0:
+                raise BadCheckpoint(f"{self.source} has no r for {module}; one is expected.")
+            rank = int(told)
+        elif told is not None and told != rank:
             raise BadCheckpoint(
                 f"{self.source} gives {module} the rank {told:g}, its pair has {rank}: the file "
                 "was changed after it was trained. Fetch it again."
@@ -119,8 +150,9 @@ def _scale(source: str, text: str) -> AdapterScale | None:
                 f"{source} has {name} {str(settings[name])[:40]!r}: its tensors are no plain pairs "
                 "and cannot be merged as such."
             )
-    if (kind := settings.get("peft_type") or _PLAIN_KINDS[0]) not in _PLAIN_KINDS:
-        raise BadCheckpoint(f"{source} has peft_type {str(kind)[:40]!r}; LORA is expected.")
+    kind = str(settings.get("peft_type") or "LORA")[:40]
+    if kind not in _KINDS:
+        raise BadCheckpoint(f"{source} has peft_type {kind!r}; {', '.join(_KINDS)} are read.")
     if unknown := [key[:40] for key in settings if settings[key] and key not in _OF_TRAINING]:
         log.warning("%s: %s is not known and not used", source, ", ".join(sorted(unknown)[:20]))
     is_by_root = settings.get("use_rslora") or False
@@ -128,20 +160,23 @@ def _scale(source: str, text: str) -> AdapterScale | None:
         raise BadCheckpoint(
             f"{source}: use_rslora is {str(is_by_root)[:40]!r}, true or false is expected."
         )
-    if "lora_alpha" not in settings:
+    alpha = _KINDS[kind][0]
+    if alpha not in settings:
         if left := {"alpha_pattern", "use_rslora"} & {key for key in settings if settings[key]}:
-            raise BadCheckpoint(f"{source} has {min(left)} and no lora_alpha.")
+            raise BadCheckpoint(f"{source} has {min(left)} and no {alpha}.")
         if "r" in settings:
-            log.warning("%s has no lora_alpha: pairs without an alpha have the factor 1", source)
+            log.warning("%s has no %s: pairs without an alpha have the factor 1", source, alpha)
         return None
     rank = settings.get("r")
     return AdapterScale(
         source,
-        _number(source, "lora_alpha", settings["lora_alpha"]),
+        _number(source, alpha, settings[alpha]),
         None if rank is None else _number(source, "r", rank),
         is_by_root,
         _pattern(source, "alpha_pattern", settings.get("alpha_pattern")),
         _pattern(source, "rank_pattern", settings.get("rank_pattern")),
+        kind,
+        bool(settings.get("use_dora")),
     )
 
 
@@ -179,7 +214,7 @@ def _pattern(source: str, name: str, value: object) -> dict[str, float]:
                 f"{source}: {name} has {key[:80]!r}; plain names of modules are expected."
             )
     return {
-        without_prefixes(key): _number(source, f"{name}.{key}", number)
+        own_name(without_prefixes(key)): _number(source, f"{name}.{key}", number)
         for key, number in value.items()
     }
 

@@ -1,4 +1,4 @@
-"""A file of tensors, whatever its container: safetensors, sharded or whole, or a PyTorch zip.
+"""A file of tensors, whatever its container: safetensors (sharded or whole), PyTorch zip, or GGUF.
 
 Files are memory-mapped. Tensors are handed out one at a time and their pages are given back to
 the system after use, so reading a 33 GB file needs little memory of its own.
@@ -9,10 +9,10 @@ import json
 import logging
 import math
 import mmap
-import pickle
+import os
 import re
 import stat
-import struct
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,11 +20,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.errors import BadCheckpoint, MissingModel
-from engine.models.torch_zip import require_whole_storages, stored_members
+from engine.models import gguf_walk, safetensors_walk
+from engine.models.gguf_walk import BlockType, GgufTensor
+from engine.models.safetensors_walk import StoredTensor
+from engine.models.torch_pickle import load_plain
+from engine.models.torch_zip import require_whole_storages
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +35,24 @@ _SHARD = re.compile(r"(?P<stem>.+)-(?P<part>[0-9]{5})-of-(?P<parts>[0-9]{5})\.sa
 _GGUF = b"GGUF"
 _ZIP = b"PK\x03\x04"  # how PyTorch files begin since 1.6
 _OLD_PICKLE = b"\x80"  # how they began before
-# torch.load raises these on damaged files; its messages advise to let pickles run code
-_LOAD_ERRORS = (
-    RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, TypeError,
-    AttributeError, AssertionError, OverflowError, struct.error,
-)  # fmt: skip
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_FP8 = ("F8_E4M3", "F8_E5M2", "torch.float8_e4m3", "torch.float8_e5m2")  # as headers call it
+# types as safetensors calls them
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
+    "BOOL": torch.bool, "C64": torch.complex64,
+}  # fmt: skip
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+FP8 = ("F8_E4M3", "F8_E5M2")
+_PLAIN_GGUF = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # entries of the metadata that describe how a file came to be, and change nothing in its use
-_DESCRIPTIVE = re.compile(r"format|ss_.*|sshs_.*|modelspec\..*", re.DOTALL)
+_DESCRIPTIVE = re.compile(
+    r"format|format_version|ss_.*|sshs_.*|modelspec\..*|general\..*|quantize\..*|comfy\.gguf\..*",
+    re.DOTALL,
+)
 _TINY_BYTES = 1 << 16  # not worth a system call
 
 
@@ -58,6 +70,7 @@ class TensorFile:
         self.path = path
         self.metadata: dict[str, str] = {}
         self.left_out: list[str] = []  # names in a PyTorch file under which no tensor lies
+        self.beside: list[str] = []  # keys of a PyTorch file beside its `top_key`
         self._tensors: dict[str, _Entry] = {}
         self.files = tuple(dict.fromkeys(p for named in (path, *more) for p in _parts(named)))
         for part in self.files:
@@ -76,11 +89,14 @@ class TensorFile:
         return self._tensors[name].shape
 
     def dtype(self, name: str) -> str:
-        """The type as the container calls it: "F8_E4M3", "torch.float8_e4m3fn"."""
+        """The type as safetensors calls it, "F8_E4M3", whatever the container; "Q4_K" for blocks
+        of a GGUF file.
+        """
         return self._tensors[name].dtype
 
-    def is_fp8(self, name: str) -> bool:
-        return self.dtype(name).startswith(_FP8)
+    def blocks(self, name: str) -> "Blocks | None":
+        """How the values of a tensor lie in its bytes; None if it holds them as they are."""
+        return self._tensors[name].blocks
 
     def warn_of_metadata(self, *used: str) -> None:
         """Names the entries of the metadata that nothing reads and that might mean something."""
@@ -90,18 +106,26 @@ class TensorFile:
             some = ", ".join(name[:40] for name in unused[:20])
             log.warning("%s: its metadata %s are not used", self.path.name, some)
 
+    def few_bytes(self, name: str) -> bytes:
+        """The bytes of a small tensor, without touching those around it: what lies in a mapped
+        file is read by the megabyte.
+        """
+        place = self._tensors[name].place
+        if place is None:
+            with self.open(name) as tensor:
+                return tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        path, start, nbytes = place
+        with path.open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            return os.pread(file.fileno(), nbytes, start)
+
     @contextmanager
     def open(self, name: str) -> Iterator[Tensor]:
         """The tensor as stored; it must not be used after the block, nor written to."""
         try:
             tensor = self._tensors[name].read()
-        except (SafetensorError, RuntimeError, OSError) as error:
+        except (RuntimeError, OSError) as error:
             raise BadCheckpoint(f"{self.path.name}: {name} cannot be read: {error}") from error
-        if tuple(tensor.shape) != self.shape(name):
-            raise BadCheckpoint(
-                f"{self.path.name}: {name} is stored as {tensor.dtype}, more than one value to a "
-                "byte; FP8 is the smallest type that is read."
-            )
         try:
             yield tensor
         finally:
@@ -113,29 +137,22 @@ class TensorFile:
             self._open_safetensors(part)
         elif part.suffix in (".pt", ".pth", ".bin") and head != _GGUF:
             self._open_pickle(part, head, top_key)
-        elif head == _GGUF:
-            raise BadCheckpoint(
-                f"{part.name} is a GGUF file, which is not read. Take a .safetensors copy in BF16, "
-                "FP16 or scaled FP8."
-            )
+        elif part.suffix == ".gguf" or head == _GGUF:
+            self._open_gguf(part)
         else:
             raise BadCheckpoint(
-                f"{part.name} is neither a .safetensors nor a .pt, .pth or .bin file; other "
+                f"{part.name} is neither a .safetensors nor a .gguf, .pt, .pth or .bin file; other "
                 "containers are not read."
             )
 
     def _open_safetensors(self, part: Path) -> None:
-        try:
-            handle = safe_open(part, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise BadCheckpoint(
-                f"{part.name} is damaged or cut short ({part.stat().st_size} bytes): {error}"
-            ) from error
-        self.metadata |= handle.metadata() or {}
-        for name in handle.keys():  # noqa: SIM118 - not a dict
-            header = handle.get_slice(name)
-            shape, read = tuple(header.get_shape()), partial(handle.get_tensor, name)
-            self._add(name, _Entry(shape, header.get_dtype(), read), part)
+        header = safetensors_walk.walk(part)
+        data = _mapped(part)
+        self.metadata |= header.metadata
+        for name, tensor in header.tensors.items():
+            read = partial(_plain_tensor, data, tensor)
+            place = part, tensor.start, tensor.nbytes
+            self._add(name, _Entry(tensor.shape, tensor.dtype, read, place=place), part)
 
     def _open_pickle(self, part: Path, head: bytes, top_key: str | None) -> None:
         if head.startswith(_OLD_PICKLE):
@@ -148,26 +165,30 @@ class TensorFile:
                 f"{part.name} is no PyTorch file ({part.stat().st_size} bytes): it begins with "
                 f"{head!r}, not as the zip archive that is expected. Fetch it again."
             )
-        try:
-            held = torch.load(part, map_location="cpu", mmap=True, weights_only=True)
-        except _LOAD_ERRORS as error:
-            raise BadCheckpoint(
-                f"{part.name} is damaged, cut short or holds more than tensors "
-                f"({part.stat().st_size} bytes); objects that could run code are never loaded. "
-                "Fetch it again, or use a .safetensors copy."
-            ) from error
-        members = stored_members(part)
+        held, members = load_plain(part)
         if top_key is not None and isinstance(held, Mapping) and top_key in held:
+            self.beside += [str(name) for name in held if name != top_key]
             held = held[top_key]
         if not isinstance(held, Mapping):
             raise BadCheckpoint(f"{part.name} holds one {type(held).__name__}, not named tensors.")
         tensors = {str(name): held for name, held in held.items() if isinstance(held, Tensor)}
         for name, tensor in tensors.items():
             _require_plain(tensor, f"{part.name}: {name}")
-            entry = _Entry(tuple(tensor.shape), str(tensor.dtype), tensor.detach)
+            dtype = _NAMES.get(tensor.dtype, str(tensor.dtype))
+            entry = _Entry(tuple(tensor.shape), dtype, tensor.detach)
             self._add(name, entry, part)
         self.left_out += [str(name) for name in held if str(name) not in tensors]
         require_whole_storages(part, members, tensors.values())
+
+    def _open_gguf(self, part: Path) -> None:
+        header = gguf_walk.walk(part)
+        data = _mapped(part)
+        self.metadata |= header.texts
+        if header.unused_bytes:
+            log.warning("%s: %d bytes in it belong to no tensor", part.name, header.unused_bytes)
+        for tensor in header.tensors:
+            shape = header.shapes.get(tensor.name, tensor.shape)
+            self._add(tensor.name, _gguf_entry(data, tensor, shape), part)
 
     def _add(self, name: str, entry: "_Entry", part: Path) -> None:
         if name in self._tensors:
@@ -176,10 +197,58 @@ class TensorFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Blocks:
+    """The values of a GGUF tensor, whose bytes are the rows [rows, bytes a row] of a U8 tensor."""
+
+    type: BlockType
+    shape: tuple[int, ...]  # of the values
+
+
+@dataclass(frozen=True, slots=True)
 class _Entry:
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], Tensor]
+    blocks: Blocks | None = None
+    place: tuple[Path, int, int] | None = None  # file, first byte, bytes
+
+
+def _mapped(part: Path) -> Tensor:
+    """The bytes of a file, none of them read and none to be written: a mapping that could be is
+    counted as memory, and a system without so much would refuse it.
+    """
+    try:
+        with part.open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (ValueError, OSError) as error:
+        raise BadCheckpoint(f"{part.name} cannot be mapped into memory: {error}") from error
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+        return torch.frombuffer(data, dtype=torch.uint8)
+
+
+def _plain_tensor(data: Tensor, tensor: StoredTensor) -> Tensor:
+    """A tensor of a safetensors file. Raises `RuntimeError` for types smaller than a byte."""
+    if tensor.dtype not in _DTYPES:
+        raise RuntimeError(
+            f"it is stored as {tensor.dtype}, more than one value to a byte, or a type that is not "
+            "known here; FP8 is the smallest type that is read"
+        )
+    held, dtype = data[tensor.start : tensor.start + tensor.nbytes], _DTYPES[tensor.dtype]
+    if tensor.start % dtype.itemsize:  # of a header that was not filled up
+        held = held.clone()
+    return held.view(dtype).view(tensor.shape)
+
+
+def _gguf_entry(data: Tensor, tensor: GgufTensor, shape: tuple[int, ...]) -> _Entry:
+    """A tensor of plain numbers in its shape, or the bytes of one in blocks."""
+    held = data[tensor.start : tensor.start + tensor.nbytes]
+    kind = tensor.type
+    if kind.name in _PLAIN_GGUF:
+        plain = held.view(_PLAIN_GGUF[kind.name]).view(shape)
+        return _Entry(shape, kind.name, plain.detach)
+    rows = held.view(-1, (tensor.shape[-1] if tensor.shape else 1) // kind.values * kind.nbytes)
+    return _Entry(tuple(rows.shape), kind.name, rows.detach, Blocks(kind, shape))
 
 
 def _parts(path: Path) -> list[Path]:

@@ -112,7 +112,7 @@ def test_nothing_cites_a_document_that_is_not_in_the_repository():
     assert [name for name, text in TEXTS.items() if name != here and outside.search(text)] == []
 
 
-@pytest.mark.parametrize(("name", "most"), [("README.md", 220), ("ARCHITECTURE.md", 170)])
+@pytest.mark.parametrize(("name", "most"), [("README.md", 240), ("ARCHITECTURE.md", 170)])
 def test_the_documents_that_everybody_reads_stay_short(name, most):
     assert 50 < len(TEXTS[name].splitlines()) <= most
 

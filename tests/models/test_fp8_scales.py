@@ -87,8 +87,10 @@ ODD_SCALES = {
         rf"{Q}\.weight is stored in FP8 and its scale is not",
     ),
     "missing for all weights of a marked file": (
-        lambda s: {name: t for name, t in s.items() if not name.endswith("scale_weight")},
-        r"weight and \d+ more is stored in FP8 and its scale is not",
+        lambda s: {
+            name: t for name, t in s.items() if not name.endswith(("scale_weight", "comfy_quant"))
+        },
+        r"weight and \d+ more is stored in FP8 and its scale is not in the file",
     ),
     "of blocks that are as many as rows": (
         lambda s: s | {f"{Q}.scale_weight": SQUARE},
@@ -96,18 +98,20 @@ ODD_SCALES = {
     ),
     "of bytes": (
         lambda s: s | {f"{Q}.scale_weight": torch.ones(SMALL.dim, dtype=torch.uint8)},
-        r"scale_weight is stored as torch\.uint8; a scale of 16",
+        r"scale_weight is stored as U8; a scale of 16",
     ),
     "of another format": (
         lambda s: s | {f"{Q}.comfy_quant": torch.tensor(list(b'{"format": "mxfp8"}')).byte()},
-        r"comfy_quant says that it is stored as 'mxfp8'",
+        r"told as mxfp8 by .*comfy_quant, has no weight_scale; one is expected",
     ),
     "of a format that makes no sense": (
         lambda s: s | {f"{Q}.comfy_quant": torch.zeros(3, dtype=torch.uint8)},
         r"comfy_quant says that it is stored as 'None'",
     ),
-    "before the product": (lambda s: s | {f"{Q}.pre_quant_scale": torch.ones(128)}, "SCAIL has no"),
-    "of a second stage": (lambda s: s | {f"{Q}.weight_scale_2": torch.ones(())}, "SCAIL has not"),
+    "of a second stage": (
+        lambda s: s | {f"{Q}.weight_scale_2": torch.ones(())},
+        "weight_scale_2 scales no weight",
+    ),
 }
 
 
@@ -133,8 +137,8 @@ FP8, NO_SCALE = {"format": "float8_e4m3fn"}, re.compile("scale_weight|scaled_fp8
     [
         (with_format(FP8 | {"convrot": True}), r"columns are rotated \(convrot\)"),
         (with_format({"params": {"convrot": True}, **FP8}), "columns are rotated"),
-        ({f"{Q}.comfy_quant": torch.ones(3)}, r"stored as torch\.float32; the bytes of a text"),
-        ({f"{Q}.comfy_quant": torch.tensor([1000])}, r"stored as torch\.int64; the bytes"),
+        ({f"{Q}.comfy_quant": torch.ones(3)}, r"stored as F32 \[3\]; the bytes of a text"),
+        ({f"{Q}.comfy_quant": torch.tensor([1000])}, r"stored as I64 \[1\]; the bytes"),
         ({f"{Q}.scale_weight": torch.tensor(-1.0)}, "scale_weight is -1 for a weight that is not"),
         ({f"{Q}.scale_weight": torch.tensor(0.0)}, "scale_weight is 0 for a weight that is not 0"),
     ],
@@ -147,15 +151,21 @@ def test_a_format_or_a_scale_that_makes_no_sense_is_an_error(tmp_path, changes, 
 def test_a_file_that_tells_formats_and_has_no_scales_is_no_file_of_plain_numbers(tmp_path):
     stored = to_fp8(small_weights()) | with_format(FP8)
     bare = {name: t for name, t in stored.items() if not NO_SCALE.search(name)}
-    with pytest.raises(BadCheckpoint, match="stored in FP8 and its scale is not in the file"):
+    with pytest.raises(BadCheckpoint, match=r"told as float8_e4m3fn by .* has no scale"):
         loaded(save(bare, tmp_path / "fp8.safetensors"))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (with_format({"format": "float8_e5m2"}), "says float8_e5m2 and .* is F8_E4M3"),
-        (with_format(FP8 | {"group_size": 64}), "has group_size, which is not known here"),
+        (
+            with_format({"format": "float8_e5m2"}),
+            "is F8_E4M3, and .* says float8_e5m2: it is taken",
+        ),
+        (
+            with_format(FP8 | {"group_size": 64}),
+            "is told with group_size by .*, which is not known",
+        ),
         (
             {"blocks.9.x.comfy_quant": with_format(FP8)[f"{Q}.comfy_quant"]},
             r"blocks\.9\.x\.comfy_quant is told of no weight that is read",
@@ -190,8 +200,9 @@ def test_formats_in_the_metadata_of_a_file_are_read(tmp_path):
     stored = {name: t.contiguous() for name, t in to_fp8(small_weights()).items()}
     for told, message in (
         ({"layers": {Q: {"format": "float8_e4m3fn"}}}, None),
-        ({"layers": {Q: "nvfp4"}}, "of blocks.* is stored as 'nvfp4'"),
-        ({"layers": {Q: {"format": "int8_tensorwise"}}}, "stored as 'int8_tensorwise'"),
+        ({"layers": {Q: "nvfp5"}}, "of blocks.* is stored as 'nvfp5'"),
+        ({"layers": {Q: "nvfp4"}}, "told as nvfp4 by .*has codes of the type F8_E4M3; U8 is exp"),
+        ({"layers": {f"{PREFIXED}{Q}": "int8_tensorwise"}}, "codes of the type F8_E4M3; I8 is"),
         ([], "names no layers"),
     ):
         path = tmp_path / "m.safetensors"

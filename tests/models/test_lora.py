@@ -153,16 +153,6 @@ WRONG = {
         {"diffusion_model.blocks.0.ffn.0.lora_B.bias": torch.ones(192)},
         r"lora_B\.bias belongs to a pair that is not",
     ),
-    "DoRA": (
-        ONE | {"diffusion_model.blocks.0.ffn.0.dora_scale": torch.ones(192, 1)},
-        r"dora_scale belongs to DoRA, which is not read",
-    ),
-    "DoRA of PEFT": (
-        ONE | {"diffusion_model.blocks.0.ffn.0.lora_magnitude_vector.weight": torch.ones(192)},
-        "belongs to DoRA",
-    ),
-    "LoHa": ({"lycoris_blocks_0_ffn_0.hada_w1_a": torch.ones(192, 4)}, "belongs to LoHa"),
-    "LoKr": ({"lycoris_blocks_0_ffn_0.lokr_w1": torch.ones(4, 4)}, "belongs to LoKr"),
     "a core": (
         ONE | {"diffusion_model.blocks.0.ffn.0.lora_mid.weight": torch.ones(4, 4, 1, 1)},
         "belongs to LoCon with a core",

@@ -81,7 +81,7 @@ def test_a_configuration_beside_a_file_of_another_name_is_told(tmp_path, caplog)
         ('{"lora_alpha": 1' + "0" * 400 + "}", "a number is expected"),
         ('{"lora_alpha": true}', "a number is expected"),
         ('{"lora_alpha": 8, "r": 16}', r"the rank 16, its pair has 4"),
-        ('{"lora_alpha": 8, "use_dora": true}', "has use_dora 'True'"),
+        ('{"lora_alpha": 8, "use_dora": true}', "has use_dora 'True', and the file holds no magn"),
         ('{"lora_alpha": 8, "fan_in_fan_out": true}', "has fan_in_fan_out"),
         ('{"lora_alpha": 8, "alpha_pattern": {"ffn.7": 1}}', r"for ffn\.7, for which the file has"),
         ('{"lora_alpha": 8, "alpha_pattern": {".*q": 1}}', "plain names of modules"),
@@ -89,7 +89,10 @@ def test_a_configuration_beside_a_file_of_another_name_is_told(tmp_path, caplog)
         ('{"use_rslora": true}', "has use_rslora and no lora_alpha"),
         ('{"lora_alpha": 8, "use_rslora": "false"}', "use_rslora is 'false', true or false"),
         ('{"lora_alpha": 8, "transformer.lora_alpha": 4}', "gives lora_alpha twice"),
-        ('{"peft_type": "LOHA", "alpha": 8}', "has peft_type 'LOHA'; LORA is expected"),
+        (
+            '{"peft_type": "LOHA", "alpha": 8}',
+            "has peft_type 'LOHA', and the file holds chang",
+        ),
     ],
 )
 def test_metadata_that_cannot_be_followed_are_refused(tmp_path, text, message):

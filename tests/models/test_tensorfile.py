@@ -180,7 +180,9 @@ def test_values_packed_two_to_a_byte_are_refused(tmp_path):
     path = tmp_path / "m.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
     with (
-        pytest.raises(BadCheckpoint, match=r"a is stored as torch\.float4.*FP8 is the smallest"),
+        pytest.raises(
+            BadCheckpoint, match=r"a cannot be read: it is stored as F4, .*FP8 is the smallest"
+        ),
         TensorFile(path).open("a"),
     ):
         pass

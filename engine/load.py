@@ -38,7 +38,7 @@ from engine.pose.capture import capture_skeleton
 from engine.pose.extract import PoseExtractor
 from engine.pose.networks import Networks
 from engine.program import NATIVE, ChosenPackage, MakeProgram, ModelSettings, make_program
-from engine.residency import Memory, Movable
+from engine.residency import Memory, Movable, no_others
 from engine.source import MotionCapture
 from engine.tensorrt.block_runner import open_program
 from kernels.channel_norm import ChannelNorm, channel_norm_reference
@@ -115,7 +115,8 @@ def load_package(
         denoiser.kept,
     )
     planner = _planner(chosen, found, encoders, norm, settings, denoiser, networks.gpu_bytes())
-    memory = Memory(planner, movable, partial(held_by_others, CUDA_BYTES))
+    others = no_others if chosen.gpu is None else partial(held_by_others, CUDA_BYTES)
+    memory = Memory(planner, movable, others)
     return Pipeline(denoiser, encoders, _capture(networks, settings), memory)
 
 

@@ -39,6 +39,11 @@ class Movable:
     contexts: Contexts | None = None  # None: there are none to keep
 
 
+def no_others() -> int:
+    """Counts the bytes that other programs hold of a GPU that is not there."""
+    return 0
+
+
 class Memory:
     """The plan of the clip at hand. Without a planner nothing is planned and nothing moves."""
 
@@ -46,7 +51,7 @@ class Memory:
         self,
         planner: Callable[[ClipShape], MemoryPlan] | None,
         models: Movable,
-        others: Callable[[], int] = lambda: 0,
+        others: Callable[[], int] = no_others,
     ) -> None:
         """`others` counts the bytes that other programs hold of the GPU."""
         self._planner, self._models, self._others = planner, models, others

@@ -41,7 +41,10 @@ class StageDump:
                     raise OutputError(f"{folder / name} is a folder, where a file shall be.")
 
     def keep_skeleton(self, source: Source) -> None:
+        """Writes the skeleton, and removes what a longer clip left here of its later segments."""
         if self.folder is not None:
+            for older in self.folder.glob("latents-*.safetensors"):
+                older.unlink(missing_ok=True)
             encode_mp4([source.skeleton], source.fps, self.folder / SKELETON)
 
     def keep_latents(self, conditions: Conditions, latents: Tensor, segment: int = 1) -> None:

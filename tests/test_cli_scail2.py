@@ -4,7 +4,8 @@ import base64
 
 import pytest
 
-from engine.__main__ import main
+from engine.__main__ import _parser, main
+from engine.cli.generate import read_options
 from engine.config import state_dir
 from engine.demo.presets import PRESETS
 from engine.media.video import probe_video
@@ -143,3 +144,14 @@ def test_the_recipe_production_of_scail2_is_called_turbo(files, caplog, capsys):
     told = [record.getMessage() for record in caplog.records]
     assert "The recipe production is called turbo for SCAIL-2." in told
     assert "persons is 2, which changes nothing: masks say who is who." in told
+
+
+def test_a_checkpoint_of_the_demos_shape_is_run_as_that_was_trained():
+    demo = PRESETS["nano-scail2"]
+    home = demo.weights(state_dir())
+    arguments = ["generate", "--image", "i.png", "--video", "v.mp4", "--out", "o.mp4",
+                 "--checkpoint", str(home.checkpoint), "--models", str(home.models)]  # fmt: skip
+    asked = read_options(_parser().parse_args(arguments), None)
+    assert asked.request.settings.recipe == demo.recipe
+    assert (asked.request.settings.height, asked.request.settings.width) == demo.size
+    assert asked.demo is None  # whose weights they are, nobody can say

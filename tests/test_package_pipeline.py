@@ -21,7 +21,7 @@ from engine.config import state_dir
 from engine.demo.weights import demo_weights
 from engine.denoise.sampler import SAMPLERS
 from engine.diskcache import DiskCache
-from engine.errors import BadPackage, MissingModel, Unavailable
+from engine.errors import BadPackage, MissingModel, TooLarge, Unavailable
 from engine.flow import Request, Settings, Source
 from engine.load import load_exact, load_package
 from engine.machine.upload import PackageWeights
@@ -169,6 +169,14 @@ def test_an_attention_that_is_not_there_is_told(attention, says):
 
 
 # --- whole jobs
+
+
+def test_a_machine_without_gpu_that_runs_out_of_memory_says_so_in_a_sentence():
+    def work():
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes were asked for.")
+
+    with pytest.raises(TooLarge, match=r"ran out of memory \(denoise: DefaultCPU"):
+        packaged().memory.attempt("denoise", work)
 
 
 @pytest.fixture

@@ -113,6 +113,13 @@ def test_a_segment_begins_with_the_finished_frames_of_the_one_before(
     assert not (tmp_path / "kept" / "latents-4.safetensors").exists()
 
 
+def test_stages_of_a_short_clip_hold_nothing_of_a_longer_one_before(pipeline, request_of, tmp_path):
+    run(pipeline, request_of(18), tmp_path)
+    assert (tmp_path / "stages" / "latents-2.safetensors").exists()
+    run(pipeline, request_of(9), tmp_path)
+    assert [path.name for path in (tmp_path / "stages").glob("latents*")] == ["latents.safetensors"]
+
+
 def test_a_clip_of_segments_sees_the_whole_dance_in_windows_too(pipeline, request_of, tmp_path):
     made, kept = run(pipeline, request_of(40, segments="windows"), tmp_path)
     assert made.frames == 40

@@ -65,10 +65,10 @@ def read_options(args: argparse.Namespace, chosen: ChosenPackage | None) -> Aske
     Raises `BadRequest` for options that the model does not understand, and what opening a
     checkpoint raises.
     """
-    demo, served, usual = _model(args, chosen)
+    demo, shape, served, usual = _model(args, chosen)
     given = [name for name in _ROLES if getattr(args, name)]
     refuse_foreign((f"--{name.replace('_', '-')}" for name in given), served)
-    request, note = _request(args, demo, served, usual)
+    request, note = _request(args, shape, served, usual)
     mode = request.settings.mode
     check_mode(mode, request.kind, request.mask, "--mask", served)
     if demo is None:
@@ -79,32 +79,36 @@ def read_options(args: argparse.Namespace, chosen: ChosenPackage | None) -> Aske
 
 def _model(
     args: argparse.Namespace, chosen: ChosenPackage | None
-) -> tuple[Preset | None, Served, RecipeName]:
-    """Finds the model that runs: the demo it is of, what it serves, and its usual recipe."""
+) -> tuple[Preset | None, Preset | None, Served, RecipeName]:
+    """Finds the model that runs: the demo whose weights it has, the one whose shape it has, what it
+    serves, and its usual recipe.
+    """
     if chosen is not None:
         served = served_by(chosen.package.manifest, "this package")
-        return preset_of(chosen.package.manifest.model), served, _OF_PACKAGE[served.kind.name]
+        demo = preset_of(chosen.package.manifest.model)
+        return demo, demo, served, _OF_PACKAGE[served.kind.name]
     if args.checkpoint is not None:
         config: ModelConfig = Checkpoint(args.checkpoint).config
-        return None, served_of(config, "this checkpoint"), _OF_CHECKPOINT
-    return SHIPPED, served_of(SHIPPED.config, "the demo model"), _OF_CHECKPOINT
+        served = served_of(config, "this checkpoint")
+        return None, preset_of(config), served, _OF_CHECKPOINT
+    return SHIPPED, SHIPPED, served_of(SHIPPED.config, "the demo model"), _OF_CHECKPOINT
 
 
 def _request(
-    args: argparse.Namespace, demo: Preset | None, served: Served, usual: RecipeName
+    args: argparse.Namespace, shape: Preset | None, served: Served, usual: RecipeName
 ) -> tuple[Request, str | None]:
     """Makes the request, and a sentence if its recipe has another name."""
     kinds: tuple[Motion, ...] = ("video", "pose", "joints")
     kind: Motion = next(kind for kind in kinds if getattr(args, kind) is not None)
     recipe, note = recipe_of(served.kind.name, args.recipe or usual)
-    if demo is not None and args.recipe is None:
-        recipe = demo.recipe
+    if shape is not None and args.recipe is None:  # as a model of this shape was trained
+        recipe = shape.recipe
     recipe = override(recipe, args)
     settings = override(Settings(recipe, segments=served.kind.segments[0]), args)
     settings = dataclasses.replace(settings, recipe=recipe, mode=mode_of(settings.mode, served))
     has_size = (settings.height, settings.width) != (None, None)
-    if not has_size and demo is not None and demo.size is not None:
-        settings = dataclasses.replace(settings, height=demo.size[0], width=demo.size[1])
+    if not has_size and shape is not None and shape.size is not None:
+        settings = dataclasses.replace(settings, height=shape.size[0], width=shape.size[1])
     request = Request(
         args.image,
         getattr(args, kind),

@@ -42,7 +42,7 @@ _TAKEN = {
     "joints": ("npz",),
 }
 _EXPECTED = {
-    "mask": "a picture, a video or an .npz file of masks",
+    "mask": "a picture, a video, a ZIP of pictures or an .npz file of masks",
     "picture": "a JPEG, PNG, WebP, GIF or AVIF picture",
     "video": "an MP4, MOV, MKV, WebM or GIF video",
     "joints": "an .npz file of joints",

@@ -31,8 +31,8 @@ from engine.jobs.workflow_core_nodes import (
     is_core,
     must,
 )
-from engine.jobs.workflow_graph import Graph, Link, WorkflowNode, is_equal, is_open
-from engine.jobs.workflow_settings import differences, listed
+from engine.jobs.workflow_graph import Graph, Link, WorkflowNode, is_equal
+from engine.jobs.workflow_settings import differences, listed, told_of_nodes
 from engine.jobs.workflow_sizes import side
 from engine.recipes import RECIPES
 
@@ -175,13 +175,7 @@ def _frames(graph: Graph, chain: Chain, video: WorkflowNode) -> int | None:
 
 def _warnings(graph: Graph, chain: Chain) -> Iterator[str]:
     made = graph.ancestors(chain.result)
-    opened = [
-        f"{name} of {node}" for node in made for name, held in node.inputs.items() if is_open(held)
-    ]
-    if opened:
-        yield f"Left open by the workflow: {listed(opened)}."
-    if off := [str(node) for node in made if node.is_off]:
-        yield f"Muted or bypassed, but in an API workflow done all the same: {listed(off)}."
+    yield from told_of_nodes(graph, made)
     if masks := [str(node) for node in made if node.kind == COLOURS]:
         yield (
             f"Masks are not made here yet: of {listed(masks)} nothing is done. Send mask and "

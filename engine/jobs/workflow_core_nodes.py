@@ -14,7 +14,6 @@ from engine.jobs.workflow_settings import WRAPPER_NODES, Settled
 
 SEGMENT = "WanSCAILToVideo"
 COLOURS = "SCAIL2ColoredMask"
-DECODES = ("VAEDecode", "VAEDecodeTiled")
 LOADERS = ("UNETLoader", "UnetLoaderGGUF", "CheckpointLoaderSimple")
 PICTURES = ("LoadImage",)
 VIDEOS = ("LoadVideo", "VHS_LoadVideo", "VHS_LoadVideoPath")

@@ -1,10 +1,10 @@
 """Finds the settings of a ComfyUI workflow that this engine does in its own way, or not at all."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 from engine.jobs.fields import flag, glance, shown
-from engine.jobs.workflow_graph import Graph, Link, WorkflowNode, is_equal
+from engine.jobs.workflow_graph import Graph, Link, WorkflowNode, is_equal, is_open
 
 _NAMED = 12  # so many differences are told one by one; of the rest, the number
 
@@ -104,6 +104,20 @@ WRAPPER_NODES: Settled = {
 def is_known(kind: str) -> bool:
     """Tells whether a class of nodes has a part in the clips that are made here."""
     return kind in WRAPPER_NODES
+
+
+def told_of_nodes(graph: Graph, made: Sequence[WorkflowNode]) -> Iterator[str]:
+    """Tells what the nodes of a clip leave open, and which of them are marked as left out."""
+    opened = [
+        f"{glance(name)} of {node}"
+        for node in made
+        for name, value in node.inputs.items()
+        if is_open(value)
+    ]
+    if opened:
+        yield f"Left open by the workflow: {listed(opened)}."
+    if off := [str(node) for node in made if node.is_off]:
+        yield f"Muted or bypassed, but in an API workflow done all the same: {listed(off)}."
 
 
 def differences(

@@ -16,7 +16,7 @@ from engine.jobs.fields import glance, number, shown, text, whole, word
 from engine.jobs.job import Draft
 from engine.jobs.workflow_graph import Graph, Link, WorkflowNode, is_equal, is_open
 from engine.jobs.workflow_parts import Parts, find_parts
-from engine.jobs.workflow_settings import difference, differences, listed
+from engine.jobs.workflow_settings import difference, differences, listed, told_of_nodes
 from engine.jobs.workflow_sizes import side
 from engine.recipes import RECIPES
 
@@ -158,16 +158,7 @@ def _warnings(graph: Graph, parts: Parts, draft: Draft) -> Iterator[str]:
     made = graph.ancestors(parts["result"])
     if moved := _moved(graph, parts):
         yield f"Ids of nodes are not those that programs fill in: {listed(moved)}."
-    opened = [
-        f"{glance(name)} of {node}"
-        for node in made
-        for name, value in node.inputs.items()
-        if is_open(value)
-    ]
-    if opened:
-        yield f"Left open by the workflow: {listed(opened)}."
-    if off := [str(node) for node in made if node.is_off]:
-        yield f"Muted or bypassed, but in an API workflow done all the same: {listed(off)}."
+    yield from told_of_nodes(graph, made)
     linked = [*parts.told, *_sizes(graph, parts, draft), *_counts(graph, parts)]
     if linked := [*linked, *(f"{node} is left out" for node in parts.left_out)]:
         yield f"Linked another way than it is done: {listed(linked)}."

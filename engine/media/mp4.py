@@ -6,6 +6,7 @@ failure, an interrupt or a full disk leaves nothing half-written and the old fil
 """
 
 import contextlib
+import signal
 import tempfile
 from collections.abc import Iterable
 from fractions import Fraction
@@ -21,6 +22,7 @@ from engine.media.sound import sound_input, sound_output
 from engine.media.video import exact_rate
 
 _PRESET = "fast"
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _BT709 = (
     "scale=in_range=pc:out_color_matrix=bt709:out_range=tv:flags=bicubic+accurate_rnd,"
     "format=yuv420p,"
@@ -62,7 +64,11 @@ def encode_mp4(
 
 
 def _folder_beside(path: Path) -> tempfile.TemporaryDirectory[str]:
-    """A folder on the disk of `path`, so that moving a file to `path` is one step."""
+    """A folder on the disk of `path`, so that moving a file to `path` is one step.
+
+    No signal ends the program between the folder's being there and its being known: it would stay.
+    """
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     try:
         return tempfile.TemporaryDirectory(dir=path.parent, prefix=".encoding-")
     except OSError as error:
@@ -70,6 +76,8 @@ def _folder_beside(path: Path) -> tempfile.TemporaryDirectory[str]:
             f"{path} could not be written: {error.strerror}. Name a folder that is there and "
             "may be written to."
         ) from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 def _encode(frames: Iterable[Tensor], rate: Fraction, path: Path, crf: int, check: Check) -> int:

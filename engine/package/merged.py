@@ -36,12 +36,14 @@ class NeededLora:
 
 
 def served_modes(manifest: Manifest) -> tuple[Mode, ...]:
-    """Lists the modes that a package serves: a relight LoRA is trained for replacement alone."""
-    if manifest.model_kind == "preview":
-        return ("animation",)
+    """Lists the modes that a package serves: a relight LoRA is trained for replacement alone.
+
+    A model without modes animates.
+    """
+    modes = manifest.model.kind.modes or ("animation",)
     if any(lora.lora and lora.lora.role == "relight" for lora in manifest.loras):
-        return ("replacement",)
-    return ("animation", "replacement")
+        return tuple(mode for mode in modes if mode == "replacement") or modes
+    return modes
 
 
 def check_recipe_loras(needed: Sequence[NeededLora], manifest: Manifest) -> None:

@@ -243,6 +243,14 @@ def test_placeholders_are_left_to_the_request_and_the_endpoint():
     assert (made.settings.prompt, made.settings.recipe.steps) == ("p", 4)
 
 
+def test_a_name_of_many_letters_is_told_in_a_few():
+    long = core()
+    long["100"]["inputs"]["x" * 5000 + "\n"] = "{{x}}"
+    (said,) = [one for one in read(long).warnings if one.startswith("Left open")]
+    assert said.isprintable()
+    assert len(said) < 200
+
+
 def test_a_workflow_of_the_other_model_ends_in_a_sentence():
     assert refused(workflow=core()) == (
         "The workflow is for SCAIL-2: it has node 100 (WanSCAILToVideo). This worker serves "

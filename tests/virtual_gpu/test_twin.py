@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kernels.arch import ARCHS, SM89, SM90, SM120
+from kernels.gemm import GEMM
 from kernels.launch import DriverError
 from tests.support.compiled import STATE, compiled
 from virtual_gpu.bank import VirtualBank
@@ -56,8 +57,8 @@ def test_the_model_is_exact_where_nothing_is_approximate():
             held.tuning(spec)
             if not approximations(held.programs[spec.name]):
                 exact.add(spec.name)
-        tall = {name.replace("i8", "i8_tall") for name in EXACT[:2]} if arch is not SM90 else set()
-        assert exact == {*EXACT} | tall
+        ways = [name for name, way in GEMM.items() if arch in way.bias.tuning and "i8_" in name]
+        assert exact == {*EXACT} | {name.replace("i8", way) for way in ways for name in EXACT[:2]}
 
 
 def test_a_kernel_that_is_not_exact_says_what_is_open():

@@ -15,7 +15,7 @@ from virtual_gpu.cases import ODD, OPS, every, table
 from virtual_gpu.edges import edges
 from virtual_gpu.measure import Check
 from virtual_gpu.orders import ORDERS, UNWATCHED
-from virtual_gpu.verdict import every_break, found_out, sample
+from virtual_gpu.verdict import every_break, found_out, is_unread, sample
 
 
 @dataclass(slots=True)
@@ -90,6 +90,7 @@ class Breaks:
     by_kind: dict[str, tuple[int, int]] = field(default_factory=dict)  # found out, of how many
     survivors: list[str] = field(default_factory=list)
     places: int = 0  # that could have been broken
+    unread: int = 0  # of those that were broken: nobody reads what is made there
 
     def count(self) -> tuple[int, int]:
         found, all_ = (sum(part[n] for part in self.by_kind.values()) for n in (0, 1))
@@ -104,6 +105,9 @@ def try_breaks(state: Path, count: int, seed: int) -> Breaks:
     breaks = Breaks(places=len(everything))
     for number, broken in enumerate(sample(everything, count, seed), 1):
         seen = found_out(broken, state, number) is not None
+        if not seen and is_unread(broken, state, number):
+            breaks.unread += 1
+            continue
         tried[broken.place.kind.name].append(seen)
         if not seen:
             breaks.survivors.append(f"{broken}. Harmless if {broken.place.kind.harmless}")

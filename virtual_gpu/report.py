@@ -63,8 +63,9 @@ def _broken(breaks: Breaks) -> str:
     lines = [
         "## Broken kernels",
         "",
-        f"{breaks.places:,} places can be broken; {count} were, some of each kind and the rest "
-        f"drawn from all. {found} were found out.",
+        f"{breaks.places:,} places can be broken; {count + breaks.unread} were, some of each kind "
+        f"and the rest drawn from all. In {breaks.unread} nobody reads what is made: NaN in its "
+        f"place changes nothing either. Of the other {count}, {found} were found out.",
         "",
         "| what was broken | found out |",
         "|---|---|",

@@ -1,6 +1,7 @@
 """Is a kernel that was broken on purpose found out?"""
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,9 @@ from virtual_gpu.orders import FORWARD, ORDERS
 
 # Where the number of a broken kernel is written in its code: bytes that an ELF file leaves free.
 _FREE = slice(9, 15)
+# Lanes and bytes that are exchanged: most of such places are in the rows' kernels, which have more
+# lanes than a row has values.
+_MAKES_A_WORD = re.compile(r"\t(?:shfl\.sync\.bfly|prmt)\.b32[ \t]+(?P<word>%r\d+),.*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +61,30 @@ def sample(found: Sequence[Broken], count: int, seed: int) -> list[Broken]:
 
 def found_out(broken: Broken, state: Path, number: int) -> str | None:
     """Returns what is wrong with a broken kernel, None if nothing is. `number` is another one for
-    each kernel of this process.
+    each kernel of this process, and even: `is_unread` takes the odd ones.
     """
-    name = f"{broken.arch.name}.{broken.spec.name} broken"
-    program = decode(name, broken.place.applied(broken.text))
+    return _fault(broken, broken.place.applied(broken.text), state, 2 * number)
+
+
+def is_unread(broken: Broken, state: Path, number: int) -> bool:
+    """Tells whether the value that a broken instruction makes decides about nothing: it was NaN,
+    and 255 as a byte, and no result was another. So it is past the end of rows, whose last lanes
+    hold zeros that are exchanged and not stored. Breaking it is no test of anything.
+    """
+    first = broken.text.rfind("\n", 0, broken.place.begin) + 1
+    last = broken.text.find("\n", broken.place.end)
+    made = _MAKES_A_WORD.fullmatch(broken.text[first:last])
+    if made is None:
+        return False
+    poisoned = f"\tmov.b32 \t{made['word']}, -1;"
+    return (
+        _fault(broken, broken.text[:first] + poisoned + broken.text[last:], state, 2 * number + 1)
+        is None
+    )
+
+
+def _fault(broken: Broken, text: str, state: Path, number: int) -> str | None:
+    program = decode(f"{broken.arch.name}.{broken.spec.name} broken", text)
     image = bytearray(broken.cubin.data)
     image[_FREE] = number.to_bytes(6, "little")
     cubin = replace(broken.cubin, data=bytes(image))

@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from kernels.aot.compile import compile_kernels, ptx_path
 from kernels.aot.elf import read_elf
 from kernels.arch import ARCHS, SM89, SM90, SM120
 from kernels.attention import ATTENTION
 from kernels.device.__main__ import fenced
+from kernels.fp8 import INT8R
 from kernels.gemm import GEMM
 from kernels.modulate import MODULATE
 from kernels.spec import BuildError
@@ -165,7 +165,7 @@ def test_kernels_are_compiled_without_torch(state):
 
 
 def test_a_products_sum_may_be_rounded_twice_if_a_spec_asks_for_it(state):
-    spec = MODULATE[torch.int8]
+    spec = MODULATE[INT8R]
     once, twice = (replace(spec, fuse_multiply_add=fused) for fused in (True, False))
     codes = [made.text_bytes for made in compiled((once, SM89), (twice, SM89))]
     assert codes[0] < codes[1]

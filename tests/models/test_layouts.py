@@ -11,7 +11,8 @@ from engine.models.formats.rotation import rotate
 from engine.models.formats.weights import StoredWeights
 from engine.models.lora import Lora
 from engine.models.tensorfile import TensorFile
-from kernels.fp8 import quantize_rows
+from kernels.fp8 import E4M3, INT8R, quantize_rows
+from kernels.fp8 import rotate as rotate_rows
 from tests.support.checkpoints import SMALL, loaded, save, small_weights, to_sat
 from tests.support.layouts import (
     GGUF_TYPES,
@@ -77,6 +78,9 @@ LOSS = {
     "AWQ": 9.0, "FP8 cast": 3.3,
 }  # fmt: skip
 THEN_FP8_ROWS = {"FP8 scale_weight": 3.91, "INT8 rows": 2.78, "MXFP8": 4.04, "NVFP4": 10.0}
+# rotated, in groups that do not line up with rows that were made otherwise: errors add as squares
+THEN_INT8_ROWS = {"BF16": 0.88, "FP8 scale_weight": 2.81, "INT8 rows": 1.24, "quanto": 1.24,
+                  "MXFP8": 2.83, "NVFP4": 9.6}  # fmt: skip
 GGUF_LOSS = {"Q8_0": 0.54, "Q5_1": 3.8, "Q4_1": 7.8, "Q4_0": 8.6}
 
 
@@ -105,9 +109,12 @@ def test_the_error_of_a_gaussian_weight_is_that_of_its_format(tmp_path, gaussian
     if stored.loss:
         assert error(got, gaussian) == pytest.approx(stored.loss, rel=0.1)
     if layout in THEN_FP8_ROWS:
-        rows = quantize_rows(got, torch.float8_e4m3fn)
-        packed = rows.q.float() * rows.s[:, None]
+        packed = quantize_rows(got, E4M3).dequantize()
         assert error(packed, gaussian) == pytest.approx(THEN_FP8_ROWS[layout], rel=0.1)
+    if layout in THEN_INT8_ROWS:
+        packed = quantize_rows(got, INT8R).dequantize()  # as they stand: rotated
+        turned = rotate_rows(gaussian)
+        assert error(packed, turned) == pytest.approx(THEN_INT8_ROWS[layout], rel=0.1)
 
 
 @pytest.mark.parametrize("group", [256, 64, 16])

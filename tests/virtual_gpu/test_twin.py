@@ -71,7 +71,7 @@ def test_a_kernel_that_is_not_exact_says_what_is_open():
     assert held["sm89", "gemm.fp8.bias"] == ("mma with floating sums",)
     assert held["sm90", "gemm.fp8.bias"] == ("wgmma with floating sums",)
     assert held["sm89", "gemm.i8.gelu"] == ("div.full", "ex2.approx")
-    assert held["sm89", "quantize.i8_5120"] == ("div.full",)
+    assert held["sm89", "quantize.i8r_5120"] == ("div.full",)
     limits = {dtype: limit_of(("div.full",), dtype) for dtype in (torch.float32, torch.int8)}
     assert limits == {torch.float32: 1e-5, torch.int8: 0.0}
     assert limit_of((), torch.float32) == 0.0

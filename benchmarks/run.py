@@ -59,10 +59,12 @@ SUITES = {
     "forward": ("benchmarks.denoiser.forward", ("kernels", "out", "dry")),
     "vae": ("benchmarks.clip.vae", ("kernels", "runs")),
     "nano": ("benchmarks.nano.suite", ()),
+    "nano-scail2": ("benchmarks.nano_scail2.forms", ()),
     "projection": ("benchmarks.denoiser.projection", ("archs",)),
 }  # fmt: skip
 # What other suites bring with them: `quality` without a checkpoint, `denoiser --project`
-BROUGHT = ("nano", "projection")
+NANO = ("nano", "nano-scail2")
+BROUGHT = (*NANO, "projection")
 STARTS = ("cold-start", "reading")  # of processes, which look for the GPU themselves
 FLAGS = {"archs": "--project"}  # where an option is not called like what `measure` takes
 
@@ -94,7 +96,7 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
     if args.archs is not None and "denoiser" in args.suites:
         args.suites.append("projection")
     if args.checkpoint is None and "quality" in args.suites:
-        args.suites.append("nano")
+        args.suites += NANO
     args.suites = list(dict.fromkeys(args.suites))
     taken = {option for name in args.suites for option in SUITES[name][1]}
     known = {option for _, options in SUITES.values() for option in options}

@@ -225,7 +225,7 @@ def test_an_unknown_suite_or_none_is_an_error(capsys, arguments):
 
 
 def test_quality_brings_the_nano_model_unless_a_checkpoint_is_measured():
-    assert run.parse(["quality"]).suites == ["quality", "nano"]
+    assert run.parse(["quality"]).suites == ["quality", "nano", "nano-scail2"]
     assert run.parse(["quality", "--checkpoint", "a.pt"]).suites == ["quality"]
     assert run.parse(["media"]).suites == ["media"]
 

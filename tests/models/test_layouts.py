@@ -195,8 +195,9 @@ def test_int8_without_a_word_of_rotation_is_told(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("layout", "form"),
     [
-        ("FP8 scale_weight", "fp8"), ("FP8 rows", "fp8"), ("MXFP8", "mxfp8"),
-        ("ConvRot", "convrot"), ("FP8 E5M2", None), ("FP8 groups", None), ("INT8 rows", None),
+        ("FP8 scale_weight", "fp8"), ("FP8 rows", "fp8"), ("FP8 cast", "fp8"),
+        ("MXFP8", "mxfp8"), ("ConvRot", None), ("FP8 E5M2", None), ("FP8 groups", None),
+        ("FP8 squares", None), ("INT8 rows", None), ("INT8 rows, told", None),
         ("NVFP4", None), ("BF16", None), ("quanto", None),
     ],
 )  # fmt: skip
@@ -208,13 +209,12 @@ def test_codes_and_their_scales_mean_the_weight(tmp_path, layout, form):
     if form is None:
         assert codes is None
         return
-    assert codes.form == form
+    assert codes.kind == form
     got = {
         "fp8": lambda: codes.q.float() * codes.s[:, None],
         "mxfp8": lambda: (
             codes.q.float().unflatten(1, (-1, 32)) * 2.0 ** (codes.s.float()[..., None] - 127)
         ).flatten(1),
-        "convrot": lambda: rotate(codes.q.float() * codes.s[:, None], codes.group),
     }[form]()
     assert torch.allclose(got, model.means[name], atol=1e-6)
     assert (got.shape, codes.q.shape) == ((128, 192), (128, 192))

@@ -10,7 +10,16 @@ from torch import Tensor
 
 from engine.errors import BadCheckpoint
 from engine.models.formats.decode import decoded
-from engine.models.formats.held import WEIGHT, Codes, Held, RowReader, Tensors, Weight, as_bytes
+from engine.models.formats.held import (
+    WEIGHT,
+    Codes,
+    Held,
+    KeptCodes,
+    RowReader,
+    Tensors,
+    Weight,
+    as_bytes,
+)
 from engine.models.formats.swizzle import swizzled_shape, unswizzle
 
 GROUP = 32  # neighbouring columns with one scale; rows and columns are filled up to it too
@@ -39,7 +48,7 @@ def mxfp8(held: Held) -> Weight:
     names = {ending: held.tensors[ending] for ending in (WEIGHT, _SCALE)}
     return Weight(
         "MXFP8", LOSS, names, (rows, columns), partial(_open, held), padding=GROUP,
-        codes=partial(_codes, held),
+        codes=KeptCodes("fp8", partial(_codes, held)),
     )  # fmt: skip
 
 

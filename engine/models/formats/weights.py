@@ -80,10 +80,10 @@ class StoredWeights:
         of a weight that was filled up are as large as it is stored.
         """
         weight = self._weights[name]
-        if weight.codes is None or INPUT_FACTOR in weight.names:
+        if weight.codes is None:
             return None
         with self._open(weight) as tensors:
-            return weight.codes(tensors)
+            return weight.codes.read(tensors)
 
     def _open(self, weight: Weight) -> "_Opened":
         return _Opened(self.file, weight.names)
@@ -164,7 +164,8 @@ def _weight(held: Held) -> Weight:
         return weight
     columns = weight.shape[-1] if len(weight.shape) == 2 else 0
     held.require_numbers(INPUT_FACTOR, *[(columns - filled,) for filled in range(weight.padding)])
-    return replace(weight, names={**weight.names, INPUT_FACTOR: held.tensors[INPUT_FACTOR]})
+    names = {**weight.names, INPUT_FACTOR: held.tensors[INPUT_FACTOR]}
+    return replace(weight, names=names, codes=None)
 
 
 def _fill(weight: Weight, tensors: Tensors, target: Tensor, first: int) -> None:

@@ -6,7 +6,7 @@
     ConvRot   the file holds W H, the package W R, and R is H with its columns reversed: so each
               group of 256 codes is reversed, and its scale stays
 
-docs/reference/rotation.md 1.1 and formats.md 9. Multipliers of such columns are 1.
+docs/reference/formats.md 9.1. The multipliers of such inputs are 1.
 """
 
 from collections.abc import Callable, Mapping

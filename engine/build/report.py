@@ -19,6 +19,7 @@ from kernels.fp8 import LIMITS, TINY, Rows
 CHUNK = 2**19  # values at a time: they stay in the cache of a core
 ERROR_OUTLIER = 2.0  # times what is usual; E4M3 rounds no value worse than 2.4 times its average
 CREST_OUTLIER = 4.0
+EXACT = 1e-5  # an error below is rounding of FP32: copied codes have no other
 ZERO = 1.0001 * TINY  # a row whose values are below is taken as one of zeros
 SHOWN = 8  # outliers in the terminal; the JSON has all
 OUTSIDE = "outside"  # the kind of all that is in no block
@@ -197,7 +198,7 @@ def find_outliers(errors: Sequence[TensorError]) -> list[Outlier]:
         row = median(one.usual_row for one in members)
         crest = median(one.usual_crest for one in members)
         for one in members:
-            if one.worst_row > ERROR_OUTLIER * row > 0:
+            if one.worst_row > max(ERROR_OUTLIER * row, EXACT) and row > 0:
                 found.append(Outlier(one.name, one.worst_row_index, "error", one.worst_row, row))
             if one.crest > CREST_OUTLIER * crest > 0:
                 found.append(Outlier(one.name, one.crest_index, "crest", one.crest, crest))

@@ -64,6 +64,19 @@ class Held:
             raise self.error(f"{setting} {value!r:.40}", "a whole number above 0")
         return value
 
+    def flag(self, setting: str, default: bool) -> bool:
+        """A claim that the file makes. Raises `BadCheckpoint` if it is neither true nor false."""
+        told = {} if self.told is None else self.told.settings
+        value = told.get(setting)
+        if value is not None and not isinstance(value, bool):
+            raise self.error(f"{setting} {value!r:.40}", "true or false")
+        return default if value is None else value
+
+    def require_group(self, size: int) -> None:
+        """Raises `BadCheckpoint` if the file tells another size of groups than its format has."""
+        if (found := self.number("group_size", size)) != size:
+            raise self.error(f"group_size {found}", f"{size}, which the format has")
+
     def value(self, ending: str) -> float:
         """The one number of a tensor. Raises `BadCheckpoint` unless it is finite and above 0."""
         self.require_numbers(ending, (), (1,))

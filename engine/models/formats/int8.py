@@ -43,7 +43,7 @@ def tensorwise(held: Held) -> Weight:
     ending = held.first(*SCALES) or SCALES[-1]
     shape = held.require_numbers(ending, (), (1,), (rows,), (rows, 1))
     is_one = len(shape) == 0 or shape == (1,)
-    is_rotated = held.told is not None and bool(held.told.settings.get(ROTATED))
+    is_rotated = held.flag(ROTATED, default=False)
     kind, loss, notes = "INT8 rows", LOSS_OF_ROWS, () if held.told else (UNTOLD,)
     if is_one and rows > 1:
         kind, loss = "INT8 with one scale", LOSS_OF_TENSOR

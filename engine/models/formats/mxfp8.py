@@ -44,6 +44,7 @@ def mxfp8(held: Held) -> Weight:
     rows, columns = held.require_matrix()
     if columns % GROUP:
         raise held.error(f"{columns} columns", f"a multiple of {GROUP} for MXFP8")
+    held.require_group(GROUP)
     held.require_numbers(_SCALE, _shape_of_scales(held), types=_SCALE_TYPES)
     names = {ending: held.tensors[ending] for ending in (WEIGHT, _SCALE)}
     return Weight(

@@ -69,9 +69,19 @@ class StoredWeights:
                 plain = tensors[WEIGHT] if tensors[WEIGHT].ndim else tensors[WEIGHT].view(1)
                 target.copy_(plain[first : first + len(target)])
             else:
+                self._require_factors(weight, tensors)
                 _fill(weight, tensors, target, first)
         if weight.kind == CAST and self._is_scaled and _reaches(out, LARGEST_CAST):
             raise BadCheckpoint(self._lost_scale([weight.names[WEIGHT]]))
+
+    def _require_factors(self, weight: Weight, tensors: Tensors) -> None:
+        """Raises `BadCheckpoint` if a factor of the input is 0 or below."""
+        if INPUT_FACTOR in tensors and bool((tensors[INPUT_FACTOR].float() <= 0).any()):
+            raise BadCheckpoint(
+                f"{self.file.path.name}: {weight.names[INPUT_FACTOR]} goes down to "
+                f"{tensors[INPUT_FACTOR].float().min().item():g}; factors above 0 are expected. "
+                "Fetch the file again."
+            )
 
     def codes(self, name: str) -> Codes | None:
         """The codes of a weight as they are stored, if a package could hold them as they are.

@@ -157,8 +157,10 @@ def choose(
     allowed: Sequence[RowForm],
     default: RowForm,
     can_smooth: bool,
+    kept: Sequence[RowForm] = (),
 ) -> FormatChoice:
-    """Chooses the form with the least expected error for weight [out, in] fp32, finite.
+    """Chooses the form with the least expected error for weight [out, in] fp32, finite. In the
+    forms of `kept` its rows are there already, and without multipliers nothing of it is rounded.
 
     Without `seen` it is `default`: rotated rows with equal columns, others as they are. Of equal
     errors `default` wins too. The largest weight of SCAIL takes 200 MB more, and some seconds.
@@ -183,7 +185,8 @@ def choose(
     sample = _Sample(rows, gain, peak, power)
     best: list[tuple[Estimate, Tensor]] = []
     for form in sorted(allowed, key=lambda one: one != default):
-        plain = (_estimate(sample, form, "", torch.ones(width)), torch.ones(width))
+        ones = torch.ones(width)
+        plain = (_estimate(sample, form, "", ones, is_kept=form in kept), ones)
         tried = _multipliers(sample, form, columns) if can_smooth else ()
         others = [(_estimate(sample, form, how, m), m) for how, m in tried]
         least = min(others, key=lambda one: one[0].total, default=plain)
@@ -211,8 +214,12 @@ def _multipliers(sample: _Sample, form: RowForm, columns: Tensor) -> Iterator[tu
         yield f"smoothed by {alpha:g}", smoothed(sample.power, sample.gain, alpha)
 
 
-def _estimate(sample: _Sample, form: RowForm, how: str, m: Tensor) -> Estimate:
-    """Estimates the errors of one form with the multipliers m [in] fp32."""
+def _estimate(
+    sample: _Sample, form: RowForm, how: str, m: Tensor, is_kept: bool = False
+) -> Estimate:
+    """Estimates the errors of one form with the multipliers m [in] fp32. Of rows that are kept as
+    they are, the weight has none.
+    """
     wide = m.double()
     output = sample.power @ sample.gain
     power = sample.power * wide.square()
@@ -224,8 +231,10 @@ def _estimate(sample: _Sample, form: RowForm, how: str, m: Tensor) -> Estimate:
     else:
         rounded = _e4m3_noise(sample.peak * wide, power)
     activation = rounded @ (sample.gain / wide.square())
-    lost = scaled - quantize_rows(scaled, RowForm(form.dtype)).dequantize()
-    weight = lost.square().sum(dim=0, dtype=torch.float64) @ power
+    weight = torch.zeros((), dtype=torch.float64)
+    if not is_kept:
+        lost = scaled - quantize_rows(scaled, RowForm(form.dtype)).dequantize()
+        weight = lost.square().sum(dim=0, dtype=torch.float64) @ power
     return Estimate(
         form, how, math.sqrt(float(activation / output)), math.sqrt(float(weight / output))
     )

@@ -3,7 +3,8 @@
 Linears of the blocks become 8-bit rows, those with one input a single matrix; all else keeps its
 precision. Three things are folded exactly: LoRAs (by the checkpoint), LayerNorm's weights into a
 modulation, and the multipliers of a linear's input into the operation that makes that input: those
-of `down` are a vector behind GELU. Rotation comes after the multipliers and the padding.
+of `down` are a vector behind GELU. Rotation comes after the multipliers and the padding. Where the
+file holds the very codes that a package has (engine/build/copied.py), they are not rounded again.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,14 +16,17 @@ import torch
 from torch import Tensor
 
 from engine.build.calibration import Activations, FormatChoice, choose
+from engine.build.copied import rows_of
 from engine.build.report import TensorError, measure, measure_cast
 from engine.config import ModelConfig
-from engine.denoise.block import LINEARS
-from kernels.fp8 import E4M3, RowForm, quantize_rows, rotate
+from engine.denoise.block import LINEARS, WEIGHT_FORMS
+from engine.models.formats.held import Codes, PackageForm
+from kernels.fp8 import E4M3, RowForm, Rows, quantize_rows, rotate
 
 FFN_MULTIPLE = 256  # a multiple of all tiles; the rest is filled with zeros, whose GELU is zero
 CONTEXT = ("text", "vision")  # used once a clip; the other linears at every step
 CHUNK_ROWS = 64
+KEPT = "not calibrated, as it is in the file"
 LARGE = 2**20  # values from which a matrix outside the blocks is worth two bytes a value
 
 Made: TypeAlias = tuple[Mapping[str, Tensor], Sequence[TensorError]]
@@ -39,6 +43,10 @@ class WeightSource(Protocol):
     def shape(self, name: str) -> tuple[int, ...]: ...
 
     def read_into(self, name: str, out: Tensor) -> None: ...
+
+    def kept_by(self, name: str) -> PackageForm | None: ...
+
+    def codes(self, name: str) -> Codes | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +173,8 @@ def _linear(job: Quantization, choices: Choices, n: int, field: str) -> Made:
         weight /= choice.smooth
     if choice.form.rotated:
         rotate(weight, out=weight)
-    rows = quantize_rows(weight, replace(choice.form, rotated=False))
-    error = measure(name, weight, rows, choice.reason)
+    rows, copied = _rows(job.weights, choice, n, field, weight)
+    error = measure(name, weight, rows, choice.reason, copied)
     after = {"qkv": "o", "text": "cross_o", "vision": "cross_o"}.get(field)
     if after is not None:  # the values are the last of its outputs, and make the input of `after`
         dim, multiplier = job.weights.config.dim, choices(n, after).smooth
@@ -175,19 +183,62 @@ def _linear(job: Quantization, choices: Choices, n: int, field: str) -> Made:
     return {f"{name}.q": rows.q, f"{name}.s": rows.s, f"{name}.bias": bias}, [error]
 
 
+def _rows(
+    weights: WeightSource, choice: FormatChoice, n: int, field: str, weight: Tensor
+) -> tuple[Rows, list[str]]:
+    """Makes rows of weight [out, in], in its final basis, and names the parts whose codes are the
+    file's.
+    """
+    copied = _kept_parts(weights, n, field, choice.form)
+    if bool((choice.smooth != 1).any()) or not copied:
+        return quantize_rows(weight, replace(choice.form, rotated=False)), []
+    q = torch.zeros(weight.shape, dtype=choice.form.dtype)
+    made, first = Rows(q, torch.empty(len(q)), choice.form.rotated), 0
+    for part in LINEARS[field]:
+        name = f"blocks.{n}.{part}.weight"
+        codes = weights.codes(name) if part in copied else None
+        count, width = weights.shape(name)
+        held = slice(first, first + count)
+        if codes is None:
+            rows, width = quantize_rows(weight[held], RowForm(q.dtype)), weight.shape[1]
+        else:
+            rows = rows_of(codes)
+        made.q[held, :width], made.s[held] = rows.q, rows.s
+        first += count
+    made.s[first:] = quantize_rows(weight[first:], RowForm(q.dtype)).s  # rows of zeros
+    return made, copied
+
+
+def _kept_parts(weights: WeightSource, n: int, field: str, form: RowForm) -> list[str]:
+    """Names the parts of a linear of which the file holds the codes of a form."""
+    kept = ((part, weights.kept_by(f"blocks.{n}.{part}.weight")) for part in LINEARS[field])
+    return [part for part, by in kept if by is not None and WEIGHT_FORMS[by] == form]
+
+
 def _choice(job: Quantization, n: int, field: str) -> FormatChoice:
-    """Chooses the form of a linear of a block, and the multipliers of its input."""
+    """Chooses the form of a linear of a block, and the multipliers of its input.
+
+    A linear whose codes are all in the file gets none, so that they can stay; where inputs were
+    seen, what that saves is weighed against what multipliers would.
+    """
     if field in CONTEXT:  # all blocks share their input
         return FormatChoice.plain(job.form, _shape(job.weights, n, field)[1])
     if job.seen is None and not job.form.rotated:
         return FormatChoice.plain(job.form, _shape(job.weights, n, field)[1])
+    kept = [form for form in job.allowed if _is_kept(job.weights, n, field, form)]
+    if job.seen is None and kept:
+        return FormatChoice.plain(job.form, _shape(job.weights, n, field)[1], KEPT)
     weight = _read_linear(job.weights, n, field, "weight")
     seen = None
     if job.seen is not None:
         seen = job.seen.channels(f"blocks.{n}.{LINEARS[field][0]}").padded(weight.shape[1])
     # a program of TensorRT, which FP8 weights may be for, has no multipliers behind GELU
     can_smooth = field != "down" or job.form.rotated
-    return choose(weight, seen, job.allowed, job.form, can_smooth)
+    return choose(weight, seen, job.allowed, job.form, can_smooth, kept)
+
+
+def _is_kept(weights: WeightSource, n: int, field: str, form: RowForm) -> bool:
+    return len(_kept_parts(weights, n, field, form)) == len(LINEARS[field])
 
 
 def _shape(weights: WeightSource, n: int, field: str) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from kernels.fp8 import LIMITS, TINY, Rows
 CHUNK = 2**19  # values at a time: they stay in the cache of a core
 ERROR_OUTLIER = 2.0  # times what is usual; E4M3 rounds no value worse than 2.4 times its average
 CREST_OUTLIER = 4.0
+EXACT = 1e-5  # an error below is rounding of FP32: copied codes have no other
 ZERO = 1.0001 * TINY  # a row whose values are below is taken as one of zeros
 SHOWN = 8  # outliers in the terminal; the JSON has all
 OUTSIDE = "outside"  # the kind of all that is in no block
@@ -41,6 +42,11 @@ class TensorError:
     crest_index: int
     usual_crest: float  # median
     reason: str  # why this format
+    copied: Sequence[str]  # its parts whose codes are those of the file: "self_attn.q"
+
+    @property
+    def form(self) -> str:
+        return f"{self.dtype} copied" if self.copied else self.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,21 +66,37 @@ class Outlier:
         )
 
 
-def measure(name: str, weight: Tensor, rows: Rows, reason: str = "") -> TensorError:
+def measure(
+    name: str, weight: Tensor, rows: Rows, reason: str = "", copied: Sequence[str] = ()
+) -> TensorError:
     """Measures the errors of `rows`, made of weight [out, in], any float, smoothed as it was."""
     limit, shift = LIMITS[rows.q.dtype], 1.0 if rows.q.dtype == torch.int8 else E4M3_IN_HALF
-    live = rows.s * limit > ZERO
-    return _summary(name, weight, rows.q, rows.s * shift, live * (limit / shift), reason)
+    unit, live = rows.s * shift, rows.s * limit > ZERO
+    peak = _peaks(weight) / unit if copied else torch.full_like(unit, limit / shift)
+    return _summary(name, weight, rows.q, unit, live * peak, reason, copied)
 
 
 def measure_cast(name: str, weight: Tensor, stored: Tensor, reason: str = "") -> TensorError:
     """Measures the errors of `stored`, which is weight [out, in], any float, in 16 or 32 bits."""
     unit = weight.abs().amax(dim=1).float()
-    return _summary(name, weight, stored, unit.clamp_min(TINY), (unit > ZERO).float(), reason)
+    peak = (unit > ZERO).float()
+    return _summary(name, weight, stored, unit.clamp_min(TINY), peak, reason, ())
+
+
+def _peaks(weight: Tensor) -> Tensor:
+    """The largest magnitude of each row [out] fp32. Copied codes need not reach their limit."""
+    low, high = torch.aminmax(weight, dim=1)
+    return torch.maximum(high, -low).float()
 
 
 def _summary(
-    name: str, weight: Tensor, stored: Tensor, unit: Tensor, peak: Tensor, reason: str
+    name: str,
+    weight: Tensor,
+    stored: Tensor,
+    unit: Tensor,
+    peak: Tensor,
+    reason: str,
+    copied: Sequence[str],
 ) -> TensorError:
     """Sums the errors up. Each row is divided by its unit [out] fp32, so that nothing under- or
     overflows; peak [out] is its largest magnitude in this unit, 0 for rows of zeros.
@@ -98,6 +120,7 @@ def _summary(
         crest_index=sharpest,
         usual_crest=_median(crest[live]),
         reason=reason,
+        copied=[*copied],  # as JSON has it
     )
 
 
@@ -142,7 +165,8 @@ def report(errors: Sequence[TensorError]) -> dict[str, object]:
         "classes": [
             {
                 "kind": kind,
-                "dtype": dtype,
+                "dtype": members[0].dtype,
+                "copied": sum(len(one.copied) for one in members),
                 "tensors": len(members),
                 "values": sum(one.values for one in members),
                 "relative": _mean_error(members),
@@ -152,11 +176,19 @@ def report(errors: Sequence[TensorError]) -> dict[str, object]:
                 "crest": max(one.crest for one in members),
                 "usual_crest": median(one.usual_crest for one in members),
             }
-            for (kind, dtype), members in _classes(errors)
+            for (kind, _), members in _classes(errors)
         ],
+        "copied": [*copied_names(errors)],
         "outliers": [asdict(outlier) for outlier in find_outliers(errors)],
         "tensors": [asdict(one) for one in errors],
     }
+
+
+def copied_names(errors: Iterable[TensorError]) -> Iterator[str]:
+    """Names the weights whose codes are those of the file, as a checkpoint calls them."""
+    for one in errors:
+        block = one.name.rpartition(".")[0]
+        yield from (f"{block}.{part}.weight" for part in one.copied)
 
 
 def find_outliers(errors: Sequence[TensorError]) -> list[Outlier]:
@@ -166,7 +198,7 @@ def find_outliers(errors: Sequence[TensorError]) -> list[Outlier]:
         row = median(one.usual_row for one in members)
         crest = median(one.usual_crest for one in members)
         for one in members:
-            if one.worst_row > ERROR_OUTLIER * row > 0:
+            if one.worst_row > max(ERROR_OUTLIER * row, EXACT) and row > 0:
                 found.append(Outlier(one.name, one.worst_row_index, "error", one.worst_row, row))
             if one.crest > CREST_OUTLIER * crest > 0:
                 found.append(Outlier(one.name, one.crest_index, "crest", one.crest, crest))
@@ -175,13 +207,15 @@ def find_outliers(errors: Sequence[TensorError]) -> list[Outlier]:
 
 def lines(errors: Sequence[TensorError]) -> Iterator[str]:
     """Writes the report for a terminal of 80 columns."""
-    yield f"{'weights':<10}{'format':<15}{'tensors':>8}{'error':>9}{'worst row':>11}{'crest':>8}"
-    for (kind, dtype), members in _classes(errors):
+    yield f"{'weights':<10}{'format':<21}{'tensors':>8}{'error':>9}{'worst row':>11}{'crest':>8}"
+    for (kind, form), members in _classes(errors):
         yield (
-            f"{kind:<10}{dtype:<15}{len(members):>8}{_mean_error(members):>9.3%}"
+            f"{kind:<10}{form:<21}{len(members):>8}{_mean_error(members):>9.3%}"
             f"{max(one.worst_row for one in members):>11.3%}"
             f"{max(one.crest for one in members):>8.1f}"
         )
+    if copied := [*copied_names(errors)]:
+        yield f"copied: the 8-bit codes of {len(copied)} weights are those of the file"
     outliers = find_outliers(errors)
     for outlier in outliers[:SHOWN]:
         yield f"outlier: {outlier}"
@@ -192,10 +226,10 @@ def lines(errors: Sequence[TensorError]) -> Iterator[str]:
 def _classes(
     errors: Iterable[TensorError],
 ) -> list[tuple[tuple[str, str], list[TensorError]]]:
-    """Groups errors by kind and format, in the order in which they come."""
+    """Groups errors by kind and form, in the order in which they come."""
     classes: dict[tuple[str, str], list[TensorError]] = {}
     for one in errors:
-        classes.setdefault((one.kind, one.dtype), []).append(one)
+        classes.setdefault((one.kind, one.form), []).append(one)
     return list(classes.items())
 
 

@@ -21,7 +21,7 @@ from engine.errors import BadCheckpoint
 from engine.models.attention import Attention, sdpa
 from engine.models.dit import Linear, Scail
 from engine.models.fill import count_blocks
-from engine.models.formats.held import Codes
+from engine.models.formats.held import Codes, PackageForm
 from engine.models.formats.weights import USED_METADATA, StoredWeights
 from engine.models.lora import Lora, merge, require_one_magnitude
 from engine.models.lora_roles import require_kind
@@ -150,18 +150,27 @@ class Checkpoint:
                 "If the file is right, load it in another type; otherwise fetch it again."
             )
 
-    def codes(self, name: str) -> Codes | None:
-        """The 8-bit codes of a weight, for a package whose form is the file's.
+    def kept_by(self, name: str) -> PackageForm | None:
+        """The form of packages that can hold the codes of a weight as they are; nothing is read.
 
-        None if the weight has to be dequantised: its format is another, it was filled up, or a
+        None if the weight has to be dequantised: no package has its format, it was filled up, or a
         LoRA changes it.
         """
         place, shape = self._places[name], self._shapes[name]
         whole = (shape[0] * place.parts, *shape[1:]) if shape else shape
         is_changed = any(lora.changes(name) for lora in self._loras)
-        if is_changed or self.stored[place.stored].shape != whole:
+        stored = self.stored[place.stored]
+        if is_changed or stored.shape != whole or stored.codes is None:
             return None
-        codes = self.stored.codes(place.stored)
+        return stored.codes.by
+
+    def codes(self, name: str) -> Codes | None:
+        """The 8-bit codes of a weight, or None where `kept_by` is.
+
+        What is wrong with them shows when the weight is read as numbers.
+        """
+        codes = None if self.kept_by(name) is None else self.stored.codes(self._places[name].stored)
+        place, shape = self._places[name], self._shapes[name]
         if codes is None or place.parts == 1:
             return codes
         rows = slice(place.part * shape[0], (place.part + 1) * shape[0])

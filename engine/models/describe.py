@@ -13,14 +13,15 @@ from pathlib import Path
 from engine.config import NANO_SCAIL2, SCAIL2_14B, SCAIL_1_3B, ModelConfig
 from engine.errors import BadCheckpoint
 from engine.models.checkpoint import BLOCK, LAYERS, Checkpoint, locate, parameter_shapes
-from engine.models.formats.held import Weight
+from engine.models.formats.held import PackageForm, Weight
 from engine.models.formats.weights import StoredWeights
 from engine.models.lora import Lora
 from engine.models.lora_names import is_lora
 from engine.models.tensorfile import TensorFile
 
 # relative error in per cent that 8-bit rows of a package add (docs/reference/formats.md 9)
-ROWS_LOSS = {"int8": 0.88, "fp8": 2.65}
+ROWS_LOSS: Mapping[PackageForm, float] = {"int8": 0.88, "fp8": 2.65}
+LINEARS = "linears of the blocks"  # a package has them in 8 bits
 # whose shapes a LoRA is compared with; those of SCAIL-2 have all parameters of SCAIL-Preview
 MODELS = {
     "SCAIL 14B": SCAIL2_14B,
@@ -104,27 +105,40 @@ def _model(config: ModelConfig) -> dict[str, object]:
 
 def _formats(stored: StoredWeights) -> list[dict[str, object]]:
     """The formats of the blocks' linears and of all else, most values first."""
-    rows: dict[tuple[str, bool], list[Weight]] = defaultdict(list)
+    rows: dict[tuple[str, str, PackageForm | None], list[Weight]] = defaultdict(list)
+    linears = {
+        place.stored
+        for name, place in locate(stored).items()
+        if BLOCK.match(name) and name.endswith(".weight")
+    }
     for name in stored:
         weight = stored[name]
-        rows[weight.kind, len(weight.shape) > 1].append(weight)
+        shape = "vectors" if len(weight.shape) < 2 else "other matrices"
+        of = LINEARS if name in linears and len(weight.shape) == 2 else shape
+        rows[weight.kind, of, weight.codes and weight.codes.by].append(weight)
     order = sorted(rows.items(), key=lambda row: -sum(math.prod(w.shape) for w in row[1]))
     return [
         {
             "format": kind,
-            "of": "matrices" if is_matrix else "vectors",
+            "of": of,
             "weights": len(weights),
             "values": sum(math.prod(weight.shape) for weight in weights),
             "has_lost_percent": weights[0].loss,
-            **({"package_loses_percent": _package(weights[0].loss)} if is_matrix else {}),
+            **(_package(weights[0].loss, kept) if of == LINEARS else {}),
         }
-        for (kind, is_matrix), weights in order
+        for (kind, of, kept), weights in order
     ]
 
 
-def _package(loss: float) -> dict[str, float]:
-    """The error of a linear in a package that is made from it: errors add as squares."""
-    return {form: round(math.hypot(loss, rows), 2) for form, rows in ROWS_LOSS.items()}
+def _package(loss: float, kept: PackageForm | None) -> dict[str, object]:
+    """The error of a linear in packages that are made from it: errors add as squares, and codes
+    that are copied get none. LoRAs and multipliers of inputs need them rounded anew.
+    """
+    loses = {
+        form: round(loss if form == kept else math.hypot(loss, rows), 2)
+        for form, rows in ROWS_LOSS.items()
+    }
+    return {"package_loses_percent": loses, "package_copies_its_codes": kept}
 
 
 def _lora(path: Path) -> dict[str, object]:

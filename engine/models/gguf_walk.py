@@ -118,6 +118,8 @@ def _walk(cursor: "_Cursor", size: int) -> GgufHeader:
 def _tensor(cursor: "_Cursor") -> GgufTensor:
     """One tensor's row of the header; `start` is still counted from where the data begin."""
     name, axes = cursor.text(_MOST_NAME_BYTES), cursor.number("I")
+    if not name.isprintable():
+        raise cursor.error(f"has a tensor of the name {name[:40]!r}")
     if axes > _MOST_AXES:
         raise cursor.error(f"has {name[:80]} with {axes} axes; at most {_MOST_AXES} are expected")
     shape = tuple(reversed([cursor.number("Q") for _ in range(axes)]))

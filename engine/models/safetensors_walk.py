@@ -16,6 +16,7 @@ from engine.errors import BadCheckpoint
 
 _MOST_HEADER_BYTES = 100 << 20  # as the library has it
 _MOST_AXES = 16
+_MOST_NAME = 1024  # characters
 _METADATA = "__metadata__"
 BITS: Mapping[str, int] = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
@@ -83,6 +84,8 @@ def _checked(told: Mapping[str, object], begin: int, size: int) -> SafetensorsHe
 
 
 def _tensor(name: str, entry: object, begin: int) -> StoredTensor:
+    if len(name) > _MOST_NAME or not name.isprintable():
+        raise ValueError(f"it names a tensor {name[:40]!r}, of {len(name)} characters")
     told = entry if isinstance(entry, dict) else {}
     dtype, shape, place = (told.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or not _are_sizes(shape):

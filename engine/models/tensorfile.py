@@ -191,6 +191,8 @@ class TensorFile:
             self._add(tensor.name, _gguf_entry(data, tensor, shape), part)
 
     def _add(self, name: str, entry: "_Entry", part: Path) -> None:
+        if not name.isprintable():
+            raise BadCheckpoint(f"{part.name} has a tensor of the name {name[:40]!r}.")
         if name in self._tensors:
             raise BadCheckpoint(f"{part.name}: {name} is already in another file of the set.")
         self._tensors[name] = entry

@@ -167,8 +167,31 @@ def test_the_report_is_json_and_its_tensors_can_be_made_again_from_it():
     assert read["classes"][0]["worst_tensor"] == "blocks.0.down"
 
 
+def test_what_was_copied_is_named_and_a_class_of_its_own():
+    weight = drawn(32, 256)
+    weight[:16] *= 0.1
+    scale = torch.full((32,), weight.abs().max() / 448)  # one for all, as files of FP8 have it
+    rows = Rows((weight / scale[:, None]).to(torch.float8_e4m3fn), scale)
+    exact = rows.dequantize()
+    errors = [
+        measure("blocks.0.qkv", weight, quantize_rows(weight)),
+        measure("blocks.1.qkv", exact, rows, "", ["self_attn.q", "self_attn.v"]),
+    ]
+    assert_is(errors[1], exact, exact)
+    found = report(errors)
+    assert found["copied"] == ["blocks.1.self_attn.q.weight", "blocks.1.self_attn.v.weight"]
+    assert [(one["copied"], one["relative"] < 1e-6) for one in found["classes"]] == [
+        (0, False),
+        (2, True),
+    ]
+    assert found["outliers"] == []
+    table = list(lines(errors))
+    assert table[2].startswith("qkv       float8_e4m3fn copied        1")
+    assert table[-1] == "copied: the 8-bit codes of 2 weights are those of the file"
+
+
 def test_nothing_built_is_an_empty_report():
-    assert report([]) == {"classes": [], "outliers": [], "tensors": []}
+    assert report([]) == {"classes": [], "copied": [], "outliers": [], "tensors": []}
     assert len(list(lines([]))) == 1
 
 

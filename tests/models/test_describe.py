@@ -9,22 +9,25 @@ import pytest
 import torch
 
 from engine.__main__ import main
-from engine.config import NANO_SCAIL2, SCAIL2_14B
+from engine.config import NANO_SCAIL2, SCAIL2_14B, ModelConfig
 from engine.errors import BadCheckpoint, MissingModel
 from engine.models.checkpoint import parameter_shapes
-from engine.models.describe import describe
+from engine.models.describe import LINEARS, describe
 from engine.models.dit import Scail
 from engine.package.direct_file import cached_bytes
 from tests.support.checkpoints import SMALL, SMALL_SCAIL2, save, small_weights, to_sat
-from tests.support.layouts import LAYOUTS, gguf_of, model_in
-from tests.support.sparse import LINEARS, sparse_gguf, sparse_safetensors
+from tests.support.layouts import LAYOUTS, gguf_of, int8, model_in
+from tests.support.sparse import LINEARS as SPARSE
+from tests.support.sparse import sparse_gguf, sparse_safetensors
 
 Q4_K = 12
+COPIED = {"FP8 scale_weight": "fp8", "FP8 comfy_quant": "fp8", "FP8 rows": "fp8", "FP8 cast": "fp8",
+          "MXFP8": "fp8", "MXFP8 in U8, untold": "fp8"}  # fmt: skip
 MOST_BYTES = 16_000_000
 
 
 def formats(told):
-    return {row["format"]: row["weights"] for row in told["formats"] if row["of"] == "matrices"}
+    return {row["format"]: row["weights"] for row in told["formats"] if row["of"] == LINEARS}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -34,13 +37,46 @@ def test_every_layout_is_told_with_what_it_lost_and_what_a_package_will_lose(tmp
     assert told["model"] == {
         "name": "SCAIL-Preview", "layers": 2, "width": 128, "feed_forward": 192, "mask_channels": 0,
     }  # fmt: skip
-    first = told["formats"][0]
-    assert first["weights"] >= 24
-    lost = first["has_lost_percent"]
-    package = first["package_loses_percent"]
-    assert package["int8"] == pytest.approx((lost**2 + 0.88**2) ** 0.5, abs=0.01)
-    assert package["fp8"] == pytest.approx((lost**2 + 2.65**2) ** 0.5, abs=0.01)
+    first, *others = told["formats"]
+    assert (first["of"], first["weights"]) == (LINEARS, 24)
+    assert [row for row in others if "package_loses_percent" in row] == []
+    lost, copied = first["has_lost_percent"], COPIED.get(layout)
+    assert first["package_copies_its_codes"] == copied
+    for form, rows in (("int8", 0.88), ("fp8", 2.65)):
+        want = lost if form == copied else (lost**2 + rows**2) ** 0.5
+        assert first["package_loses_percent"][form] == pytest.approx(want, abs=0.01)
     json.dumps(told)
+
+
+def test_rotated_codes_are_copied_in_the_groups_of_packages_alone(tmp_path):
+    config = ModelConfig(layers=2, dim=256, ffn=512, text_dim=64, clip_dim=64)
+    model = model_in("BF16", small_weights(config=config))
+    settings = {"format": "int8_tensorwise", "convrot": True}
+    for n, group in enumerate((256, 64)):
+        name = f"blocks.{n}.ffn.2"
+        made = int8(group=group, **settings, convrot_groupsize=group)
+        written = made(model.means[f"{name}.weight"])
+        model.tensors.update({f"{name}.{end}": t for end, t in written.tensors.items()})
+    told = describe(model.save(tmp_path / "m.safetensors"))
+    rows = {row["format"]: row for row in told["formats"] if "ConvRot" in row["format"]}
+    assert {kind: (row["package_copies_its_codes"], row["package_loses_percent"])
+            for kind, row in rows.items()} == {
+        "INT8 rows, rotated (ConvRot 256)": ("int8", {"int8": 0.88, "fp8": 2.79}),
+        "INT8 rows, rotated (ConvRot 64)": (None, {"int8": 1.24, "fp8": 2.79}),
+    }  # fmt: skip
+
+
+def test_linears_of_the_official_names_are_told_from_the_rest(tmp_path):
+    torch.save({"module": to_sat(small_weights())}, tmp_path / "m.pt")
+    rows = describe(tmp_path / "m.pt")["formats"]
+    [linears] = [row for row in rows if row["of"] == LINEARS]
+    [rest] = [row for row in rows if row["of"] == "other matrices"]
+    assert linears["package_loses_percent"] == {"int8": 0.88, "fp8": 2.65}
+    assert linears["weights"] == 2 * 8  # fused as a package fuses them, q of the text apart
+    assert rest["values"] == sum(
+        w.numel() for name, w in small_weights().items()
+        if w.ndim > 1 and not (name.startswith("blocks.") and w.ndim == 2)
+    )  # fmt: skip
 
 
 def test_the_official_file_and_gguf_are_told(tmp_path):
@@ -134,7 +170,7 @@ def evict(path):
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-@pytest.mark.parametrize("layout", [*LINEARS, "GGUF"])
+@pytest.mark.parametrize("layout", [*SPARSE, "GGUF"])
 def test_a_file_of_full_size_is_told_without_reading_it(tmp_path, layout):
     if layout == "GGUF":
         path = sparse_gguf(tmp_path / "m.gguf", Q4_K)

@@ -14,7 +14,7 @@ from engine.models.formats.weights import StoredWeights
 from engine.models.gguf_walk import TYPES, walk
 from engine.models.tensorfile import TensorFile
 from tests.support.checkpoints import assert_equal, loaded, small_weights
-from tests.support.layouts import gguf_of
+from tests.support.layouts import GGUF_TYPES, gguf_of
 
 
 def test_the_sizes_of_blocks_are_those_of_the_package():
@@ -118,6 +118,9 @@ HOSTILE = {
         container([text("a") + struct.pack("<I", 1 << 31)], DATA), "with 2147483648 axes",
     ),
     "an unknown type": (container([row("a", (4,), 77, 0)], DATA), "in a type 77 that is not read"),
+    "a name with a line in it": (
+        container([row("a\nb", (4, 2), F32, 0)], DATA), r"has a tensor of the name 'a\\nb'",
+    ),
     "a type that is gone": (container([row("a", (32,), 4, 0)], DATA), "in a type 4 that is not"),
     "half a block": (container([row("a", (33, 2), Q8_0, 0)], DATA * 9), "rows are multiples of 32"),
     "a place beyond the file": (container([row("a", (4, 2), F32, 1 << 40)], DATA), "is cut short"),
@@ -202,6 +205,26 @@ def test_scales_that_are_not_finite_are_told_of_the_weight(tmp_path):
     path.write_bytes(data)
     with pytest.raises(BadCheckpoint, match=r"blocks\.0\.ffn\.0\.weight holds values that are not"):
         loaded(path)
+
+
+def test_scales_of_0_for_codes_that_differ_are_told(tmp_path):
+    path = tmp_path / "m.gguf"
+    gguf_of("Q4_0", small_weights(), path)
+    place = next(t for t in walk(path).tensors if t.name == "blocks.0.ffn.0.weight")
+    data = bytearray(path.read_bytes())
+    for block in range(place.start, place.start + place.nbytes, 18):
+        data[block : block + 2] = bytes(2)
+    path.write_bytes(data)
+    with pytest.raises(BadCheckpoint, match=r"blocks\.0\.ffn\.0\.weight has scales of 0 for rows"):
+        loaded(path)
+
+
+@pytest.mark.parametrize("kind", GGUF_TYPES)
+def test_weights_of_zeros_are_zeros(tmp_path, kind):
+    weights = small_weights()
+    weights["blocks.0.ffn.0.weight"] = torch.zeros(192, 128)
+    gguf_of(kind, weights, tmp_path / "m.gguf")
+    assert not loaded(tmp_path / "m.gguf")["blocks.0.ffn.0.weight"].any()
 
 
 @pytest.mark.parametrize("arch", ["wan", "pig", "cow"])

@@ -349,6 +349,117 @@ CASES = {
         set_to("blocks.7.x.weight_scale_2", torch.ones(())),
         "scales no weight that is read",
     ),
+    "MXFP8 in groups of 16": (
+        "MXFP8",
+        retold(format="mxfp8", group_size=16),
+        "group_size 16; 32, which the format has",
+    ),
+    "NVFP4 in groups of 32": (
+        "NVFP4",
+        retold(format="nvfp4", group_size=32),
+        "group_size 32; 16, which the format has",
+    ),
+    "a rotation that is a text": (
+        "ConvRot",
+        retold(format="int8_tensorwise", convrot="false", convrot_groupsize=64),
+        "convrot 'false'; true or false",
+    ),
+    "a rotation that is a number": (
+        "INT8 rows, told",
+        retold(format="int8_tensorwise", convrot=1),
+        "convrot 1; true or false",
+    ),
+    "W4A4 that is not rotated": (
+        "W4A4",
+        retold(format="convrot_w4a4", convrot=False, convrot_groupsize=64),
+        "convrot false; true, as the format is rotated",
+    ),
+    "W4A8 with scales of 0": (
+        "W4A8",
+        put(f"{Q}.weight_s_rel", bytes_of(0)),
+        "weight_s_rel from 0 to 0; scales above 0",
+    ),
+    "W4A8 with scales below 0": (
+        "W4A8",
+        put(f"{Q}.weight_s_rel", bytes_of(0xB8)),
+        "weight_s_rel from -1 to -1; scales above 0",
+    ),
+    "W4A8 with scales that are NaN": (
+        "W4A8",
+        put(f"{Q}.weight_s_rel", bytes_of(E4M3_NAN)),
+        "not finite",
+    ),
+    "W4A8 with a row scale of 0": (
+        "W4A8",
+        put(f"{Q}.weight_s_channel", torch.zeros_like),
+        "weight_s_channel is 0 for a weight",
+    ),
+    "W4A8 with a book of infinities": (
+        "W4A8",
+        put(f"{Q}.weight_codebook", lambda b: b * torch.inf),
+        "a weight_codebook of zeros, or not finite",
+    ),
+    "W4A8 with a book of zeros": (
+        "W4A8",
+        put(f"{Q}.weight_codebook", torch.zeros_like),
+        "a weight_codebook of zeros",
+    ),
+    "AWQ with scales of 0": (
+        "AWQ",
+        put(f"{Q}.weight_scale", torch.zeros_like),
+        "weight_scale is 0 for a weight that is not 0",
+    ),
+    "AWQ with zeros that are NaN": (
+        "AWQ",
+        put(f"{Q}.weight_zeros", lambda z: z * torch.nan),
+        "not finite",
+    ),
+    "quanto with scales that are NaN": (
+        "quanto",
+        put(f"{Q}.weight._scale", lambda s: s * torch.nan),
+        "not finite",
+    ),
+    "quanto with a scale for all": (
+        "quanto",
+        put(f"{Q}.weight._scale", lambda s: s[:1]),
+        r"weight\._scale \[1, 1\]; \[128, 1\] is expected",
+    ),
+    "NVFP4 with an inverse that is NaN": (
+        "NVFP4 inverse",
+        put(f"{Q}.weight_global_scale", lambda s: s * torch.nan),
+        "weight_global_scale nan; a finite number above 0",
+    ),
+    "NVFP4 with another's scales": ("NVFP4", swapped, "is expected"),
+    "FP8 with another's scales": (
+        "FP8 groups",
+        lambda t: t | {f"{ODD}.scale_weight": t[f"{Q}.scale_weight"][:64].clone()},
+        "scale_weight has 128 values",
+    ),
+    "a factor of the input of 0": (
+        "ConvRot",
+        set_to(f"{Q}.pre_quant_scale", torch.zeros(128)),
+        "pre_quant_scale goes down to 0; factors above 0",
+    ),
+    "a factor of the input below 0": (
+        "BF16",
+        set_to(f"{Q}.pre_quant_scale", torch.linspace(-1, 1, 128)),
+        "pre_quant_scale goes down to -1; factors above 0",
+    ),
+    "a factor of the input that is NaN": (
+        "FP8 rows",
+        set_to(f"{Q}.pre_quant_scale", torch.full((128,), torch.nan)),
+        "not finite",
+    ),
+    "a name with a line in it": (
+        "FP8 rows",
+        set_to("blocks.0.q\nweight", torch.ones(1)),
+        r"names a tensor 'blocks\.0\.q\\nweight', of 17 characters",
+    ),
+    "a name without end": (
+        "FP8 rows",
+        set_to("a" * 5000, torch.ones(1)),
+        "names a tensor 'aaaa.*, of 5000 characters",
+    ),
     "Nunchaku": (
         "BF16",
         set_to(f"{Q}.wscales", torch.ones(4)),
@@ -397,6 +508,7 @@ def test_a_file_that_is_not_as_its_format_says_ends_in_a_sentence(tmp_path, case
         ({"_quantization_metadata": "{"}, "names no layers"),
         ({"_quantization_metadata": '{"layers": {"blocks.9.q": "nvfp9"}}'}, "stored as 'nvfp9'"),
         ({"_quantization_metadata": "[" * 100_000}, "names no layers"),
+        ({"_quantization_metadata": '{"layers": {"a\\nb": "x"}}'}, r"metadata of a\?b says"),
     ],
 )
 def test_metadata_that_make_no_sense_end_in_a_sentence(tmp_path, metadata, message):

@@ -18,10 +18,13 @@ from tests.support.layouts import (
     GGUF_TYPES,
     LAYOUTS,
     Model,
+    fp8,
     gguf_of,
     hadamard,
     int8,
     model_in,
+    w4a4,
+    w4a8,
 )
 
 ROUNDED = ("ConvRot", "ConvRot of params", "W4A4", "W4A8")  # turned back by other sums
@@ -67,6 +70,36 @@ def test_layouts_may_be_mixed_in_one_file(tmp_path):
             means[name] = model.means[name]
     got = loaded(save(tensors, tmp_path / "m.safetensors"))
     assert_means(got, {name: means[name] for name in got}, "ConvRot")
+
+
+def rotated(group):
+    return int8(group=group, format="int8_tensorwise", convrot=True, convrot_groupsize=group)
+
+
+SIZES = {
+    **{f"ConvRot in groups of {n}": rotated(n) for n in (4, 16, 64, 256, 1024)},
+    **{f"W4A4 in groups of {n}": w4a4(n) for n in (4, 16, 256)},
+    **{f"W4A8 in groups of {n}": w4a8(n) for n in (16, 256)},
+    **{f"FP8 in groups of {n}": fp8("groups", "scale_weight", size=n) for n in (16, 32, 128, 512)},
+    **{f"FP8 in squares of {n}": fp8("squares", size=n, format="float8_e4m3fn_blockwise",
+                                     group_size=n) for n in (16, 32, 128)},
+    **{f"INT8 in squares of {n}": int8("squares", size=n, format="int8_blockwise", group_size=n)
+       for n in (16, 128)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", ["", "diffusion_model.", "model.diffusion_model."])
+@pytest.mark.parametrize("case", SIZES)
+def test_groups_of_other_sizes_are_read(tmp_path, case, prefix):
+    weight = torch.randn(384, 1024) * torch.rand(384, 1)
+    written = SIZES[case](weight)
+    tensors = {f"{prefix}blocks.7.ffn.0.{end}": t for end, t in written.tensors.items()}
+    got, _ = read(
+        Model(tensors, {}).save(tmp_path / "m.safetensors"), "blocks.7.ffn.0.weight", (384, 1024)
+    )
+    assert (got - written.means).abs().max() <= 1e-6 * written.means.abs().max()
+    if not any(kind in case for kind in ("ConvRot", "W4")):
+        assert torch.equal(got, written.means)
 
 
 # --- what a format loses of one Gaussian weight: docs/reference/formats.md 9
@@ -195,8 +228,9 @@ def test_int8_without_a_word_of_rotation_is_told(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("layout", "form"),
     [
-        ("FP8 scale_weight", "fp8"), ("FP8 rows", "fp8"), ("MXFP8", "mxfp8"),
-        ("ConvRot", "convrot"), ("FP8 E5M2", None), ("FP8 groups", None), ("INT8 rows", None),
+        ("FP8 scale_weight", "fp8"), ("FP8 rows", "fp8"), ("FP8 cast", "fp8"),
+        ("MXFP8", "mxfp8"), ("ConvRot", None), ("FP8 E5M2", None), ("FP8 groups", None),
+        ("FP8 squares", None), ("INT8 rows", None), ("INT8 rows, told", None),
         ("NVFP4", None), ("BF16", None), ("quanto", None),
     ],
 )  # fmt: skip
@@ -208,13 +242,12 @@ def test_codes_and_their_scales_mean_the_weight(tmp_path, layout, form):
     if form is None:
         assert codes is None
         return
-    assert codes.form == form
+    assert codes.kind == form
     got = {
         "fp8": lambda: codes.q.float() * codes.s[:, None],
         "mxfp8": lambda: (
             codes.q.float().unflatten(1, (-1, 32)) * 2.0 ** (codes.s.float()[..., None] - 127)
         ).flatten(1),
-        "convrot": lambda: rotate(codes.q.float() * codes.s[:, None], codes.group),
     }[form]()
     assert torch.allclose(got, model.means[name], atol=1e-6)
     assert (got.shape, codes.q.shape) == ((128, 192), (128, 192))

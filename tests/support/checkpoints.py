@@ -29,7 +29,8 @@ def to_sat(weights: dict[str, Tensor], prefix: str = "model.diffusion_model.") -
     """The names and the fused tensors of the official file."""
     held = dict(weights)
     sat = {}
-    for n in range(SMALL.layers):
+    layers = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
+    for n in range(layers):
         for stored, targets in SAT_NAMES.items():
             for suffix in ("", ".weight", ".bias"):
                 names = [target.replace("{n}", str(n)) + suffix for target in targets]

@@ -295,7 +295,12 @@ def is_linear(name: str, weight: Tensor) -> bool:
     return name.startswith("blocks.") and name.endswith(".weight") and weight.ndim == 2
 
 
-def model_in(layout: str, weights: dict[str, Tensor], prefix: str = "") -> Model:
+def model_in(
+    layout: str,
+    weights: dict[str, Tensor],
+    prefix: str = "",
+    made: dict[str, Callable[[Tensor], Written]] = LAYOUTS,
+) -> Model:
     """The linears of the blocks in a layout, the rest in BF16."""
     tensors, means, entries = {}, {}, {}
     for name, weight in weights.items():
@@ -303,7 +308,7 @@ def model_in(layout: str, weights: dict[str, Tensor], prefix: str = "") -> Model
             tensors[prefix + name] = weight.bfloat16()
             means[name] = weight.bfloat16().float()
             continue
-        stem, written = name.removesuffix(".weight"), LAYOUTS[layout](weight)
+        stem, written = name.removesuffix(".weight"), made[layout](weight)
         tensors |= {f"{prefix}{stem}.{end}": t for end, t in written.tensors.items()}
         means[name] = written.means
         if written.map_entry:

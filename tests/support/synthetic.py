@@ -22,6 +22,7 @@ from engine.config import SCAIL_14B, ModelConfig
 from engine.denoise.block import WEIGHT_FORMS
 from engine.models.checkpoint import Checkpoint
 from engine.models.dit import Scail
+from engine.models.formats.held import Codes, PackageForm
 from engine.package.folder import PARTIAL, PackageWriter
 from engine.package.manifest import WEIGHTS
 from kernels.whole_file import whole_file
@@ -46,6 +47,12 @@ class Repeated:
 
     def read_into(self, name: str, out: Tensor) -> None:
         self._one.read_into(_stored(name), out)
+
+    def kept_by(self, name: str) -> PackageForm | None:
+        return self._one.kept_by(_stored(name))
+
+    def codes(self, name: str) -> Codes | None:
+        return self._one.codes(_stored(name))
 
 
 def _stored(name: str) -> str:

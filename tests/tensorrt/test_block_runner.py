@@ -56,6 +56,12 @@ class OneBlock:
     def read_into(self, name, out):
         out.copy_(self.held[name])
 
+    def kept_by(self, name):
+        return None
+
+    def codes(self, name):
+        return None
+
 
 class Scene:
     """Ten blocks, four times, each of which moves the tokens by a part of what they are."""

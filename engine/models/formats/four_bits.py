@@ -19,7 +19,7 @@ from engine.models.formats.held import (
     as_bytes,
     require_positive,
 )
-from engine.models.formats.int8 import turned_back
+from engine.models.formats.int8 import ROTATED, turned_back
 from engine.models.formats.rotation import rotate, rotated_group
 
 TYPES = ("I8", "U8")  # of a byte with two codes
@@ -35,7 +35,7 @@ def convrot_w4a4(held: Held) -> Weight:
     """W = code * s, turned back; codes are two's complement."""
     rows, columns = _matrix(held)
     held.require_numbers(_SCALE, (rows,), (rows, 1))
-    group = rotated_group(held, columns)
+    group = _group(held, columns)
 
     def read(tensors: Tensors) -> RowReader:
         scale = tensors[_SCALE].float().view(-1, 1)
@@ -66,13 +66,20 @@ def asym_w4a8(held: Held) -> Weight:
     held.require_numbers(_CHANNEL, (rows,), (rows, 1))
     if _CODEBOOK in held:
         held.require_numbers(_CODEBOOK, (16,))
-    group = rotated_group(held, columns)
+    group = _group(held, columns)
 
     def read(tensors: Tensors) -> RowReader:
         relative = as_bytes(tensors[_RELATIVE]).view(torch.float8_e4m3fn).float()[..., None]
         channel = tensors[_CHANNEL].float().view(-1, 1)
         plain = torch.arange(-8.0, 8.0)
         book = tensors[_CODEBOOK].float() if _CODEBOOK in tensors else plain
+        if bool((relative < 0).any()) or not bool((relative != 0).any()):
+            raise held.error(
+                f"{_RELATIVE} from {relative.min().item():g} to {relative.max().item():g}",
+                "scales above 0",
+            )
+        if not bool(book.isfinite().all()) or not bool((book != 0).any()):
+            raise held.error(f"a {_CODEBOOK} of zeros, or not finite", "numbers")
 
         def part(first: int, last: int) -> Tensor:
             codes = _nibbles(tensors[WEIGHT][first:last])
@@ -111,6 +118,13 @@ def awq_w4a16(held: Held) -> Weight:
         return part
 
     return _weight(held, "INT4 with zero points (AWQ)", _AWQ_LOSS, columns, read, _SCALE, _ZEROS)
+
+
+def _group(held: Held, columns: int) -> int:
+    """Columns that are rotated together, as they always are in these formats."""
+    if not held.flag(ROTATED, default=True):
+        raise held.error(f"{ROTATED} false", "true, as the format is rotated")
+    return rotated_group(held, columns)
 
 
 def _matrix(held: Held) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from engine.models.formats.held import (
     WIDE,
     Codes,
     Held,
+    KeptCodes,
     RowReader,
     Tensors,
     Weight,
@@ -78,7 +79,11 @@ def is_cast(held: Held) -> bool:
 
 
 def cast(held: Held) -> Weight:
-    return Weight(CAST, CAST_LOSS[held.dtype()], _names(held), held.shape(), _plain, is_plain=True)
+    codes = KeptCodes("fp8", _cast_codes) if _is_e4m3_matrix(held) else None
+    return Weight(
+        CAST, CAST_LOSS[held.dtype()], _names(held), held.shape(), _plain, codes=codes,
+        is_plain=True,
+    )  # fmt: skip
 
 
 def spread_blocks(block: int, scale: Tensor, first: int, last: int) -> Tensor:
@@ -124,9 +129,13 @@ def _weight(held: Held, ending: str, per: str, spread: Spread) -> Weight:
         kind, loss = f"{dtype.replace('F8', 'FP8')} with a scale for {SPREADS[per]}", LOSS[dtype]
     group = _group(held, ending, per)
     reader = partial(scaled_rows, held, ending, spread, group=group)
-    is_codes = dtype == "F8_E4M3" and len(held.shape()) == 2 and per in ("tensor", "rows")
-    codes = partial(_codes, ending) if is_codes else None
+    is_kept = _is_e4m3_matrix(held) and per in ("tensor", "rows")
+    codes = KeptCodes("fp8", partial(_codes, ending)) if is_kept else None
     return Weight(kind, loss, _names(held, ending), held.shape(), reader, codes=codes, notes=notes)
+
+
+def _is_e4m3_matrix(held: Held) -> bool:
+    return held.dtype() == "F8_E4M3" and len(held.shape()) == 2
 
 
 def _group(held: Held, ending: str, per: str) -> int:
@@ -159,3 +168,8 @@ def _codes(ending: str, tensors: Tensors) -> Codes:
     q = tensors[WEIGHT].clone()
     s = tensors[ending].float().flatten()
     return Codes("fp8", q, s.expand(len(q)).clone())
+
+
+def _cast_codes(tensors: Tensors) -> Codes:
+    q = tensors[WEIGHT].clone()
+    return Codes("fp8", q, torch.ones(len(q)))

@@ -38,6 +38,18 @@ def blocks(held: Held) -> Weight:
     )  # fmt: skip
 
 
+def _require_equal_blocks(held: Held, stored: Blocks, packed: Tensor) -> None:
+    """Raises `BadCheckpoint` if rows of zeros are blocks with codes of their own: a writer's blocks
+    of zeros are all alike, and others have lost their scales.
+    """
+    blocks = packed.reshape(-1, stored.type.nbytes)
+    if bool((blocks != blocks[0]).any()):
+        raise BadCheckpoint(
+            f"{held.file.path.name}: {held.tensors[WEIGHT]} has scales of 0 for rows that are not "
+            "0; scales above 0 are expected. Fetch the file again."
+        )
+
+
 def _open(held: Held, stored: Blocks, tensors: Tensors) -> RowReader:
     # here: no other file needs it, and its import takes a third of a second
     from gguf import GGMLQuantizationType, dequantize
@@ -53,7 +65,10 @@ def _open(held: Held, stored: Blocks, tensors: Tensors) -> RowReader:
                 f"{held.file.path.name}: {held.tensors[WEIGHT]} cannot be dequantised as "
                 f"{stored.type.name}: {error}. Fetch the file again."
             ) from error
-        return torch.from_numpy(np.ascontiguousarray(found, dtype=np.float32))
+        weight = torch.from_numpy(np.ascontiguousarray(found, dtype=np.float32))
+        if not bool(weight.any()):
+            _require_equal_blocks(held, stored, packed[first:last])
+        return weight
 
     values = packed.shape[1] // stored.type.nbytes * stored.type.values  # of a stored row
     width = math.prod(stored.shape[1:])  # of a row of the weight: another where axes were joined

@@ -21,7 +21,8 @@ WIDE = ("F64", "F32", "BF16", "F16")
 Shape: TypeAlias = tuple[int, ...]
 Tensors: TypeAlias = Mapping[str, Tensor]  # opened, by their endings
 RowReader: TypeAlias = Callable[[int, int], Tensor]  # rows [first, last) of a weight, fp32 or plain
-CodeForm: TypeAlias = Literal["fp8", "mxfp8", "convrot"]
+CodeKind: TypeAlias = Literal["fp8", "mxfp8", "convrot"]
+PackageForm: TypeAlias = Literal["fp8", "int8"]  # of the weights of a package
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,19 @@ class Held:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= 1 << 20:
             raise self.error(f"{setting} {value!r:.40}", "a whole number above 0")
         return value
+
+    def flag(self, setting: str, default: bool) -> bool:
+        """A claim that the file makes. Raises `BadCheckpoint` if it is neither true nor false."""
+        told = {} if self.told is None else self.told.settings
+        value = told.get(setting)
+        if value is not None and not isinstance(value, bool):
+            raise self.error(f"{setting} {value!r:.40}", "true or false")
+        return default if value is None else value
+
+    def require_group(self, size: int) -> None:
+        """Raises `BadCheckpoint` if the file tells another size of groups than its format has."""
+        if (found := self.number("group_size", size)) != size:
+            raise self.error(f"group_size {found}", f"{size}, which the format has")
 
     def value(self, ending: str) -> float:
         """The one number of a tensor. Raises `BadCheckpoint` unless it is finite and above 0."""
@@ -109,10 +123,17 @@ class Held:
 class Codes:
     """A matrix in the 8-bit codes of its file, as tensors of its own."""
 
-    form: CodeForm
-    q: Tensor  # [R, C] e4m3 ("fp8", "mxfp8") or i8 ("convrot")
+    kind: CodeKind
+    q: Tensor  # [R, C] e4m3 ("fp8", "mxfp8") or i8 ("convrot", in groups of 256)
     s: Tensor  # [R] fp32; of "mxfp8" [R, C/32] u8, powers of two with an offset of 127
-    group: int = 0  # neighbouring columns that are rotated together, of "convrot"
+
+
+@dataclass(frozen=True, slots=True)
+class KeptCodes:
+    """Codes that a package could hold as they are."""
+
+    by: PackageForm  # packages of this form
+    read: Callable[[Tensors], Codes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +146,7 @@ class Weight:
     shape: Shape  # in values, as stored
     open: Callable[[Tensors], RowReader]
     padding: int = 1  # rows and columns may be filled up to multiples of it
-    codes: Callable[[Tensors], Codes] | None = None  # if a package could hold them as they are
+    codes: KeptCodes | None = None  # None: no package could hold them as they are
     is_plain: bool = False  # numbers that only need a cast
     notes: tuple[str, ...] = ()  # what an operator should know, once for each kind
 

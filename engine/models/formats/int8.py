@@ -13,8 +13,16 @@ import torch
 from torch import Tensor
 
 from engine.models.formats.fp8 import BLOCK, SCALES, Spread, scaled_rows, spread_blocks
-from engine.models.formats.held import WEIGHT, Codes, Held, RowReader, Tensors, Weight
-from engine.models.formats.rotation import rotate, rotated_group
+from engine.models.formats.held import (
+    WEIGHT,
+    Codes,
+    Held,
+    KeptCodes,
+    RowReader,
+    Tensors,
+    Weight,
+)
+from engine.models.formats.rotation import GROUP, rotate, rotated_group
 
 LOSS_OF_ROWS, LOSS_OF_TENSOR = 0.88, 1.15
 ROTATED = "convrot"  # a flag beside the format
@@ -35,7 +43,7 @@ def tensorwise(held: Held) -> Weight:
     ending = held.first(*SCALES) or SCALES[-1]
     shape = held.require_numbers(ending, (), (1,), (rows,), (rows, 1))
     is_one = len(shape) == 0 or shape == (1,)
-    is_rotated = held.told is not None and bool(held.told.settings.get(ROTATED))
+    is_rotated = held.flag(ROTATED, default=False)
     kind, loss, notes = "INT8 rows", LOSS_OF_ROWS, () if held.told else (UNTOLD,)
     if is_one and rows > 1:
         kind, loss = "INT8 with one scale", LOSS_OF_TENSOR
@@ -46,7 +54,8 @@ def tensorwise(held: Held) -> Weight:
     group = rotated_group(held, columns)
     return Weight(
         f"{kind}, rotated (ConvRot {group})", loss, names, (rows, columns),
-        partial(turned_back, reader, group), codes=partial(_codes, ending, group),
+        partial(turned_back, reader, group),
+        codes=KeptCodes("int8", partial(_codes, ending)) if group == GROUP else None,
     )  # fmt: skip
 
 
@@ -75,7 +84,7 @@ def one_or_rows(scale: Tensor, first: int, last: int) -> Tensor:
     return flat if len(flat) == 1 else flat[first:last]
 
 
-def _codes(ending: str, group: int, tensors: Tensors) -> Codes:
+def _codes(ending: str, tensors: Tensors) -> Codes:
     q = tensors[WEIGHT].clone()
     s = tensors[ending].to(torch.float32).flatten()
-    return Codes("convrot", q, s.expand(len(q)).clone(), group)
+    return Codes("convrot", q, s.expand(len(q)).clone())

@@ -10,7 +10,16 @@ from torch import Tensor
 
 from engine.errors import BadCheckpoint
 from engine.models.formats.decode import decoded
-from engine.models.formats.held import WEIGHT, Codes, Held, RowReader, Tensors, Weight, as_bytes
+from engine.models.formats.held import (
+    WEIGHT,
+    Codes,
+    Held,
+    KeptCodes,
+    RowReader,
+    Tensors,
+    Weight,
+    as_bytes,
+)
 from engine.models.formats.swizzle import swizzled_shape, unswizzle
 
 GROUP = 32  # neighbouring columns with one scale; rows and columns are filled up to it too
@@ -35,11 +44,12 @@ def mxfp8(held: Held) -> Weight:
     rows, columns = held.require_matrix()
     if columns % GROUP:
         raise held.error(f"{columns} columns", f"a multiple of {GROUP} for MXFP8")
+    held.require_group(GROUP)
     held.require_numbers(_SCALE, _shape_of_scales(held), types=_SCALE_TYPES)
     names = {ending: held.tensors[ending] for ending in (WEIGHT, _SCALE)}
     return Weight(
         "MXFP8", LOSS, names, (rows, columns), partial(_open, held), padding=GROUP,
-        codes=partial(_codes, held),
+        codes=KeptCodes("fp8", partial(_codes, held)),
     )  # fmt: skip
 
 

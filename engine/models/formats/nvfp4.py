@@ -52,6 +52,7 @@ def nvfp4(held: Held) -> Weight:
     columns = 2 * half
     if columns % GROUP:
         raise held.error(f"{columns} columns", f"a multiple of {GROUP} for NVFP4")
+    held.require_group(GROUP)
     is_foreign = any(part in held.name for part in _OTHER_NAMES)
     if held.told is None and _TENSOR_SCALE in held and is_foreign:
         raise held.error(

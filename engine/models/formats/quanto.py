@@ -15,6 +15,7 @@ from engine.errors import BadCheckpoint
 from engine.models.formats.fp8 import scaled_rows
 from engine.models.formats.held import WEIGHT, Held, Weight
 from engine.models.formats.int8 import LOSS_OF_ROWS, one_or_rows
+from engine.models.formats.told import shown
 from engine.models.tensorfile import TensorFile
 
 DATA, SCALE = "._data", "weight._scale"
@@ -62,7 +63,7 @@ def quantization_map(file: TensorFile) -> dict[str, str]:
 
 
 def _weights(entry: object) -> str:
-    return str(entry.get("weights") if isinstance(entry, Mapping) else entry)[:40]
+    return shown(str(entry.get("weights") if isinstance(entry, Mapping) else entry), 40)
 
 
 def _decoded(file: TensorFile) -> bytes:
@@ -86,5 +87,5 @@ def require_read(file: TensorFile, told: Mapping[str, str]) -> None:
     for name, kind in told.items():
         if kind != _READ:
             raise BadCheckpoint(
-                f"{file.path.name}: {name[:80]} is stored as quanto's {kind}; {_READ} is read."
+                f"{file.path.name}: {shown(name)} is stored as quanto's {kind}; {_READ} is read."
             )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.models.formats.held import Held
 
-GROUP = 256  # of files that do not tell
+GROUP = 256  # of files that do not tell, and of packages (`kernels.fp8.rotate`)
 
 
 def rotate(rows: Tensor, group: int) -> Tensor:

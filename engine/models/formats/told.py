@@ -27,7 +27,7 @@ def told_by_metadata(file: TensorFile) -> dict[str, Told]:
     layers = told.get("layers") if isinstance(told, dict) else None
     if not isinstance(layers, dict):
         raise BadCheckpoint(f"{file.path.name}: its {METADATA} names no layers; fetch it again.")
-    return {name: _told(f"{METADATA} of {name[:80]}", entry) for name, entry in layers.items()}
+    return {name: _told(f"{METADATA} of {shown(name)}", entry) for name, entry in layers.items()}
 
 
 def told_by_tensor(file: TensorFile, name: str) -> Told:
@@ -58,6 +58,11 @@ def _json(text: str | bytes) -> object:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def shown(text: str, most: int = 80) -> str:
+    """The beginning of a text of a file, as a message may show it."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:most])
 
 
 def more(names: Iterable[object]) -> str:

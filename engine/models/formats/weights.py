@@ -69,9 +69,19 @@ class StoredWeights:
                 plain = tensors[WEIGHT] if tensors[WEIGHT].ndim else tensors[WEIGHT].view(1)
                 target.copy_(plain[first : first + len(target)])
             else:
+                self._require_factors(weight, tensors)
                 _fill(weight, tensors, target, first)
         if weight.kind == CAST and self._is_scaled and _reaches(out, LARGEST_CAST):
             raise BadCheckpoint(self._lost_scale([weight.names[WEIGHT]]))
+
+    def _require_factors(self, weight: Weight, tensors: Tensors) -> None:
+        """Raises `BadCheckpoint` if a factor of the input is 0 or below."""
+        if INPUT_FACTOR in tensors and bool((tensors[INPUT_FACTOR].float() <= 0).any()):
+            raise BadCheckpoint(
+                f"{self.file.path.name}: {weight.names[INPUT_FACTOR]} goes down to "
+                f"{tensors[INPUT_FACTOR].float().min().item():g}; factors above 0 are expected. "
+                "Fetch the file again."
+            )
 
     def codes(self, name: str) -> Codes | None:
         """The codes of a weight as they are stored, if a package could hold them as they are.
@@ -80,10 +90,10 @@ class StoredWeights:
         of a weight that was filled up are as large as it is stored.
         """
         weight = self._weights[name]
-        if weight.codes is None or INPUT_FACTOR in weight.names:
+        if weight.codes is None:
             return None
         with self._open(weight) as tensors:
-            return weight.codes(tensors)
+            return weight.codes.read(tensors)
 
     def _open(self, weight: Weight) -> "_Opened":
         return _Opened(self.file, weight.names)
@@ -164,7 +174,8 @@ def _weight(held: Held) -> Weight:
         return weight
     columns = weight.shape[-1] if len(weight.shape) == 2 else 0
     held.require_numbers(INPUT_FACTOR, *[(columns - filled,) for filled in range(weight.padding)])
-    return replace(weight, names={**weight.names, INPUT_FACTOR: held.tensors[INPUT_FACTOR]})
+    names = {**weight.names, INPUT_FACTOR: held.tensors[INPUT_FACTOR]}
+    return replace(weight, names=names, codes=None)
 
 
 def _fill(weight: Weight, tensors: Tensors, target: Tensor, first: int) -> None:

@@ -39,7 +39,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from kernels.arch import SM89, SM90, SM120, Arch
+from kernels.arch import SM80, SM86, SM89, SM90, SM120, Arch
 from kernels.fp8 import LIMITS, to_8bit
 from kernels.layout import (
     HEAD,
@@ -259,11 +259,16 @@ ATTENTION: Mapping[str, KernelSpec] = {
     "i8_i8": _spec(
         "i8_i8", "int8", "int32",
         {
+            SM80: _tile(64, 1, 2, "12.6"),
+            SM86: _tile(64, 1, 2, "12.6"),
             SM89: _tile(64, 1, 2, "12.6"),
             SM90: _tile(64, 2, 2, "12.6"),
             SM120: _tile(64, 1, 2, "12.8"),
         },
-        {SM89: (_IMMA,), SM90: _HOPPER_INT8, SM120: (_IMMA,)},
+        {
+            **dict.fromkeys((SM80, SM86, SM89, SM120), (_IMMA,)),
+            SM90: _HOPPER_INT8,
+        },
     ),
     "fp8_f32": _spec(
         "fp8_f32", "fp8", "fp32",

@@ -11,12 +11,13 @@ Numerics  logits INT32 or FP32, softmax FP32, weights 8 bits, o FP32. What padde
 
 Three forms, by the formats of q and k, and of w and v:
 
-`int8fp8`  The default. E4M3 has the same relative error at every size, so `top` is the maximum so
-           far and iterations add up as they are. Its three bits, in w and v, are what limits it.
-`int8`     Even steps of 1/127 of the largest weight, so `top` is that of the iteration: scaled to
-           the largest of all keys, small weights would vanish. Half the error on normal values
-           (more on such with rare outliers), exact sums at full rate on every GPU, and more work
-           on the sum of each iteration.
+`int8fp8`  The default where tensor cores know E4M3 (`Arch.attention`). That has the same relative
+           error at every size, so `top` is the maximum so far and iterations add up as they are.
+           Its three bits, in w and v, are what limits it.
+`int8`     The default elsewhere. Even steps of 1/127 of the largest weight, so `top` is that of the
+           iteration: scaled to the largest of all keys, small weights would vanish. Half the error
+           on normal values (more on such with rare outliers), exact sums at full rate on every
+           GPU, and more work on the sum of each iteration.
 `fp8`      Logits are three times less exact than with INT8, and need no conversion.
 
 What is summed in a tensor core (`SUM`):

@@ -57,7 +57,7 @@ STEPS = (
 def candidates(step: LaunchStep, arch: Arch) -> list[str]:
     """The cases of `kernel.cases` that do it; of several a worker takes the fastest at start-up."""
     if step.kind == ATTENTION:
-        return [spec.name for spec in variants("int8fp8", arch)]
+        return [spec.name for spec in variants(arch.attention, arch)]
     ways = [n for n, way in GEMM.items() if way.dtype == FORM.dtype and arch in way.bias.tuning]
     names = [step.case.format(way=way, form=short_name(FORM)) for way in ways]
     return list(dict.fromkeys(names))

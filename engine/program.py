@@ -153,7 +153,7 @@ def make_program(chosen: ChosenPackage, settings: ModelSettings) -> Program:
     if chosen.gpu is None:
         attention = settings.attention or chosen.arch.attention
         spec = variants(_form(attention, chosen.arch), chosen.arch)[0]
-        ops = _with_attention(reference_ops(spec, chosen.arch), attention)
+        ops = _with_attention(reference_ops(spec, chosen.arch), attention, chosen.arch)
         return Program(ops, lambda _: channel_norm_reference, None)
     package, device = chosen.package, settings.device
     torch.zeros(1, device=device)  # makes the context that the bank shares
@@ -183,7 +183,7 @@ def native_program(
         gemm=gemm_ways(choices, {form.dtype for form in _forms(package)}),
     )
     norm_of = partial(vae_norm, bank, {kernel.name for kernel in package.kernels})
-    return Program(_with_attention(ops, attention), norm_of, recorder)
+    return Program(_with_attention(ops, attention, chosen.arch), norm_of, recorder)
 
 
 def _form(attention: str, arch: Arch) -> str:
@@ -192,11 +192,15 @@ def _form(attention: str, arch: Arch) -> str:
     """
     form = attention if attention in FORMS else arch.attention
     if not variants(form, arch):
-        there = " and ".join(one for one in FORMS if variants(one, arch))
+        there = " and ".join(_forms_of(arch))
         raise Unavailable(
-            f"{arch.name} has no attention {form}, only {there}. Ask for one of these, or for none."
+            f"{arch.name} has no attention {form}, only {there}. Ask for that, or for none by name."
         )
     return form
+
+
+def _forms_of(arch: Arch) -> list[str]:
+    return [form for form in FORMS if variants(form, arch)]
 
 
 def vae_norm(bank: Bank, held: Collection[str], vae: Vae) -> ChannelNorm:
@@ -217,11 +221,11 @@ def vae_norm(bank: Bank, held: Collection[str], vae: Vae) -> ChannelNorm:
     return channel_norm_reference
 
 
-def _with_attention(ops: Ops, attention: str) -> Ops:
+def _with_attention(ops: Ops, attention: str, arch: Arch) -> Ops:
     """Replaces the self attention if one of 16 bits is called by its name."""
     if attention in FORMS:
         return ops
     if attention not in ATTENTIONS:
-        known = ", ".join([*FORMS, *available()])
+        known = ", ".join([*_forms_of(arch), *available()])
         raise Unavailable(f"There is no attention {attention!r} for packages, only {known}.")
     return plain_attention(ops, find_attention(attention))

@@ -257,6 +257,11 @@ ATTENTION: Mapping[str, KernelSpec] = {
     "i8_mx": _spec(
         "i8_mx", "int8fp8", "scaled", {SM120: _tile(64, 1, 2, "12.8")}, {SM120: (_IMMA, _SCALED)}
     ),
+    "i8_i8_narrow": _spec(
+        "i8_i8_narrow", "int8", "int32",
+        {SM80: _tile(32, 1, 3, "12.6", 128), SM86: _tile(32, 1, 3, "12.6", 128)},
+        {SM80: (_IMMA,), SM86: (_IMMA,)},
+    ),
     "i8_i8": _spec(
         "i8_i8", "int8", "int32",
         {

@@ -28,10 +28,10 @@ from benchmarks.kernel.queue import throughput
 from benchmarks.kernel.work import LaunchWork, product, self_attention
 from kernels.aot.cubin import Cubin, Mix
 from kernels.aot.sass import disassemble
-from kernels.arch import ARCHS, SM80, SM86, SM89, SM90, SM120
+from kernels.arch import SM80, SM86, SM89, SM90, SM120
 from kernels.attention import variants
 from kernels.gemm import GEMM
-from tests.support.compiled import STATE, compiled
+from tests.support.compiled import STATE, compiled, each_arch
 
 ADA = GPUS[SM89]
 MMA = {"IMMA.16832.S8.S8.SAT": 64}  # 1024 cycles of a tensor core
@@ -218,7 +218,7 @@ def test_a_kernel_without_a_loop_moves_bytes():
     assert (found.bound_ms, found.ms) == pytest.approx((2, 2 / DRAM_SHARE))
 
 
-@pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
+@each_arch
 def test_what_is_expected_is_slower_than_the_upper_bound(arch):
     specs = variants(arch.attention, arch)
     for spec, held in zip(specs, compiled(*[(spec, arch) for spec in specs]), strict=True):
@@ -226,7 +226,7 @@ def test_what_is_expected_is_slower_than_the_upper_bound(arch):
         assert found.bound_ms < found.ms
 
 
-@pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
+@each_arch
 def test_loads_are_of_four_matrices_and_copies_of_16_bytes(arch, tmp_path):
     """What `SHARED_CYCLES` takes for granted. Scales of keys are copied by 4 bytes, few of all."""
     specs = [*variants(arch.attention, arch), *(way.bias for way in GEMM.values())]

@@ -2,8 +2,7 @@
 
 import pytest
 
-from kernels.arch import ARCHS
-from tests.support.compiled import STATE, compiled
+from tests.support.compiled import QUICK_ARCHS, STATE, compiled
 from virtual_gpu.broken import KINDS
 from virtual_gpu.cases import table
 from virtual_gpu.verdict import every_break, found_out, is_unread, sample
@@ -11,8 +10,8 @@ from virtual_gpu.verdict import every_break, found_out, is_unread, sample
 
 @pytest.fixture(scope="module")
 def everything():
-    compiled(*((spec, arch) for arch in ARCHS for spec in table(arch)))
-    return every_break(ARCHS, STATE)
+    compiled(*((spec, arch) for arch in QUICK_ARCHS for spec in table(arch)))
+    return every_break(QUICK_ARCHS, STATE)
 
 
 def survivors(chosen):

@@ -17,7 +17,7 @@ class Arch:
     attention: str  # the form of self attention where none is asked for (`kernels.attention`)
 
 
-# E4M3 came with Ada: before it there is no conversion to it, and no product.
+# E4M3 came with Ada (docs/reference/kernels.md 1): the kernels of these are in INT8 and BF16.
 SM80 = Arch(
     "sm80", (8, 0), "sm_80", 166_912, driver=(12, 6), toolkits=("12.6",),
     gpus="A100", image="Dockerfile.sm86", codes=("i8",), attention="int8",

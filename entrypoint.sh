@@ -5,17 +5,28 @@ set -euo pipefail
 
 home=${SCAIL_HOME:-/opt/scail}
 volume=${SCAIL_VOLUME:-/runpod-volume}
-arch=${SCAIL_ARCH:?is set by the image}
+read -ra archs <<< "${SCAIL_ARCH:?is set by the image}"
 cache=$volume/huggingface-cache/hub
 
 say() { printf 'entrypoint: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
+# of several architectures of an image leaves that of this machine's GPU, all where no GPU tells
+narrow() {
+  local here
+  [[ ${#archs[@]} -gt 1 ]] || return 0
+  here=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2> /dev/null) || return 0
+  here=sm${here%%$'\n'*}
+  here=${here/./}
+  if [[ " ${archs[*]} " == *" $here "* ]]; then archs=("$here"); fi
+}
 # tells if a place has a package of any kind, in packages/KIND/ARCH or packages/ARCH, that this engine
 # reads: one of schema 1 is to be built again
 has_package() {
-  local manifest
-  for manifest in "$1"/packages/{*/,}"$arch"/manifest.json; do
-    if [[ -f $manifest && $(head -c 13 "$manifest") != '{"schema": 1,' ]]; then return 0; fi
+  local arch manifest
+  for arch in "${archs[@]}"; do
+    for manifest in "$1"/packages/{*/,}"$arch"/manifest.json; do
+      if [[ -f $manifest && $(head -c 13 "$manifest") != '{"schema": 1,' ]]; then return 0; fi
+    done
   done
   return 1
 }
@@ -29,21 +40,27 @@ places() {
 }
 
 fetch() { # downloads the repository, which has packages/KIND/ARCH and models, to the folder $1
+  local include=() arch
+  for arch in "${archs[@]}"; do
+    include+=(--include "packages/*/$arch/*" --include "packages/$arch/*")
+  done
   say "fetching $WEIGHTS_REPO to $1"
   HF_HOME=/tmp/huggingface hf download "$WEIGHTS_REPO" --revision "${WEIGHTS_REVISION:-main}" \
-    --include "packages/*/$arch/*" --include "packages/$arch/*" --include "models/*" \
-    --local-dir "$1" >&2
-  has_package "$1" || fail "$WEIGHTS_REPO has no packages/KIND/$arch of this engine. Upload one."
+    "${include[@]}" --include "models/*" --local-dir "$1" >&2
+  has_package "$1" ||
+    fail "$WEIGHTS_REPO has no packages/KIND/${archs[*]} of this engine. Upload one."
 }
 
 build() { # builds a package onto the volume, with the kernels that the image brought
   [[ -d $volume ]] || fail "SCAIL_CHECKPOINT is built onto a network volume. Attach one."
-  say "building a package for $arch of $SCAIL_CHECKPOINT below $volume/packages, once"
-  local files=() loras=() file
+  say "building a package for ${archs[*]} of $SCAIL_CHECKPOINT below $volume/packages, once"
+  local files=() loras=() file arch
   IFS=, read -ra files <<< "${SCAIL_LORA:-}"
   for file in "${files[@]}"; do loras+=(--lora "$file"); done
-  SCAIL_STATE=$home/build python build_engine.py --arch "$arch" --checkpoint "$SCAIL_CHECKPOINT" \
-    "${loras[@]}" --out "$volume/packages" >&2
+  for arch in "${archs[@]}"; do
+    SCAIL_STATE=$home/build python build_engine.py --arch "$arch" \
+      --checkpoint "$SCAIL_CHECKPOINT" "${loras[@]}" --out "$volume/packages" >&2
+  done
 }
 
 find_weights() { # sets place
@@ -57,7 +74,7 @@ find_weights() { # sets place
   elif [[ -n ${SCAIL_CHECKPOINT:-} ]]; then
     build
   else
-    say "no package for $arch in: $(places | paste -sd ' '). The worker will say what to do."
+    say "no package for ${archs[*]} in: $(places | paste -sd ' '). The worker will say what to do."
   fi
 }
 
@@ -68,6 +85,7 @@ if [[ ${1:-} == fetch ]]; then
 fi
 
 if [[ -z ${SCAIL_PACKAGE:-} ]]; then
+  narrow
   find_weights
   export SCAIL_PACKAGE=$place/packages
   [[ -n ${SCAIL_MODELS:-} || ! -d $place/models ]] || export SCAIL_MODELS=$place/models

@@ -38,7 +38,6 @@ log = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NATIVE = "native"  # the program that every package has
-DEFAULT_ATTENTION = "int8fp8"  # the more exact of the 8-bit forms
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +109,13 @@ def _known(chosen: ChosenPackage) -> ChosenPackage:
     but products and attentions, and one of the ways to do each of those.
     """
     package, arch, model = chosen.package, chosen.arch, chosen.package.manifest.model
-    specs = native_specs(model.dim, chosen.package.manifest.padded_ffn, _forms(package), arch)
+    forms = _forms(package)
+    if strange := [form.codes for form in forms if form.codes not in arch.codes]:
+        raise BadPackage(
+            f"{package.path} holds weights of {' and '.join(strange)}, which {arch.name} does not "
+            f"multiply; {' and '.join(arch.codes)} is expected. Build the package again."
+        )
+    specs = native_specs(model.dim, package.manifest.padded_ffn, forms, arch)
     held = {kernel.name: kernel.spec for kernel in package.kernels}
     is_known = {spec.name: held.get(spec.name) == spec_digest(spec, arch) for spec in specs}
     ways: dict[str, list[str]] = {}
@@ -146,16 +151,10 @@ def make_program(chosen: ChosenPackage, settings: ModelSettings) -> Program:
     Raises `Unavailable` for an attention that is not here.
     """
     if chosen.gpu is None:
-        attention = settings.attention or DEFAULT_ATTENTION
-        form = attention if attention in FORMS else DEFAULT_ATTENTION
-        found = variants(form, chosen.arch)
-        if not found:
-            there = ", ".join(one for one in FORMS if variants(one, chosen.arch))
-            raise Unavailable(
-                f"{chosen.arch.name} has no attention {form}, only {there or 'none'}."
-            )
-        ops = reference_ops(found[0], chosen.arch)
-        return Program(_with_attention(ops, attention), lambda _: channel_norm_reference, None)
+        attention = settings.attention or chosen.arch.attention
+        spec = variants(_form(attention, chosen.arch), chosen.arch)[0]
+        ops = _with_attention(reference_ops(spec, chosen.arch), attention, chosen.arch)
+        return Program(ops, lambda _: channel_norm_reference, None)
     package, device = chosen.package, settings.device
     torch.zeros(1, device=device)  # makes the context that the bank shares
     bank = KernelBank([], chosen.arch, lambda: torch.cuda.current_stream(device).cuda_stream)
@@ -176,16 +175,32 @@ def native_program(
 
     Raises `Unavailable` for an attention that is not here.
     """
-    attention, package = settings.attention or DEFAULT_ATTENTION, chosen.package
-    form = attention if attention in FORMS else DEFAULT_ATTENTION
+    attention, package = settings.attention or chosen.arch.attention, chosen.package
     ops = native_ops(
         bank,
         chosen.arch,
-        attention=attention_kernel(choices, form),
+        attention=attention_kernel(choices, _form(attention, chosen.arch)),
         gemm=gemm_ways(choices, {form.dtype for form in _forms(package)}),
     )
     norm_of = partial(vae_norm, bank, {kernel.name for kernel in package.kernels})
-    return Program(_with_attention(ops, attention), norm_of, recorder)
+    return Program(_with_attention(ops, attention, chosen.arch), norm_of, recorder)
+
+
+def _form(attention: str, arch: Arch) -> str:
+    """Returns the 8-bit form that is bound before `_with_attention`: the one that was asked for, or
+    the architecture's own. Raises `Unavailable` for a form that no kernel of it has.
+    """
+    form = attention if attention in FORMS else arch.attention
+    if not variants(form, arch):
+        there = " and ".join(_forms_of(arch))
+        raise Unavailable(
+            f"{arch.name} has no attention {form}, only {there}. Ask for that, or for none by name."
+        )
+    return form
+
+
+def _forms_of(arch: Arch) -> list[str]:
+    return [form for form in FORMS if variants(form, arch)]
 
 
 def vae_norm(bank: Bank, held: Collection[str], vae: Vae) -> ChannelNorm:
@@ -206,11 +221,11 @@ def vae_norm(bank: Bank, held: Collection[str], vae: Vae) -> ChannelNorm:
     return channel_norm_reference
 
 
-def _with_attention(ops: Ops, attention: str) -> Ops:
+def _with_attention(ops: Ops, attention: str, arch: Arch) -> Ops:
     """Replaces the self attention if one of 16 bits is called by its name."""
     if attention in FORMS:
         return ops
     if attention not in ATTENTIONS:
-        known = ", ".join([*FORMS, *available()])
+        known = ", ".join([*_forms_of(arch), *available()])
         raise Unavailable(f"There is no attention {attention!r} for packages, only {known}.")
     return plain_attention(ops, find_attention(attention))

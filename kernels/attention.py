@@ -11,12 +11,13 @@ Numerics  logits INT32 or FP32, softmax FP32, weights 8 bits, o FP32. What padde
 
 Three forms, by the formats of q and k, and of w and v:
 
-`int8fp8`  The default. E4M3 has the same relative error at every size, so `top` is the maximum so
-           far and iterations add up as they are. Its three bits, in w and v, are what limits it.
-`int8`     Even steps of 1/127 of the largest weight, so `top` is that of the iteration: scaled to
-           the largest of all keys, small weights would vanish. Half the error on normal values
-           (more on such with rare outliers), exact sums at full rate on every GPU, and more work
-           on the sum of each iteration.
+`int8fp8`  The default where tensor cores know E4M3 (`Arch.attention`). That has the same relative
+           error at every size, so `top` is the maximum so far and iterations add up as they are.
+           Its three bits, in w and v, are what limits it.
+`int8`     The default elsewhere. Even steps of 1/127 of the largest weight, so `top` is that of the
+           iteration: scaled to the largest of all keys, small weights would vanish. Half the error
+           on normal values (more on such with rare outliers), exact sums at full rate on every
+           GPU, and more work on the sum of each iteration.
 `fp8`      Logits are three times less exact than with INT8, and need no conversion.
 
 What is summed in a tensor core (`SUM`):
@@ -39,7 +40,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from kernels.arch import SM89, SM90, SM120, Arch
+from kernels.arch import SM80, SM86, SM89, SM90, SM120, Arch
 from kernels.fp8 import LIMITS, to_8bit
 from kernels.layout import (
     HEAD,
@@ -256,14 +257,24 @@ ATTENTION: Mapping[str, KernelSpec] = {
     "i8_mx": _spec(
         "i8_mx", "int8fp8", "scaled", {SM120: _tile(64, 1, 2, "12.8")}, {SM120: (_IMMA, _SCALED)}
     ),
+    "i8_i8_narrow": _spec(
+        "i8_i8_narrow", "int8", "int32",
+        {SM80: _tile(32, 1, 3, "12.6", 128), SM86: _tile(32, 1, 3, "12.6", 128)},
+        {SM80: (_IMMA,), SM86: (_IMMA,)},
+    ),
     "i8_i8": _spec(
         "i8_i8", "int8", "int32",
         {
+            SM80: _tile(64, 1, 2, "12.6"),
+            SM86: _tile(64, 1, 2, "12.6"),
             SM89: _tile(64, 1, 2, "12.6"),
             SM90: _tile(64, 2, 2, "12.6"),
             SM120: _tile(64, 1, 2, "12.8"),
         },
-        {SM89: (_IMMA,), SM90: _HOPPER_INT8, SM120: (_IMMA,)},
+        {
+            **dict.fromkeys((SM80, SM86, SM89, SM120), (_IMMA,)),
+            SM90: _HOPPER_INT8,
+        },
     ),
     "fp8_f32": _spec(
         "fp8_f32", "fp8", "fp32",

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.arch import SM89, SM90, SM120
+from kernels.arch import SM80, SM86, SM89, SM90, SM120
 from kernels.layout import HEAD, LOGIT_SCALE
 from kernels.signature import Axis, require
 from kernels.spec import Bank, KernelError, KernelSpec, Loop, Tuning
@@ -138,10 +138,18 @@ CROSS_ATTENTION = KernelSpec(
     device="cross_attention:cross_attention_kernel",
     signature="*bf16 *fp32 *bf16 *bf16 *fp32 *bf16 *bf16 *fp32 *bf16 i32 i32 i32 i32",
     constants={"HEAD": HEAD, "LOGIT_SCALE": LOGIT_SCALE},
-    tuning={SM89: _tuning(32, "12.6"), SM90: _tuning(64, "12.6"), SM120: _tuning(32, "12.8")},
+    tuning={
+        SM80: _tuning(32, "12.6"),
+        SM86: _tuning(32, "12.6"),
+        SM89: _tuning(32, "12.6"),
+        SM90: _tuning(64, "12.6"),
+        SM120: _tuning(32, "12.8"),
+    },
     multiples_of_16=(10, 11, 12),  # keys of both contexts, and the width
     loop=Loop(
         {
+            SM80: ("HMMA.16816.F32.BF16",),
+            SM86: ("HMMA.16816.F32.BF16",),
             SM89: ("HMMA.16816.F32.BF16",),
             SM90: ("HGMMA.64x64x16.F32.BF16", "HGMMA.64x128x16.F32.BF16"),
             SM120: ("HMMA.16816.F32.BF16",),

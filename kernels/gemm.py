@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.arch import SM89, SM90, SM120, Arch
+from kernels.arch import SM80, SM86, SM89, SM90, SM120, Arch
 from kernels.fp8 import INT8_MAX, Rows
 from kernels.signature import Axis, require
 from kernels.spec import Bank, Constant, KernelError, KernelSpec, Loop, Tuning
@@ -207,11 +207,12 @@ GEMM: Mapping[str, Gemm] = {
         "i8_pair",
         "int8",
         {
-            SM89: "IMMA.16832.S8.S8",
+            **dict.fromkeys((SM80, SM86, SM89, SM120), "IMMA.16832.S8.S8"),
             SM90: "IGMMA.64x128x32.S8.S8",
-            SM120: "IMMA.16832.S8.S8",
         },
         {
+            SM80: _tile(128, 128, 64, 3, "12.6", max_registers=128),
+            SM86: _tile(128, 128, 64, 3, "12.6", max_registers=128),
             SM89: _tile(128, 128, 64, 3, "12.6", max_registers=128),
             SM90: _tile(128, 128, 128, 3, "12.6", max_registers=128),
             SM120: _tile(128, 128, 64, 3, "12.8", max_registers=128),
@@ -221,11 +222,12 @@ GEMM: Mapping[str, Gemm] = {
         "i8",
         "int8",
         {
-            SM89: "IMMA.16832.S8.S8",
-            SM120: "IMMA.16832.S8.S8",
+            **dict.fromkeys((SM80, SM86, SM89, SM120), "IMMA.16832.S8.S8"),
             SM90: "IGMMA.64x128x32.S8.S8",
         },
         {
+            SM80: _tile(128, 256, 64, 3, "12.6"),
+            SM86: _tile(128, 256, 64, 3, "12.6"),
             SM89: _tile(128, 256, 64, 3, "12.6"),
             SM120: _tile(128, 256, 64, 3, "12.8"),
             SM90: _tile(128, 256, 128, 4, "12.6"),
@@ -234,8 +236,13 @@ GEMM: Mapping[str, Gemm] = {
     "i8_tall": _way(
         "i8_tall",
         "int8",
-        {SM89: "IMMA.16832.S8.S8", SM120: "IMMA.16832.S8.S8"},
-        {SM89: _tile(256, 128, 64, 3, "12.6"), SM120: _tile(256, 128, 64, 3, "12.8")},
+        dict.fromkeys((SM80, SM86, SM89, SM120), "IMMA.16832.S8.S8"),
+        {
+            SM80: _tile(256, 128, 64, 3, "12.6"),
+            SM86: _tile(256, 128, 64, 3, "12.6"),
+            SM89: _tile(256, 128, 64, 3, "12.6"),
+            SM120: _tile(256, 128, 64, 3, "12.8"),
+        },
     ),
     "fp8_pair": _way(
         "fp8_pair",

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.arch import ARCHS
+from kernels.arch import archs_with
 from kernels.fp8 import E4M3, FORMS, TINY, RowForm, Rows, quantize_rows, require_groups
 from kernels.signature import Axis, require
 from kernels.spec import Bank, Constant, KernelSpec, Tuning
@@ -101,7 +101,9 @@ def _spec(
         device=f"modulate:{function}_kernel",
         signature=f"{inputs} *{form.codes} *fp32",
         constants={"D": dim, "LIMIT": form.limit, "TINY": TINY, **constants},
-        tuning={arch: Tuning(warps, 1, blocks, arch.toolkits[0]) for arch in ARCHS},
+        tuning={
+            arch: Tuning(warps, 1, blocks, arch.toolkits[0]) for arch in archs_with(form.codes)
+        },
     )
 
 

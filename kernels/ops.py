@@ -83,9 +83,9 @@ def native_ops(
 
     `attention` is one of `ATTENTION` and `gemm` holds some of `GEMM`, one a dtype of weights: the
     choice of a measurement. Without one the architecture's first is taken, for attention that of
-    the form `int8fp8`. Raises `KernelError` for a variant that does not fit.
+    its own form. Raises `KernelError` for a variant that does not fit.
     """
-    attention = attention or self_attention.variants("int8fp8", arch)[0]
+    attention = attention or self_attention.variants(arch.attention, arch)[0]
     ways = {**first_ways(arch), **{way.dtype: way for way in gemm}}
     for spec in (attention, *(way.bias for way in ways.values())):
         if arch not in spec.tuning:

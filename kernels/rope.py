@@ -17,7 +17,7 @@ Traffic   17 D bytes a token: 4 D for 1 / rms, 4 D for the statistics, 9 D for t
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.arch import ARCHS, SM90, Arch
+from kernels.arch import ARCHS, SM90, Arch, archs_with
 from kernels.fp8 import LIMITS, TINY
 from kernels.layout import (
     HEAD,
@@ -221,7 +221,7 @@ def rms_inverse_spec(dim: int, parts: int) -> KernelSpec:
         device="rope:rms_inverse_kernel",
         signature="*bf16 *fp32",
         constants={"ROW": parts * dim, "D": dim, "EPS": EPS},
-        tuning=_everywhere(4, BLOCK_D=1 << (dim - 1).bit_length()),
+        tuning=_tuned(4, BLOCK_D=1 << (dim - 1).bit_length()),
     )
 
 
@@ -247,13 +247,19 @@ def rope_specs(
         ),
         _spec(
             "combine", both, "*fp32 *fp32 *fp32 *fp32 i32 i32 fp32", {"D": dim, "TINY": TINY},
-            _everywhere(8, ROWS=64, COLUMNS=32),
+            _tuned(8, ROWS=64, COLUMNS=32),
         ),
-        _spec("queries", one, f"{rotation} *{codes} *fp32 i32", q_limits, _rotating(dim, 16)),
-        _spec("keys", one, f"{rotation} *fp32 *{codes} *fp32 i32", k_limits, _rotating(dim, 8)),
+        _spec(
+            "queries", one, f"{rotation} *{codes} *fp32 i32", q_limits,
+            _rotating(dim, 16, archs_with(codes)),
+        ),
+        _spec(
+            "keys", one, f"{rotation} *fp32 *{codes} *fp32 i32", k_limits,
+            _rotating(dim, 8, archs_with(codes)),
+        ),
         _spec(
             "values", f"{v_codes}_{dim}", f"*bf16 *fp32 *{v_codes} i32", shape,
-            _everywhere(8, BLOCK=KEY_PADDING),
+            _tuned(8, archs_with(v_codes), BLOCK=KEY_PADDING),
         ),
     )  # fmt: skip
 
@@ -269,18 +275,20 @@ def _spec(
     return KernelSpec(f"rope_{kernel}.{variant}", device, signature, constants, tuning)
 
 
-def _everywhere(warps: int, **blocks: int) -> dict[Arch, Tuning]:
-    return {arch: Tuning(warps, 1, blocks, arch.toolkits[0]) for arch in ARCHS}
+def _tuned(warps: int, archs: Sequence[Arch] = ARCHS, **blocks: int) -> dict[Arch, Tuning]:
+    return {arch: Tuning(warps, 1, blocks, arch.toolkits[0]) for arch in archs}
 
 
-def _rotating(dim: int, warps: int, **blocks: int) -> dict[Arch, Tuning]:
+def _rotating(
+    dim: int, warps: int, archs: Sequence[Arch] = ARCHS, **blocks: int
+) -> dict[Arch, Tuning]:
     """Lets a program rotate up to 8 heads of its tokens, STAGES - 1 of them loaded ahead.
 
     At a latency of 1 us a multiprocessor of an H200 must have 36 KB under way to keep its memory
     busy: two heads. Those of the others need 8 to 11 KB.
     """
     blocks = {"HEADS": math.gcd(dim // HEAD, 8), **blocks}
-    stages = {arch: 3 if arch is SM90 else 2 for arch in ARCHS}
+    stages = {arch: 3 if arch is SM90 else 2 for arch in archs}
     return {
         arch: Tuning(warps, n, {**blocks, "STAGES": n}, arch.toolkits[0])
         for arch, n in stages.items()

@@ -32,11 +32,11 @@ from engine.pose.networks import Networks
 from engine.program import ModelSettings, choose_package
 from engine.recipes import RECIPES
 from engine.stage_dump import StageDump
-from kernels.arch import ARCHS, SM89, SM90
+from kernels.arch import SM86, SM89, SM90
 from kernels.attention import FORMS
 from tests.support.built import tiny_package
 from tests.support.clips import clip
-from tests.support.compiled import STATE
+from tests.support.compiled import STATE, each_arch
 from tests.support.packages import reseal
 
 GATE = 0.999  # cosine of latents, at 8 bits
@@ -106,7 +106,7 @@ def assert_near(got, want):
 # --- the same latents
 
 
-@pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
+@each_arch
 @pytest.mark.parametrize("name", RECIPES["preview"])
 def test_a_package_of_any_architecture_makes_the_clip_of_the_exact_model(arch, name):
     """By its references, on the CPU; INT8 weights."""
@@ -166,6 +166,40 @@ def test_every_attention_makes_the_clip_of_the_exact_model(attention):
 def test_an_attention_that_is_not_there_is_told(attention, says):
     with pytest.raises(Unavailable, match=says):
         load(tiny_package(SM90), attention)
+
+
+@pytest.mark.parametrize(
+    ("attention", "says"),
+    [
+        ("int8fp8", "sm86 has no attention int8fp8, only int8. Ask for that, or for none by name."),
+        ("fp8", "sm86 has no attention fp8, only int8. Ask for that, or for none by name."),
+        ("flash", "There is no attention 'flash' for packages, only int8, sdpa."),
+    ],
+)
+def test_an_architecture_without_e4m3_names_the_attention_that_it_has(attention, says):
+    with pytest.raises(Unavailable) as caught:
+        load(tiny_package(SM86), attention)
+    assert str(caught.value) == says
+
+
+def test_the_default_attention_is_that_of_the_architecture():
+    recipe = dataclasses.replace(PRODUCTION, steps=2)
+    usual = latents(packaged(SM86), recipe)
+    assert torch.equal(usual, latents(packaged(SM86, "int8"), recipe))
+    assert not torch.equal(usual, latents(packaged(SM86, "sdpa"), recipe))
+
+
+def test_a_package_with_weights_that_its_gpu_does_not_multiply_is_refused(tmp_path):
+    strange = shutil.copytree(tiny_package(SM89, "fp8"), tmp_path / "sm86")
+
+    def for_another(body):
+        kept = [file for file in body["files"] if not file["path"].startswith("kernels/")]
+        return body | {"arch": "sm86", "native": {"kernels": []}, "files": kept}
+
+    reseal(strange, for_another)
+    says = "holds weights of fp8e4nv, which sm86 does not multiply; i8 is expected. Build"
+    with pytest.raises(BadPackage, match=says):
+        load(strange)
 
 
 # --- whole jobs

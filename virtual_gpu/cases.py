@@ -83,6 +83,11 @@ def table(arch: Arch) -> list[KernelSpec]:
 # --- rows
 
 
+def row_forms(arch: Arch) -> list[RowForm]:
+    """Returns the forms of rows that an architecture multiplies."""
+    return [form for form in FORMS if form.codes in arch.codes]
+
+
 def _row_specs(arch: Arch) -> list[KernelSpec]:
     found = [*MODULATE.values(), *QUANTIZE.values(), RMS_INVERSE]
     return [spec for spec in found if spec in table(arch)]
@@ -92,7 +97,7 @@ def _rows(bank: Bank, arch: Arch, tokens: Sequence[int], wanted: Wanted) -> Iter
     for count in sorted({min(size, 17) for size in tokens}):
         x = 3 * draw(count, WIDTH) + 0.5
         shift, scale = draw(2, WIDTH, seed=1)
-        for form in FORMS:
+        for form in row_forms(arch):
             if wanted(MODULATE[form]):
                 got = modulate(bank, x, shift.clone(), scale.clone(), form)
                 yield from _modulated(got, x, shift, scale)

@@ -19,7 +19,7 @@ from kernels.cross_attention import (
     cross_keys,
     tiled_reference,
 )
-from kernels.fp8 import FORMS, LIMITS, RowForm, Rows, quantize_rows
+from kernels.fp8 import LIMITS, RowForm, Rows, quantize_rows
 from kernels.gemm import (
     GEMM,
     gemm,
@@ -42,7 +42,7 @@ from kernels.layout import (
 from kernels.modulate import MODULATE, QUANTIZE, modulate, modulate_reference, quantize
 from kernels.rope import ROPE, RopeSpecs
 from virtual_gpu.bank import VirtualBank
-from virtual_gpu.cases import ATTENTION_LIMIT, FFN, FP32, OPS, WIDTH
+from virtual_gpu.cases import ATTENTION_LIMIT, FFN, FP32, OPS, WIDTH, row_forms
 from virtual_gpu.measure import Check, draw, relative_error, wrong_codes
 
 TOKENS = 48_832
@@ -79,7 +79,7 @@ def _rows(bank: VirtualBank) -> Iterator[Check]:
     x[-1] = draw(WIDTH)
     wide = _untouched(TOKENS, FFN, dtype=torch.bfloat16)
     wide[-1] = draw(FFN)
-    for form in FORMS:
+    for form in row_forms(bank.arch):
         got = modulate(bank, x, shift, scale, form)
         want = modulate_reference(x[-1:], shift, scale, form)
         yield _same_row(MODULATE[form].name, got, want)

@@ -113,7 +113,7 @@ def prepared(kernels: Path | None, out: Path, dry: bool) -> Iterator[ForwardPlac
         choices = choose_variants(cubins, digest, gpu, bank, device, state_dir(), trial_ms)
         say(out, "variants", {"ops": [asdict(choice) for choice in choices.ops]})
         ways = gemm_ways(choices, {FORM.dtype})
-        ops = native_ops(bank, arch, attention=attention_kernel(choices, "int8fp8"), gemm=ways)
+        ops = native_ops(bank, arch, attention=attention_kernel(choices, arch.attention), gemm=ways)
         free = gpu.free_bytes or gpu.memory_bytes
         yield ForwardPlace(
             arch, device, SCAIL_14B, ops, CudaGraphRecorder(), SIZES, median_ms, free, out

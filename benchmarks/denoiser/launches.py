@@ -40,7 +40,7 @@ STEPS = (
     LaunchStep("modulate", ROWS, "modulate.{form}", 3, rows(D, 5)),
     LaunchStep("qkv", PRODUCTS, "gemm.{way} qkv", 1, product(3 * D, D, 2)),
     # kernels.rope: q and k are read twice, v and k again
-    LaunchStep("rope", ROPE, "rope.i8", 1, rows(D, 9, again=8)),
+    LaunchStep("rope", ROPE, "rope.{attention}", 1, rows(D, 9, again=8)),
     LaunchStep("attention", ATTENTION, "attention", 1, self_attention(D)),
     LaunchStep("quantise", ROWS, f"quantize.{{form}} {D}", 2, rows(D, 3)),
     LaunchStep("o + residual", PRODUCTS, "gemm.{way} o + residual", 2, product(D, D, 8)),
@@ -57,9 +57,10 @@ STEPS = (
 def candidates(step: LaunchStep, arch: Arch) -> list[str]:
     """The cases of `kernel.cases` that do it; of several a worker takes the fastest at start-up."""
     if step.kind == ATTENTION:
-        return [spec.name for spec in variants("int8fp8", arch)]
+        return [spec.name for spec in variants(arch.attention, arch)]
     ways = [n for n, way in GEMM.items() if way.dtype == FORM.dtype and arch in way.bias.tuning]
-    names = [step.case.format(way=way, form=short_name(FORM)) for way in ways]
+    told = {"form": short_name(FORM), "attention": arch.attention}
+    names = [step.case.format(way=way, **told) for way in ways]
     return list(dict.fromkeys(names))
 
 

@@ -27,6 +27,8 @@ from kernels.arch import ARCHS, Arch
 
 # Shares of the 8-bit rate that the best public system reaches (docs/reference/performance.md C0)
 PEERS = {
+    "sm80": 0.32,  # nobody's is known in 8 bits: that of an RTX 4090
+    "sm86": 0.32,  # the same
     "sm89": 0.32,  # LightX2V, Wan2.1-I2V-14B 480p
     "sm90": 0.36,  # the same
     "sm120": 0.37,  # TurboDiffusion, Wan2.1-T2V-14B 720p

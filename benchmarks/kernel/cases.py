@@ -23,8 +23,9 @@ from kernels import modulate as norm
 from kernels import rope as rotation
 from kernels.arch import Arch
 from kernels.attention import ATTENTION, attention, attention_reference, formats
+from kernels.attention import FORMS as ATTENTION_FORMS
 from kernels.cross_attention import CROSS_ATTENTION, cross_keys
-from kernels.fp8 import FORMS, RowForm, Rows, quantize_rows
+from kernels.fp8 import FORMS, LIMITS, RowForm, Rows, quantize_rows
 from kernels.gemm import GEMM, Gemm
 from kernels.layout import HEAD, LOGIT_SCALE, Qkv8, quantize_qkv
 from kernels.spec import Bank, KernelSpec
@@ -221,9 +222,9 @@ def _rows(model: ModelConfig) -> Iterator[KernelCase]:
         for width in (dim, ffn):
             spec, prepare = norm.quantize_spec(width, form), partial(_quantize, width, form)
             yield KernelCase(f"quantize.{short} {width}", (spec,), work.rows(width, 3), prepare)
-    for dtype, short in SHORT.items():
-        specs, prepare = tuple(rotation.rope_specs(dim, dtype)), partial(_rope, dim, dtype)
-        yield KernelCase(f"rope.{short}", specs, work.rows(dim, 9), prepare)
+    for name, (qk, v) in ATTENTION_FORMS.items():
+        specs, prepare = tuple(rotation.rope_specs(dim, qk, v)), partial(_rope, dim, qk, v)
+        yield KernelCase(f"rope.{name}", specs, work.rows(dim, 9), prepare)
     prepare = partial(_rms_inverse, dim)
     yield KernelCase(
         "rms_inverse", (rotation.rms_inverse_spec(dim, 1),), work.rows(dim, 2), prepare
@@ -241,14 +242,15 @@ def _quantize(width: int, form: RowForm, bank: Bank, inputs: Inputs, tokens: int
     return _whole(partial(norm.quantize, bank), quantize_rows, rows, form)
 
 
-def _rope(dim: int, dtype: torch.dtype, bank: Bank, inputs: Inputs, tokens: int) -> KernelJob:
+def _rope(
+    dim: int, qk: torch.dtype, v: torch.dtype, bank: Bank, inputs: Inputs, tokens: int
+) -> KernelJob:
     qkv = inputs.normal("qkv", tokens, 3 * dim).bfloat16()
     angles = inputs.normal("angles", tokens, HEAD // 2)
     norms = 1 + 0.1 * inputs.normal("q norm", dim), 1 + 0.1 * inputs.normal("k norm", dim)
     tables = angles.cos(), angles.sin()
-    return _whole(
-        partial(rotation.rope, bank), rotation.rope_reference, qkv, *norms, *tables, dtype
-    )
+    given = (qkv, *norms, *tables, qk, LIMITS[v], v)
+    return _whole(partial(rotation.rope, bank), rotation.rope_reference, *given)
 
 
 def _rms_inverse(dim: int, bank: Bank, inputs: Inputs, tokens: int) -> KernelJob:

@@ -13,8 +13,8 @@ expected      The warps of a multiprocessor as a closed queue (`benchmarks.kerne
 No estimate is a measurement. Clocks of instructions and rates are those of data sheets,
 `WAIT_CYCLES` and `DRAM_SHARE` are assumed, one constant was fitted to one figure
 (`STEP_WAIT_CYCLES`). What others measured is held against this in `benchmarks.kernel.published`.
-The model knows nothing of the bandwidth of L2, of clocks below the rated one, and of how the
-instructions of one warp overlap.
+The model knows nothing of the bandwidth of L2, of clocks below the rated one, of how the
+instructions of one warp overlap, and of an A100's half as many FP32 lanes.
 Rates and clocks: docs/reference/performance.md A. The queue: docs/reference/kernels.md 2.3.
 """
 
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from benchmarks.kernel.queue import throughput
 from benchmarks.kernel.work import LaunchWork
 from kernels.aot.cubin import Cubin, Mix
-from kernels.arch import SM89, SM90, SM120, Arch
+from kernels.arch import SM80, SM86, SM89, SM90, SM120, Arch
 
 SCHEDULERS = 4  # of a multiprocessor
 REGISTERS = 65536  # of a multiprocessor
@@ -51,10 +51,15 @@ class GpuModel:
     gigabytes_s: float
     shared_bytes: int  # of a multiprocessor
     seen_ghz: float  # the highest clock that others saw in kernels; the rated one where none did
+    rates: tuple[tuple[str, int], ...] = ()  # instructions that differ from FLOP_A_CYCLE
 
 
 # the GPU of an architecture
 GPUS = {
+    SM80: GpuModel(
+        "A100", 108, 1.41, 2039, 167_936, 1.41, rates=((r"IMMA", 4096), (r"HMMA", 2048))
+    ),
+    SM86: GpuModel("RTX 3090", 82, 1.695, 936, 102_400, 1.695),
     SM89: GpuModel("RTX 4090", 128, 2.52, 1008, 102_400, 2.75),
     SM90: GpuModel("H200", 132, 1.83, 4800, 233_472, 1.83),
     SM120: GpuModel("RTX 5090", 170, 2.407, 1792, 102_400, 2.91),
@@ -62,6 +67,8 @@ GPUS = {
 
 # FLOP a multiprocessor does in a cycle at best, sums in FP32 or better, by the bits of an operand.
 BEST_A_CYCLE = {
+    SM80: {8: 4096, 16: 2048},
+    SM86: {8: 2048, 16: 512},
     SM89: {8: 2048, 16: 512},
     SM90: {8: 8192, 16: 4096},
     SM120: {8: 2048, 16: 512},
@@ -92,15 +99,16 @@ def flop(instruction: str) -> int:
     return 2 * m * n * k
 
 
-def flop_a_cycle(instruction: str) -> int:
+def flop_a_cycle(instruction: str, gpu: GpuModel) -> int:
     """Operations of a whole multiprocessor in a cycle."""
-    return next(rate for pattern, rate in FLOP_A_CYCLE if re.match(pattern, instruction))
+    rates = (*gpu.rates, *FLOP_A_CYCLE)
+    return next(rate for pattern, rate in rates if re.match(pattern, instruction))
 
 
 def peak_tflops(mix: Mix, gpu: GpuModel) -> float:
     """The rate of the tensor cores alone with this mix of instructions."""
     work = sum(flop(name) * count for name, count in mix.mma.items())
-    cycles = sum(flop(name) * count / flop_a_cycle(name) for name, count in mix.mma.items())
+    cycles = sum(flop(name) * count / flop_a_cycle(name, gpu) for name, count in mix.mma.items())
     return work / cycles * gpu.multiprocessors * gpu.ghz / 1000
 
 
@@ -127,7 +135,7 @@ def demands(cubin: Cubin, gpu: GpuModel) -> Demands:
     mix = cubin.loop
     assert mix is not None
     tensor = sum(
-        flop(name) * count * SCHEDULERS / flop_a_cycle(name) for name, count in mix.mma.items()
+        flop(name) * count * SCHEDULERS / flop_a_cycle(name, gpu) for name, count in mix.mma.items()
     )
     shared = sum(cycles * mix.count(name) for name, cycles in SHARED_CYCLES.items())
     return Demands(

@@ -27,6 +27,7 @@ from benchmarks.quality.suite import (
     QualityScene,
     attentions,
     build,
+    buildable,
     made_of,
     model_of,
     networks,
@@ -121,7 +122,7 @@ def programs(model: QualityScene, tasks: Sequence[Task], folder: Path) -> Iterat
         calls.append((made[0], made[len(made) // 2], made[-1]))
     yield Danced(EXACT, "sdpa", clips)
     arch = own_arch()
-    for weights in PLAIN:
+    for weights in buildable(PLAIN, arch):
         package = build(model, weights, arch, folder)
         errors = velocity_errors(exact, package, arch, calls)
         for attention in attentions(arch):

@@ -31,6 +31,7 @@ from engine.build.make import Order, make_package
 from engine.conditioning import condition
 from engine.config import models_dir, state_dir
 from engine.demo.weights import demo_weights
+from engine.denoise.block import WEIGHT_FORMS
 from engine.errors import Unavailable
 from engine.flow import Conditions, Recipe, Request, Settings
 from engine.load import load_exact, load_package
@@ -160,6 +161,11 @@ def attentions(arch: Arch) -> list[str]:
     return [*(form for form in FORMS if variants(form, arch)), "sdpa"]
 
 
+def buildable(builds: Sequence[str], arch: Arch) -> list[str]:
+    """Those of `QualityScene.builds` whose weights a GPU multiplies."""
+    return [name for name in builds if WEIGHT_FORMS[_form(name)].codes in arch.codes]
+
+
 _Walks = dict[tuple[str, str, str], list[Walked]]  # by weights, recipe and attention
 
 
@@ -172,7 +178,8 @@ def _exact_side(
     model, dump = model_of(exact), StageDump(folder / STAGES if is_calibrated else None)
     with dump.recording(model):
         made = {name: _run_exact(exact, scene, recipe) for name, recipe in scene.recipes.items()}
-    packages = scene.packages or {name: build(scene, name, arch, folder) for name in scene.builds}
+    builds = buildable(scene.builds, arch)
+    packages = scene.packages or {name: build(scene, name, arch, folder) for name in builds}
     walks: _Walks = {}
     for weights, path in packages.items():
         package = open_package(path, arch)
@@ -186,10 +193,13 @@ def _exact_side(
 
 def build(scene: QualityScene, name: str, arch: Arch, folder: Path) -> Path:
     """A package of one of `QualityScene.builds`."""
-    form: WeightsForm = "fp8" if name == "fp8" else "int8"
     seen = folder / STAGES if name == CALIBRATED else None
-    order = Order(arch, scene.checkpoint, weights=form, calibration=seen)
+    order = Order(arch, scene.checkpoint, weights=_form(name), calibration=seen)
     return make_package(order, folder / name, state_dir())
+
+
+def _form(build: str) -> WeightsForm:
+    return "fp8" if build == "fp8" else "int8"
 
 
 def _run_exact(pipeline: Pipeline, scene: QualityScene, recipe: Recipe) -> Exact:

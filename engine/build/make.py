@@ -131,15 +131,17 @@ def weights_form(order: Order) -> WeightsForm:
         log.info("TensorRT takes fp8 weights, which are less exact than int8: fp8 is built.")
     if asked and (reason := unavailable(order.arch, form)):
         raise BadRequest(f"There can be no TensorRT program: {reason}")
+    if WEIGHT_FORMS[form].codes not in order.arch.codes:
+        raise BadRequest(
+            f"--weights is {form}, and {order.arch.name} ({order.arch.gpus}) has no tensor cores "
+            "that multiply them. Leave it out: int8 is built."
+        )
     return form
 
 
 def quantization(order: Order, form: WeightsForm, checkpoint: Checkpoint) -> Quantization:
-    if order.calibration is None:
-        return Quantization(checkpoint, WEIGHT_FORMS[form])
-    return Quantization(
-        checkpoint, WEIGHT_FORMS[form], load_activations(order.calibration, checkpoint.config)
-    )
+    seen = order.calibration and load_activations(order.calibration, checkpoint.config)
+    return Quantization(checkpoint, WEIGHT_FORMS[form], seen, order.arch.codes)
 
 
 def write_weights(writer: PackageWriter, job: Quantization) -> list[TensorError]:

@@ -21,7 +21,7 @@ from engine.build.report import TensorError, measure, measure_cast
 from engine.config import ModelConfig
 from engine.denoise.block import LINEARS, WEIGHT_FORMS
 from engine.models.formats.held import Codes, PackageForm
-from kernels.fp8 import E4M3, RowForm, Rows, quantize_rows, rotate
+from kernels.fp8 import E4M3, FORMS, RowForm, Rows, quantize_rows, rotate
 
 FFN_MULTIPLE = 256  # a multiple of all tiles; the rest is filled with zeros, whose GELU is zero
 CONTEXT = ("text", "vision")  # used once a clip; the other linears at every step
@@ -56,11 +56,15 @@ class Quantization:
     weights: WeightSource
     form: RowForm
     seen: Activations | None = None
+    codes: Sequence[str] = tuple(form.codes for form in FORMS)  # those that the GPU multiplies
 
     @property
     def allowed(self) -> Sequence[RowForm]:
-        """The forms that linears may have: calibration may find E4M3 better than rotated INT8."""
-        return list(dict.fromkeys([self.form] if self.seen is None else [self.form, E4M3]))
+        """The forms that linears may have: calibration may find E4M3 better than rotated INT8,
+        where the GPU multiplies it.
+        """
+        forms = [self.form] if self.seen is None else [self.form, E4M3]
+        return [form for form in dict.fromkeys(forms) if form.codes in self.codes]
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,7 +193,7 @@ def add_generate_options(command: Parser) -> None:
         help="merged into the checkpoint; may be repeated")  # fmt: skip
     add("--models", type=path, metavar="DIR", help="VAE, encoders, motion capture ($SCAIL_MODELS)")
     add("--attention", help=f"{' or '.join(available())}; "
-        "of a package int8fp8 (its default), int8, fp8 too")  # fmt: skip
+        "of a package int8fp8, int8, fp8 too (default: the first that its GPU has)")  # fmt: skip
     add("--program", choices=(NATIVE, *PROGRAMS), default=NATIVE,
         help="of a package; tensorrt and hybrid (with our attention) are experimental")  # fmt: skip
     add("--precision", choices=PRECISIONS, help="fp32 on a CPU, bf16 on a GPU")

@@ -59,6 +59,30 @@ LARGEST_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
+class Image:
+    """What an image has kernels for."""
+
+    archs: tuple[Arch, ...]
+
+    @property
+    def name(self) -> str:
+        return ", ".join(arch.name for arch in self.archs)
+
+    @property
+    def gpus(self) -> str:
+        return ", ".join(arch.gpus for arch in self.archs)
+
+    @property
+    def capabilities(self) -> set[tuple[int, int]]:
+        return {arch.capability for arch in self.archs}
+
+    @property
+    def driver(self) -> tuple[int, int]:
+        """The oldest CUDA version that suits all of them."""
+        return max(arch.driver for arch in self.archs)
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """One thing that is wrong with a listing."""
 
@@ -77,10 +101,10 @@ def check(folder: Path) -> list[Problem]:
     """
     place = folder / ".runpod" if (folder / ".runpod").is_dir() else folder
     hub, tests = (_load(place / name) for name in ("hub.json", "tests.json"))
-    arch, problems = _image(place / "Dockerfile")
+    image, problems = _image(place / "Dockerfile")
     offered, wanted = _part(hub, "config"), _part(tests, "config")
-    problems += [Problem("hub.json", *found) for found in _hub(hub, offered, arch)]
-    problems += [Problem("tests.json", *found) for found in _tests(tests, wanted, offered, arch)]
+    problems += [Problem("hub.json", *found) for found in _hub(hub, offered, image)]
+    problems += [Problem("tests.json", *found) for found in _tests(tests, wanted, offered, image)]
     return problems
 
 
@@ -107,30 +131,32 @@ def _part(whole: Mapping[str, object], name: str) -> Mapping[str, object]:
     return part if isinstance(part, dict) else {}
 
 
-def _image(path: Path) -> tuple[Arch, list[Problem]]:
-    """Finds the architecture of the Hub's image, and what is wrong with its Dockerfile.
+def _image(path: Path) -> tuple[Image, list[Problem]]:
+    """Finds the architectures of the Hub's image, and what is wrong with its Dockerfile.
 
     Without a Dockerfile beside the files it is the Ada image.
     """
     if not path.is_file():
-        return SM89, []
+        return Image((SM89,)), []
     text = path.read_text(encoding="utf-8", errors="replace")
-    named = re.search(r"^ARG ARCH=(\S+)", text, re.MULTILINE)
-    arch = next((arch for arch in ARCHS if named and arch.name == named[1]), None)
-    if arch is None:
+    argument = re.search(r'^ARG ARCH="?([^"\n]*)"?\s*$', text, re.MULTILINE)
+    named = argument[1].split() if argument else []
+    archs = tuple(arch for arch in ARCHS if arch.name in named)
+    if not named or len(archs) != len(named):
         known = ", ".join(arch.name for arch in ARCHS)
-        return SM89, [Problem(path.name, "ARG ARCH", f"names none of {known}.")]
+        return Image((SM89,)), [Problem(path.name, "ARG ARCH", f"names none of {known}.")]
+    image = Image(archs)
     base = re.search(r"nvidia/cuda:(\d+)\.(\d+)", text)
-    if base and (int(base[1]), int(base[2])) > arch.driver:
+    if base and (int(base[1]), int(base[2])) > image.driver:
         sentence = (
             f"the base image is of CUDA {base[1]}.{base[2]} and does not start on hosts below "
-            f"it; {arch.name} is for {_dotted(arch.driver)} and newer. Take an older base."
+            f"it; {image.name} is for {_dotted(image.driver)} and newer. Take an older base."
         )
-        return arch, [Problem(path.name, "ARG CUDA", sentence)]
-    return arch, []
+        return image, [Problem(path.name, "ARG CUDA", sentence)]
+    return image, []
 
 
-def _hub(hub: Mapping[str, object], config: Mapping[str, object], arch: Arch) -> Problems:
+def _hub(hub: Mapping[str, object], config: Mapping[str, object], image: Image) -> Problems:
     yield from _shape(hub, "", HUB)
     yield from _shape(config, "config.", HUB_CONFIG)
     disk = config.get("containerDiskInGb")
@@ -139,23 +165,26 @@ def _hub(hub: Mapping[str, object], config: Mapping[str, object], arch: Arch) ->
     yield from _gpu_count(config)
     yield from _not_ours(config)
     if isinstance(ids := config.get("gpuIds"), str):
-        yield from (("config.gpuIds", sentence) for sentence in _wrong_ids(ids, arch))
+        yield from (("config.gpuIds", sentence) for sentence in _wrong_ids(ids, image))
     versions = config.get("allowedCudaVersions")
     if isinstance(versions, list):
-        yield from _cuda(versions, arch)
-        fit = [version for version in CUDA_VERSIONS if _release(version) >= arch.driver]
+        yield from _cuda(versions, image)
+        fit = [version for version in CUDA_VERSIONS if _release(version) >= image.driver]
         if missing := [version for version in fit if version not in versions]:
             yield (
                 "config.allowedCudaVersions",
                 f"lacks {', '.join(missing)}. RunPod compares exactly, so hosts that report them "
-                f"are never taken; list {_dotted(arch.driver)} and everything newer.",
+                f"are never taken; list {_dotted(image.driver)} and everything newer.",
             )
     yield from _variables(config)
     yield from _presets(config)
 
 
 def _tests(
-    tests: Mapping[str, object], config: Mapping[str, object], hub: Mapping[str, object], arch: Arch
+    tests: Mapping[str, object],
+    config: Mapping[str, object],
+    hub: Mapping[str, object],
+    image: Image,
 ) -> Problems:
     yield from _shape(tests, "", TESTS)
     cases = tests.get("tests")
@@ -167,7 +196,7 @@ def _tests(
     yield from _not_ours(config)
     versions, offered = config.get("allowedCudaVersions"), hub.get("allowedCudaVersions")
     if isinstance(versions, list):
-        yield from _cuda(versions, arch)
+        yield from _cuda(versions, image)
         known = [version for version in versions if version in CUDA_VERSIONS]
         beyond = [v for v in known if isinstance(offered, list) and v not in offered]
         if beyond:
@@ -218,7 +247,7 @@ def _not_ours(config: Mapping[str, object]) -> Problems:
         )
 
 
-def _wrong_ids(text: str, arch: Arch) -> Iterator[str]:
+def _wrong_ids(text: str, image: Image) -> Iterator[str]:
     """Tells what is wrong with a list of pools such as "ADA_24,-NVIDIA L4"."""
     items = [item.strip() for item in text.split(",")]
     pools = [item for item in items if item in POOLS]
@@ -235,23 +264,23 @@ def _wrong_ids(text: str, arch: Arch) -> Iterator[str]:
         elif item in GPUS:
             yield f"{short(item)} is a GPU; a pool is expected here. Write {pool_of(item)}."
         elif item in PODS:
-            yield f"{short(item)} is a GPU that no pool of RunPod has. Write {_pool_for(arch)}."
+            yield f"{short(item)} is a GPU that no pool of RunPod has. Write {_pool_for(image)}."
         elif item not in POOLS:
             yield f"{short(item)} is no pool of RunPod; {instead_of_pool(item)}"
         else:
-            others = [gpu for gpu, found in POOLS[item].items() if found != arch.capability]
+            others = [gpu for gpu, found in POOLS[item].items() if found not in image.capabilities]
             if strange := [gpu for gpu in others if gpu not in away]:
                 yield (
-                    f"{item} has the {strange[0]}; this image is for {arch.name} ({arch.gpus}). "
-                    f"{_without(item, strange, arch)}"
+                    f"{item} has the {strange[0]}; this image is for {image.name} ({image.gpus}). "
+                    f"{_without(item, strange, image)}"
                 )
     if not pools:
-        yield f"names no pool. Write {_pool_for(arch)}."
+        yield f"names no pool. Write {_pool_for(image)}."
 
 
-def _without(pool: str, strange: list[str], arch: Arch) -> str:
+def _without(pool: str, strange: list[str], image: Image) -> str:
     """Tells how to keep GPUs of other architectures out of a pool, or the pool out of the list."""
-    if arch.capability in POOLS[pool].values():
+    if image.capabilities & {*POOLS[pool].values()}:
         return f"Add {','.join(f'-{gpu}' for gpu in strange)}."
     return f"Remove {pool}{_right_image(POOLS[pool][strange[0]])}."
 
@@ -270,7 +299,7 @@ def _wrong_gpu(name: str, ids: object) -> Iterator[str]:
         yield f"{name} is in no pool of hub.json. Write one of {', '.join(offered)}."
 
 
-def _cuda(versions: list[object], arch: Arch) -> Problems:
+def _cuda(versions: list[object], image: Image) -> Problems:
     field = "config.allowedCudaVersions"
     for version in versions:
         if not isinstance(version, str):
@@ -281,18 +310,18 @@ def _cuda(versions: list[object], arch: Arch) -> Problems:
                 f"has {short(version)}, which no host reports; {instead(version, CUDA_VERSIONS)}",
             )
     strings = [version for version in versions if version in CUDA_VERSIONS]
-    if below := [version for version in strings if _release(str(version)) < arch.driver]:
+    if below := [version for version in strings if _release(str(version)) < image.driver]:
         yield (
             field,
             (
                 f"has {', '.join(map(str, below))}; the image needs a driver of CUDA "
-                f"{_dotted(arch.driver)} or newer. Remove what is below."
+                f"{_dotted(image.driver)} or newer. Remove what is below."
             ),
         )
     if len(set(strings)) != len(strings):
         yield field, "names a version twice."
     if not versions:
-        yield field, f"is empty; list {_dotted(arch.driver)} and everything newer."
+        yield field, f"is empty; list {_dotted(image.driver)} and everything newer."
 
 
 def _cases(cases: list[object]) -> Problems:
@@ -351,11 +380,11 @@ def _dotted(release: tuple[int, int]) -> str:
     return f"{release[0]}.{release[1]}"
 
 
-def _pool_for(arch: Arch) -> str:
-    fit = (pool for pool, gpus in POOLS.items() if {*gpus.values()} == {arch.capability})
+def _pool_for(image: Image) -> str:
+    fit = (pool for pool, gpus in POOLS.items() if {*gpus.values()} <= image.capabilities)
     return next(fit)
 
 
 def _right_image(capability: tuple[int, int]) -> str:
-    image = next((arch.image for arch in ARCHS if arch.capability == capability), None)
-    return f", and deploy {image} for it" if image else ""
+    file = next((arch.image for arch in ARCHS if arch.capability == capability), None)
+    return f", and deploy {file} for it" if file else ""

@@ -26,7 +26,6 @@ from engine.models.attention import find_attention
 from engine.pipeline import Pipeline
 from engine.pose.networks import Networks
 from engine.program import (
-    DEFAULT_ATTENTION,
     ChosenPackage,
     MakeProgram,
     ModelSettings,
@@ -100,7 +99,7 @@ def renderer_of(
         engine=f"scail-engine {version('scail-engine')} {package.manifest.arch} "
         f"{package.digest[:12]}",
         gpu="CPU" if gpu is None else gpu.name,
-        attention=DEFAULT_ATTENTION,
+        attention=chosen.arch.attention,
         run=run,
         attending=lambda name: denoiser.attending(find_attention(name)),
         plan=pipeline.memory.foresee,

@@ -16,12 +16,15 @@ from collections.abc import Iterator, Mapping
 
 from kernels.aot.cubin import HIDDEN_POINTERS, WARP, Cubin, Mix, spec_digest
 from kernels.aot.elf import NEW_CONTAINER, OLD_CONTAINER, read_elf
-from kernels.arch import SM89, SM90, SM120, Arch
+from kernels.arch import SM80, SM86, SM89, SM90, SM120, Arch
 from kernels.signature import POINTER_BYTES, parameters
 from kernels.spec import BuildError, KernelSpec, Loop
 
 MOST_REGISTERS = 255  # an instruction can name no more
-CONTAINERS = {SM89: OLD_CONTAINER, SM90: OLD_CONTAINER, SM120: NEW_CONTAINER}
+CONTAINERS = {
+    **dict.fromkeys((SM80, SM86, SM89, SM90), OLD_CONTAINER),
+    SM120: NEW_CONTAINER,
+}
 
 
 class ProofError(BuildError):

@@ -24,7 +24,7 @@ from benchmarks.kernel.cases import cases
 from benchmarks.kernel.model import DRAM_SHARE, GPUS, limits_ms
 from engine.config import SCAIL_14B
 from engine.memory import ClipShape
-from kernels.arch import ARCHS, SM89, SM90, SM120
+from kernels.arch import ARCHS, SM80, SM86, SM89, SM90, SM120
 from kernels.ops import Ops
 from tests.benchmarks.test_projection import colours
 from tests.support.compiled import STATE
@@ -105,7 +105,9 @@ def test_a_block_calls_each_operation_as_often_as_its_steps_are_counted():
     assert {step.kind for step in STEPS} == set(KINDS)
 
 
-@pytest.mark.parametrize(("arch", "seconds"), [(SM89, 0.74), (SM120, 0.58), (SM90, 0.99)])
+@pytest.mark.parametrize(
+    ("arch", "seconds"), [(SM89, 0.74), (SM120, 0.58), (SM90, 0.99), (SM86, 1.71), (SM80, 1.57)]
+)
 def test_exponentials_of_attention_take_what_the_specification_says(arch, seconds):
     """docs/reference/performance.md B, the last line."""
     work = BY_NAME["attention"].work(LARGE.tokens)

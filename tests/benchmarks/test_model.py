@@ -28,10 +28,10 @@ from benchmarks.kernel.queue import throughput
 from benchmarks.kernel.work import LaunchWork, product, self_attention
 from kernels.aot.cubin import Cubin, Mix
 from kernels.aot.sass import disassemble
-from kernels.arch import ARCHS, SM89, SM90, SM120
+from kernels.arch import SM80, SM86, SM89, SM90, SM120
 from kernels.attention import variants
 from kernels.gemm import GEMM
-from tests.support.compiled import STATE, compiled
+from tests.support.compiled import STATE, compiled, each_arch
 
 ADA = GPUS[SM89]
 MMA = {"IMMA.16832.S8.S8.SAT": 64}  # 1024 cycles of a tensor core
@@ -61,6 +61,10 @@ def cubin(loop, **changes):
         ("QGMMA.64x256x32.F32.E4M3.E4M3", SM90, 1979),
         ("IGMMA.64x128x32.S8.S8", SM90, 1979),
         ("HGMMA.64x128x16.F32.BF16", SM90, 989.5),
+        ("IMMA.16832.S8.S8.SAT", SM86, 284.7),
+        ("HMMA.16816.F32.BF16", SM86, 71.2),
+        ("IMMA.16832.S8.S8.SAT", SM80, 624),
+        ("HMMA.16816.F32.BF16", SM80, 312),
     ],
 )
 def test_peaks_are_those_of_the_data_sheets(instruction, arch, tflops):
@@ -84,7 +88,7 @@ def test_a_warp_does_a_quarter_of_what_its_warpgroup_does():
 def test_every_instruction_that_a_product_asks_for_has_a_rate():
     for form in GEMM.values():
         for names in form.bias.loop.mma.values():
-            assert all(flop(name) and flop_a_cycle(name) for name in names)
+            assert all(flop(name) and flop_a_cycle(name, ADA) for name in names)
 
 
 # --- the units of a multiprocessor
@@ -214,18 +218,18 @@ def test_a_kernel_without_a_loop_moves_bytes():
     assert (found.bound_ms, found.ms) == pytest.approx((2, 2 / DRAM_SHARE))
 
 
-@pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
+@each_arch
 def test_what_is_expected_is_slower_than_the_upper_bound(arch):
-    specs = variants("int8fp8", arch)
+    specs = variants(arch.attention, arch)
     for spec, held in zip(specs, compiled(*[(spec, arch) for spec in specs]), strict=True):
         found = estimate(self_attention(5120)(48832), held, GPUS[arch], spec.tuning[arch].blocks)
         assert found.bound_ms < found.ms
 
 
-@pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
+@each_arch
 def test_loads_are_of_four_matrices_and_copies_of_16_bytes(arch, tmp_path):
     """What `SHARED_CYCLES` takes for granted. Scales of keys are copied by 4 bytes, few of all."""
-    specs = [*variants("int8fp8", arch), *(way.bias for way in GEMM.values())]
+    specs = [*variants(arch.attention, arch), *(way.bias for way in GEMM.values())]
     specs = [spec for spec in specs if arch in spec.tuning]
     for spec, held in zip(specs, compiled(*[(spec, arch) for spec in specs]), strict=True):
         path = tmp_path / f"{spec.name}.cubin"

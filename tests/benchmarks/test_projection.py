@@ -73,7 +73,7 @@ def test_the_bar_begins_at_the_highest_clock_and_no_later_than_what_is_expected(
 
 
 def test_an_architecture_that_nobody_knows_is_an_error():
-    with pytest.raises(BadRequest, match=r"no architecture 'sm75'. Choose from sm89, sm90, sm120"):
+    with pytest.raises(BadRequest, match=r"no architecture 'sm75'. Choose from sm80, sm86, sm89"):
         measure_projection(["sm75"])
 
 

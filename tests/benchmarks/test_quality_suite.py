@@ -26,7 +26,7 @@ from benchmarks.quality.sums import hopper_product, measure_sums
 from benchmarks.timing import WrongResult
 from engine.demo.weights import demo_weights
 from engine.errors import Unavailable
-from kernels.arch import SM89, SM90
+from kernels.arch import SM86, SM89, SM90
 from kernels.gemm import GEMM
 from tests.support.compiled import STATE
 
@@ -121,6 +121,12 @@ def test_a_package_without_its_checkpoint_is_refused(tmp_path):
 
 def test_attention_is_all_that_an_architecture_has():
     assert suite.attentions(SM89) == suite.attentions(SM90) == ATTENTIONS
+    assert suite.attentions(SM86) == ["int8", "sdpa"]
+
+
+def test_of_an_architecture_that_multiplies_no_e4m3_no_such_package_is_built():
+    assert suite.buildable(["fp8", "int8", CALIBRATED], SM89) == ["fp8", "int8", CALIBRATED]
+    assert suite.buildable(["fp8", "int8", CALIBRATED], SM86) == ["int8", CALIBRATED]
 
 
 # --- coherent sums

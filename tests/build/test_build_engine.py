@@ -25,11 +25,11 @@ from engine.models.stored_prompts import load_prompts
 from engine.package.folder import open_package
 from engine.package.search import find_packages
 from kernels.aot.cubin import spec_digest
-from kernels.arch import ARCHS, SM89, SM90, SM120
+from kernels.arch import SM86, SM89, SM90, SM120
 from kernels.gemm import GEMM
 from tests.support.built import tiny_package
 from tests.support.checkpoints import save, small_weights
-from tests.support.compiled import STATE
+from tests.support.compiled import STATE, each_arch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,7 +51,7 @@ def run(arguments):
 # --- what is built
 
 
-@pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
+@each_arch
 def test_a_tiny_package_is_built_for_every_architecture(arch):
     package = open_package(tiny_package(arch), arch)
     manifest = package.manifest
@@ -197,6 +197,11 @@ def test_an_order_that_contradicts_itself_is_refused(demo, tmp_path):
         ({"programs": ("native", "cuda")}, "native or native,tensorrt"),
         ({"programs": both, "weights": "int8"}, "takes fp8 weights, not int8"),
         ({"programs": both, "arch": SM90}, "not for sm90"),
+        ({"programs": both, "arch": SM86}, "for sm89 and sm120, not for sm86"),
+        (
+            {"weights": "fp8", "arch": SM86},
+            r"fp8, and sm86 \(RTX 3090.*multiply them. Leave",
+        ),
         ({"calibration": tmp_path / "nowhere"}, r"holds no activations\.safetensors"),
         ({"prompts": tmp_path / "nowhere"}, "no text file"),
     ):

@@ -21,10 +21,10 @@ from engine.package.folder import open_package
 from engine.package.manifest import MergedLora
 from engine.package.merged import NeededLora, check_recipe_loras, served_modes
 from engine.package.search import find_packages
-from kernels.arch import ARCHS, SM89, SM90, SM120
+from kernels.arch import SM89, SM90, SM120
 from tests.support.built import tiny_package
 from tests.support.checkpoints import save, small_weights, to_sat
-from tests.support.compiled import STATE
+from tests.support.compiled import STATE, each_arch
 
 MASKS = "patch_embedding_mask"
 
@@ -43,7 +43,7 @@ def read(checkpoint, name):
 # --- what is built
 
 
-@pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
+@each_arch
 def test_a_tiny_package_is_built_for_every_architecture(arch, weights):
     package = open_package(tiny_package(arch, kind="scail2"), arch)
     package.verify()

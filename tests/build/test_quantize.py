@@ -25,6 +25,7 @@ from engine.denoise.block import (
 from engine.models.checkpoint import Checkpoint, load_transformer
 from engine.models.dit import rope_tables
 from engine.models.lora import Lora
+from kernels.arch import SM86, SM89
 from kernels.fp8 import E4M3, INT8R, Rows, rotate
 from kernels.ops import reference_ops
 from tests.support.checkpoints import save, small_weights
@@ -256,6 +257,12 @@ def test_smoothing_changes_the_numbers_and_not_what_they_mean(checkpoint, scene)
     for tensors in (plain, smoothed):
         got = computed(tensors, scene)
         assert (got - want).norm() / want.norm() < 0.03
+
+
+def test_calibration_offers_e4m3_to_gpus_that_multiply_it_alone(checkpoint):
+    for arch, forms in ((SM89, [INT8R, E4M3]), (SM86, [INT8R])):
+        assert Quantization(checkpoint, INT8R, Activations({}), arch.codes).allowed == forms
+        assert Quantization(checkpoint, INT8R, None, arch.codes).allowed == [INT8R]
 
 
 def columns(tensors, name):

@@ -23,7 +23,7 @@ from engine.denoise.block import (
 from engine.models.attention import sdpa
 from engine.models.checkpoint import Checkpoint, load_transformer
 from engine.models.dit import Block, Context, patch_grid, rope_tables
-from kernels.arch import SM89, SM90, SM120
+from kernels.arch import SM80, SM86, SM89, SM90, SM120
 from kernels.attention import ATTENTION
 from kernels.fp8 import E4M3, INT8R
 from kernels.gemm import GEMM
@@ -276,6 +276,8 @@ def test_quantised_weights_do_not_follow_the_block_they_came_from(drawn):
 @pytest.mark.parametrize(
     ("arch", "ways"),
     [
+        (SM80, ("i8_pair",)),
+        (SM86, ("i8_pair",)),
         (SM89, ("i8_pair", "fp8_pair")),
         (SM90, ("i8_pair", "fp8_pair")),
         (SM120, ("i8_pair", "mx_pair")),

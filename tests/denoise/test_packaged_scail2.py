@@ -25,11 +25,11 @@ from engine.models.attention import sdpa
 from engine.models.checkpoint import Checkpoint
 from engine.models.dit import patch_grid, rope_tables
 from engine.package.folder import open_package
-from kernels.arch import ARCHS, SM90
+from kernels.arch import SM90
 from kernels.attention import variants
 from kernels.ops import reference_ops
 from tests.support.built import tiny_package
-from tests.support.compiled import STATE
+from tests.support.compiled import STATE, each_arch
 
 COSINE = 0.999  # the 8-bit gate
 CPU = torch.device("cpu")
@@ -307,8 +307,8 @@ def tiny(arch=None):
         checkpoint = Checkpoint(scail2_weights(state_dir()).checkpoint)
         return ExactDenoiser(checkpoint, CPU, torch.float32, sdpa)
     package = open_package(tiny_package(arch, kind="scail2"), arch)
-    found = variants("int8fp8", arch)[0]
-    return PackagedDenoiser(PackageWeights(package, CPU), reference_ops(found))
+    found = variants(arch.attention, arch)[0]
+    return PackagedDenoiser(PackageWeights(package, CPU), reference_ops(found, arch))
 
 
 @cache
@@ -316,7 +316,7 @@ def wanted(name, cfg):
     return velocity(tiny(), *clip(**CLIPS[name]), replace(GUIDED, cfg=cfg))
 
 
-@pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
+@each_arch
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
 @pytest.mark.parametrize("name", CLIPS)
 def test_a_package_of_any_architecture_has_the_velocity_of_the_exact_model(arch, name, cfg):
@@ -326,7 +326,7 @@ def test_a_package_of_any_architecture_has_the_velocity_of_the_exact_model(arch,
     assert max(others, key=lambda other: cosine(got, others[other])) == name
 
 
-@pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
+@each_arch
 def test_the_driving_masks_of_a_window_are_those_of_its_frames(arch):
     told, latents = clip(references=1)
     times = grid("euler", 2, 3.0).timesteps

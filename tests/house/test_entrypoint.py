@@ -122,6 +122,50 @@ def test_a_package_of_another_architecture_is_none(container):
     assert f"SCAIL_PACKAGE={container.volume}/packages\n" in done.stdout  # the worker judges it
 
 
+def test_of_two_architectures_the_one_of_the_gpu_is_looked_for(container):
+    both = {"SCAIL_ARCH": "sm86 sm80"}
+    container.package(container.home / "weights", "preview/sm80")
+    container.package(container.volume, "preview/sm86")
+    for capability, place in (("8.0", container.home / "weights"), ("8.6", container.volume)):
+        container.program("nvidia-smi", f"echo {capability}; echo 9.0")
+        assert container.settings(**both)["SCAIL_PACKAGE"] == f"{place}/packages"
+    container.program("nvidia-smi", "echo 7.5")  # of neither: whatever is there, and the worker
+    assert container.settings(**both)["SCAIL_PACKAGE"] == f"{container.home}/weights/packages"
+
+
+def test_the_image_build_fetches_both_architectures_and_asks_no_gpu(container):
+    made = container.home / "weights/packages/preview/sm80"
+    container.program("hf", f'mkdir -p "{made}"; touch "{made}/manifest.json"')
+    container.program("nvidia-smi", "echo 8.0")
+    done = container.start("fetch", WEIGHTS_REPO="me/scail", SCAIL_ARCH="sm86 sm80")
+    assert done.returncode == 0, done.stderr
+    (call,) = container.called("hf")
+    for name in ("sm86", "sm80"):
+        assert f"--include packages/*/{name}/* --include packages/{name}/*" in call
+    assert container.called("nvidia-smi") == []
+
+
+@pytest.mark.parametrize(("gpu", "built"), [("echo 8.0", ["sm80"]), ("exit 9", ["sm86", "sm80"])])
+def test_a_checkpoint_is_built_for_the_gpu_and_for_both_where_none_is(container, gpu, built):
+    container.volume.mkdir()
+    container.program("python", "true")
+    container.program("nvidia-smi", gpu)
+    done = container.start(SCAIL_CHECKPOINT="c.pt", SCAIL_ARCH="sm86 sm80")
+    assert done.returncode == 0, done.stderr
+    assert container.called("python") == [
+        f"python build_engine.py --arch {name} --checkpoint c.pt --out {container.volume}/packages"
+        for name in built
+    ]
+
+
+def test_a_build_that_fails_for_the_first_architecture_starts_no_worker(container):
+    container.volume.mkdir()
+    container.program("nvidia-smi", "exit 9")
+    done = container.start(SCAIL_CHECKPOINT="c.pt", SCAIL_ARCH="sm86 sm80")
+    assert (done.returncode, len(container.called("python"))) == (9, 1)
+    assert container.called("worker") == []
+
+
 HF = """for last; do true; done
 mkdir -p "$last/packages/scail2/sm89" "$last/models"
 echo "$HF_TOKEN" > "$last/packages/scail2/sm89/manifest.json"

@@ -14,14 +14,18 @@ from engine.jobs.parse import parse_job
 from kernels.arch import ARCHS
 
 ROOT = Path(__file__).resolve().parents[2]
-IMAGES = [arch for arch in ARCHS if arch.image]
+IMAGES = [
+    next(arch for arch in ARCHS if arch.image == name)
+    for name in ("Dockerfile.sm89", "Dockerfile.sm86", "Dockerfile.sm120")
+]
 TEXT_FILES = [
-    "Dockerfile.sm89", "Dockerfile.sm120", ".runpod/Dockerfile", ".runpod/hub.json",
-    ".runpod/tests.json", "entrypoint.sh", "docker-compose.yml", ".dockerignore", ".gitattributes",
+    "Dockerfile.sm86", "Dockerfile.sm89", "Dockerfile.sm120", ".runpod/Dockerfile",
+    ".runpod/hub.json", ".runpod/tests.json", "entrypoint.sh", "docker-compose.yml",
+    ".dockerignore", ".gitattributes",
 ]  # fmt: skip
 KNOWN = {"ARG", "FROM", "COPY", "RUN", "ENV", "WORKDIR", "HEALTHCHECK", "ENTRYPOINT", "CMD"}
 
-each_image = pytest.mark.parametrize("arch", IMAGES, ids=lambda arch: arch.name)
+each_image = pytest.mark.parametrize("arch", IMAGES, ids=lambda arch: arch.image)
 
 
 def text_of(arch):
@@ -50,19 +54,38 @@ def test_the_hub_builds_the_ada_image_to_the_byte():
     assert (ROOT / ".runpod/Dockerfile").read_bytes() == (ROOT / "Dockerfile.sm89").read_bytes()
 
 
-def test_the_two_images_differ_in_the_lines_that_name_the_architecture():
-    ada, blackwell = (text_of(arch).splitlines() for arch in IMAGES)
-    assert len(ada) == len(blackwell)
-    different = [(a, b) for a, b in zip(ada, blackwell) if a != b]
+def test_every_image_is_one_of_those():
+    assert {arch.image for arch in ARCHS if arch.image} == {arch.image for arch in IMAGES}
+
+
+@pytest.mark.parametrize(("other", "more"), [("sm86", []), ("sm120", ["ARG CUDA"])])
+def test_the_images_differ_in_the_lines_that_name_architectures(other, more):
+    texts = [(ROOT / f"Dockerfile.{name}").read_text("utf-8") for name in ("sm89", other)]
+    ada, lines = (text.splitlines() for text in texts)
+    assert len(ada) == len(lines)
+    different = [(a, b) for a, b in zip(ada, lines) if a != b]
     assert [a.partition("=")[0].partition(":")[0] for a, _ in different] == [
-        "# The worker for Ada", "ARG ARCH", "ARG CUDA",
+        "# The worker for Ada", "ARG ARCH", *more,
     ]  # fmt: skip
 
 
-@each_image
-def test_an_image_is_for_one_architecture_and_its_drivers(arch):
+@pytest.mark.parametrize(
+    ("image", "named"),
+    [
+        ("Dockerfile.sm89", "sm89"),
+        ("Dockerfile.sm86", '"sm86 sm80"'),
+        ("Dockerfile.sm120", "sm120"),
+    ],
+)
+def test_an_image_names_the_architectures_that_it_holds(image, named):
+    assert f"ARG ARCH={named}\n" in (ROOT / image).read_text("utf-8")
+    held = {arch.name for arch in ARCHS if arch.image == image}
+    assert held == {*named.strip('"').split()}
+
+
+@pytest.mark.parametrize("arch", [arch for arch in ARCHS if arch.image], ids=lambda a: a.name)
+def test_an_image_is_for_the_drivers_of_its_architectures(arch):
     text = text_of(arch)
-    assert f"ARG ARCH={arch.name}\n" in text
     base = re.search(r"^ARG CUDA=nvidia/cuda:(\d+)\.(\d+)\.\d+-base-", text, re.MULTILINE)
     assert f"{base[1]}.{base[2]}" == arch.toolkits[0]
     assert (int(base[1]), int(base[2])) <= arch.driver  # a newer base refuses older drivers

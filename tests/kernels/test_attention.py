@@ -10,6 +10,7 @@ import torch
 from kernels.arch import ARCHS, SM89, SM90, SM120
 from kernels.attention import (
     ATTENTION,
+    CODES,
     FORMS,
     attention,
     attention_reference,
@@ -190,11 +191,17 @@ def test_the_reference_is_torchs_attention():
 
 @pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_has_a_variant_on_every_architecture(form, arch):
+def test_every_form_whose_codes_an_architecture_multiplies_has_a_variant(form, arch):
     specs = variants(form, arch)
-    assert specs
-    assert {formats(spec)[:2] for spec in specs} == {FORMS[form]}
+    assert bool(specs) == all(CODES[dtype] in arch.codes for dtype in FORMS[form])
+    assert {formats(spec)[:2] for spec in specs} <= {FORMS[form]}
     assert all(spec.tuning[arch].toolkit in arch.toolkits for spec in specs)
+
+
+@pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
+def test_the_default_form_of_an_architecture_is_one_that_it_has(arch):
+    assert variants(arch.attention, arch)
+    assert (arch.attention == "int8fp8") == ("fp8e4nv" in arch.codes)
 
 
 @pytest.mark.parametrize("form", FORMS)

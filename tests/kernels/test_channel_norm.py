@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from kernels.aot.sass import disassemble
-from kernels.arch import ARCHS, SM90
+from kernels.arch import SM90
 from kernels.channel_norm import CHANNEL_NORM, channel_norm, channel_norm_reference
 from kernels.spec import KernelError
-from tests.support.compiled import compiled
+from tests.support.compiled import compiled, each_arch
 from tests.support.interpreter import InterpretedBank
 
 BANK = InterpretedBank(SM90)
@@ -205,7 +205,7 @@ def test_a_wrong_launch_is_refused_by_name(name):
 # --- compiled
 
 
-@pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
+@each_arch
 def test_all_kernels_compile_and_move_values_sixteen_bytes_at_once(arch, tmp_path):
     cubins = compiled(*((spec, arch) for spec in CHANNEL_NORM.values()))
     for made in cubins:

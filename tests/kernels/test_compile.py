@@ -10,7 +10,7 @@ import pytest
 
 from kernels.aot.compile import compile_kernels, ptx_path
 from kernels.aot.elf import read_elf
-from kernels.arch import ARCHS, SM89, SM90, SM120
+from kernels.arch import SM89, SM90, SM120
 from kernels.attention import ATTENTION
 from kernels.device.__main__ import fenced
 from kernels.fp8 import INT8R
@@ -18,7 +18,7 @@ from kernels.gemm import GEMM
 from kernels.modulate import MODULATE
 from kernels.spec import BuildError
 from tests.kernels.test_cubin import COMBINE, FILL, MULTIPLY, fault
-from tests.support.compiled import STATE, compiled
+from tests.support.compiled import STATE, compiled, each_arch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,7 +35,7 @@ def stored(state):
     return {path.name: path.read_bytes() for path in (state / "cubins").iterdir()}
 
 
-@pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
+@each_arch
 def test_two_builds_are_equal_byte_for_byte(state, arch, monkeypatch):
     """They run in other processes and folders, with other settings of Triton and ptxas around."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")

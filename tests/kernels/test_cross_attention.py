@@ -8,7 +8,7 @@ import torch
 
 from engine.models.attention import sdpa
 from engine.models.dit import EPS, split_heads
-from kernels.arch import ARCHS, SM89, SM90, SM120
+from kernels.arch import SM89, SM90, SM120
 from kernels.cross_attention import (
     CROSS_ATTENTION,
     KEY_TILE,
@@ -18,7 +18,7 @@ from kernels.cross_attention import (
 )
 from kernels.layout import HEAD
 from kernels.spec import KernelError
-from tests.support.compiled import compiled
+from tests.support.compiled import compiled, each_arch
 from tests.support.interpreter import InterpretedBank
 
 WIDTH = 2 * HEAD
@@ -168,7 +168,7 @@ def test_operands_of_another_layout_are_refused(change, message):
         cross_attention(InterpretedBank(SM89), **right | change)
 
 
-@pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
+@each_arch
 def test_cross_attention_passes_its_proofs(arch):
     (made,) = compiled((CROSS_ATTENTION, arch))
     assert made.registers <= 255

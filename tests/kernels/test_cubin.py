@@ -10,7 +10,7 @@ from kernels.aot.cubin import BadCubin, Mix, cubin_from_record, spec_digest
 from kernels.aot.elf import read_elf
 from kernels.aot.proofs import ProofError, prove
 from kernels.aot.sass import main_loop
-from kernels.arch import ARCHS, SM89, SM90, SM120
+from kernels.arch import ARCHS, SM80, SM86, SM89, SM90, SM120
 from kernels.rope import rope_specs
 from kernels.spec import BuildError, KernelSpec, Loop, Tuning
 from tests.support.compiled import compiled
@@ -30,7 +30,7 @@ def fault(function, signature, loop=None, registers=None, multiples=(), **consta
 
 
 COMBINE = rope_specs(5120, torch.int8).combine
-INT8 = Loop({SM89: ("IMMA.16832",), SM90: ("IGMMA.64x64x32",), SM120: ("IMMA.16832",)})
+INT8 = Loop(dict.fromkeys(ARCHS, ("IMMA.16832",)) | {SM90: ("IGMMA.64x64x32",)})
 FILL = fault("fill", "*fp32 fp32 i32", BLOCK=256)
 SHAPE = {"BLOCK": 64, "STEP": 64}
 MULTIPLY = fault("multiply", "*i8 *i8 *i32 i32", INT8, multiples=(3,), **SHAPE, SCALAR=False)
@@ -51,7 +51,7 @@ def test_a_kernel_is_compiled_as_it_was_asked_for(arch):
     elf = read_elf(made.data)
     assert (made.name, made.arch, made.entry) == (COMBINE.name, arch.name, "combine_kernel")
     assert made.toolkit == elf.toolkit == COMBINE.tuning[arch].toolkit
-    assert elf.capability == {SM89: 89, SM90: 90, SM120: 120}[arch]
+    assert f"sm{elf.capability}" == arch.name
     assert elf.target == (arch.target if arch == SM120 else None)
     assert elf.parameter_bytes == (8,) * 4 + (4,) * 3 + (8,) * 2
     assert (elf.threads, elf.frame_bytes, made.scratch_bytes) == (256, 0, 0)
@@ -128,7 +128,11 @@ def test_the_release_of_ptxas_is_proven():
 
 
 def test_the_architecture_is_proven():
-    for_89, for_90, for_120 = compiled(*((FILL, arch) for arch in ARCHS))
+    for_86, for_89, for_90, for_120 = compiled(
+        *((FILL, arch) for arch in (SM86, SM89, SM90, SM120))
+    )
+    expect("architecture", for_86, FILL, SM80)
+    expect("architecture", for_86, FILL, SM89)
     expect("architecture", for_89, FILL, SM90)
     expect("architecture", for_90, FILL, SM89)
     old = replace(FILL, tuning={SM89: FILL.tuning[SM120]})

@@ -324,6 +324,8 @@ def test_a_depth_at_which_int8_sums_could_overflow_is_refused():
 def test_each_architecture_has_a_form_of_each_type_it_multiplies_at_full_rate():
     held = {arch.name: [n for n, way in GEMM.items() if arch in way.bias.tuning] for arch in ARCHS}
     assert held == {
+        "sm80": ["i8_pair", "i8", "i8_tall"],
+        "sm86": ["i8_pair", "i8", "i8_tall"],
         "sm89": ["i8_pair", "i8", "i8_tall", "fp8_pair", "fp8"],
         "sm90": ["i8_pair", "i8", "fp8_pair", "fp8"],
         "sm120": ["i8_pair", "i8", "i8_tall", "mx_pair", "mx", "mx_tall"],

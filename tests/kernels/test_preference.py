@@ -39,6 +39,8 @@ archs = pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
 @pytest.mark.parametrize("form", FORMS)
 def test_the_first_variant_of_a_form_is_the_fastest_at_every_size(form, arch):
     found = variants(form, arch)
+    if not found:
+        pytest.skip(f"{arch.name} has no attention of the form {form}")
     made = compiled(*[(spec, arch) for spec in found])
     for tokens in TOKENS:
         times = []

@@ -10,7 +10,7 @@ import pytest
 
 from engine.errors import UnsupportedDriver, UnsupportedGpu
 from engine.machine.gpu import Gpu, arch_of, find_gpu, require_cudnn, require_driver
-from kernels.arch import ARCHS, SM89, SM90, SM120
+from kernels.arch import ARCHS, SM80, SM86, SM89, SM90, SM120
 from tests.support.fake_driver import FakeDriver, build_driver
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,7 +20,9 @@ RTX_4090 = Gpu(
 )
 RTX_5090 = replace(RTX_4090, name="NVIDIA GeForce RTX 5090", capability=(12, 0), cuda=(12, 8))
 H200 = replace(RTX_4090, name="NVIDIA H200", capability=(9, 0), cuda=(13, 0))
-A40 = replace(RTX_4090, name="NVIDIA A40", capability=(8, 6))
+RTX_3090 = replace(RTX_4090, name="NVIDIA GeForce RTX 3090", capability=(8, 6))
+A100 = replace(RTX_4090, name="NVIDIA A100-SXM4-80GB", capability=(8, 0))
+T4 = replace(RTX_4090, name="Tesla T4", capability=(7, 5))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def test_everything_is_found_with_one_look(driver, caplog):
     assert caplog.text == ""
 
 
-@pytest.mark.parametrize("gpu", [RTX_5090, H200, A40], ids=lambda gpu: gpu.name)
+@pytest.mark.parametrize("gpu", [RTX_5090, H200, RTX_3090], ids=lambda gpu: gpu.name)
 def test_other_gpus_are_found_as_they_are(driver, gpu):
     driver.gpu(gpu.name, gpu.capability, gpu.cuda)
     assert look(driver) == gpu
@@ -158,9 +160,12 @@ def test_what_nvml_does_not_tell_stays_unknown(driver, caplog, function, unknown
 # --- the package for it
 
 
-@pytest.mark.parametrize(("gpu", "arch"), [(RTX_4090, SM89), (H200, SM90), (RTX_5090, SM120)])
+@pytest.mark.parametrize(
+    ("gpu", "arch"),
+    [(RTX_4090, SM89), (H200, SM90), (RTX_5090, SM120), (RTX_3090, SM86), (A100, SM80)],
+)
 def test_a_gpu_gets_the_package_of_its_architecture(gpu, arch):
-    assert arch_of(gpu, {"sm89", "sm90", "sm120"}) is arch
+    assert arch_of(gpu, {"sm80", "sm86", "sm89", "sm90", "sm120"}) is arch
     assert arch_of(gpu, [arch.name]) is arch
 
 
@@ -186,15 +191,21 @@ def test_a_gpu_gets_the_package_of_its_architecture(gpu, arch):
             "`python build_engine.py --arch sm90`.",
         ),
         (
-            A40, ["sm120"],
-            "NVIDIA A40 has compute capability 8.6, which no package can be built for; the "
-            "packages here are for sm120. Run on RTX 5090, RTX PRO 6000 (sm120).",
+            A100, ["sm86"],
+            "NVIDIA A100-SXM4-80GB has compute capability 8.0, which is sm80; the packages here "
+            "are for sm86. Deploy the image of Dockerfile.sm86, or build the package with "
+            "`python build_engine.py --arch sm80`.",
         ),
         (
-            A40, [],
-            "NVIDIA A40 has compute capability 8.6, which no package can be built for; no package "
-            "is here. Run on RTX 4090, L40S, RTX 6000 Ada (sm89); H100, H200 (sm90); RTX 5090, "
-            "RTX PRO 6000 (sm120).",
+            T4, ["sm120"],
+            "Tesla T4 has compute capability 7.5, which no package can be built for; the packages "
+            "here are for sm120. Run on RTX 5090, RTX PRO 6000 (sm120).",
+        ),
+        (
+            T4, [],
+            "Tesla T4 has compute capability 7.5, which no package can be built for; no package "
+            "is here. Run on A100 (sm80); RTX 3090, RTX A6000, A40 (sm86); RTX 4090, L40S, RTX "
+            "6000 Ada (sm89); H100, H200 (sm90); RTX 5090, RTX PRO 6000 (sm120).",
         ),
     ],
 )  # fmt: skip
@@ -205,7 +216,7 @@ def test_a_gpu_without_a_package_is_named_with_what_is_held_and_what_to_deploy(g
     assert caught.value.fatal and caught.value.code == "unsupported_gpu"
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (10, 0), (12, 1), (0, 0)])
+@pytest.mark.parametrize("capability", [(7, 5), (8, 7), (10, 0), (12, 1), (0, 0)])
 def test_a_capability_beside_those_built_for_is_refused(capability):
     """Cubins run on exactly their own: 12.1 does not take what is made for 12.0."""
     with pytest.raises(UnsupportedGpu, match="which no package can be built for"):
@@ -213,7 +224,10 @@ def test_a_capability_beside_those_built_for_is_refused(capability):
 
 
 def test_every_image_is_the_one_of_its_package():
-    assert [arch.image for arch in ARCHS] == ["Dockerfile.sm89", None, "Dockerfile.sm120"]
+    assert {arch.name: arch.image for arch in ARCHS} == {
+        "sm80": "Dockerfile.sm86", "sm86": "Dockerfile.sm86", "sm89": "Dockerfile.sm89",
+        "sm90": None, "sm120": "Dockerfile.sm120",
+    }  # fmt: skip
 
 
 # --- the driver
@@ -254,7 +268,7 @@ def test_a_driver_whose_release_is_unknown_is_refused_too():
 
 
 def test_the_floors_are_those_of_the_design():
-    assert (SM89.driver, SM120.driver) == ((12, 7), (12, 8))
+    assert (SM86.driver, SM89.driver, SM120.driver) == ((12, 6), (12, 7), (12, 8))
 
 
 # --- cuDNN

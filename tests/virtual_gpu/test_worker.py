@@ -52,8 +52,9 @@ def test_a_job_becomes_an_mp4_by_kernels_that_were_chosen_and_a_plan(program, wo
 
     # every kernel that there is a choice of was held against its definition, and none was wrong
     choices = {choice.op: choice for choice in program.choices.ops}
-    assert [v.name for v in choices["attention.int8fp8"].variants] == [
-        name for name, spec in ATTENTION.items() if spec in variants("int8fp8", arch)
+    attention = choices[f"attention.{arch.attention}"]
+    assert [v.name for v in attention.variants] == [
+        name for name, spec in ATTENTION.items() if spec in variants(arch.attention, arch)
     ]
     assert {v.fault for choice in choices.values() for v in choice.variants} == {""}
     timed = [choice for choice in choices.values() if len(choice.variants) > 1]
@@ -74,7 +75,7 @@ def test_a_job_becomes_an_mp4_by_kernels_that_were_chosen_and_a_plan(program, wo
     assert left_in(worker) == []
 
     # blocks of 2 steps with guidance: each launches attention once
-    attended = ATTENTION[choices["attention.int8fp8"].chosen].name
+    attended = ATTENTION[attention.chosen].name
     assert {n for n in bank.launches if n.startswith("attention.")} == {attended}
     layers = program.chosen(nano_package(arch)).package.manifest.model.layers
     assert bank.launches[attended] == 2 * 2 * layers

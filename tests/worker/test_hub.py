@@ -357,9 +357,48 @@ def test_the_direct_deployment_of_the_rtx_5090_would_pass(tmp_path):
     assert problems(tmp_path, hub, tests) == []
 
 
+AMPERE = ["12.6", "12.7", "12.8", "12.9", "13.0"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "gpu"),
+    [
+        ("AMPERE_48,AMPERE_80", "NVIDIA RTX A6000"),
+        (f"AMPERE_24,-NVIDIA L4,-{QUARTER}", "NVIDIA GeForce RTX 3090"),
+    ],
+)
+def test_one_image_serves_the_pools_of_both_architectures_that_it_holds(tmp_path, ids, gpu):
+    shutil.copy(ROOT / "Dockerfile.sm86", tmp_path / "Dockerfile")
+    hub = with_config("hub.json", gpuIds=ids, allowedCudaVersions=AMPERE)
+    tests = with_config("tests.json", gpuTypeId=gpu, allowedCudaVersions=AMPERE)
+    assert problems(tmp_path, hub, tests) == []
+
+
+def test_pools_with_gpus_beside_those_of_the_image_are_told(tmp_path):
+    shutil.copy(ROOT / "Dockerfile.sm86", tmp_path / "Dockerfile")
+    hub = with_config("hub.json", gpuIds="AMPERE_24,ADA_32_PRO", allowedCudaVersions=AMPERE)
+    tests = with_config(
+        "tests.json", gpuTypeId="NVIDIA GeForce RTX 3090", allowedCudaVersions=AMPERE
+    )
+    held = "this image is for sm80, sm86 (A100, RTX 3090, RTX A6000, A40)."
+    assert problems(tmp_path, hub, tests) == [
+        f"hub.json: config.gpuIds: AMPERE_24 has the NVIDIA L4; {held} Add -NVIDIA L4,-{QUARTER}.",
+        f"hub.json: config.gpuIds: ADA_32_PRO has the {RTX_5090}; {held} Remove ADA_32_PRO, and "
+        "deploy Dockerfile.sm120 for it.",
+    ]
+    hub = with_config("hub.json", gpuIds="", allowedCudaVersions=AMPERE)
+    assert problems(tmp_path, hub, tests)[-1].endswith("names no pool. Write AMPERE_48.")
+
+
 def test_an_image_for_no_architecture_is_named(tmp_path):
     (found,) = listing(tmp_path, "FROM scratch\n")
-    assert found == "Dockerfile: ARG ARCH: names none of sm89, sm90, sm120."
+    assert found == "Dockerfile: ARG ARCH: names none of sm80, sm86, sm89, sm90, sm120."
+
+
+@pytest.mark.parametrize("named", ['"sm86 sm75"', "", '""'])
+def test_an_image_for_an_unknown_architecture_beside_a_known_one_is_named(tmp_path, named):
+    found = listing(tmp_path, f"ARG ARCH={named}\n")
+    assert found[0] == "Dockerfile: ARG ARCH: names none of sm80, sm86, sm89, sm90, sm120."
 
 
 def test_no_pool_hides_the_gpu_of_another(tmp_path):

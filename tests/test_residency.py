@@ -19,15 +19,16 @@ from engine.denoise.segments import segments_of
 from engine.denoise.windows import unwatched
 from engine.errors import EngineError, TooLarge
 from engine.flow import Reference, Request, Settings, Source
+from engine.ladder import LADDER
 from engine.load import load_exact
 from engine.media.video import probe_video
-from engine.memory import LADDER, ClipShape
+from engine.memory import ClipShape
 from engine.pose.networks import Networks
 from engine.program import ModelSettings
 from engine.residency import Memory, shape_of
 from engine.stage_dump import StageDump
 from tests.support.clips import clip
-from tests.support.planned_gpu import GB, QUICK, Gpu, full, made
+from tests.support.planned_gpu import GB, IN_TURNS, QUICK, Gpu, full, made
 
 STAGES = ["conditioning", "denoise", "decode"]
 
@@ -36,7 +37,7 @@ def test_the_first_rung_moves_nothing_and_the_last_everything():
     gpu = Gpu()
     gpu.memory.prepare(*made(gpu))
     assert gpu.diary == ["graphs True"]
-    gpu.free = gpu.free_for(LADDER[-1])
+    gpu.free = gpu.free_for(IN_TURNS)
     gpu.memory.prepare(*made(gpu))
     assert gpu.diary[1:] == ["graphs False", "-blocks", "-vision", "-vae"]
     gpu.free = 1000 * GB
@@ -48,7 +49,7 @@ def test_the_first_rung_moves_nothing_and_the_last_everything():
 def test_models_that_do_not_fit_back_where_they_were_are_taken_in_turns(fits):
     """Another process took memory since they left. So many of three models fit."""
     gpu = Gpu()
-    gpu.free = gpu.free_for(LADDER[-1])
+    gpu.free = gpu.free_for(IN_TURNS)
     gpu.memory.prepare(*made(gpu))
     gpu.free = 1000 * GB
     for model in (gpu.vae, gpu.vision, gpu.blocks)[: 3 - fits]:
@@ -313,7 +314,7 @@ def test_a_job_goes_down_rung_by_rung_over_its_stages(hungry, run):
         "Out of memory (decode)",
     ]
     assert hungry.gpu.kept == [(True, True), (False, True), *[(False, False)] * 3]
-    assert made.notes[-1].endswith(f"{LADDER[-1].does}.")
+    assert made.notes[-1].endswith(f"{IN_TURNS.does}.")
 
 
 def test_without_a_plan_running_out_is_told_at_once_and_the_next_job_works(hungry, loaded, run):

@@ -5,6 +5,7 @@ import dataclasses
 import torch
 
 from engine.flow import Recipe, Request, Settings, Source
+from engine.ladder import LADDER
 from engine.machine.resident import Resident
 from engine.memory import ClipShape, EncoderBytes, plan
 from engine.package.folder import open_package
@@ -15,6 +16,8 @@ from tests.support.built import tiny_package
 QUICK = Recipe(sampler="euler", steps=2, cfg=1.0, shift=5.0)
 GB = 10**9
 ENCODERS = EncoderBytes(text=0, vision=GB, vae=GB)
+# of two blocks none is worth streaming: this is as low as a clip of the tiny model goes
+IN_TURNS = next(rung for rung in LADDER if not (rung.blocks_stay or rung.streams))
 
 
 def full():

@@ -130,6 +130,10 @@ class EncoderBytes:
     capture: int = 0  # of motion capture's networks, which stay once a dance was seen
 
 
+# as people have them: UMT5-XXL in BF16, CLIP-H, the VAE of Wan 2.1
+USUAL_ENCODERS = EncoderBytes(text=772_800_000, vision=1_222_000_000, vae=253_785_062)
+
+
 @dataclass(frozen=True, slots=True)
 class Running:
     """How the transformer is run, where that decides about memory."""
@@ -242,6 +246,14 @@ def plan(
         least = min(plans, key=lambda one: one.peak_bytes)
         raise TooLarge(_too_large(manifest, encoders, least))
     return min(fitting, key=lambda one: round(one.seconds))
+
+
+def has_room_for_blocks(manifest: Manifest, free_bytes: int, running: Running) -> bool:
+    """Tells if any clip could be made with all blocks on the GPU, beside the usual encoders."""
+    smallest = ClipShape(SIZE_MULTIPLE, SIZE_MULTIPLE, 1)
+    bytes_of = _footprint(manifest, _held_weights(manifest), smallest, USUAL_ENCODERS, running)
+    rungs = [rung for rung in LADDER if rung.blocks_stay and not rung.streams]
+    return any(_on(rung, smallest, bytes_of, 0).peak_bytes <= free_bytes for rung in rungs)
 
 
 def next_rung(plan: MemoryPlan, stage: Stage) -> MemoryPlan | None:

@@ -89,6 +89,17 @@ class PackagedDenoiser:
             self._streaming = streaming
 
     @property
+    def block_bytes(self) -> int:
+        """Those of all blocks, in one piece each."""
+        return self._stored().nbytes
+
+    @property
+    def read_rate(self) -> float | None:
+        """Bytes a second that were read from the package so far; None: nothing was streamed."""
+        weights = self._weights
+        return weights.read_bytes / weights.read_s if weights.read_s else None
+
+    @property
     def attention_bits(self) -> int:
         """Those of q, k and v in self attention now."""
         return self._ops.attention_bits

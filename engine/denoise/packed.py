@@ -6,6 +6,7 @@ host has no room for them they are read from the package's file each time, in la
 out of the page cache what lies there, past it what does not.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -15,8 +16,14 @@ import torch
 from torch import Tensor
 
 from engine.denoise.block import BlockWeights, assemble, tensor_names
+from engine.machine.host_memory import HostMemory
 from engine.machine.upload import PackageWeights
 from engine.package.manifest import Entry, aligned
+from kernels.launch import DriverError
+
+log = logging.getLogger(__name__)
+
+SPARE_BYTES = 2 * 2**30  # of the host, for this process beside the blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +91,16 @@ class StoredBlocks:
         places = self.layouts[block].slices(memory)
         self._weights.fill(places, through_cache=block < self._cached)
 
+    @property
+    def nbytes(self) -> int:
+        return sum(layout.nbytes for layout in self.layouts)
+
+    def caching(self, available_bytes: int) -> "StoredBlocks":
+        """The same with as many in the page cache as have room there."""
+        largest = max(layout.nbytes for layout in self.layouts)
+        room = max(0, available_bytes - SPARE_BYTES) // largest
+        return StoredBlocks(self._weights, self.layouts, min(room, len(self.layouts)))
+
 
 class PinnedBlocks:
     """Blocks that were read once, into memory that a GPU copies from by itself."""
@@ -95,10 +112,36 @@ class PinnedBlocks:
         for block, memory in enumerate(self._held):
             stored.fill(block, memory)
 
-    @property
-    def nbytes(self) -> int:
-        return sum(map(len, self._held))
-
     def fill(self, block: int, memory: Tensor) -> None:
         held = self._held[block]
         memory[: len(held)].copy_(held, non_blocking=True)
+
+
+def can_pin(nbytes: int, host: HostMemory) -> bool:
+    """Tells if the host has room for so many bytes of blocks."""
+    return nbytes + SPARE_BYTES <= host.available_bytes
+
+
+def kept_on_host(
+    stored: StoredBlocks, host: HostMemory, pin: Callable[[int], Tensor]
+) -> BlockSource:
+    """Reads all blocks into pinned memory where the host has room for it, and says so where it has
+    none, or refuses: then they are read whenever they are wanted.
+    """
+    nbytes = stored.nbytes
+    reason = f"{host.owner} leaves {_gb(host.available_bytes)}"
+    if can_pin(nbytes, host):
+        try:
+            return PinnedBlocks(stored, pin)
+        except DriverError as error:
+            reason = f"the system refuses it: {error}"
+    log.warning(
+        "streamed blocks want %s of pinned memory with %s to spare, and %s. They are read from the "
+        "page cache and the disk instead: forwards may wait for it. Allow more memory "
+        "(docs/deploy.md, Small GPUs).", _gb(nbytes), _gb(SPARE_BYTES), reason,
+    )  # fmt: skip
+    return stored.caching(host.available_bytes)
+
+
+def _gb(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.1f} GB"

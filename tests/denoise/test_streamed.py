@@ -9,18 +9,21 @@ from engine.config import NANO
 from engine.denoise.block import BlockWeights, assemble, tensor_names
 from engine.denoise.cuda_graphs import GraphedBlocks
 from engine.denoise.packaged import PackagedDenoiser
-from engine.denoise.packed import PinnedBlocks, StoredBlocks, pack
+from engine.denoise.packed import SPARE_BYTES, PinnedBlocks, StoredBlocks, kept_on_host, pack
 from engine.denoise.sampler import grid
 from engine.denoise.schedule import Streaming
 from engine.denoise.streamed import StreamedBlocks
 from engine.errors import BadPackage
 from engine.flow import Conditions, Recipe
+from engine.machine.host_memory import HostMemory
 from engine.machine.transfers import HostTransfers
 from engine.machine.upload import PackageWeights
 from engine.package.folder import open_package
 from kernels.arch import SM90
+from kernels.launch import DriverError
 from kernels.ops import reference_ops
 from tests.support.nano_clips import nano_package
+from tests.support.planned_clips import REAL, MetaPackage
 
 CPU = torch.device("cpu")
 RECIPE = Recipe("euler", 2, 2.0, 5.0, pose_until=0.5)
@@ -153,3 +156,62 @@ def test_a_block_that_cannot_be_read_ends_the_step_with_the_sentence_that_says_s
             got.append(held)
     assert len(got) == 4
     blocks.close()
+
+
+# --- where they are kept
+
+
+def stored_of(package):
+    weights = PackageWeights(package, CPU)
+    return StoredBlocks(weights, [pack(weights, n) for n in range(NANO.layers)])
+
+
+def plain(nbytes):
+    return torch.empty(nbytes, dtype=torch.uint8)
+
+
+def test_blocks_are_pinned_where_the_host_has_room_and_read_where_it_has_not(package, caplog):
+    stored = stored_of(package)
+    enough = stored.nbytes + SPARE_BYTES
+    assert isinstance(kept_on_host(stored, HostMemory(enough, "the machine"), plain), PinnedBlocks)
+    assert caplog.text == ""
+    short = kept_on_host(stored, HostMemory(enough - 1, "the container's limit"), plain)
+    assert isinstance(short, StoredBlocks)
+    assert "of pinned memory with 2.1 GB to spare, and the container's limit leaves" in caplog.text
+    assert short._cached == NANO.layers - 1
+
+
+def test_a_system_that_pins_no_more_is_told_and_blocks_are_read(package, caplog):
+    """As WSL2: what was pinned is given back."""
+    held = []
+
+    def pin(nbytes):
+        if len(held) == 3:
+            raise DriverError("cuMemHostRegister_v2 failed: CUDA_ERROR_OUT_OF_MEMORY (2)", 2)
+        held.append(plain(nbytes))
+        return held[-1]
+
+    source = kept_on_host(stored_of(package), HostMemory(10**12, "the machine"), pin)
+    assert isinstance(source, StoredBlocks)
+    assert "the system refuses it: cuMemHostRegister_v2 failed" in caplog.text
+    assert source._cached == NANO.layers
+
+
+def test_14b_wants_less_than_14_gb_of_pinned_memory():
+    package = MetaPackage(REAL)
+    nbytes = sum(pack(package, n).nbytes for n in range(40))
+    assert 11.9e9 < nbytes < 14e9
+    assert nbytes == PackagedDenoiser(package, reference_ops(), loads=False).block_bytes
+
+
+def test_blocks_that_have_room_in_the_page_cache_go_through_it_and_others_past_it(package):
+    class Seen(PackageWeights):
+        def fill(self, places, *, through_cache=False):
+            seen.append(through_cache)
+
+    seen = []
+    weights = Seen(package, CPU)
+    stored = StoredBlocks(weights, [pack(weights, n) for n in range(NANO.layers)], cached=2)
+    for n in range(4):
+        stored.fill(n, plain(1))
+    assert seen == [True, True, False, False]

@@ -18,10 +18,10 @@ from engine.denoise.exact import ExactDenoiser
 from engine.denoise.packaged import PackagedDenoiser
 from engine.denoise.packed import BlockSource, StoredBlocks, can_pin, kept_on_host
 from engine.errors import BadPackage, MissingModel
-from engine.ladder import Rates
 from engine.machine.exhausted import held_by_others
 from engine.machine.gpu import Gpu
 from engine.machine.host_memory import host_memory
+from engine.machine.ladder import Rates
 from engine.machine.pinned import pinner
 from engine.machine.rates import copy_rate
 from engine.machine.resident import Resident

@@ -5,8 +5,8 @@ the code makes, in the order in which it makes them and lets go of them. Tests h
 against the code itself: tests/test_memory.py, tests/denoise/test_activations.py. What PyTorch's
 allocator needs beyond them while a clip is denoised comes from a model of it
 (`engine.denoise.activations`). Where all of it does not fit, something takes turns or is streamed:
-a clip is made on the rung of a ladder (`engine.ladder`) that loses the fewest seconds to weights
-on their way. On the lowest ones as many blocks stay as fit, and the others are streamed.
+a clip is made on the rung of a ladder (`engine.machine.ladder`) that loses the fewest seconds to
+weights on their way. On the lowest ones as many blocks stay as fit, and the others are streamed.
 
 A clip in segments is planned by its longest one: each is prepared, denoised and decoded by itself,
 and what was made for one is gone before the next is prepared.
@@ -46,7 +46,7 @@ from engine.denoise.packed import packed_bytes
 from engine.denoise.schedule import Streaming
 from engine.denoise.windows import latent_frames
 from engine.errors import BadRequest, TooLarge
-from engine.ladder import LADDER, UNKNOWN_EVALUATIONS, Rates, Rung, Traffic, seconds
+from engine.machine.ladder import LADDER, UNKNOWN_EVALUATIONS, Rates, Rung, Traffic, seconds
 from engine.models.vae_decode import decode_bytes
 from engine.package.manifest import Entry, Manifest
 from kernels.cross_attention import KEY_TILE

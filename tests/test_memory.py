@@ -20,7 +20,7 @@ from engine.denoise.schedule import Streaming
 from engine.denoise.windows import evaluations_of_each, in_latents, windowed
 from engine.errors import EngineError
 from engine.flow import Conditions, Recipe
-from engine.ladder import LADDER, Rates
+from engine.machine.ladder import LADDER, Rates
 from engine.media.framing import frames_to_u8
 from engine.memory import ALLOWANCES, LESS, ClipShape, Running, next_rung, plan
 from engine.models.vae import Vae
@@ -113,7 +113,7 @@ def told_in_readme(row):
         (
             {"evaluations": (3, 3)},  # of six steps in one window
             ["and the weights that prepare text and picture", "and the keys of the last prompts",
-             "all models stay", "at least: models take turns"],
+             "all models stay", "all blocks stay, CLIP and VAE take turns"],
         ),
         (
             {"clip_frames": 325},
@@ -131,6 +131,36 @@ def test_the_readme_tells_what_is_planned(place, of_clip, rows):
         found = plan(REAL, shape, encoders, free, Running(expandable=True))
         assert found.peak_bytes / GB == pytest.approx(told_in_readme(row)[place], abs=0.051)
         free = found.peak_bytes - 1
+
+
+@pytest.mark.parametrize("place", range(3), ids=list(NAMED))
+def test_the_readme_tells_what_is_needed_at_least(place):
+    shape = shape_of([*NAMED][place], unseen="last", evaluations=(3, 3))
+    usual = plan(REAL, shape, replace(ENCODERS, text=0), 10**12, Running(expandable=True))
+    *_, least = lower_plans(usual, "denoise")
+    told = told_in_readme("at least: all blocks are streamed")[place]
+    assert least.peak_bytes / GB == pytest.approx(told, abs=0.051)
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("card", [8, 12, 16])
+def test_the_documents_tell_how_many_blocks_stay(card, name):
+    """Row by row of the table in docs/deploy.md, for one prompt and for two."""
+    text = (Path(__file__).parents[1] / "docs" / "deploy.md").read_text(encoding="utf-8")
+    line = next(
+        line for line in text.splitlines() if f"({card} GB)" in line or f"of {card} GB)" in line
+    )
+    cell = line.strip("| ").split("|")[1 + [*NAMED].index(name)]
+    if "refused" in cell:
+        with pytest.raises(EngineError):
+            plan(REAL, shape_of(name), ENCODERS, DESKTOP[card], Running(expandable=True))
+        return
+    told = re.fullmatch(r" (\d+|none)\b.*; guided (\d+)\b.*", cell.replace(" of 40", ""))
+    stay = [0 if count == "none" else int(count) for count in told.groups()]
+    for contexts in (1, 2):
+        shape = shape_of(name, contexts=contexts)
+        found = plan(REAL, shape, ENCODERS, DESKTOP[card], Running(expandable=True))
+        assert found.streaming.resident == stay[contexts - 1]
 
 
 def count_vae(job):

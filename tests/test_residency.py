@@ -19,8 +19,8 @@ from engine.denoise.segments import segments_of
 from engine.denoise.windows import unwatched
 from engine.errors import EngineError, TooLarge
 from engine.flow import Reference, Request, Settings, Source
-from engine.ladder import LADDER
 from engine.load import load_exact
+from engine.machine.ladder import LADDER
 from engine.media.video import probe_video
 from engine.memory import ClipShape
 from engine.pose.networks import Networks

@@ -25,8 +25,8 @@ from engine.denoise.cuda_graphs import FEWEST_REPLAYS, GraphedBlocks
 from engine.denoise.packaged import PackagedDenoiser, outside_the_blocks, video_first
 from engine.denoise.sampler import grid
 from engine.flow import Conditions, Recipe, Roles
-from engine.ladder import LADDER
 from engine.machine.allocator import CachingAllocator, Card, Counter
+from engine.machine.ladder import LADDER
 from engine.memory import (
     ALLOWANCES,
     GAP_BYTES,

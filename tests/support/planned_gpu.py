@@ -5,7 +5,7 @@ import dataclasses
 import torch
 
 from engine.flow import Recipe, Request, Settings, Source
-from engine.ladder import LADDER
+from engine.machine.ladder import LADDER
 from engine.machine.resident import Resident
 from engine.memory import ClipShape, EncoderBytes, plan
 from engine.package.folder import open_package

@@ -9,7 +9,7 @@ import pytest
 
 from engine.config import state_dir
 from engine.demo.presets import NANO_HOME
-from engine.ladder import LADDER
+from engine.machine.ladder import LADDER
 from engine.media.video import probe_video
 from engine.worker.renderer import renderer_of
 from engine.worker.scratch import Scratch

@@ -222,7 +222,12 @@ def _block_source(device: torch.device) -> Callable[[StoredBlocks], BlockSource]
     """Makes the function that says where streamed blocks are kept: on a CPU, in the file."""
     if device.type != "cuda":
         return lambda stored: stored
-    return lambda stored: kept_on_host(stored, host_memory(), pinner())
+
+    def keep(stored: StoredBlocks) -> BlockSource:
+        torch.cuda.synchronize(device)  # the driver pins for the context of this thread
+        return kept_on_host(stored, host_memory(), pinner())
+
+    return keep
 
 
 def _rates(denoiser: PackagedDenoiser, device: torch.device) -> Rates:

@@ -34,6 +34,7 @@ from engine.config import (
     ROLE_CHANNELS,
     SIZE_MULTIPLE,
     TEXT_TOKENS,
+    TRAINED_FRAMES,
     VAE_STRIDE,
     ModelConfig,
 )
@@ -249,8 +250,10 @@ def plan(
 
 
 def has_room_for_blocks(manifest: Manifest, free_bytes: int, running: Running) -> bool:
-    """Tells if any clip could be made with all blocks on the GPU, beside the usual encoders."""
-    smallest = ClipShape(SIZE_MULTIPLE, SIZE_MULTIPLE, 1)
+    """Tells if clips of the smaller usual size can be made with all blocks on the GPU, with the
+    usual encoders.
+    """
+    smallest = ClipShape(416, 672, TRAINED_FRAMES)
     bytes_of = _footprint(manifest, _held_weights(manifest), smallest, USUAL_ENCODERS, running)
     rungs = [rung for rung in LADDER if rung.blocks_stay and not rung.streams]
     return any(_on(rung, smallest, bytes_of, 0).peak_bytes <= free_bytes for rung in rungs)

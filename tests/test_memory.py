@@ -22,7 +22,7 @@ from engine.errors import EngineError
 from engine.flow import Conditions, Recipe
 from engine.machine.ladder import LADDER, Rates
 from engine.media.framing import frames_to_u8
-from engine.memory import ALLOWANCES, LESS, ClipShape, Running, next_rung, plan
+from engine.memory import ALLOWANCES, LESS, ClipShape, Running, has_room_for_blocks, next_rung, plan
 from engine.models.vae import Vae
 from engine.models.vae_decode import VaeDecoder
 from engine.recipes import RECIPES
@@ -588,3 +588,8 @@ def test_a_stage_that_runs_out_while_blocks_are_streamed_goes_on_with_fewer():
     assert seen[1].peak_bytes <= LESS * seen[0].peak_bytes
     assert (seen[2].streaming.resident, seen[2].streaming.depth) == (0, 2)
     assert len({one.does for one in seen}) == 3
+
+
+def test_blocks_are_loaded_at_once_where_a_usual_clip_leaves_them_room():
+    found = [has_room_for_blocks(REAL, free, Running()) for free in (*DESKTOP.values(), FREE[24])]
+    assert found == [False, False, False, True]

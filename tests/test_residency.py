@@ -28,6 +28,7 @@ from engine.program import ModelSettings
 from engine.residency import Memory, shape_of
 from engine.stage_dump import StageDump
 from tests.support.clips import clip
+from tests.support.planned_clips import DESKTOP, REAL
 from tests.support.planned_gpu import GB, IN_TURNS, QUICK, Gpu, full, made
 
 STAGES = ["conditioning", "denoise", "decode"]
@@ -59,6 +60,35 @@ def test_models_that_do_not_fit_back_where_they_were_are_taken_in_turns(fits):
     assert all("Out of memory (conditioning): tried again" in note for note in gpu.memory.notes)
     here = {name[1:]: name[0] for name in gpu.diary if name[0] in "+-"}
     assert here == {"blocks": "+" if fits else "-", "vision": "-", "vae": "-"}
+
+
+def test_blocks_are_streamed_as_the_plan_says_and_fewer_stay_each_time_that_runs_out():
+    gpu, fails = Gpu(DESKTOP[16]), [2]
+    gpu.manifest = REAL
+    gpu.memory.prepare(*made(gpu, 512, 896, 81))
+    (first,) = gpu.streams
+    assert (first.resident > 20, first.depth) == (True, 3)
+    assert gpu.memory.foresee(gpu.shapes[-1]).streaming == first
+
+    def work():
+        if fails[0]:
+            fails[0] -= 1
+            raise full()
+        return 17
+
+    assert gpu.memory.attempt("denoise", work) == 17
+    assert [one.depth for one in gpu.streams] == [3, 3, 2]
+    assert first.resident > gpu.streams[1].resident > gpu.streams[2].resident == 0
+    assert len({*gpu.memory.notes}) == 2
+    for note, one in zip(gpu.memory.notes, gpu.streams[1:], strict=True):
+        assert note.startswith("Out of memory (denoise): tried again, blocks are streamed to the")
+        assert f"through {one.depth} buffers, {one.resident} stay" in note
+    fails[0] = 1
+    with pytest.raises(TooLarge, match="nothing is left to be moved"):
+        gpu.memory.attempt("denoise", work)
+    gpu.free = 1000 * GB
+    gpu.memory.prepare(*made(gpu, 512, 896, 81))
+    assert gpu.streams[-1] is None
 
 
 def test_a_clip_that_fits_in_no_way_is_refused_and_nothing_is_moved():

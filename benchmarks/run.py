@@ -53,6 +53,7 @@ SUITES = {
     "quality": ("benchmarks.quality.suite", ("checkpoint", "package", "models")),
     "cold-start": ("benchmarks.cold_start.suite", ("package", "models", "before", "runs")),
     "reading": ("benchmarks.cold_start.reading", ("file", "runs")),
+    "streaming": ("benchmarks.cold_start.streaming", ("runs",)),
     "formats": ("benchmarks.cold_start.formats", ("runs",)),
     "gpu": ("benchmarks.kernel.gpu", ("kernels", "out", "dry", "only")),
     "twins": ("benchmarks.kernel.twins", ("kernels", "out", "dry", "only")),
@@ -65,7 +66,7 @@ SUITES = {
 # What other suites bring with them: `quality` without a checkpoint, `denoiser --project`
 NANO = ("nano", "nano-scail2")
 BROUGHT = (*NANO, "projection")
-STARTS = ("cold-start", "reading")  # of processes, which look for the GPU themselves
+STARTS = ("cold-start", "reading", "streaming")  # of processes, which look for the GPU themselves
 FLAGS = {"archs": "--project"}  # where an option is not called like what `measure` takes
 
 

@@ -22,6 +22,7 @@ from engine.cli.generate import (
     check_options,
     read_options,
 )
+from engine.cli.plans import gigabytes, memory_plans
 from engine.command_line import Parser, end_on_signals, path, program, run
 from engine.config import models_dir, state_dir
 from engine.demo.presets import Preset
@@ -91,7 +92,9 @@ def generate(args: argparse.Namespace) -> None:
     if request.kind == "video" and request.settings.mode is None:
         networks.require()
     precision = args.precision or ("bf16" if device.type == "cuda" else "fp32")
-    settings = ModelSettings(device, precision, args.attention, state_dir(), args.program)
+    settings = ModelSettings(
+        device, precision, args.attention, state_dir(), args.program, args.gpu_memory
+    )
     pipeline = _load(args, chosen, networks, settings, demo)
     origin = "SCAIL" if demo is None else "DEMO WEIGHTS"
     clip = pipeline.run(request, args.out, f"{origin}, seed {request.settings.seed}", stages)
@@ -170,6 +173,8 @@ def info(args: argparse.Namespace) -> None:
         return
     if args.verify and args.package is None:
         raise BadRequest("--verify belongs to --package, which is not given.")
+    if args.gpu_memory is not None and args.package is None:
+        raise BadRequest("--gpu-memory belongs to --package, which is not given.")
     gpu = find_gpu()
     packages = [] if args.package is None else _packages(args.package)
     for package in packages if args.verify else ():
@@ -178,12 +183,24 @@ def info(args: argparse.Namespace) -> None:
         "gpu": None if gpu is None else dataclasses.asdict(gpu),
         "packages": [summary(package) for package in packages],
         **_choice(gpu, packages, args.package),
+        "memory": _memory(gpu, packages, args.gpu_memory),
         "attention": available(),
         "models_dir": str(models_dir()),
         "state_dir": str(state_dir()),
         "licences": LICENCES,
     }
     print(json.dumps(found, indent=1))
+
+
+def _memory(
+    gpu: Gpu | None, packages: Sequence[Package], cap: int | None
+) -> dict[str, object] | None:
+    """Tells how clips would share the GPU here, or one with so much memory; None without either."""
+    free = [] if gpu is None else [gpu.free_bytes or gpu.memory_bytes]
+    free += [] if cap is None else [cap]
+    if not free or not packages:
+        return None
+    return {str(package.path): memory_plans(package.manifest, min(free)) for package in packages}
 
 
 def hub_check(args: argparse.Namespace) -> None:
@@ -258,6 +275,8 @@ def _add_info_options(command: Parser) -> None:
     add("--package", type=path, metavar="DIR", help="a package, or a folder of packages")
     add("--verify", action="store_true", help="hash every file of the packages")
     add("--checkpoint", type=path, metavar="FILE", help="what is this file of weights, or LoRA?")
+    add("--gpu-memory", type=gigabytes, metavar="GB",
+        help="plan for a GPU with so much free; with --package")  # fmt: skip
 
 
 def _add_verify_options(command: Parser) -> None:

@@ -1,5 +1,6 @@
 """From files to a pipeline that is ready for its first job."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,19 +16,33 @@ from engine.denoise.block_runner import LaunchedBlocks
 from engine.denoise.cuda_graphs import GraphedBlocks
 from engine.denoise.exact import ExactDenoiser
 from engine.denoise.packaged import PackagedDenoiser
+from engine.denoise.packed import BlockSource, StoredBlocks, can_pin, kept_on_host
 from engine.errors import BadPackage, MissingModel
 from engine.machine.exhausted import held_by_others
+from engine.machine.gpu import Gpu
+from engine.machine.host_memory import host_memory
+from engine.machine.ladder import Rates
+from engine.machine.pinned import pinner
+from engine.machine.rates import copy_rate
 from engine.machine.resident import Resident
 from engine.machine.upload import PackageWeights
 from engine.media.framing import frames_to_u8
-from engine.memory import CUDA_BYTES, ClipShape, EncoderBytes, MemoryPlan, Running, plan
+from engine.memory import (
+    CUDA_BYTES,
+    ClipShape,
+    EncoderBytes,
+    MemoryPlan,
+    Running,
+    has_room_for_blocks,
+    plan,
+)
 from engine.models.attention import find_attention
 from engine.models.checkpoint import Checkpoint
 from engine.models.known_prompts import KnownPrompts
 from engine.models.locate import IMAGE_ENCODER, TEXT_ENCODER, VAE, find_model
 from engine.models.lora import Lora
 from engine.models.stored_prompts import StoredPrompts, load_prompts
-from engine.models.text import embed_prompts, encoder_bytes
+from engine.models.text import embed_prompts, passing_bytes
 from engine.models.vae import Vae, load_vae
 from engine.models.vae_decode import VaeDecoder
 from engine.models.vision import VisionEncoder
@@ -42,6 +57,8 @@ from engine.residency import Memory, Movable, no_others
 from engine.source import MotionCapture
 from engine.tensorrt.block_runner import open_program
 from kernels.channel_norm import ChannelNorm, channel_norm_reference
+
+log = logging.getLogger(__name__)
 
 
 def load_exact(
@@ -99,7 +116,14 @@ def load_package(
     with ThreadPoolExecutor(1, "encoders") as pool:  # they load while the transformer streams
         encoding = pool.submit(_encoders, found, stored, settings)
         weights = PackageWeights(chosen.package, settings.device)
-        denoiser = PackagedDenoiser(weights, program.ops, graphed, make_runner)
+        denoiser = PackagedDenoiser(
+            weights,
+            program.ops,
+            graphed,
+            make_runner,
+            loads=_has_room(chosen, settings),
+            streams_from=_block_source(settings.device),
+        )
         text, vision, vae = encoding.result()
     norm = program.norm_of(vae)
     decoder = VaeDecoder(vae, norm, frames_to_u8, recorder)
@@ -113,6 +137,7 @@ def load_package(
         denoiser.use_graphs,
         {"denoise": denoiser.forget, "decode": decoder.release},
         denoiser.kept,
+        denoiser.stream,
     )
     planner = _planner(chosen, found, encoders, norm, settings, denoiser, networks.gpu_bytes())
     others = no_others if chosen.gpu is None else partial(held_by_others, CUDA_BYTES)
@@ -161,21 +186,61 @@ def _planner(
     """Makes the function that plans a clip with the memory that is free now; None on a CPU."""
     if chosen.gpu is None:
         return None
-    gpu, manifest = chosen.gpu, chosen.package.manifest
-    free = gpu.memory_bytes if gpu.free_bytes is None else gpu.free_bytes
+    manifest = chosen.package.manifest
+    free = _free_bytes(chosen.gpu, settings)
     needs_text = manifest.prompts is None and found.text.is_file()
-    text = encoder_bytes(found.text, settings.text_dtype) if needs_text else 0
+    text = passing_bytes(found.text, settings.text_dtype) if needs_text else 0
     vae = sum(weight.nbytes for weight in encoders.vae.parameters())
     dtype = encoders.vae.conv2.weight.dtype
     bytes_of = EncoderBytes(
         text, encoders.vision.nbytes, vae, dtype, norm is channel_norm_reference, capture
     )
-    grows = expandable_segments()
+    grows, rates = expandable_segments(), _rates(denoiser, settings.device)
 
     def plan_now(shape: ClipShape) -> MemoryPlan:
-        return plan(manifest, shape, bytes_of, free, Running(denoiser.attention_bits, grows))
+        running = Running(denoiser.attention_bits, grows, rates)
+        return plan(manifest, shape, bytes_of, free, running)
 
     return plan_now
+
+
+def _free_bytes(gpu: Gpu, settings: ModelSettings) -> int:
+    """Counts the bytes that may be planned with: those that are free, or fewer if so asked."""
+    free = gpu.memory_bytes if gpu.free_bytes is None else gpu.free_bytes
+    return free if settings.gpu_bytes is None else min(free, settings.gpu_bytes)
+
+
+def _has_room(chosen: ChosenPackage, settings: ModelSettings) -> bool:
+    """Tells if all blocks may be loaded now. Where they may not, the first clip decides."""
+    if chosen.gpu is None:
+        return True
+    free = _free_bytes(chosen.gpu, settings)
+    return has_room_for_blocks(chosen.package.manifest, free, Running())
+
+
+def _block_source(device: torch.device) -> Callable[[StoredBlocks], BlockSource]:
+    """Makes the function that says where streamed blocks are kept: on a CPU, in the file."""
+    if device.type != "cuda":
+        return lambda stored: stored
+
+    def keep(stored: StoredBlocks) -> BlockSource:
+        torch.cuda.synchronize(device)  # the driver pins for the context of this thread
+        return kept_on_host(stored, host_memory(), pinner())
+
+    return keep
+
+
+def _rates(denoiser: PackagedDenoiser, device: torch.device) -> Rates:
+    """Measures how fast weights come. On a CPU nothing is measured."""
+    if device.type != "cuda":
+        return Rates()
+    copies, pins = copy_rate(device), can_pin(denoiser.block_bytes, host_memory())
+    rates = Rates(copies, denoiser.read_rate or Rates().read, pins)
+    log.info(
+        "weights come at %.1f GB/s from pinned memory, %.1f GB/s from the package",
+        rates.copy / 1e9, rates.read / 1e9,
+    )  # fmt: skip
+    return rates
 
 
 @dataclass(frozen=True, slots=True)

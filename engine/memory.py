@@ -4,11 +4,15 @@ Bytes are counted before anything runs: weights from the manifest, the rest from
 the code makes, in the order in which it makes them and lets go of them. Tests hold these tables
 against the code itself: tests/test_memory.py, tests/denoise/test_activations.py. What PyTorch's
 allocator needs beyond them while a clip is denoised comes from a model of it
-(`engine.denoise.activations`). Where all of it does not fit, rungs of a ladder are climbed down,
-each slower than the one before; weights are never exchanged while a clip is denoised.
+(`engine.denoise.activations`). Where all of it does not fit, something takes turns or is streamed:
+a clip is made on the rung of a ladder (`engine.machine.ladder`) that loses the fewest seconds to
+weights on their way. On the lowest ones as many blocks stay as fit, and the others are streamed.
 
 A clip in segments is planned by its longest one: each is prepared, denoised and decoded by itself,
 and what was made for one is gone before the next is prepared.
+
+The text encoder, which a new prompt needs, passes block by block on every rung: it is read once for
+a prompt wherever it goes.
 
 A plan takes for granted that graphs are forgotten when a clip is denoised and that the decoder's
 buffers are released when it is decoded: neither is of use to the next clip.
@@ -19,7 +23,7 @@ Sources: docs/reference/performance.md B and F7, docs/reference/encoders.md 1.7.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from math import prod
 from typing import Literal, TypeAlias
 
@@ -30,6 +34,7 @@ from engine.config import (
     ROLE_CHANNELS,
     SIZE_MULTIPLE,
     TEXT_TOKENS,
+    TRAINED_FRAMES,
     VAE_STRIDE,
     ModelConfig,
 )
@@ -38,8 +43,11 @@ from engine.denoise.block import BlockWeights, ContextWeights
 from engine.denoise.contexts import KEPT_TEXT_BYTES
 from engine.denoise.cuda_graphs import is_recorded
 from engine.denoise.packaged import TIME
+from engine.denoise.packed import packed_bytes
+from engine.denoise.schedule import Streaming
 from engine.denoise.windows import latent_frames
 from engine.errors import BadRequest, TooLarge
+from engine.machine.ladder import LADDER, UNKNOWN_EVALUATIONS, Rates, Rung, Traffic, seconds
 from engine.models.vae_decode import decode_bytes
 from engine.package.manifest import Entry, Manifest
 from kernels.cross_attention import KEY_TILE
@@ -50,6 +58,8 @@ WORKSPACE_BYTES = 256 * 2**20  # of cuDNN, for one convolution
 GAP_BYTES = 256 * 2**20  # between tensors in the allocator's blocks, or more while denoising
 SMALL_BYTES = 64 * 2**20  # modulations, conditions, biases: what is listed nowhere
 ALLOWANCES = CUDA_BYTES + WORKSPACE_BYTES + GAP_BYTES + SMALL_BYTES
+RING, SMALLEST_RING = 3, 2  # blocks; with three no step waits for the order of copies
+LESS = 0.9  # of the memory that was not enough, for a stage that is tried again
 LARGE_BYTES, LARGE_ROUND, SMALL_ROUND = 2**20, 2 * 2**20, 512  # of PyTorch's allocator
 
 VISION_TOKENS = 257
@@ -113,12 +123,16 @@ class ClipShape:
 class EncoderBytes:
     """Weights of the other models as they lie on the GPU, and how the VAE decodes."""
 
-    text: int  # without the table of tokens, which stays on the host; freed after each prompt
+    text: int  # of it, what is on the GPU at once: it passes block by block
     vision: int
     vae: int
     vae_dtype: torch.dtype = torch.bfloat16
     plain_norm: bool = False  # the decoder's norm is PyTorch's: no kernel fits this VAE
     capture: int = 0  # of motion capture's networks, which stay once a dance was seen
+
+
+# as people have them: UMT5-XXL in BF16, CLIP-H, the VAE of Wan 2.1
+USUAL_ENCODERS = EncoderBytes(text=772_800_000, vision=1_222_000_000, vae=253_785_062)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +141,7 @@ class Running:
 
     attention_bits: int = 8  # of q, k and v in self attention
     expandable: bool = False  # segments of PyTorch's allocator grow
+    rates: Rates = field(default_factory=Rates)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +152,8 @@ class Footprint:
     outside: int  # weights before and after the blocks, in FP32
     context_weights: int  # those that the keys of text and picture are made with, rounded
     rounding: int  # of these tensors by PyTorch's allocator
+    block: int  # one of the blocks in one piece, as streamed ones are
+    layers: int
     text: int  # encoders' weights
     vision: int
     vae: int
@@ -151,34 +168,13 @@ class Footprint:
 
 
 @dataclass(frozen=True, slots=True)
-class Rung:
-    """One way to share the GPU: what is on it, and when."""
-
-    does: str
-    graphs: bool  # blocks are recorded
-    encoders_stay: bool  # CLIP and VAE are there between their stages
-    blocks_stay: bool  # the blocks' weights are there while others work
-    contexts_stay: bool = False  # the weights that prepare text and picture are there for the next
-    texts_stay: bool = False  # and so are the keys of the last texts
-
-
-LADDER = (
-    Rung("everything stays on the GPU", True, True, True, True, True),
-    Rung("what prepares text and picture is read for each clip", True, True, True, False, True),
-    Rung("text and picture are prepared anew for each clip", True, True, True),
-    Rung("kernels are launched one after another, without CUDA graphs", False, True, True),
-    Rung("there are no CUDA graphs, CLIP and VAE have the GPU in turns", False, False, True),
-    Rung("there are no CUDA graphs, all models have the GPU in turns", False, False, False),
-)
-
-
-@dataclass(frozen=True, slots=True)
 class MemoryPlan:
     """The bytes that will be resident, and the peak of each stage, with all allowances."""
 
     rung: Rung
     shape: ClipShape
     footprint: Footprint
+    streaming: Streaming | None  # None: all blocks are on the GPU
     resident_bytes: int  # between jobs
     peaks: Mapping[Stage, int]  # bytes
     free_bytes: int  # before this process has touched the GPU
@@ -188,12 +184,47 @@ class MemoryPlan:
         return max(self.peaks.values())
 
     @property
+    def streamed_bytes(self) -> int:
+        """Those that are copied to the GPU in every forward."""
+        held = self.footprint
+        return 0 if self.streaming is None else held.block * (held.layers - self.streaming.resident)
+
+    @property
+    def seconds(self) -> float:
+        """Those that the clip loses at most to weights on their way, by estimate."""
+        held, shape = self.footprint, self.shape
+        counts = shape.evaluations or (UNKNOWN_EVALUATIONS, 0)
+        told = max(kind.told.total for kind in held.course.kinds)
+        moved = Traffic(
+            contexts=held.context_weights,
+            encoders=held.vision + held.vae,
+            blocks=held.blocks,
+            streamed=self.streamed_bytes,
+            forwards=shape.contexts * sum(counts),
+            # a product of 8 bits for each byte of a block, q k^T and p v
+            products=told * held.blocks + 2 * told**2 * held.course.width.dim * held.layers,
+        )
+        return seconds(self.rung, moved, held.running.rates)
+
+    @property
+    def does(self) -> str:
+        """What is done for the clip to fit, as a clause."""
+        if self.streaming is None:
+            return self.rung.does
+        ring, layers = self.streaming, self.footprint.layers
+        source = "pinned memory" if self.footprint.running.rates.is_pinned else "the page cache"
+        return (
+            f"{self.rung.does} ({layers - ring.resident} of {layers} from {source} through "
+            f"{ring.depth} buffers, {ring.resident} stay)"
+        )
+
+    @property
     def sentence(self) -> str:
         stages = ", ".join(f"{stage} {_gb(nbytes)}" for stage, nbytes in self.peaks.items())
         return (
             f"{_described(self.shape)}: {_gb(self.resident_bytes)} stay on the GPU, at most "
             f"{_gb(self.peak_bytes)} are needed ({stages}), {_gb(self.free_bytes)} are free: "
-            f"{self.rung.does}."
+            f"{self.does}; weights on their way take at most {self.seconds:.1f} s."
         )
 
 
@@ -204,8 +235,8 @@ def plan(
     free_bytes: int,
     running: Running = Running(),
 ) -> MemoryPlan:
-    """Chooses the highest rung on which the clip fits into `free_bytes`, as NVML tells it before
-    this process has a CUDA context.
+    """Chooses the fastest rung on which the clip fits into `free_bytes`, as NVML tells it before
+    this process has a CUDA context. Of those that are as fast to the second it is the highest.
 
     Raises `TooLarge` if none does, with the need and what would fit.
     """
@@ -213,24 +244,40 @@ def plan(
     plans = [_on(rung, shape, bytes_of, free_bytes) for rung in LADDER]
     fitting = [one for one in plans if one.peak_bytes <= free_bytes]
     if not fitting:
-        raise TooLarge(_too_large(manifest, encoders, plans[-1]))
-    return fitting[0]
+        least = min(plans, key=lambda one: one.peak_bytes)
+        raise TooLarge(_too_large(manifest, encoders, least))
+    return min(fitting, key=lambda one: round(one.seconds))
+
+
+def has_room_for_blocks(manifest: Manifest, free_bytes: int, running: Running) -> bool:
+    """Tells if clips of the smaller usual size can be made with all blocks on the GPU, with the
+    usual encoders.
+    """
+    smallest = ClipShape(416, 672, TRAINED_FRAMES)
+    bytes_of = _footprint(manifest, _held_weights(manifest), smallest, USUAL_ENCODERS, running)
+    rungs = [rung for rung in LADDER if rung.blocks_stay and not rung.streams]
+    return any(_on(rung, smallest, bytes_of, 0).peak_bytes <= free_bytes for rung in rungs)
 
 
 def next_rung(plan: MemoryPlan, stage: Stage) -> MemoryPlan | None:
-    """Chooses the next rung that needs less in a stage which ran out of memory; None if there is
-    none.
+    """Chooses the next rung that needs less in a stage which ran out of memory, at last that on
+    which no block stays; None if there is none.
     """
-    for rung in LADDER[LADDER.index(plan.rung) + 1 :]:
-        lower = _on(rung, plan.shape, plan.footprint, plan.free_bytes)
+    below = LADDER[LADDER.index(plan.rung) + 1 :]
+    for rung, share in (*((rung, LESS) for rung in below), (LADDER[-1], 0.0)):
+        room = int(share * plan.peaks[stage])
+        lower = _on(rung, plan.shape, plan.footprint, plan.free_bytes, room)
         if lower.peaks[stage] < plan.peaks[stage]:
             return lower
     return None
 
 
-def _on(rung: Rung, shape: ClipShape, fp: Footprint, free_bytes: int) -> MemoryPlan:
-    blocks, encoders = fp.blocks + fp.rounding, fp.vision + fp.vae
-    idle = ALLOWANCES + fp.outside + rung.blocks_stay * blocks + rung.encoders_stay * encoders
+def _on(
+    rung: Rung, shape: ClipShape, fp: Footprint, free_bytes: int, room: int | None = None
+) -> MemoryPlan:
+    """Plans a clip on one rung. Blocks that could be streamed fill `room`, or what is free."""
+    encoders = fp.vision + fp.vae
+    idle = ALLOWANCES + fp.outside + rung.encoders_stay * encoders
     idle += fp.capture
     idle += rung.contexts_stay * fp.context_weights + rung.texts_stay * KEPT_TEXT_BYTES
     alone = not rung.encoders_stay
@@ -239,12 +286,25 @@ def _on(rung: Rung, shape: ClipShape, fp: Footprint, free_bytes: int) -> MemoryP
     peaks: dict[Stage, int] = {
         "conditioning": idle + max(fp.text, alone * fp.vision, alone * fp.vae + fp.encode),
         "denoise": idle
-        + (not rung.blocks_stay) * blocks
         + (fp.contexts + fp.tables + fp.latents + most_bytes(course))
         + max(0, gap - GAP_BYTES),
         "decode": idle + alone * fp.vae + fp.latents + fp.decode,
     }
-    return MemoryPlan(rung, shape, fp, idle, peaks, free_bytes)
+    streaming, blocks = None, fp.blocks + fp.rounding
+    if rung.streams:
+        left = (free_bytes if room is None else min(room, free_bytes)) - max(peaks.values())
+        streaming = _streaming(fp.layers, left // fp.block)
+        blocks = fp.block * (streaming.resident + streaming.depth)
+    for stage in peaks:
+        peaks[stage] += (rung.blocks_stay or stage == "denoise") * blocks
+    idle += rung.blocks_stay * blocks
+    return MemoryPlan(rung, shape, fp, streaming, idle, peaks, free_bytes)
+
+
+def _streaming(layers: int, places: int) -> Streaming:
+    """Shares out so many places for blocks: to the ring first, the others to blocks that stay."""
+    depth = min(max(places, SMALLEST_RING), RING)
+    return Streaming(min(max(places - depth, 0), max(layers - depth, 0)), depth)
 
 
 # --- bytes by name
@@ -252,12 +312,13 @@ def _on(rung: Rung, shape: ClipShape, fp: Footprint, free_bytes: int) -> MemoryP
 
 def _footprint(
     manifest: Manifest,
-    held: tuple[int, int, int, int],
+    held: tuple[int, int, int, int, int],
     shape: ClipShape,
     encoders: EncoderBytes,
     running: Running,
 ) -> Footprint:
-    model, (time, area), (blocks, outside, contexts, rounding) = manifest.model, shape.grid, held
+    model, (time, area) = manifest.model, shape.grid
+    blocks, outside, contexts, rounding, block = held
     counts = (None, None) if shape.evaluations is None else shape.evaluations
     seen, unseen = (
         Kind(
@@ -287,6 +348,8 @@ def _footprint(
         outside=outside,
         context_weights=contexts,
         rounding=rounding,
+        block=block,
+        layers=model.layers,
         text=encoders.text,
         vision=encoders.vision,
         vae=encoders.vae,
@@ -315,14 +378,16 @@ def _roles_bytes(model: ModelConfig, shape: ClipShape, clip: int, cells: int) ->
                           * shape.references) * cells  # fmt: skip
 
 
-def _held_weights(manifest: Manifest) -> tuple[int, int, int, int]:
+def _held_weights(manifest: Manifest) -> tuple[int, int, int, int, int]:
     """Counts bytes: of the blocks, of what lies outside of them, of the contexts' weights with what
-    rounding adds, and what it adds to the others.
+    rounding adds, what it adds to the others, and of one block in one piece.
     """
-    steps, once = (
-        {field.name for field in fields(kind)} for kind in (BlockWeights, ContextWeights)
-    )
+    steps, once = ({one.name for one in fields(kind)} for kind in (BlockWeights, ContextWeights))
     blocks = [entry.nbytes for entry in manifest.tensors if _part(entry) in steps]
+    pieces: dict[str, list[int]] = {}
+    for entry in manifest.tensors:
+        if _part(entry) in steps:
+            pieces.setdefault(entry.name.split(".")[1], []).append(entry.nbytes)
     contexts = [_rounded(entry.nbytes) for entry in manifest.tensors if _part(entry) in once]
     outside = [
         4 * prod(entry.shape)
@@ -330,7 +395,8 @@ def _held_weights(manifest: Manifest) -> tuple[int, int, int, int]:
         if _part(entry) is None and not entry.name.startswith(TIME)
     ]
     rounding = sum(_rounded(nbytes) - nbytes for nbytes in (*blocks, *outside))
-    return sum(blocks), sum(outside), sum(contexts), rounding
+    block = _rounded(max(map(packed_bytes, pieces.values()), default=1))
+    return sum(blocks), sum(outside), sum(contexts), rounding, block
 
 
 def _part(entry: Entry) -> str | None:
@@ -352,7 +418,7 @@ def _up(count: int, multiple: int) -> int:
 
 def _too_large(manifest: Manifest, encoders: EncoderBytes, last: MemoryPlan) -> str:
     shape, held = last.shape, last.footprint
-    weights = held.blocks, held.outside, held.context_weights, held.rounding
+    weights = held.blocks, held.outside, held.context_weights, held.rounding, held.block
 
     def fits(other: ClipShape) -> bool:
         bytes_of = _footprint(manifest, weights, other, encoders, held.running)
@@ -371,7 +437,7 @@ def _too_large(manifest: Manifest, encoders: EncoderBytes, last: MemoryPlan) -> 
     )
     return (
         f"{_described(shape)} needs {_gb(last.peak_bytes)} of GPU memory ({stage}) even where "
-        f"{last.rung.does}; {_gb(last.free_bytes)} are free. {mend}"
+        f"{last.does}; {_gb(last.free_bytes)} are free. {mend}"
     )
 
 

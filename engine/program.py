@@ -49,6 +49,7 @@ class ModelSettings:
     attention: str | None  # None: the default of what is loaded
     state: Path  # what can be recomputed is kept here
     program: str = NATIVE  # or a key of `engine.tensorrt.block_runner.PROGRAMS`
+    gpu_bytes: int | None = None  # of the GPU's memory that are planned with; None: what is free
 
     @property
     def dtype(self) -> torch.dtype:

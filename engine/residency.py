@@ -11,13 +11,14 @@ from typing import TypeVar
 import torch
 
 from engine.denoise.contexts import Contexts
+from engine.denoise.schedule import Streaming
 from engine.denoise.segments import segments_of
 from engine.denoise.windows import evaluations_of_each, latent_frames
 from engine.errors import TooLarge
 from engine.flow import Request, Source
 from engine.machine.exhausted import ran_out
 from engine.machine.resident import Resident, nothing
-from engine.memory import ClipShape, MemoryPlan, Rung, Stage, next_rung
+from engine.memory import ClipShape, MemoryPlan, Stage, next_rung
 from kernels.launch import DriverError
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Movable:
     use_graphs: Callable[[bool], object]
     after: Mapping[Stage, Callable[[], object]]  # gives back what a stage needs no longer
     contexts: Contexts | None = None  # None: there are none to keep
+    stream: Callable[[Streaming | None], object] = lambda _: None  # how many blocks stay
 
 
 def no_others() -> int:
@@ -140,7 +142,7 @@ class Memory:
                 f"The GPU ran out of memory ({self._stage}: {reason}) and nothing is left to be "
                 f"moved. Ask for a smaller or shorter clip.{self._told_of_others()}"
             ) from error
-        note = f"Out of memory ({self._stage}): tried again, {lower.rung.does}."
+        note = f"Out of memory ({self._stage}): tried again, {lower.does}."
         log.warning(note)
         self.notes.append(note)
         self._follow(lower)
@@ -149,14 +151,16 @@ class Memory:
         log.info(plan.sentence)
         self._plan = plan
         try:
-            self._move(plan.rung)
+            self._move(plan)
         except (RuntimeError, DriverError) as error:
             if not ran_out(error):
                 raise
             self.step_down(error)  # what a smaller clip had sent away did not fit
 
-    def _move(self, rung: Rung) -> None:
+    def _move(self, plan: MemoryPlan) -> None:
+        rung = plan.rung
         self._models.use_graphs(rung.graphs)
+        self._models.stream(plan.streaming)
         if self._models.contexts is not None:
             self._models.contexts.keep(weights=rung.contexts_stay, texts=rung.texts_stay)
         self._models.blocks.settle(stays=rung.blocks_stay)

@@ -225,6 +225,34 @@ def test_info_shows_what_is_in_a_package(capsys):
     assert found["variants"] is found["sums"] is None
 
 
+def test_info_plans_for_a_gpu_that_is_not_here(capsys):
+    """Of so small a model everything fits; what it takes is told clip by clip."""
+    path = tiny_package(SM89)
+    assert info(capsys, "--package", path, "--quiet")["memory"] is None
+    (plans,) = info(capsys, "--package", path, "--gpu-memory", 16, "--quiet")["memory"].values()
+    assert [*plans][:2] == ["672x416x81, cfg 1", "672x416x81, cfg 2"]
+    assert len(plans) == 6
+    for told in plans.values():
+        assert told["does"] == "everything stays on the GPU"
+        assert told["seconds"] == 0
+        assert 1.5e9 < told["peak_bytes"] < 16e9
+    (plans,) = info(capsys, "--package", path, "--gpu-memory", 2, "--quiet")["memory"].values()
+    assert "2.0 GB are free" in plans["1280x704x81, cfg 1"]["refused"]
+
+
+@pytest.mark.parametrize("given", ["0", "-8", "8GB", "nan", "inf", "5000"])
+def test_a_gpu_memory_that_no_gpu_has_is_refused(capsys, given):
+    assert call("info", "--package", tiny_package(SM89), f"--gpu-memory={given}") == 2
+    assert "gigabytes of GPU memory are expected" in capsys.readouterr().err
+
+
+def test_gpu_memory_is_of_packages_alone(files, capsys):
+    assert call("info", "--gpu-memory", 8) == 2
+    assert "--gpu-memory belongs to --package" in capsys.readouterr().err
+    assert generate(files, "--gpu-memory", 8) == 2
+    assert "--gpu-memory belongs to --package" in capsys.readouterr().err
+
+
 def test_info_tells_in_what_the_chosen_products_keep_their_sums(monkeypatch, capsys):
     """On a Hopper the fastest sums FP8 in about 14 bits: nobody should have to look for that."""
     gpu = Gpu("NVIDIA H200", "GPU-1", (9, 0), (12, 8), "570.86.15", 150 * 10**9, None)

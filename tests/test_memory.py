@@ -16,11 +16,13 @@ from engine.denoise.contexts import KEPT_TEXT_BYTES
 from engine.denoise.cuda_graphs import GraphedBlocks, is_recorded
 from engine.denoise.packaged import TIME, PackagedDenoiser
 from engine.denoise.sampler import grid
+from engine.denoise.schedule import Streaming
 from engine.denoise.windows import evaluations_of_each, in_latents, windowed
 from engine.errors import EngineError
 from engine.flow import Conditions, Recipe
+from engine.machine.ladder import LADDER, Rates
 from engine.media.framing import frames_to_u8
-from engine.memory import ALLOWANCES, LADDER, ClipShape, Running, next_rung, plan
+from engine.memory import ALLOWANCES, LESS, ClipShape, Running, has_room_for_blocks, next_rung, plan
 from engine.models.vae import Vae
 from engine.models.vae_decode import VaeDecoder
 from engine.recipes import RECIPES
@@ -29,6 +31,7 @@ from kernels.channel_norm import channel_norm_reference
 from kernels.ops import native_ops
 from tests.support.live_memory import META, Live, NoLaunches
 from tests.support.planned_clips import (
+    DESKTOP,
     ENCODERS,
     FREE,
     GB,
@@ -110,7 +113,7 @@ def told_in_readme(row):
         (
             {"evaluations": (3, 3)},  # of six steps in one window
             ["and the weights that prepare text and picture", "and the keys of the last prompts",
-             "all models stay", "at least: models take turns"],
+             "all models stay", "all blocks stay, CLIP and VAE take turns"],
         ),
         (
             {"clip_frames": 325},
@@ -128,6 +131,36 @@ def test_the_readme_tells_what_is_planned(place, of_clip, rows):
         found = plan(REAL, shape, encoders, free, Running(expandable=True))
         assert found.peak_bytes / GB == pytest.approx(told_in_readme(row)[place], abs=0.051)
         free = found.peak_bytes - 1
+
+
+@pytest.mark.parametrize("place", range(3), ids=list(NAMED))
+def test_the_readme_tells_what_is_needed_at_least(place):
+    shape = shape_of([*NAMED][place], unseen="last", evaluations=(3, 3))
+    usual = plan(REAL, shape, replace(ENCODERS, text=0), 10**12, Running(expandable=True))
+    *_, least = lower_plans(usual, "denoise")
+    told = told_in_readme("at least: all blocks are streamed")[place]
+    assert least.peak_bytes / GB == pytest.approx(told, abs=0.051)
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("card", [8, 12, 16])
+def test_the_documents_tell_how_many_blocks_stay(card, name):
+    """Row by row of the table in docs/deploy.md, for one prompt and for two."""
+    text = (Path(__file__).parents[1] / "docs" / "deploy.md").read_text(encoding="utf-8")
+    line = next(
+        line for line in text.splitlines() if f"({card} GB)" in line or f"of {card} GB)" in line
+    )
+    cell = line.strip("| ").split("|")[1 + [*NAMED].index(name)]
+    if "refused" in cell:
+        with pytest.raises(EngineError):
+            plan(REAL, shape_of(name), ENCODERS, DESKTOP[card], Running(expandable=True))
+        return
+    told = re.fullmatch(r" (\d+|none)\b.*; guided (\d+)\b.*", cell.replace(" of 40", ""))
+    stay = [0 if count == "none" else int(count) for count in told.groups()]
+    for contexts in (1, 2):
+        shape = shape_of(name, contexts=contexts)
+        found = plan(REAL, shape, ENCODERS, DESKTOP[card], Running(expandable=True))
+        assert found.streaming.resident == stay[contexts - 1]
 
 
 def count_vae(job):
@@ -256,7 +289,9 @@ def test_a_clip_too_short_for_graphs_needs_what_it_needs_without_them(name):
     assert many.peaks["denoise"] - found.peaks["denoise"] >= 2 * stream
     launched = next(lower for lower in lower_plans(many, "denoise") if not lower.rung.graphs)
     *keeping, found = (
-        lower for lower in (found, *lower_plans(found, "denoise")) if lower.rung.encoders_stay
+        lower
+        for lower in (found, *lower_plans(found, "denoise"))
+        if lower.rung.encoders_stay and not lower.rung.streams
     )
     assert all(one.rung.graphs for one in (*keeping, found))
     assert found.peaks == launched.peaks
@@ -347,7 +382,8 @@ def test_what_stays_and_what_comes_and_goes_add_up():
     kept = ALLOWANCES + bytes_of.blocks + bytes_of.rounding + bytes_of.outside
     kept += bytes_of.context_weights + KEPT_TEXT_BYTES
     assert everything.resident_bytes == kept + bytes_of.vision + bytes_of.vae
-    assert everything.peaks["conditioning"] == everything.resident_bytes + ENCODERS.text
+    assert bytes_of.encode > ENCODERS.text
+    assert everything.peaks["conditioning"] == everything.resident_bytes + bytes_of.encode
     decoding = bytes_of.decode + bytes_of.latents
     assert everything.peaks["decode"] == everything.resident_bytes + decoding
     last = everything
@@ -362,53 +398,49 @@ def test_what_stays_and_what_comes_and_goes_add_up():
 def test_motion_capture_is_counted_in_every_stage_of_every_rung():
     shape, captures = shape_of("512x896", **PRODUCTION), replace(ENCODERS, capture=3 * 10**9)
     plain, more = (plan(REAL, shape, each, 10**12) for each in (ENCODERS, captures))
-    while plain is not None:
+    while not plain.rung.streams:  # what is streamed fills whatever is free
         assert more.resident_bytes - plain.resident_bytes == captures.capture
         assert {more.peaks[stage] - plain.peaks[stage] for stage in plain.peaks} == {3 * 10**9}
         plain, more = (next_rung(one, "denoise") for one in (plain, more))
-    assert more is None
+    assert more.rung.streams
 
 
 def test_after_running_out_of_memory_the_next_rung_needs_less_in_that_stage():
     first = plan(REAL, shape_of("512x896"), ENCODERS, FREE[141])
-    below = {stage: [first.rung] for stage in first.peaks}
-    for stage, rungs in below.items():
-        lower = first
-        while (lower := next_rung(lower, stage)) is not None:
-            rungs.append(lower.rung)
-            last = lower
-    assert below["denoise"] == [*LADDER[:-1]]  # the blocks are there, whoever leaves
+    below = {
+        stage: [first.rung, *(lower.rung for lower in lower_plans(first, stage))]
+        for stage in first.peaks
+    }
+    *whole, streamed, in_turns = LADDER
+    # the blocks are there, whoever leaves; at last none of them stays
+    assert below["denoise"] == [*whole[:-1], streamed, in_turns, in_turns]
     unrecorded = LADDER[3]  # the first without graphs, of which decoding has none
-    assert below["decode"] == [rung for rung in LADDER if rung != unrecorded]
+    assert below["decode"] == [rung for rung in whole if rung != unrecorded]
     assert below["conditioning"] == below["decode"]
-    for stage in last.peaks:
-        assert next_rung(last, stage) is None
 
 
 @pytest.mark.parametrize("changes", [PRODUCTION, GUIDED], ids=["production", "guided"])
 def test_what_does_not_fit_is_refused_with_what_would(changes):
-    shape = shape_of("704x1280", **changes)
+    shape, free = shape_of("704x1280", **changes), 9_300_000_000
     with pytest.raises(EngineError) as refusal:
-        plan(REAL, shape, ENCODERS, 20 * GB)
+        plan(REAL, shape, ENCODERS, free)
     message = str(refusal.value)
-    assert re.match(
-        r"1280x704, 81 frames at once.* needs \d+\.\d GB .*; 20\.0 GB are free", message
-    )
+    assert re.match(r"1280x704, 81 frames at once.* needs \d+\.\d GB .*; 9\.3 GB are free", message)
     offers = re.findall(r"(\d+)x(\d+), (\d+) frames at once", message)[1:]
     assert len(offers) == 2
     for width, height, frames in offers:
         offered = replace(shape, height=int(height), width=int(width), frames=int(frames))
-        assert plan(REAL, offered, ENCODERS, 20 * GB).peak_bytes <= 20 * GB
+        assert plan(REAL, offered, ENCODERS, free).peak_bytes <= free
     assert offers[0][:2] == ("1280", "704")
     longer = replace(shape, frames=int(offers[0][2]) + 4)
     larger = replace(shape, width=int(offers[1][0]) + 64, height=int(offers[1][1]) + 32)
     for beyond in (longer, larger):
         with pytest.raises(EngineError):
-            plan(REAL, beyond, ENCODERS, 20 * GB)
+            plan(REAL, beyond, ENCODERS, free)
 
 
-@pytest.mark.parametrize("free", [0, -1, 8 * GB])
-def test_a_gpu_that_is_too_small_for_the_weights_is_told(free):
+@pytest.mark.parametrize("free", [0, -1, 2 * GB])
+def test_a_gpu_that_is_too_small_for_anything_is_told(free):
     with pytest.raises(EngineError, match="No size fits: free memory on this GPU"):
         plan(REAL, shape_of("416x672"), ENCODERS, free)
 
@@ -467,3 +499,97 @@ def test_a_shape_that_no_clip_has_is_refused(changes):
 def test_a_huge_clip_is_refused_like_any_that_does_not_fit():
     with pytest.raises(EngineError, match=r"needs \d{5,}\.\d GB"):
         plan(REAL, ClipShape(32 * 1000, 32 * 1000, 10_001), ENCODERS, FREE[141])
+
+
+# --- blocks that are streamed
+
+MODELS = pytest.mark.parametrize("model", [REAL, REAL_SCAIL2], ids=["preview", "scail2"])
+
+
+@MODELS
+@pytest.mark.parametrize("expandable", [False, True], ids=["usual", "expandable"])
+@pytest.mark.parametrize("contexts", [1, 2])
+@pytest.mark.parametrize(
+    ("name", "card"), [("416x672", 8), ("512x896", 8), ("704x1280", 12), ("704x1280", 16)]
+)
+def test_small_cards_hold_the_sizes_in_use(model, name, card, contexts, expandable):
+    """With a prompt that is not stored: its encoder passes block by block."""
+    running = Running(expandable=expandable)
+    found = plan(model, shape_of(name, contexts=contexts), ENCODERS, DESKTOP[card], running)
+    assert found.peak_bytes <= DESKTOP[card]
+    assert found.rung.streams
+    # the ring has as many as no step waits for; where no block stays two will do
+    assert found.streaming.depth == 3 or found.streaming == Streaming(resident=0, depth=2)
+
+
+@MODELS
+@pytest.mark.parametrize("contexts", [1, 2])
+def test_the_largest_size_is_refused_at_8_gb_with_what_fits(model, contexts):
+    shape = shape_of("704x1280", contexts=contexts)
+    with pytest.raises(EngineError) as refusal:
+        plan(model, shape, ENCODERS, DESKTOP[8])
+    offers = re.findall(r"(\d+)x(\d+), (\d+) frames at once", str(refusal.value))[1:]
+    assert offers
+    for width, height, frames in offers:
+        offered = replace(shape, height=int(height), width=int(width), frames=int(frames))
+        plan(model, offered, ENCODERS, DESKTOP[8])
+    assert int(offers[-1][0]) >= 896
+
+
+def test_as_many_blocks_stay_as_fit():
+    shape = shape_of("512x896", **PRODUCTION)
+    stay = []
+    for free in range(DESKTOP[8], 15 * GB, GB // 4):
+        found = plan(REAL, shape, ENCODERS, free)
+        one = found.footprint.block
+        assert found.rung.streams
+        assert free - one < found.peak_bytes <= free
+        held = found.streaming.resident + found.streaming.depth
+        turns = 0 if found.rung.encoders_stay else 1
+        assert found.resident_bytes >= ALLOWANCES + held * one
+        stay.append((1 - turns, found.streaming.resident))
+    assert stay == sorted(stay)
+    assert stay[0][1] >= 0
+    assert stay[-1][1] > 20
+
+
+def test_a_block_in_one_piece_is_the_40th_part_of_all():
+    found = plan(REAL, shape_of("512x896"), ENCODERS, FREE[141]).footprint
+    assert found.blocks <= 40 * found.block <= found.blocks + found.rounding
+
+
+def test_what_a_plan_costs_is_what_is_on_its_way_and_not_hidden():
+    rates = Rates(copy=10e9, read=2e9)
+    shape = shape_of("512x896", evaluations=(3, 3), unseen="last")
+    costs = {}
+    for free in (40 * GB, 18_500_000_000, DESKTOP[16], DESKTOP[8]):
+        found = plan(REAL, shape, ENCODERS, free, Running(rates=rates))
+        costs[found.rung] = found.seconds
+    held = found.footprint
+    contexts = held.context_weights / rates.read
+    assert costs[LADDER[0]] == 0
+    assert costs[LADDER[4]] == pytest.approx(contexts + 2 * (held.vision + held.vae) / rates.copy)
+    # a forward computes longer than copies take: only what is read for each clip costs time
+    assert costs[LADDER[6]] == pytest.approx(contexts)
+    slow = plan(REAL, shape, ENCODERS, DESKTOP[8], Running(rates=replace(rates, copy=1e9)))
+    copies = slow.streamed_bytes / 1e9
+    assert slow.seconds > contexts + 6 * (copies - 4)
+    assert "weights on their way take at most" in slow.sentence
+    read = plan(REAL, shape, ENCODERS, DESKTOP[8], Running(rates=replace(rates, is_pinned=False)))
+    assert read.seconds > contexts + 6 * (read.streamed_bytes / rates.read - 4)
+    assert "from pinned memory" in slow.does
+    assert "from the page cache" in read.does
+
+
+def test_a_stage_that_runs_out_while_blocks_are_streamed_goes_on_with_fewer():
+    found = plan(REAL, shape_of("512x896"), ENCODERS, DESKTOP[16])
+    seen = [found, *lower_plans(found, "denoise")]
+    assert [one.rung for one in seen] == [LADDER[6], LADDER[7], LADDER[7]]
+    assert seen[1].peak_bytes <= LESS * seen[0].peak_bytes
+    assert (seen[2].streaming.resident, seen[2].streaming.depth) == (0, 2)
+    assert len({one.does for one in seen}) == 3
+
+
+def test_blocks_are_loaded_at_once_where_a_usual_clip_leaves_them_room():
+    found = [has_room_for_blocks(REAL, free, Running()) for free in (*DESKTOP.values(), FREE[24])]
+    assert found == [False, False, False, True]

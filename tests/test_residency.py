@@ -20,14 +20,16 @@ from engine.denoise.windows import unwatched
 from engine.errors import EngineError, TooLarge
 from engine.flow import Reference, Request, Settings, Source
 from engine.load import load_exact
+from engine.machine.ladder import LADDER
 from engine.media.video import probe_video
-from engine.memory import LADDER, ClipShape
+from engine.memory import ClipShape
 from engine.pose.networks import Networks
 from engine.program import ModelSettings
 from engine.residency import Memory, shape_of
 from engine.stage_dump import StageDump
 from tests.support.clips import clip
-from tests.support.planned_gpu import GB, QUICK, Gpu, full, made
+from tests.support.planned_clips import DESKTOP, REAL
+from tests.support.planned_gpu import GB, IN_TURNS, QUICK, Gpu, full, made
 
 STAGES = ["conditioning", "denoise", "decode"]
 
@@ -36,7 +38,7 @@ def test_the_first_rung_moves_nothing_and_the_last_everything():
     gpu = Gpu()
     gpu.memory.prepare(*made(gpu))
     assert gpu.diary == ["graphs True"]
-    gpu.free = gpu.free_for(LADDER[-1])
+    gpu.free = gpu.free_for(IN_TURNS)
     gpu.memory.prepare(*made(gpu))
     assert gpu.diary[1:] == ["graphs False", "-blocks", "-vision", "-vae"]
     gpu.free = 1000 * GB
@@ -48,7 +50,7 @@ def test_the_first_rung_moves_nothing_and_the_last_everything():
 def test_models_that_do_not_fit_back_where_they_were_are_taken_in_turns(fits):
     """Another process took memory since they left. So many of three models fit."""
     gpu = Gpu()
-    gpu.free = gpu.free_for(LADDER[-1])
+    gpu.free = gpu.free_for(IN_TURNS)
     gpu.memory.prepare(*made(gpu))
     gpu.free = 1000 * GB
     for model in (gpu.vae, gpu.vision, gpu.blocks)[: 3 - fits]:
@@ -58,6 +60,35 @@ def test_models_that_do_not_fit_back_where_they_were_are_taken_in_turns(fits):
     assert all("Out of memory (conditioning): tried again" in note for note in gpu.memory.notes)
     here = {name[1:]: name[0] for name in gpu.diary if name[0] in "+-"}
     assert here == {"blocks": "+" if fits else "-", "vision": "-", "vae": "-"}
+
+
+def test_blocks_are_streamed_as_the_plan_says_and_fewer_stay_each_time_that_runs_out():
+    gpu, fails = Gpu(DESKTOP[16]), [2]
+    gpu.manifest = REAL
+    gpu.memory.prepare(*made(gpu, 512, 896, 81))
+    (first,) = gpu.streams
+    assert (first.resident > 20, first.depth) == (True, 3)
+    assert gpu.memory.foresee(gpu.shapes[-1]).streaming == first
+
+    def work():
+        if fails[0]:
+            fails[0] -= 1
+            raise full()
+        return 17
+
+    assert gpu.memory.attempt("denoise", work) == 17
+    assert [one.depth for one in gpu.streams] == [3, 3, 2]
+    assert first.resident > gpu.streams[1].resident > gpu.streams[2].resident == 0
+    assert len({*gpu.memory.notes}) == 2
+    for note, one in zip(gpu.memory.notes, gpu.streams[1:], strict=True):
+        assert note.startswith("Out of memory (denoise): tried again, blocks are streamed to the")
+        assert f"through {one.depth} buffers, {one.resident} stay" in note
+    fails[0] = 1
+    with pytest.raises(TooLarge, match="nothing is left to be moved"):
+        gpu.memory.attempt("denoise", work)
+    gpu.free = 1000 * GB
+    gpu.memory.prepare(*made(gpu, 512, 896, 81))
+    assert gpu.streams[-1] is None
 
 
 def test_a_clip_that_fits_in_no_way_is_refused_and_nothing_is_moved():
@@ -313,7 +344,7 @@ def test_a_job_goes_down_rung_by_rung_over_its_stages(hungry, run):
         "Out of memory (decode)",
     ]
     assert hungry.gpu.kept == [(True, True), (False, True), *[(False, False)] * 3]
-    assert made.notes[-1].endswith(f"{LADDER[-1].does}.")
+    assert made.notes[-1].endswith(f"{IN_TURNS.does}.")
 
 
 def test_without_a_plan_running_out_is_told_at_once_and_the_next_job_works(hungry, loaded, run):

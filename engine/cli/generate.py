@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
+from engine.cli.plans import gigabytes
 from engine.command_line import Parser, path
 from engine.config import KINDS, ModelConfig
 from engine.demo.presets import SHIPPED, Preset, preset_of
@@ -165,6 +166,8 @@ def check_models(args: argparse.Namespace) -> None:
         raise BadRequest("--models belongs to --checkpoint or --package; neither is given.")
     if args.checkpoint is None and args.lora:
         raise BadRequest("--lora belongs to --checkpoint; a package has its LoRAs merged.")
+    if args.package is None and args.gpu_memory is not None:
+        raise BadRequest("--gpu-memory belongs to --package; the exact model is not planned.")
     if args.package is None and args.program != NATIVE:
         raise BadRequest("--program belongs to --package; none is given.")
     if args.program == "tensorrt" and args.attention is not None:
@@ -196,6 +199,8 @@ def add_generate_options(command: Parser) -> None:
         "of a package int8fp8, int8, fp8 too (default: the first that its GPU has)")  # fmt: skip
     add("--program", choices=(NATIVE, *PROGRAMS), default=NATIVE,
         help="of a package; tensorrt and hybrid (with our attention) are experimental")  # fmt: skip
+    add("--gpu-memory", type=gigabytes, metavar="GB",
+        help="of a package: plan with no more; what does not fit is streamed")  # fmt: skip
     add("--precision", choices=PRECISIONS, help="fp32 on a CPU, bf16 on a GPU")
 
     add = command.add_argument_group("look").add_argument

@@ -1,8 +1,8 @@
 """A block runner: its interface, and the plain one, which launches one kernel after another."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from torch import Tensor
 
@@ -23,6 +23,16 @@ class Pass:
     left: int = 1  # evaluations of this context and number of tokens in the clip, from here on
 
 
+class Blocks(Protocol):
+    """The weights of all blocks. Those of one are whole while its kernels are launched, that is
+    until the next are asked for.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[BlockWeights]: ...
+
+
 # returns the kept tokens after the last block, valid until the next call
 BlockRunner: TypeAlias = Callable[[Pass], Tensor]
 
@@ -32,7 +42,7 @@ class LaunchedBlocks:
     """Launches the kernels of one block after another. A `BlockRunner`."""
 
     ops: Ops
-    weights: Sequence[BlockWeights]
+    weights: Blocks
 
     def __call__(self, given: Pass) -> Tensor:
         x = given.x

@@ -16,14 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from engine.denoise.block import BlockWeights, ContextKeys, assemble, tensor_names
-from engine.denoise.block_runner import BlockRunner, LaunchedBlocks, Pass
+from engine.denoise.block_runner import BlockRunner, Blocks, LaunchedBlocks, Pass
 from engine.denoise.contexts import Contexts
 from engine.denoise.cuda_graphs import GraphedBlocks
 from engine.denoise.guidance import Seen, bind, check_widths, texts
+from engine.denoise.packed import BlockSource, StoredBlocks, pack
 from engine.denoise.sampler import grid
+from engine.denoise.schedule import Streaming
+from engine.denoise.streamed import StreamedBlocks
 from engine.denoise.windows import WindowVelocity, evaluations_of_each
 from engine.flow import Conditions, Recipe, Roles
 from engine.machine.resident import Resident
+from engine.machine.transfers import transfers_of
 from engine.machine.upload import PackageWeights
 from engine.models.attention import Attention
 from engine.models.dit import Rope, Scail, patch_grid, pictures, places, rope_tables
@@ -41,10 +45,14 @@ class PackagedDenoiser:
         weights: PackageWeights,
         ops: Ops,
         make_graphs: Callable[[BlockRunner], GraphedBlocks] | None = None,
-        make_runner: Callable[[Ops, Sequence[BlockWeights]], BlockRunner] = LaunchedBlocks,
+        make_runner: Callable[[Ops, Blocks], BlockRunner] = LaunchedBlocks,
+        *,
+        loads: bool = True,
+        streams_from: Callable[[StoredBlocks], BlockSource] = lambda stored: stored,
     ) -> None:
         """`make_runner` makes the program that runs the blocks, and `make_graphs` one that records
-        and replays it; None: nothing is recorded.
+        and replays it; None: nothing is recorded. Unless it `loads` them, the blocks come when they
+        are used first. `streams_from` says where streamed blocks are kept: in the file.
         """
         self.package = weights.package
         self.name = f"the package {self.package.path.name}"
@@ -53,7 +61,10 @@ class PackagedDenoiser:
         self.home = Resident(self._load_blocks, self._drop_blocks)
         self._ops, self._weights = ops, weights
         self._make_graphs, self._make_runner = make_graphs, make_runner
-        self._blocks: list[BlockWeights] | None = None
+        self._streams_from = cache(lambda: streams_from(self._stored()))
+        self._transfers = cache(lambda: transfers_of(self.device))
+        self._streaming: Streaming | None = None
+        self._blocks: Blocks | None = None
         self._plain_runner: BlockRunner | None = None
         self._graphs: GraphedBlocks | None = None
         self._wants_graphs = True
@@ -62,11 +73,31 @@ class PackagedDenoiser:
         self._block_names = [f"blocks.{n}.{name}" for n in range(layers) for name in names]
         self._outside = outside_the_blocks(self.package, weights)
         self.kept = Contexts(weights, layers, self._outside)
-        self._load_blocks()
+        self.home.settle(stays=False)  # they are not here yet
+        self.home.settle(stays=loads)
 
     def use_graphs(self, wanted: bool) -> None:
         """Decides if evaluations are recorded, where they can be: that takes memory."""
         self._wants_graphs = wanted
+
+    def stream(self, streaming: Streaming | None) -> None:
+        """Decides which blocks stay on the device while others are copied to it ahead of their use;
+        None: all stay. Where that changes, the blocks leave.
+        """
+        if streaming != self._streaming:
+            self.home.settle(stays=False)
+            self._streaming = streaming
+
+    @property
+    def block_bytes(self) -> int:
+        """Those of all blocks, in one piece each."""
+        return self._stored().nbytes
+
+    @property
+    def read_rate(self) -> float | None:
+        """Bytes a second that were read from the package so far; None: nothing was streamed."""
+        weights = self._weights
+        return weights.read_bytes / weights.read_s if weights.read_s else None
 
     @property
     def attention_bits(self) -> int:
@@ -98,18 +129,29 @@ class PackagedDenoiser:
             self._graphs.forget()
 
     def _load_blocks(self) -> None:
-        held = self._weights.read(self._block_names)
-        layers = range(self.config.layers)
-        self._blocks = [assemble(BlockWeights, _of_block(held, n)) for n in layers]
+        if self._streaming is not None:
+            source, transfers = self._streams_from(), self._transfers()
+            self._blocks = StreamedBlocks(source, self._streaming, transfers, self.device)
+        else:
+            held = self._weights.read(self._block_names)
+            layers = range(self.config.layers)
+            self._blocks = [assemble(BlockWeights, _of_block(held, n)) for n in layers]
         self._use(self._ops)
 
     def _drop_blocks(self) -> None:
+        if isinstance(self._blocks, StreamedBlocks):
+            self._blocks.close()
         self._blocks, self._plain_runner, self._graphs = None, None, None
+
+    def _stored(self) -> StoredBlocks:
+        layers = range(self.config.layers)
+        return StoredBlocks(self._weights, [pack(self._weights, n) for n in layers])
 
     @property
     def _runner(self) -> BlockRunner:
         assert self._plain_runner is not None
-        graphs = self._graphs if self._wants_graphs else None
+        # a graph would hold the copies of one step to its end
+        graphs = self._graphs if self._wants_graphs and self._streaming is None else None
         return self._plain_runner if graphs is None else graphs
 
     @property

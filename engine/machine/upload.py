@@ -5,14 +5,14 @@ the next is read. On the CPU they are mapped, and take no memory that the system
 Each tensor is verified when it is first read.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from engine.package.folder import Package
-from engine.package.stream import Piece, stream
+from engine.package.stream import Deliver, Piece, stream
 
 Take = Callable[[str, Tensor], None]
 
@@ -24,6 +24,7 @@ class PackageWeights:
         self.package = package
         self.device = device
         self._verified: set[str] = set()
+        self.read_bytes, self.read_s = 0, 0.0  # of all that was streamed to a GPU
 
     def visit(self, names: Iterable[str], take: Take) -> None:
         """Calls `take` with each of these tensors, in the order of the file. Raises `BadPackage`.
@@ -40,17 +41,40 @@ class PackageWeights:
             for name in ordered:
                 take(name, self.package.read(name))
         else:
-            pieces = [self._piece(name) for name in ordered]
-            deliver = partial(self._upload, take)
             direct = False if wanted <= self._verified else None
-            stream(self.package.weights, pieces, deliver, direct=direct, buffers=pinned)
-            self._verified |= wanted
+            self._stream(ordered, partial(self._upload, take), direct=direct)
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Reads these tensors, by name."""
         held: dict[str, Tensor] = {}
         self.visit(names, held.__setitem__)
         return held
+
+    def fill(self, places: Mapping[str, Tensor], *, through_cache: bool = False) -> None:
+        """Copies the bytes of tensors into memory [n] u8 of their sizes, on the host or on the
+        device, behind what the current stream does. Raises `BadPackage`.
+
+        Where a range is not in the page cache it is read past it, unless `through_cache`.
+        """
+        if self.device.type != "cuda":
+            for name, place in places.items():
+                place.copy_(self.package.read(name).flatten().view(torch.uint8))
+            return
+
+        def deliver(piece: Piece, data: memoryview) -> Callable[[], None] | None:
+            place = places[piece.name]
+            place.copy_(torch.frombuffer(data, dtype=torch.uint8), non_blocking=True)
+            return self._copied() if place.is_cuda else None
+
+        ordered = sorted(places, key=lambda name: self.package.entry(name).offset)
+        self._stream(ordered, deliver, direct=False if through_cache else None)
+
+    def _stream(self, ordered: list[str], deliver: Deliver, *, direct: bool | None) -> None:
+        pieces = [self._piece(name) for name in ordered]
+        report = stream(self.package.weights, pieces, deliver, direct=direct, buffers=pinned)
+        self.read_bytes += report.nbytes
+        self.read_s += report.seconds
+        self._verified |= {*ordered}
 
     def _piece(self, name: str) -> Piece:
         entry = self.package.entry(name)
@@ -61,9 +85,14 @@ class PackageWeights:
         entry = self.package.entry(piece.name)
         there = torch.empty(entry.nbytes, dtype=torch.uint8, device=self.device)
         there.copy_(torch.frombuffer(data, dtype=torch.uint8), non_blocking=True)
+        copied = self._copied()
+        take(piece.name, there.view(getattr(torch, entry.dtype)).view(entry.shape))
+        return copied
+
+    def _copied(self) -> Callable[[], None]:
+        """Makes a function that returns when the copies until now are done."""
         copied = torch.cuda.Event()
         copied.record()
-        take(piece.name, there.view(getattr(torch, entry.dtype)).view(entry.shape))
         return copied.synchronize
 
 

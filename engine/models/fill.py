@@ -69,12 +69,34 @@ def fill(
     `stored` says for each parameter where it lies; other names in the file must match `ignored`.
     Raises `BadCheckpoint` with the file, the tensor, what was found and what was expected.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    _check(file, {stored[name]: shape for name, shape in shapes.items()}, ignored)
+    check_weights(module, file, stored, ignored)
+    read_weights(module, file, stored, device, dtype)
+
+
+def check_weights(
+    module: nn.Module, file: TensorFile, stored: Mapping[str, Stored], ignored: re.Pattern[str]
+) -> None:
+    """Compares the headers of a file with what `fill` would read. Raises what it raises."""
+    _check(file, {stored[name]: shape for name, shape in _shapes(module).items()}, ignored)
+
+
+def read_weights(
+    module: nn.Module,
+    file: TensorFile,
+    stored: Mapping[str, Stored],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """Gives every parameter of `module`, as part of a file that was checked, its weight."""
     weights = {
-        name: _read(file, stored[name], shape, device, dtype) for name, shape in shapes.items()
+        name: _read(file, stored[name], shape, device, dtype)
+        for name, shape in _shapes(module).items()
     }
     module.load_state_dict(weights, strict=True, assign=True)
+
+
+def _shapes(module: nn.Module) -> dict[str, Shape]:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 def _check(file: TensorFile, shapes: Mapping[Stored, Shape], ignored: re.Pattern[str]) -> None:

@@ -2,7 +2,8 @@
 
 A prompt is cleaned, cut into at most 512 tokens and encoded on its real tokens alone, which is
 exact; the rows of the padding are zero (docs/reference/encoders.md 2). Embeddings are kept on
-disk, so that the 5.7 billion weights are loaded only for a prompt never seen before.
+disk, so that the 5.7 billion weights are read only for a prompt never seen before. They are read
+once for all prompts of a clip, and pass the device block by block: it never holds two of 24.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ import html
 import logging
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from torch import Tensor
 from engine.config import TEXT_TOKENS
 from engine.diskcache import DiskCache, remembered_sha256
 from engine.errors import BadCheckpoint, MissingModel
-from engine.models.fill import Stored, depth, dims, fill
+from engine.models.fill import Stored, check_weights, depth, dims, read_weights
 from engine.models.stored_prompts import StoredPrompts
 from engine.models.tensorfile import TensorFile
 from engine.models.umt5 import EncoderShape, Stack
@@ -34,6 +36,7 @@ END = "</s>"
 END_ID = 1
 CACHE_BYTES = 512 * 2**20  # 512 prompts of UMT5-XXL at 128 tokens in BF16
 BUCKETS = 32  # of distances
+_BLOCK = re.compile(r"(?:blocks|encoder\.block)\.(?P<n>\d+)\.")
 LAYERS = {4096: 24}  # by width: a file of UMT5-XXL cut between two blocks must not pass as whole
 
 # transformers -> official, inside a block (docs/reference/encoders.md 2.3)
@@ -105,12 +108,15 @@ def store_prompts(
     )
 
 
-def encoder_bytes(path: Path, dtype: torch.dtype) -> int:
-    """Bytes of the weights on a device; the table of tokens stays in its file."""
-    file = TensorFile(path)
-    table = _table_name(file)
-    values = sum(math.prod(file.shape(name)) for name in file if name != table)
-    return values * dtype.itemsize
+def passing_bytes(path: Path, dtype: torch.dtype) -> int:
+    """Counts the most bytes of the weights on a device at once: a block, and as much again for what
+    is made of 8 bits on the way. The table of tokens stays in its file.
+    """
+    file, blocks = TensorFile(path), Counter[str]()
+    for name in file:
+        if found := _BLOCK.match(name):
+            blocks[found["n"]] += math.prod(file.shape(name))
+    return 2 * max(blocks.values(), default=0) * dtype.itemsize
 
 
 def embed_rows(
@@ -123,9 +129,9 @@ def embed_rows(
 ) -> dict[str, Tensor]:
     """Embeds cleaned prompts: for each the rows of its real tokens [n, C].
 
-    `cache` is the folder of known embeddings; the encoder is loaded only if one is missing and
-    freed before this returns. `dtype` is what it computes in: fp32 or bf16, fp16 overflows.
-    Raises `MissingModel` without encoder or tokenizer, `BadCheckpoint` if one cannot be used.
+    `cache` is the folder of known embeddings; the encoder is read only if one is missing. `dtype`
+    is what it computes in: fp32 or bf16, fp16 overflows. Raises `MissingModel` without encoder or
+    tokenizer, `BadCheckpoint` if one cannot be used.
     """
     if not encoder.is_file():
         raise MissingModel(f"There is no text encoder {encoder}.")
@@ -150,12 +156,11 @@ def _embed(
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
     model = TextEncoder(encoder, device, dtype)
-    rows = {text: model.embed(tokenizer(text)) for text in texts}
+    rows = dict(zip(texts, model.embed_all([tokenizer(text) for text in texts]), strict=True))
     if not all(torch.isfinite(made).all() for made in rows.values()):
         raise BadCheckpoint(
             f"{encoder.name} gives embeddings that are not finite; its weights are damaged."
         )
-    del model
     if device.type == "cuda":
         torch.cuda.empty_cache()  # the transformer needs the room next
     return rows
@@ -260,14 +265,30 @@ class TextEncoder:
     """
 
     def __init__(self, path: Path, device: torch.device, dtype: torch.dtype) -> None:
+        """Checks all that the headers tell; weights are read when something is embedded."""
         self._file = TensorFile(path)
         self._device, self._dtype = device, dtype
         self._table = _table_name(self._file)
-        self._stack = _stack(self._file, self._table, device, dtype)
+        self._stack, self._stored = _stack(self._file, self._table)
 
-    @torch.inference_mode()
     def embed(self, ids: Tensor) -> Tensor:
         """Ids [n] of real tokens -> embedding [n, C] in the dtype of the encoder."""
+        return self.embed_all([ids])[0]
+
+    @torch.inference_mode()
+    def embed_all(self, prompts: Sequence[Tensor]) -> list[Tensor]:
+        """Embeds the ids [n] of prompts, each by itself, with weights that are read once."""
+        rows = [self._rows(ids) for ids in prompts]
+        parts = {f"block.{n}.": block for n, block in enumerate(self._stack.block)}
+        for prefix, part in (parts | {"final_layer_norm.": self._stack.final_layer_norm}).items():
+            without = part.state_dict()
+            stored = {name: self._stored[prefix + name] for name in without}
+            read_weights(part, self._file, stored, self._device, self._dtype)
+            rows = [part(x) for x in rows]
+            part.load_state_dict(without, assign=True)
+        return rows
+
+    def _rows(self, ids: Tensor) -> Tensor:
         vocabulary, _ = self._file.shape(self._table)
         if int(ids.max()) >= vocabulary:
             raise BadCheckpoint(
@@ -276,8 +297,7 @@ class TextEncoder:
             )
         with self._file.open(self._table) as table:
             rows = table[ids.cpu()]
-        rows = rows.to(self._device, self._dtype)
-        return self._stack(rows)
+        return rows.to(self._device, self._dtype)
 
 
 def _table_name(file: TensorFile) -> str:
@@ -290,8 +310,10 @@ def _table_name(file: TensorFile) -> str:
     )
 
 
-def _stack(file: TensorFile, table: str, device: torch.device, dtype: torch.dtype) -> Stack:
-    """The blocks with their weights, without the table that turns ids into rows."""
+def _stack(file: TensorFile, table: str) -> tuple[Stack, dict[str, Stored]]:
+    """The blocks without weights, and where these lie; the table that turns ids into rows is none
+    of them.
+    """
     official = table == "token_embedding.weight"
     pattern = r"blocks\.(?P<n>\d+)\." if official else r"encoder\.block\.(?P<n>\d+)\."
     layers = depth(file, re.compile(pattern))
@@ -315,8 +337,8 @@ def _stack(file: TensorFile, table: str, device: torch.device, dtype: torch.dtyp
     stored = {target: _stored(file, target, official) for target in stack.state_dict()}
     tables = r"shared\.weight|encoder\.embed_tokens\.weight"  # tied: a file may hold both
     ignored = re.compile(f"({re.escape(table) if official else tables}|{EXTRAS})$")
-    fill(stack, file, stored, ignored, device, dtype)
-    return stack
+    check_weights(stack, file, stored, ignored)
+    return stack, stored
 
 
 def _stored(file: TensorFile, target: str, official: bool) -> Stored:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from engine.config import TEXT_TOKENS
 from engine.denoise.block import ENDS, BlockWeights, ContextKeys, Weight, block_modulation
-from engine.denoise.block_runner import BlockRunner, Pass
+from engine.denoise.block_runner import BlockRunner, Blocks, Pass
 from engine.diskcache import DiskCache
 from engine.errors import Unavailable
 from engine.machine.gpu import Gpu
@@ -37,7 +37,7 @@ PROGRAMS: Mapping[str, tuple[str, ...]] = {"tensorrt": ("block",), "hybrid": ("p
 
 PortTensors: TypeAlias = Mapping[str, Tensor]  # by the names of a plan's ports
 RunBlock: TypeAlias = Callable[[PortTensors, int], None]  # x and the rest, S tokens: writes `out`
-MakeRunner: TypeAlias = Callable[[Ops, Sequence[BlockWeights]], BlockRunner]
+MakeRunner: TypeAlias = Callable[[Ops, Blocks], BlockRunner]
 
 
 def open_program(
@@ -90,7 +90,7 @@ class PlannedBlocks:
     """Runs a plan, or two, for each block. An `engine.denoise.block_runner.BlockRunner`."""
 
     run: RunBlock
-    weights: Sequence[BlockWeights]
+    weights: Blocks
 
     def __call__(self, given: Pass) -> Tensor:
         """Runs all blocks. A plan does not write where it reads, so two tensors alternate."""

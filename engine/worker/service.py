@@ -342,7 +342,8 @@ def _settings(job: Job, renderer: Renderer) -> Response:
 
 def _memory(plan: MemoryPlan) -> Response:
     return {
-        "does": plan.rung.does,
+        "does": plan.does,
+        "seconds": round(plan.seconds, 1),
         "peak_bytes": plan.peak_bytes,
         "resident_bytes": plan.resident_bytes,
         "free_bytes": plan.free_bytes,

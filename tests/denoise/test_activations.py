@@ -26,10 +26,10 @@ from engine.denoise.packaged import PackagedDenoiser, outside_the_blocks, video_
 from engine.denoise.sampler import grid
 from engine.flow import Conditions, Recipe, Roles
 from engine.machine.allocator import CachingAllocator, Card, Counter
+from engine.machine.ladder import LADDER
 from engine.memory import (
     ALLOWANCES,
     GAP_BYTES,
-    LADDER,
     SMALL_BYTES,
     ClipShape,
     EncoderBytes,
@@ -125,7 +125,7 @@ def conditions_of(model, shape, text):
     )
 
 
-def count_denoising(manifest, shape, rung, bits):
+def count_denoising(manifest, shape, rung, bits, streaming=None):
     """The most bytes in the steps that make all graphs, of so many that graphs are made."""
     steps = 2 * (FEWEST_REPLAYS + 1)
     first = range(3)
@@ -140,7 +140,9 @@ def count_denoising(manifest, shape, rung, bits):
         conditions = conditions_of(manifest.model, shape, torch.ones(shape.text_tokens, 4096))
         pool = Pool(live)
         graphed = (lambda steps: GraphedBlocks(steps, pool)) if rung.graphs else None
-        denoiser = PackagedDenoiser(package, ops_of(bits), graphed)
+        denoiser = PackagedDenoiser(package, ops_of(bits), graphed, loads=streaming is None)
+        denoiser.stream(streaming)
+        denoiser.home.settle(stays=True)
         denoiser.kept.keep(weights=rung.contexts_stay, texts=rung.texts_stay)
         velocity = denoiser.bind(conditions, recipe)
         latents = meta(16, time, height, width)
@@ -202,6 +204,40 @@ def assert_counted(layers, found, recorded, stay, bits):
     if found.rung.texts_stay:
         got -= KEPT_TEXT_BYTES  # these texts are the clip's own, which is counted with it
     assert got == pytest.approx(count_denoising(layers, shape, found.rung, bits), rel=0.01)
+
+
+@pytest.mark.parametrize("layers", [SOME_LAYERS, SOME_LAYERS_SCAIL2], ids=["preview", "scail2"])
+@pytest.mark.parametrize(
+    ("name", "changes", "resident"),
+    [
+        ("416x672", PLAIN, 0),
+        ("416x672", GUIDED, 4),
+        ("512x896", PRODUCTION, 2),
+        ("512x896", GUIDED, 0),
+        ("704x1280", GUIDED, 1),
+    ],
+    ids=str,
+)
+def test_a_step_with_its_ring_is_what_the_denoiser_allocates(layers, name, changes, resident):
+    """Every tensor of the steps, the blocks that stay and those that pass, to 3 %."""
+    shape = shape_of(name, **changes)
+    room = plan(layers, shape, EncoderBytes(0, 0, 0), FREE[141])
+    while not room.rung.streams:
+        room = next_rung(room, "denoise")
+    rest = room.peaks["denoise"] - blocks_in(room) * room.footprint.block
+    free = rest + (3 + resident) * room.footprint.block
+    found = plan(layers, shape, EncoderBytes(0, 0, 0), free)
+    assert found.rung.streams
+    assert (found.streaming.resident, found.streaming.depth) == (resident, 3)
+    gap = max(0, gap_of(found) - GAP_BYTES)
+    got = found.peaks["denoise"] - ALLOWANCES - gap
+    counted = count_denoising(layers, shape, found.rung, 8, found.streaming)
+    assert got == pytest.approx(counted, rel=0.03)
+
+
+def blocks_in(found):
+    """The blocks on the GPU while others are streamed."""
+    return found.streaming.resident + found.streaming.depth
 
 
 def gap_of(found):

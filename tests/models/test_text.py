@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from engine.errors import BadCheckpoint, MissingModel
 from engine.golden import encoders as golden_encoders
-from engine.models.text import TextEncoder
+from engine.models.text import TextEncoder, passing_bytes
 from tests.support.umt5 import (
     CPU,
     FP8,
@@ -237,3 +237,38 @@ def test_a_token_beyond_the_table_names_the_mismatch(tmp_path, weights):
     encoder = TextEncoder(tmp_path / "umt5.safetensors", CPU, torch.float32)
     with pytest.raises(BadCheckpoint, match="knows 400 tokens, the tokenizer gave token 400"):
         encoder.embed(torch.tensor([3, 400, 1]))
+
+
+class Watched(TextEncoder):
+    """Counts how often weights are read, and what of them is there at once."""
+
+    def __init__(self, path):
+        super().__init__(path, CPU, torch.float32)
+        self.opened, self.most = [], 0
+        opened = self._file.open
+
+        def watch(name):
+            self.opened.append(name)
+            held = sum(weight.nbytes for weight in self._stack.parameters() if weight.device == CPU)
+            self.most = max(self.most, held)
+            return opened(name)
+
+        self._file.open = watch
+
+
+def test_prompts_are_embedded_together_block_by_block(tmp_path, weights):
+    path = tmp_path / "umt5.safetensors"
+    save_file(weights, path)
+    prompts = [IDS, IDS[:3], torch.tensor([1])]
+    want = [TextEncoder(path, CPU, torch.float32).embed(ids) for ids in prompts]
+    watched = Watched(path)
+    for got, one in zip(watched.embed_all(prompts), want, strict=True):
+        assert torch.equal(got, one)
+    read = [name for name in watched.opened if not name.startswith("token_embedding")]
+    assert sorted(read) == sorted(
+        name for name in weights if not name.startswith("token_embedding")
+    )
+    assert watched.most == 0  # a block has left before the next one is read
+    block = sum(tensor.nbytes for name, tensor in weights.items() if name.startswith("blocks.1."))
+    assert passing_bytes(path, torch.float32) == 2 * block
+    assert passing_bytes(path, torch.bfloat16) == block

@@ -116,6 +116,14 @@ int cuCtxPopCurrent_v2(void **context) {
     return 0;
 }
 
+int cuMemHostRegister_v2(void *memory, size_t bytes, unsigned flags) {
+    BEGIN("cuMemHostRegister_v2");
+    NOTE("register %zu %u\n", bytes, flags);
+    return 0;
+}
+
+int cuMemHostUnregister(void *memory) { NOTE("unregister\n"); return 0; }
+
 int cuModuleLoadData(void **module, const void *image) {
     BEGIN("cuModuleLoadData");
     if (!is_in_context) return 201;

@@ -5,6 +5,7 @@ import dataclasses
 import torch
 
 from engine.flow import Recipe, Request, Settings, Source
+from engine.machine.ladder import LADDER
 from engine.machine.resident import Resident
 from engine.memory import ClipShape, EncoderBytes, plan
 from engine.package.folder import open_package
@@ -15,6 +16,8 @@ from tests.support.built import tiny_package
 QUICK = Recipe(sampler="euler", steps=2, cfg=1.0, shift=5.0)
 GB = 10**9
 ENCODERS = EncoderBytes(text=0, vision=GB, vae=GB)
+# of two blocks none is worth streaming: this is as low as a clip of the tiny model goes
+IN_TURNS = next(rung for rung in LADDER if not (rung.blocks_stay or rung.streams))
 
 
 def full():
@@ -42,6 +45,7 @@ class Gpu:
 
     def __init__(self, free=1000 * GB):
         self.free, self.diary, self.shapes, self.kept = free, [], [], []
+        self.manifest, self.streams = open_package(tiny_package(SM90)).manifest, []
         self.blocks, self.vision, self.vae = (
             Moves(self.diary, name) for name in ("blocks", "vision", "vae")
         )
@@ -55,6 +59,7 @@ class Gpu:
                 "decode": lambda: self.diary.append("release"),
             },
             self,
+            self.streams.append,
         )
         self.memory = Memory(self.plan, movable)
 
@@ -66,20 +71,19 @@ class Gpu:
 
     def plan(self, shape):
         self.shapes.append(shape)
-        manifest = open_package(tiny_package(SM90)).manifest
-        return plan(manifest, shape, ENCODERS, self.free)
+        return plan(self.manifest, shape, ENCODERS, self.free)
 
     def free_for(self, rung):
         """Bytes with which this rung is the first that fits the clip of these tests."""
-        manifest = open_package(tiny_package(SM90)).manifest
-        found = plan(manifest, ClipShape(64, 96, 9), ENCODERS, self.free)
+        found = plan(self.manifest, ClipShape(64, 96, 9), ENCODERS, self.free)
         while found.rung is not rung:
-            found = plan(manifest, ClipShape(64, 96, 9), ENCODERS, found.peak_bytes - 1)
+            found = plan(self.manifest, ClipShape(64, 96, 9), ENCODERS, found.peak_bytes - 1)
         return found.peak_bytes
 
 
-def made(gpu):
+def made(gpu, height=64, width=96, frames=9):
     """A request and its media, as `Memory.prepare` sees them."""
-    source = Source(torch.zeros(3, 64, 96), torch.zeros(9, 64, 96, 3).byte(), 16.0, None)
+    picture, skeleton = torch.zeros(1).expand(3, height, width), torch.zeros(1, dtype=torch.uint8)
+    source = Source(picture, skeleton.expand(frames, height, width, 3), 16.0, None)
     recipe = dataclasses.replace(QUICK, steps=50)  # so many that graphs are recorded
     return Request(None, None, "pose", Settings(recipe)), source

@@ -9,8 +9,8 @@ import pytest
 
 from engine.config import state_dir
 from engine.demo.presets import NANO_HOME
+from engine.machine.ladder import LADDER
 from engine.media.video import probe_video
-from engine.memory import LADDER
 from engine.worker.renderer import renderer_of
 from engine.worker.scratch import Scratch
 from engine.worker.service import Worker

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from engine.errors import BadCheckpoint, MissingModel
-from engine.masks.sam2_names import is_original, original_tensors, with_grid
+from engine.masks.sam2_names import is_original, original_tensors, renamed, with_grid
 from engine.masks.sam2_others import refusal_of_tensors, refusal_of_type
-from engine.masks.sam2_sizes import SIZES, Sam2Kind, config_of, tell
+from engine.masks.sam2_sizes import Sam2Kind, config_of, tell
 from engine.masks.segmenter import Network, Segmenter, Session
 from engine.models.tensorfile import TensorFile, is_finite
 
@@ -44,9 +44,31 @@ def load_sam2(path: Path, device: torch.device, name: str = "") -> Segmenter:
     config, tensors, kind = _of_folder(path) if path.is_dir() else _of_file(path)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = _filled(config, tensors, path.name)
-    model.to(device=device, dtype=dtype)
+    cast(torch.nn.Module, model).to(device=device, dtype=dtype)
     log.info("masks by %s on %s, %s", name or kind or path.name, device.type, path)
-    return as_segmenter(model, name or str(kind or path.name), device, dtype, kind)
+    return as_segmenter(model, name or str(kind or path.name), device, dtype)
+
+
+def look_at(path: Path) -> Sam2Kind | None:
+    """Tells what a folder or a file holds, without loading it; None for a size of somebody's own.
+
+    Raises as `load_sam2` for what can be told by names and shapes.
+    """
+    if path.is_dir():
+        _config(path)
+        file = TensorFile(_weights(path))
+        return _kind(file, {})
+    file = TensorFile(path, top_key="model")
+    if (known := refusal_of_tensors(file, path.name)) is not None:
+        raise BadCheckpoint(known)
+    return _kind(file, renamed(file) if is_original(file) else {})
+
+
+def files_of(path: Path) -> tuple[Path, ...]:
+    """All files that what is loaded depends on. Raises `MissingModel`, `BadCheckpoint`."""
+    if path.is_dir():
+        return (path / CONFIG, *TensorFile(_weights(path)).files)
+    return TensorFile(path, top_key="model").files
 
 
 def as_segmenter(
@@ -54,7 +76,6 @@ def as_segmenter(
     name: str,
     device: torch.device,
     dtype: torch.dtype,
-    kind: Sam2Kind | None = None,
 ) -> Segmenter:
     """Wraps transformers' model."""
     from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
@@ -69,19 +90,28 @@ def as_segmenter(
     config = model.config
     side = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
     kept = max(config.num_maskmem, config.max_object_pointers_in_encoder)
-    cost = kind.size.cpu_s if kind is not None else SIZES[0].cpu_s
-    return Segmenter(
-        name, cast(Network, model.eval()), opened, int(side), int(kept), device, dtype, cost
-    )
+    return Segmenter(name, cast(Network, model.eval()), opened, int(side), int(kept), device, dtype)
 
 
 def _of_folder(path: Path) -> tuple["Sam2VideoConfig", dict[str, Tensor], Sam2Kind | None]:
     config = _config(path)
+    file = TensorFile(_weights(path))
+    return config, with_grid(_read(file)), _kind(file, {})
+
+
+def _weights(path: Path) -> Path:
     weights = next((held for name in (WEIGHTS, _INDEX) if (held := path / name).is_file()), None)
     if weights is None:
         raise MissingModel(f"{path} has no {WEIGHTS}; put it beside {CONFIG}.")
-    file = TensorFile(weights)
-    return config, with_grid(_read(file)), None
+    return weights
+
+
+def _kind(file: TensorFile, names: Mapping[str, str]) -> Sam2Kind | None:
+    """The size, if it is one that was released; `names` are those of transformers."""
+    try:
+        return tell({names.get(name, name): file.shape(name) for name in file}, file.path.name)
+    except BadCheckpoint:
+        return None
 
 
 def _config(path: Path) -> "Sam2VideoConfig":

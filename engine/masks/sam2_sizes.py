@@ -34,16 +34,18 @@ class Sam2Size:
     global_blocks: tuple[int, int, int]  # of these, attention sees the whole picture
     background: int  # side of the embedding that windows share
     parameters: int  # millions, rounded up
-    cpu_s: float  # a frame on one thread of a CPU, set by hand
+    cpu_s: float  # of its encoder for a frame, on one thread of a CPU
 
+
+PERSON_CPU_S = 4.0  # for a person in a frame beside the encoder, on one thread, in any size
 
 SIZES = (
-    Sam2Size("large", 144, (2, 6, 36, 4), (2, 4, 8, 16), (8, 4, 16, 8), (23, 33, 43), 7, 225, 100),
+    Sam2Size("large", 144, (2, 6, 36, 4), (2, 4, 8, 16), (8, 4, 16, 8), (23, 33, 43), 7, 225, 26),
     Sam2Size(
-        "base_plus", 112, (2, 3, 16, 3), (2, 4, 8, 16), (8, 4, 14, 7), (12, 16, 20), 14, 81, 40
+        "base_plus", 112, (2, 3, 16, 3), (2, 4, 8, 16), (8, 4, 14, 7), (12, 16, 20), 14, 81, 10
     ),
-    Sam2Size("small", 96, (1, 2, 11, 2), (1, 2, 4, 8), (8, 4, 14, 7), (7, 10, 13), 7, 47, 22),
-    Sam2Size("tiny", 96, (1, 2, 7, 2), (1, 2, 4, 8), (8, 4, 14, 7), (5, 7, 9), 7, 39, 18),
+    Sam2Size("small", 96, (1, 2, 11, 2), (1, 2, 4, 8), (8, 4, 14, 7), (7, 10, 13), 7, 47, 5.3),
+    Sam2Size("tiny", 96, (1, 2, 7, 2), (1, 2, 4, 8), (8, 4, 14, 7), (5, 7, 9), 7, 39, 4.8),
 )
 
 

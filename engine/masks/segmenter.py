@@ -56,4 +56,3 @@ class Segmenter:
     kept: int  # frames whose outputs the network may look back at
     device: torch.device
     dtype: torch.dtype
-    cpu_s: float = 0.0  # a frame and person on one thread of a CPU

@@ -6,7 +6,7 @@ Persons are numbered as they are found; whom a number means to a reader is settl
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from engine.masks.made import Warned
+from engine.flow import Warned
 
 
 @dataclass(frozen=True, slots=True)

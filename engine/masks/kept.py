@@ -20,7 +20,7 @@ from engine.diskcache import DiskCache
 from engine.flow import Check, go_on
 from engine.masks.events import Event
 from engine.masks.made import MadeMasks
-from engine.masks.make import Driving, Found, Frames, Progress, Wish, colour, look
+from engine.masks.make import Driving, Frames, Looked, Progress, Wish, colour, look
 from engine.masks.person_boxes import BoxFinder
 from engine.masks.segmenter import Segmenter
 from engine.masks.still import Picture, Pictured
@@ -75,18 +75,18 @@ class MaskMaker:
         key = self._key(clip, picture, wish)
         kept = self._cache.read(key)
         if kept is not None:
-            found = _unpacked(kept)
-            log.info("masks of %d frames found in the cache", len(found.labels))
+            looked = _unpacked(kept)
+            log.info("masks of %d frames found in the cache", len(looked.labels))
             frames = np.zeros((0, *clip.size, 3), np.uint8)
-            return colour(found, Driving(frames, clip.fps, clip.sha256), picture, wish)
+            return colour(looked, Driving(frames, clip.fps, clip.sha256), picture, wish)
         about_to_look()
         driving = Driving(read(), clip.fps, clip.sha256)
-        found = look(
+        looked = look(
             driving, picture, self._networks.segmenter(), self._networks.finder(), wish, check,
             progress,
         )  # fmt: skip
-        self._cache.write(key, _packed(found))
-        return colour(found, driving, picture, wish)
+        self._cache.write(key, _packed(looked))
+        return colour(looked, driving, picture, wish)
 
     def _key(self, clip: Clip, picture: Picture | None, wish: Wish) -> str:
         shown = None
@@ -97,29 +97,29 @@ class MaskMaker:
                 None if labels is None else hashlib.sha256(labels.numpy().tobytes()).hexdigest(),
             ]
         corrections = [one.key() for one in wish.corrections]
-        wanted = wish.persons or len(wish.who)
+        wanted = wish.persons or max((0, *wish.who))
         return json.dumps([
             CACHE_VERSION, clip.sha256, clip.size, clip.frames, clip.fps, shown, wish.mode, wanted,
             wish.grow, corrections, self._networks.hashes(),
         ])  # fmt: skip
 
 
-def _packed(found: Found) -> bytes:
-    pictured = found.pictured
+def _packed(looked: Looked) -> bytes:
+    pictured = looked.pictured
     file = io.BytesIO()
-    told = json.dumps({"events": [asdict(event) for event in found.events], "model": found.model})
+    told = json.dumps({"events": [asdict(event) for event in looked.events], "model": looked.model})
     arrays = {} if pictured is None else {
         "picture": pictured.labels.numpy(), "numbers": np.array(pictured.numbers, np.int64),
         "picture_boxes": pictured.boxes,
     }  # fmt: skip
     np.savez_compressed(
-        file, labels=found.labels, there=found.there, scores=found.scores, told=np.array(told),
+        file, labels=looked.labels, there=looked.there, scores=looked.scores, told=np.array(told),
         **arrays,
     )  # fmt: skip
     return file.getvalue()
 
 
-def _unpacked(value: bytes) -> Found:
+def _unpacked(value: bytes) -> Looked:
     with np.load(io.BytesIO(value), allow_pickle=False) as held:
         told = json.loads(str(held["told"]))
         pictured = None
@@ -133,4 +133,6 @@ def _unpacked(value: bytes) -> Found:
             Event(one["kind"], one["said"], tuple(one["persons"]), one["frame"])
             for one in told["events"]
         )
-        return Found(held["labels"], held["there"], held["scores"], pictured, events, told["model"])
+        return Looked(
+            held["labels"], held["there"], held["scores"], pictured, events, told["model"]
+        )

@@ -9,16 +9,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from engine.flow import Warned
+
 VERSION = 1  # of the record and of its file; a reader knows only its own
-
-
-@dataclass(frozen=True, slots=True)
-class Warned:
-    """Something that a person should look at before a clip is rendered."""
-
-    kind: str  # a stable word for programs, such as `swap` or `cut`
-    said: str  # a sentence with the figure and the cure
-    frame: int | None = None  # of the clip, from 0; None: of no single frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +30,7 @@ class MadeMasks:
     source_sha256: str  # of the video file
     order: tuple[int, ...]  # which person as found, from 1, has label 1, 2, ..
     model: str  # that made them, with its hash; "" if they were drawn or read
+    image_sha256: str = ""  # of the picture's file; "": it has no mask here
     warned: tuple[Warned, ...] = ()
     version: int = VERSION
 

@@ -1,123 +1,137 @@
-"""Who becomes whom: persons of the video in order, and their partners in the picture.
+"""Which person of the motion is which of the picture: read, guessed, and looked at.
 
-Both are sorted by the frame first seen, then by the centre of the box from left to right, and
-person n of the video takes the looks of person n of the picture. Rules: docs/reference/masks.md
-7.7.
+Persons are numbered by where they are first seen, then from left to right; two lists sorted alike
+are matched in order. Rules: docs/reference/masks.md 6.5.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 
 from engine.config import LIMITS
-from engine.errors import BadRequest
-from engine.masks.colours import PERSONS
-from engine.masks.events import Event
-from engine.media.framing import Size
-from engine.pose.arrays import Doubles
-from engine.pose.tracking import pairs
+from engine.errors import BadRequest, NobodyFound
+from engine.flow import Mode, Warned
+from engine.masks.colours import CLASSES, PERSONS
+from engine.masks.tracks import Floats, Tracks, box_of
 
-NOBODY = 0  # the partner of a person who gets no colour
-_NEVER = 1e3  # cost of a person without a partner: above that of every pair
+_SPLIT = re.compile(r"[\s,;]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """Where the persons of a video or a picture are when they are first seen. P persons."""
+class Found:
+    """Persons who were found, in the order in which they were."""
 
-    frames: tuple[int, ...]  # [P] in which each is first seen
-    centres: Doubles  # [P, 2] x, y of the box there
-    size: Size  # of the frame
+    boxes: Floats  # [P, 4] in the frame where each is first seen
+    first: Sequence[int]  # those frames
+    size: tuple[int, int]  # height and width of the frame
 
 
-def sorted_persons(places: Places) -> list[int]:
-    """The numbers of persons from 0, in order; one who is never seen has no place."""
+def read_who(text: str) -> tuple[int, ...]:
+    """Reads persons as numbers or colours: "2,1" and "red,blue" are the same.
+
+    The first is who becomes person 1. Raises `BadRequest`.
+    """
+    named = [part for part in _SPLIT.split(text.strip().lower()) if part]
+    known = {name: place for place, name in enumerate(PERSONS, start=1)}
+    known |= {str(place): place for place in known.values()}
+    if not named or not set(named) <= set(known) or len(named) > LIMITS.max_identities:
+        raise BadRequest(
+            f"who is {text[:40]!r}; persons by number (1 to {LIMITS.max_identities}) or colour "
+            f"({', '.join(PERSONS)}) are expected, such as 2,1."
+        )
+    who = tuple(known[one] for one in named)
+    if len(set(who)) < len(who):
+        raise BadRequest(f"who is {text[:40]!r}, which names a person twice.")
+    return who
+
+
+def by_appearance(found: Found) -> list[int]:
+    """Sorts persons by the frame where they are first seen, then by the middle of their box."""
+    middles = (found.boxes[:, 0] + found.boxes[:, 2]) / 2
     return sorted(
-        range(len(places.frames)), key=lambda n: (places.frames[n], places.centres[n][0], n)
+        range(len(found.boxes)), key=lambda person: (found.first[person], middles[person])
     )
 
 
-def parse_who(text: str) -> tuple[int, ...]:
-    """Reads `2,1`, or names of colours: whose looks the first, second, .. person takes.
+def match(
+    clip: Found, picture: Found, mode: Mode, overlaps: Floats | None = None
+) -> tuple[tuple[int, ...], str | None]:
+    """Says which persons of the clip, from 1 in order of appearance, are those of the picture.
 
-    0 or `none` is nobody's. Raises `BadRequest` for what is no list of persons.
+    `overlaps` [P] are IoU of the clip's persons with that of the picture, scaled to the frame. Also
+    a note where not all of the clip are needed. Raises `NobodyFound` if the clip has too few.
     """
-    numbers = []
-    for word in (part.strip().lower() for part in text.split(",")):
-        if word in PERSONS:
-            numbers.append(PERSONS.index(word) + 1)
-        elif word == "none":
-            numbers.append(NOBODY)
-        elif word.isdecimal() and len(word) < 3:
-            numbers.append(int(word))
-        else:
-            raise BadRequest(
-                f"Who is {text[:80]!r}; numbers as 2,1 or colours as red,blue are expected, one "
-                f"for each person of the video from left to right ({', '.join(PERSONS)}, or none)."
-            )
-    return tuple(numbers)
-
-
-def partners(
-    moving: Places, pictured: Places | None, labels: Sequence[int], who: Sequence[int] = ()
-) -> tuple[tuple[int, ...], tuple[Event, ...]]:
-    """The label of each person of the video, in order; `NOBODY` for none, and why.
-
-    Both `Places` are in order; `labels` are those of the picture's persons. `who` overrides. Fewer
-    persons in the picture: each takes the place of the nearest, the others get no colour. Raises
-    `BadRequest` for fewer in the video, or a `who` that does not fit.
-    """
-    count = len(moving.frames)
-    if who:
-        return _told(count, None if pictured is None else labels, who), ()
-    if pictured is None:
-        return tuple(range(1, count + 1)), ()
-    shown = len(pictured.frames)
-    if shown == count:
-        return tuple(labels), ()
-    if shown > count:
+    many, few = len(clip.boxes), len(picture.boxes)
+    if few > LIMITS.max_identities:
         raise BadRequest(
-            f"The video shows {_persons(count)} and the picture {_persons(shown)}: each of the "
-            "picture needs one to follow. Say who of them dance with who, or give another picture."
+            f"{few} persons are in the picture; at most {LIMITS.max_identities} are told apart. "
+            "Ask for fewer persons."
         )
-    off = _shares(moving)[:, None] - _shares(pictured)[None]  # [P, R, 2]
-    found = dict(pairs((off**2).sum(-1), [_NEVER] * count))
-    given = tuple(labels[found[place]] if place in found else NOBODY for place in range(count))
-    without = " and ".join(str(place + 1) for place, label in enumerate(given) if not label)
+    if many < few or not few:
+        raise NobodyFound(
+            f"{many} persons were found in the video and {few} in the picture: give masks, or say "
+            "with persons how many there are."
+        )
+    order = by_appearance(clip)
+    if many == few:
+        return tuple(range(1, many + 1)), None
+    fate = "vanish" if mode == "animation" else "stay as they are"
+    if few == 1 and mode == "replacement" and overlaps is not None:
+        person = int(np.argmax(overlaps[order]))
+        how = f"its place is most like the picture's, IoU {overlaps[order][person]:.2f}"
+        return (person + 1,), _told([person + 1], many, fate, how)
+    costs = _middles(picture)[by_appearance(picture)][:, None] - _middles(clip)[order][None]
+    rows, columns = linear_sum_assignment((costs**2).sum(-1))
+    who = [int(column) + 1 for _, column in sorted(zip(rows, columns))]
+    return tuple(who), _told(who, many, fate, "they stand nearest to where the picture has them")
+
+
+def other_order(tracks: Tracks, numbers: Tensor) -> tuple[Warned, ...]:
+    """Warns if persons stand in another order in the picture than when they are first seen.
+
+    It is no mistake in itself; but files that were sorted by size look so.
+    """
+    found: list[tuple[str, float, float]] = []
+    for person, colour in enumerate(tracks.persons):
+        is_person = (numbers == CLASSES[colour]).numpy()
+        seen = np.flatnonzero(tracks.is_seen[:, person])
+        if is_person.any() and not is_person.all() and len(seen) and seen[0] == 0:
+            there, here = tracks.boxes[0, person], box_of(is_person)
+            found.append((colour, float(there[0] + there[2]), float(here[0] + here[2])))
+    changed = [
+        (one[0], other[0])
+        for one, other in combinations(found, 2)
+        if (one[1] - other[1]) * (one[2] - other[2]) < 0
+    ]
+    if not changed:
+        return ()
+    one, other = changed[0]
+    held = [name for name in PERSONS if name in tracks.persons]
+    swap = {one: other, other: one}
+    who = ",".join(str(PERSONS.index(swap.get(name, name)) + 1) for name in held)
     said = (
-        f"The video shows {_persons(count)} and the picture {_persons(shown)}: person {without} "
-        "gets no colour. Say who is meant with who if it is somebody else."
+        f"The persons in {one} and {other} stand in another order in the picture than in frame 0 "
+        f"of the video. If they are not to change sides, give who as {who}."
     )
-    return given, (Event("who", said),)
+    return (Warned("who", said, 0),)
 
 
-def _told(count: int, labels: Sequence[int] | None, who: Sequence[int]) -> tuple[int, ...]:
-    known = range(1, LIMITS.max_identities + 1) if labels is None else labels
-    if len(who) != count:
-        raise BadRequest(
-            f"Who names {_persons(len(who))}, and the video shows {_persons(count)}: one for each "
-            "is expected, from left to right as they appear."
-        )
-    if any(number not in (NOBODY, *known) for number in who):
-        raise BadRequest(
-            f"Who is {_list(who)}; of {_list(known)}, the persons of the picture, each is expected "
-            "once."
-        )
-    used = [number for number in who if number != NOBODY]
-    if len(set(used)) < len(used) or not used:
-        raise BadRequest(f"Who is {_list(who)}; each person can be followed by one alone.")
-    return tuple(who)
+def _middles(found: Found) -> Floats:
+    """Middles of boxes as shares of the frame: [P, 2]."""
+    height, width = found.size
+    boxes = found.boxes
+    across, down = (boxes[:, 0] + boxes[:, 2]) / 2 / width, (boxes[:, 1] + boxes[:, 3]) / 2 / height
+    return np.stack([across, down], axis=1)
 
 
-def _shares(places: Places) -> Doubles:
-    height, width = places.size
-    return np.asarray(places.centres, np.float64).reshape(-1, 2) / (width, height)
-
-
-def _persons(count: int) -> str:
-    return "1 person" if count == 1 else f"{count} persons"
-
-
-def _list(who: Sequence[int]) -> str:
-    return ",".join(map(str, who))
+def _told(who: Sequence[int], many: int, fate: str, how: str) -> str:
+    named = " and ".join(f"person {one}" for one in who)
+    return (
+        f"Of {many} persons of the video {named} (by first appearance, then from the left) become "
+        f"those of the picture: {how}. The others {fate}. Say with who if others are meant."
+    )

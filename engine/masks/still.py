@@ -13,13 +13,14 @@ from torch import Tensor
 from engine.config import LIMITS
 from engine.errors import BadRequest, NobodyFound
 from engine.masks.candidates import candidates, prompt_at
-from engine.masks.order import Places
+from engine.masks.order import Found
 from engine.masks.painter import paint_labels
 from engine.masks.person_boxes import BoxFinder
 from engine.masks.rectangles import box_of, centre
 from engine.masks.segmenter import Segmenter
 from engine.masks.stream import Stream
 from engine.masks.tracklets import Chain
+from engine.media.framing import Size
 from engine.pose.arrays import Doubles
 
 
@@ -41,10 +42,14 @@ class Pictured:
     boxes: Doubles  # [R, 4] in pixels of the picture
 
     @property
-    def places(self) -> Places:
+    def size(self) -> Size:
         height, width = self.labels.shape
-        centres = np.array([centre(box) for box in self.boxes]).reshape(-1, 2)
-        return Places((0,) * len(self.numbers), centres, (height, width))
+        return height, width
+
+    @property
+    def found(self) -> Found:
+        """The persons as they are matched with others: in their own order."""
+        return Found(self.boxes, range(len(self.numbers)), self.size)
 
 
 def look_at_picture(

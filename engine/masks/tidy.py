@@ -1,4 +1,4 @@
-"""What the network said -> who is there: short gaps filled, and what looks wrong reported.
+"""What the network said -> labels: short gaps filled, entrances and exits told.
 
 Rules: docs/reference/masks.md 7.6.
 """
@@ -17,8 +17,6 @@ from engine.pose.arrays import Bools
 
 MOST_GAP = 2  # frames that are filled
 _SAME = 0.5  # IoU of a mask before and after a gap
-_JUMP = 2.0  # ratio of the areas of a person in neighbouring frames
-_GRACE = 3  # frames within which one jump is reported once
 _ABSENT = float("-inf")
 
 
@@ -29,7 +27,6 @@ def paint_all(
     there = _there(followed)
     for person in range(there.shape[1]):
         _fill(followed.logits[:, person], there[:, person])
-        followed.events += _jumps(followed.logits[:, person], there[:, person], person)
         followed.events += _absences(there[:, person], person)
     labels = np.zeros((followed.frames, *size), np.uint8)
     for frame, place in enumerate(labels):
@@ -75,22 +72,6 @@ def _signed(mask: Bools) -> NDArray[np.float32]:
         for part in (mask, ~mask)
     )
     return np.clip(inside - outside, -32, 32)
-
-
-def _jumps(logits: NDArray[np.float16], there: Bools, person: int) -> list[Event]:
-    areas = (logits > 0).sum((1, 2)) * there
-    found: list[Event] = []
-    last = -_GRACE
-    for frame in range(1, len(areas)):
-        small, large = sorted((int(areas[frame - 1]), int(areas[frame])))
-        if small and large > _JUMP * small and frame - last >= _GRACE:
-            last = frame
-            said = (
-                f"{{0}} has {large / small:.1f} times the area in one of frames "
-                f"{frame - 1} and {frame}: look at the preview, and correct it if it is wrong."
-            )
-            found.append(Event("area", said, (person,), frame))
-    return found
 
 
 def _absences(there: Bools, person: int) -> list[Event]:

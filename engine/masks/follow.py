@@ -152,7 +152,7 @@ class _Way:
                 self.astray[person] = []
                 self.swapped = {pair for pair in self.swapped if person not in pair}
                 continue
-            self.astray[person].append(now)
+            self.astray.setdefault(person, []).append(now)
             if len(self.astray[person]) < REWOUND:
                 continue
             other = self._whose(person, now)

@@ -97,10 +97,9 @@ class MaskMaker:
                 None if labels is None else hashlib.sha256(labels.numpy().tobytes()).hexdigest(),
             ]
         corrections = [one.key() for one in wish.corrections]
-        wanted = wish.persons or max((0, *wish.who))
         return json.dumps([
-            CACHE_VERSION, clip.sha256, clip.size, clip.frames, clip.fps, shown, wish.mode, wanted,
-            wish.grow, corrections, self._networks.hashes(),
+            CACHE_VERSION, clip.sha256, clip.size, clip.frames, clip.fps, shown, wish.mode,
+            wish.persons, wish.grow, corrections, self._networks.hashes(),
         ])  # fmt: skip
 
 

@@ -117,7 +117,7 @@ def look(
     alone = None
     if pictured is not None and is_alone(wish.mode, shown, wish.persons):
         alone = stretched(pictured.boxes[0], pictured.size, size)
-    wanted = wish.persons or max(shown or 0, *wish.who, 0) or None
+    wanted = wish.persons or shown
     players = cast(boxes, _cuts(driving.frames), size, driving.fps, wanted, alone, wish.corrections)
     followed = Followed(count, events=list(players.events))
     total = sum(len(way) for shot in players.shots for _, way in ways(shot.frames, shot.prompts))
@@ -178,8 +178,8 @@ def _who(clip: Found, pictured: Pictured | None, wish: Wish) -> tuple[tuple[int,
         few = many if pictured is None else len(pictured.numbers)
         if len(wish.who) > few or max(wish.who) > many:
             raise BadRequest(
-                f"who is {','.join(map(str, wish.who))}; the video shows {many} persons whom it "
-                f"may name, and {few} can be named."
+                f"who is {','.join(map(str, wish.who))}; {many} persons of the video were followed "
+                f"and {few} of them can be named. Follow more with persons, or name others."
             )
         return wish.who, []
     if pictured is None:

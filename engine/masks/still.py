@@ -23,6 +23,8 @@ from engine.masks.tracklets import Chain
 from engine.media.framing import Size
 from engine.pose.arrays import Doubles
 
+_ABSENT = -32.0  # logit of nobody's being there; finite, for it is interpolated
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:
@@ -82,7 +84,7 @@ def look_at_picture(
     seen = stream.show(picture.pixels, 0, prompts)
     logits = torch.stack([seen[number].logits for number in range(len(persons))])
     absent = [number for number in seen if seen[number].score <= 0]
-    logits[absent] = float("-inf")
+    logits[absent] = _ABSENT
     found = labelled(paint_labels(logits, (height, width), grow))
     if len(found.numbers) < len(persons):
         raise NobodyFound(

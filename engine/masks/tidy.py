@@ -17,7 +17,7 @@ from engine.pose.arrays import Bools
 
 MOST_GAP = 2  # frames that are filled
 _SAME = 0.5  # IoU of a mask before and after a gap
-_ABSENT = float("-inf")
+_ABSENT = -32.0  # logit of nobody's being there; finite, for it is interpolated
 
 
 def paint_all(

@@ -4,6 +4,7 @@ The networks are stand-ins that know the drawn masks (tests/support/drawn_segmen
 """
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,8 +117,8 @@ def test_a_film_cut_begins_anew_and_matches_by_order_and_height():
 def test_where_all_are_gone_and_all_are_new_the_film_was_cut():
     scene = draw(
         24,
-        lambda t: LEFT if t < 10 else MIDDLE + 40,
-        lambda t: RIGHT if t < 10 else MIDDLE - 8,
+        lambda t: 30 if t < 10 else 115,
+        lambda t: RIGHT if t < 10 else 66,
     )
     masks = made(scene)
     assert [one.frame for one in masks.warned if one.kind == "cut"] == [10]
@@ -135,7 +136,7 @@ def test_short_gaps_are_filled(gap, is_filled):
     assert bool((masks.labels[6] == 1).any()) == is_filled
     assert ("absent" in kinds(masks)) == (not is_filled)
     if is_filled:
-        assert iou(masks.labels[6].numpy() == 1, scene.owners[6] == 1) > 0.85
+        assert iou(masks.labels[6].numpy() == 1, scene.owners[6] == 1) > 0.6
 
 
 def test_persons_whom_the_network_takes_for_each_other_are_reported():
@@ -161,21 +162,16 @@ def test_who_is_lost_is_shown_again_and_found_from_there():
     assert worst(masks, scene, (1, 2)) > 0.9
 
 
-def test_who_is_lost_on_the_way_back_is_shown_again_too():
-    late = while_(still(RIGHT), lambda t: t >= 1)  # together they are seen from frame 1 on
-    scene = draw(40, still(LEFT), late)
-    for t in range(12):  # and with sure boxes from frame 20 on
-        scene.boxes[t][:, 4] = 0.4
-    for t in (10, 11):
-        scene.boxes[t][:, 4] = 0.9
+@pytest.mark.parametrize(("score", "lost"), [(0.9, [5]), (0.55, [])])
+def test_who_is_lost_on_the_way_back_is_shown_again_where_a_box_is_sure(score, lost):
+    scene = draw(30, still(LEFT), still(RIGHT))
+    for boxes in scene.boxes[:10]:  # nobody is shown by these, and both by those of frame 10
+        boxes[:, 4] = 0.45
+    for boxes in scene.boxes[3:6]:
+        boxes[boxes[:, 0] > MIDDLE, 4] = score
     masks = made(scene, takes=lambda one, t, told: None if one == 2 and t < 6 < told else one)
-    assert "lost" not in kinds(masks)  # the boxes there are not sure enough
-    for t in range(12):
-        scene.boxes[t][:, 4] = 0.65 if t < 6 else scene.boxes[t][:, 4]
-    for t in range(6):
-        scene.boxes[t][:, 4] = 0.65
-    masks = made(scene, takes=lambda one, t, told: None if one == 2 and t < 6 < told else one)
-    assert [one.frame for one in masks.warned if one.kind == "lost"] == []
+    assert [one.frame for one in masks.warned if one.kind == "lost"] == lost
+    assert bool((masks.labels[2] == 2).any()) == bool(lost)
 
 
 def test_persons_are_shown_again_five_times_and_no_more():
@@ -204,11 +200,11 @@ def test_the_largest_are_followed_where_fewer_are_wanted():
     assert "the largest 1 are followed" in masks.warned[0].said
 
 
-@pytest.mark.parametrize("count", [0, 7])
+@pytest.mark.parametrize("count", [-1, 7])
 def test_more_persons_than_colours_are_refused(count):
     scene = draw(2, still(LEFT))
-    with pytest.raises(BadRequest, match=r"persons are wanted; 1 to 6|^$" if count else ""):
-        made(scene, persons=count or 9)
+    with pytest.raises(BadRequest, match=f"{count} persons are wanted; 1 to 6 have colours"):
+        made(scene, persons=count)
 
 
 def test_a_video_of_seven_says_that_one_must_choose():
@@ -261,15 +257,15 @@ def test_colours_of_the_pictures_mask_are_kept():
 def test_who_says_whom_the_picture_takes_the_places_of():
     scene = draw(4, still(RIGHT), still(LEFT))
     assert worst(made(scene, picture(20, 90), who=(2, 1)), scene, (1, 2)) > 0.9
-    masks = made(scene, picture(60), who=(2,))
-    assert worst(masks, scene, (1, 7)) == 0 and masks.order == (2,)
+    masks = made(scene, picture(60), who=(2,), persons=2)
+    assert masks.order == (2,) and not (masks.labels == 2).any()
     assert iou(masks.labels[0].numpy() == 1, scene.owners[0] == 1) > 0.9
 
 
-@pytest.mark.parametrize("who", [(1, 2, 3), (3,)])
+@pytest.mark.parametrize("who", [(1, 2, 3), (3,), (4, 1)])
 def test_a_who_that_does_not_fit_is_refused(who):
     scene = draw(4, still(RIGHT), still(LEFT))
-    with pytest.raises(BadRequest, match=r"who is|are wanted"):
+    with pytest.raises(BadRequest, match="2 persons of the video were followed and 2 of them"):
         made(scene, picture(20, 90), who=who, persons=2)
 
 
@@ -327,18 +323,18 @@ def test_corrections_are_replayed(form, tmp_path):
         return None if one == 2 and t >= 10 > told else one
 
     assert not (made(scene, takes=takes).labels[15] == 2).any()
-    rows, columns = np.nonzero(scene.owners[12] == 2)
+    rows, columns = np.nonzero(scene.owners[14] == 2)
     said = {
         "box": [int(side) for side in (columns.min(), rows.min(), columns.max(), rows.max())],
         "points": [[int(columns[500]), int(rows[500]), True]],
-        "mask": (scene.owners[12] == 2).astype(int).tolist(),
+        "mask": (scene.owners[14] == 2).astype(int).tolist(),
     }
-    corrections = [{"frame": 12, "person": 2, form: said[form]}]
+    corrections = [{"frame": 14, "person": 2, form: said[form]}]
     (tmp_path / "said.json").write_text(json.dumps(corrections))
     masks = made(scene, takes=takes, corrections=read_corrections(tmp_path / "said.json"))
-    for t in (12, 15, 19):
+    for t in (14, 15, 19):
         assert iou(masks.labels[t].numpy() == 2, scene.owners[t] == 2) > 0.9
-    assert not (masks.labels[11] == 2).any()
+    assert not (masks.labels[13] == 2).any()
 
 
 @pytest.mark.parametrize(
@@ -377,13 +373,7 @@ def test_corrections_of_another_clip_are_refused():
     with pytest.raises(BadRequest, match=f"2x1; {WIDTH}x{HEIGHT}"):
         made(scene, corrections=small)
     with pytest.raises(BadMedia):
-        parse_corrections([{"frame": 0, "person": 1, "mask": "none.png"}], tmp_none())
-
-
-def tmp_none():
-    from pathlib import Path
-
-    return Path("/nowhere")
+        parse_corrections([{"frame": 0, "person": 1, "mask": "none.png"}], Path("/nowhere"))
 
 
 class Networks:

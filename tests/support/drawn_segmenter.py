@@ -17,7 +17,7 @@ from engine.masks.segmenter import Segmenter
 
 HEIGHT, WIDTH, FPS = 96, 192, 12.0
 POSES, PERSONS = 3, 8
-SIDE, GRID = 128, 96
+SIDE, GRID = 128, (HEIGHT, WIDTH)
 
 
 @cache
@@ -27,7 +27,7 @@ def dancers():
     painted = []
     for person in range(PERSONS):
         look = random_look(rng, person / PERSONS)
-        joints = dance(8 * POSES, FPS, person)[::8, 0].astype(np.float64)
+        joints = dance(2 * POSES, FPS, person)[::2, 0].astype(np.float64)
         joints[..., 0] -= joints[:, :1, 0]
         painted.append(np.stack([draw_person(pose, HEIGHT, WIDTH, look) for pose in joints]))
     return painted
@@ -134,7 +134,11 @@ class DrawnModel:
     """
 
     def __init__(self, scene, takes=None, shift=0):
-        self.scene, self.takes, self.shift = scene, takes or (lambda person, frame, told: person), shift
+        self.scene, self.takes, self.shift = (
+            scene,
+            takes or (lambda person, frame, told: person),
+            shift,
+        )
         self.calls = []
 
     def __call__(self, session, *, frame, frame_idx, reverse):
@@ -152,7 +156,7 @@ class DrawnModel:
         mask = self.scene.owners[frame_idx] == (-1 if whom is None else whom)
         if not is_told:
             mask = shifted(mask, self.shift)
-        shares = F.interpolate(torch.from_numpy(mask).float()[None, None], (GRID, GRID), mode="area")
+        shares = F.interpolate(torch.from_numpy(mask).float()[None, None], GRID, mode="area")
         score = torch.full((1, 1), 8.0 if mask.any() else -8.0)
         return Answer((shares - 0.5) * 20, score)
 

@@ -37,7 +37,7 @@ class Sam2Size:
     cpu_s: float  # of its encoder for a frame, on one thread of a CPU
 
 
-PERSON_CPU_S = 4.0  # for a person in a frame beside the encoder, on one thread, in any size
+PERSON_CPU_S = 12.0  # for a person in a frame beside the encoder, on one thread, in any size
 
 SIZES = (
     Sam2Size("large", 144, (2, 6, 36, 4), (2, 4, 8, 16), (8, 4, 16, 8), (23, 33, 43), 7, 225, 26),

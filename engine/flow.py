@@ -69,7 +69,7 @@ class Settings:
     mode: Mode | None = None  # None: of a model that takes no masks, and sees a skeleton
     segments: SegmentPlan = "windows"  # how a long clip is cut
     framing: Framing = "auto"  # in replacement the picture is placed; else it is measured
-    who: tuple[int, ...] = ()  # whose looks each person of the driving mask takes; (): its own
+    who: tuple[int, ...] = ()  # persons of the driving mask who are person 1, 2, ..; (): as it says
     strict: bool = False  # a warning about the media is an error
 
 

@@ -33,7 +33,7 @@ from engine.jobs.served import (
     refuse_foreign,
     told_of_persons,
 )
-from engine.masks.who import parse_who
+from engine.masks.order import read_who
 from engine.models.attention import available
 from engine.models.checkpoint import Checkpoint
 from engine.models.lora import file_and_strength
@@ -164,7 +164,7 @@ def numbered_file(text: str) -> tuple[int, Path]:
 def who(text: str) -> tuple[int, ...]:
     """Parses persons such as 2,1, as an option's type."""
     try:
-        return parse_who(text)
+        return read_who(text)
     except BadRequest as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
@@ -245,8 +245,8 @@ def _add_role_options(add: Add) -> None:
         help="a further picture of the character or the scene; up to 4 times")  # fmt: skip
     add("--reference-mask-of", type=numbered_file, action="append", default=[], metavar="N=FILE",
         help="the mask of further picture N, counted from 1")  # fmt: skip
-    add("--who", type=who, metavar="2,1", help="whose looks the persons of the mask take, by "
-        "number or colour; default: those of their own colour")  # fmt: skip
+    add("--who", type=who, metavar="2,1", help="who of the mask takes the looks of persons 1, 2, "
+        "by number or colour; default: who has their colours")  # fmt: skip
     add("--framing", choices=get_args(Framing), help="auto (the default): in replacement the "
         "person of the picture is placed; as-is; driving: in animation the motion is")  # fmt: skip
     add("--strict", action="store_true", help="a warning about the media is an error")

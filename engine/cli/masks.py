@@ -163,8 +163,8 @@ def add_masks_options(command: Parser) -> None:
     add = command.add_argument_group("who is who").add_argument
     add("--mode", choices=get_args(Mode), default="animation",
         help="what the masks are for; default: animation")  # fmt: skip
-    add("--who", type=who, metavar="2,1", help="whose looks the persons of the video take, by "
-        "number or colour; default: both from left to right")  # fmt: skip
+    add("--who", type=who, metavar="2,1", help="who of the video takes the looks of the "
+        "picture's persons 1, 2, by number or colour; default: as both appear")  # fmt: skip
     add("--persons", type=int, help="how many are followed; default: as many as the picture has")
     add("--grow", type=int, default=0, metavar="PIXELS",
         help=f"-{_GROWN} to {_GROWN}, of a clip 512 high; 4 to 8 for wide clothes")  # fmt: skip

@@ -43,7 +43,7 @@ class Wanted:
     size: Size  # of the clip
     mode: Mode
     persons: int | None = None  # None: as many as the picture has
-    who: tuple[int, ...] = ()  # whose looks each person of the video takes; (): in order
+    who: tuple[int, ...] = ()  # persons of the video who are person 1, 2, .. of the picture
     grow: int = 0  # pixels at a short side of 512
     is_patient: bool = False  # on a CPU it may take as long as it takes
 
@@ -97,7 +97,7 @@ def read_masks(
         scores=torch.from_numpy(np.where(tracks.is_seen, 1.0, np.nan).astype(np.float32)),
         fps=wanted.fps,
         source_sha256=sha256_of(wanted.video.path),
-        order=_order(wanted.who, len(tracks.persons)),
+        order=wanted.who or tuple(range(1, len(tracks.persons) + 1)),
         model="",
         image_sha256="" if shown is None else sha256_of(wanted.image),
         warned=tuple(Warned("read", note) for note in notes),
@@ -112,14 +112,6 @@ def labels_of(numbers: Tensor) -> Tensor:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _order(who: Sequence[int], persons: int) -> tuple[int, ...]:
-    """Which person of the file has label 1, 2, ..; 0 where nobody of it has."""
-    labels = range(1, persons + 1)
-    if not who:
-        return tuple(labels)
-    return tuple(who.index(label) + 1 if label in who else 0 for label in labels)
 
 
 def _last(persons: Sequence[str]) -> int:

@@ -31,8 +31,8 @@ _SHORT_SIDE, _LETTERS = 512, 18  # pixels of letters at this short side
 _LEAST_LETTERS = 11
 _MOST_WARNED = 6
 _TITLES: dict[Mode, tuple[str, str]] = {
-    "animation": ("picture: who dances", "video: whose motion it is"),
-    "replacement": ("picture: who takes the place", "video: who is replaced"),
+    "animation": ("who dances", "whose motion it is"),
+    "replacement": ("who takes the place", "who is replaced"),
 }
 
 
@@ -81,10 +81,10 @@ class _Panel:
         feet = [one.motion_foot_line for one in self._source.standing if one.frame == number]
         canvas.paste(self._persons(self._source.skeleton[number], mask, feet), (width, 0))
         draw = ImageDraw.Draw(canvas)
-        titles = _TITLES[self._roles.mode]
-        self._text(draw, (self._line // 3, 0), titles[0])
-        time = f"frame {number}, {number / self._source.fps:.1f} s"
-        self._text(draw, (width + self._line // 3, 0), f"{titles[1]}; {time}")
+        picture, motion = _TITLES[self._roles.mode]
+        time = f"{number / self._source.fps:.1f} s"
+        self._title(draw, 0, (f"picture: {picture}", "picture"))
+        self._title(draw, width, (f"video: {motion}; frame {number}, {time}", f"video: {time}"))
         self._warnings(draw, number)
         return torch.from_numpy(np.array(canvas))
 
@@ -115,10 +115,14 @@ class _Panel:
         draw.rectangle(plate, fill=_DARK, outline=colour, width=2)
         draw.text((left + self._line * 0.25, top + 1), text, _legible(colour), self._font)
 
-    def _text(self, draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str) -> None:
+    def _title(self, draw: ImageDraw.ImageDraw, left: int, texts: Sequence[str]) -> None:
+        """Writes the first of some texts that fits above one side, else the last."""
+        left, most = left + self._line // 3, self._size[1] - self._line
+        lengths = [draw.textlength(text, self._font) for text in texts]
+        text = next((text for text, wide in zip(texts, lengths) if wide <= most), texts[-1])
         wide = draw.textlength(text, self._font)
-        draw.rectangle([place, (place[0] + wide, place[1] + self._line)], fill=_DARK)
-        draw.text(place, text, _LIGHT, self._font)
+        draw.rectangle([(left, 0), (left + wide, self._line)], fill=_DARK)
+        draw.text((left, 0), text, _LIGHT, self._font)
 
     def _warnings(self, draw: ImageDraw.ImageDraw, number: int) -> None:
         left, top = self._line // 3, self._size[0] + self._line // 2

@@ -16,19 +16,9 @@ from engine.config import LIMITS
 from engine.errors import BadMedia, BadRequest
 from engine.flow import Check, Mode, Warned, go_on
 from engine.masks.cleaning import BACKGROUND, clean
-from engine.masks.colours import (
-    BLACK,
-    BLUE,
-    CLASSES,
-    PERSON_COLOURS,
-    PERSONS,
-    WHITE,
-    paint,
-    show_black,
-)
+from engine.masks.colours import BLACK, BLUE, PERSON_COLOURS, PERSONS, WHITE, paint, show_black
 from engine.masks.loss import Loss
 from engine.masks.stored import Stored, open_mask
-from engine.masks.who import NOBODY, check_who
 from engine.media.framing import Size, crop_image, crop_nearest, image_to_network
 from engine.media.video import VideoInfo, frame_count, shown_frames
 
@@ -89,10 +79,10 @@ def read_driving_mask(
 ) -> DrivingMask:
     """Reads the mask of a driving video, for the `count` frames that are shown of it at `fps`.
 
-    The mask has as many frames as the video, or as the clip. `who` says of each person whom it
-    shows, in the order of the colours, which person of the picture it becomes. Raises `BadMedia`
-    if it has another length or shape, is no mask, or if nobody is to be replaced, `BadRequest` for
-    a `who` of more or fewer persons than it shows, and what `check` raises.
+    The mask has as many frames as the video, or as the clip. `who` names the persons of the file,
+    from 1, who shall be person 1, 2, ..; nobody else has a colour then. Raises `BadMedia` if it
+    has another length or shape, is no mask, or if nobody is to be replaced, `BadRequest` if `who`
+    names somebody whom it does not show, and what `check` raises.
     """
     stored = open_mask(path, check=check)
     _check_shape(stored, (video.height, video.width), video.path.name)
@@ -318,17 +308,22 @@ def persons_of(numbers: Tensor) -> tuple[str, ...]:
 def _recast(
     numbers: Tensor, persons: tuple[str, ...], who: Sequence[int], name: str
 ) -> tuple[str, ...]:
-    """Gives each person, in `numbers`, the colour of who it becomes; who becomes nobody has none.
+    """Gives the persons of `who`, in `numbers`, the colours of person 1, 2, ..; others none.
 
     Returns the colours that are there then.
     """
-    check_who(who, persons, name)
+    known = [PERSONS.index(person) + 1 for person in persons]
+    for person in who:
+        if person not in known:
+            held = " and ".join(f"{one} ({PERSONS[one - 1]})" for one in known) or "nobody"
+            raise BadRequest(f"who names person {person}; {name} shows {held}.")
     told = torch.arange(BACKGROUND + 1, dtype=torch.uint8)
-    for person, becomes in zip(persons, who):
-        told[CLASSES[person]] = BACKGROUND if becomes == NOBODY else PERSON_COLOURS[becomes - 1]
+    told[list(PERSON_COLOURS)] = BACKGROUND
+    for colour, person in zip(PERSON_COLOURS, who):
+        told[PERSON_COLOURS[person - 1]] = colour
     for some in numbers.view(-1).split(_AT_ONCE):
         some.copy_(told[some.int()])
-    return tuple(PERSONS[becomes - 1] for becomes in sorted(who) if becomes != NOBODY)
+    return PERSONS[: len(who)]
 
 
 def _to_network(numbers: Tensor, size: Size) -> Tensor:

@@ -21,6 +21,7 @@ from engine.masks.framed import (
     move_motion,
     other_shape,
 )
+from engine.masks.order import other_order
 from engine.masks.reader import (
     DrivingMask,
     ReferenceMask,
@@ -32,7 +33,6 @@ from engine.masks.reader import (
 )
 from engine.masks.stored import Stored, open_reference
 from engine.masks.tracks import track
-from engine.masks.who import other_sides
 from engine.media.framing import Size, crop_image, image_to_network
 from engine.media.picture import load_layers
 from engine.media.video import VideoInfo
@@ -126,7 +126,7 @@ def _framed(
         *driving.warned,
         *(() if motion.video is None else _of_video(motion.video, picture)),
         *findings(tracks, motion.frames, motion.fps),
-        *other_sides(tracks, reference.numbers),
+        *other_order(tracks, reference.numbers),
         *framed.warned,
     ]
     if framed.motion is not None:

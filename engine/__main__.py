@@ -22,6 +22,7 @@ from engine.cli.generate import (
     check_options,
     read_options,
 )
+from engine.cli.masks import add_masks_options, make
 from engine.command_line import Parser, end_on_signals, path, program, run
 from engine.config import models_dir, state_dir
 from engine.demo.presets import Preset
@@ -159,6 +160,11 @@ def verify(args: argparse.Namespace) -> None:
     sys.exit(1 if failed else 0)
 
 
+def masks(args: argparse.Namespace) -> None:
+    """Makes or reads masks, and shows who becomes whom."""
+    print(make(args))
+
+
 def info(args: argparse.Namespace) -> None:
     """Prints what this machine has and what would run on it, or what a file of weights is, as one
     JSON object.
@@ -290,6 +296,8 @@ COMMANDS = {
     "prepare": (
         Command("pose", "motion capture alone: a skeleton video, and joints", pose,
                 _add_pose_options),
+        Command("masks", "who is who in a video and a picture, and a preview", masks,
+                add_masks_options),
     ),
     "check": (
         Command("info", "what this machine has, and what would run on it", info,

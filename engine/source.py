@@ -138,6 +138,11 @@ def _nobody(*_: object) -> tuple[Tensor, float]:
     raise AssertionError("a model that takes masks sees the dance itself")
 
 
+def rate_shown(request: Request, video: VideoInfo) -> float | None:
+    """The rate at which a video is shown in a clip; None: its own."""
+    return _rate(request, video.rate)[0]
+
+
 def _rate(request: Request, rate: Fraction) -> tuple[float | None, tuple[str, ...]]:
     """The rate at which a motion of `rate` is shown, None its own, and a note of frames that are
     left out: a model that sees the dance itself was trained on no more than 30 a second.

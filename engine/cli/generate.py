@@ -13,6 +13,7 @@ from engine.errors import BadRequest
 from engine.flow import (
     Align,
     Fit,
+    Framing,
     KindName,
     Mode,
     Motion,
@@ -32,6 +33,7 @@ from engine.jobs.served import (
     refuse_foreign,
     told_of_persons,
 )
+from engine.masks.order import read_who
 from engine.models.attention import available
 from engine.models.checkpoint import Checkpoint
 from engine.models.lora import file_and_strength
@@ -46,7 +48,10 @@ Add: TypeAlias = Callable[..., Any]  # `add_argument` of a parser or of a group 
 _OF_CHECKPOINT: RecipeName = "official"
 _OF_PACKAGE: Mapping[KindName, RecipeName] = {"preview": "official", "scail2": "turbo"}
 # The options that one kind of model alone may understand, and their values that say nothing.
-_ROLES = ("mask", "reference_mask", "reference", "reference_mask_of", "segments", "align")
+_ROLES = (
+    "mask", "reference_mask", "reference", "reference_mask_of", "segments", "framing", "who",
+    "strict", "align",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -156,6 +161,14 @@ def numbered_file(text: str) -> tuple[int, Path]:
     return int(number), path(name)
 
 
+def who(text: str) -> tuple[int, ...]:
+    """Parses persons such as 2,1, as an option's type."""
+    try:
+        return read_who(text)
+    except BadRequest as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def check_models(args: argparse.Namespace) -> None:
     """Refuses options about models that contradict each other."""
     if args.checkpoint is not None and args.package is not None:
@@ -232,6 +245,11 @@ def _add_role_options(add: Add) -> None:
         help="a further picture of the character or the scene; up to 4 times")  # fmt: skip
     add("--reference-mask-of", type=numbered_file, action="append", default=[], metavar="N=FILE",
         help="the mask of further picture N, counted from 1")  # fmt: skip
+    add("--who", type=who, metavar="2,1", help="who of the mask takes the looks of persons 1, 2, "
+        "by number or colour; default: who has their colours")  # fmt: skip
+    add("--framing", choices=get_args(Framing), help="auto (the default): in replacement the "
+        "person of the picture is placed; as-is; driving: in animation the motion is")  # fmt: skip
+    add("--strict", action="store_true", help="a warning about the media is an error")
     add("--segments", choices=get_args(SegmentPlan), help="how a long clip is cut; default: even")
 
 

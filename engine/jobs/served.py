@@ -19,6 +19,9 @@ _BOUND: Mapping[str, KindName] = {
     "reference": "scail2",
     "references": "scail2",
     "segments": "scail2",
+    "framing": "scail2",
+    "who": "scail2",
+    "strict": "scail2",
     "align": "preview",
 }
 

@@ -86,7 +86,7 @@ def frame_persons(shown: Shown, mode: Mode, framing: Framing, look: Look | None 
         motion = _motion(max(pairs, key=lambda pair: pair.driver.tall))
     else:
         warned += [one for pair in pairs for one in _sizes(pair, mode, shown.tracks.size)]
-    standing = [_standing(pair, shown) for pair in pairs]
+    standing = [_standing(pair, shown, motion) for pair in pairs]
     warned += [one for pair in standing for one in _cropped(pair)]
     return Framed(tuple(standing), tuple(warned), cut, motion)
 
@@ -173,8 +173,9 @@ def _motion(pair: _Pair) -> Placement | None:
     return Placement(back, -back * there.left, -back * there.top, there.by)
 
 
-def _standing(pair: _Pair, shown: Shown) -> Standing:
+def _standing(pair: _Pair, shown: Shown, motion: Placement | None) -> Standing:
     place, own = pair.place, pair.person
+    scale, top = (1.0, 0.0) if motion is None else (motion.scale, motion.top)
     is_person = (shown.numbers == CLASSES[pair.colour]).numpy()
     return Standing(
         person=pair.colour,
@@ -184,8 +185,8 @@ def _standing(pair: _Pair, shown: Shown) -> Standing:
         top=place.top,
         height=place.scale * own.tall,
         foot_line=place.scale * float(own.box[3]) + place.top,
-        motion_height=pair.driver.tall,
-        motion_foot_line=float(pair.driver.box[3]),
+        motion_height=scale * pair.driver.tall,
+        motion_foot_line=scale * float(pair.driver.box[3]) + top,
         cropped=1 - share_inside(is_person, place, shown.tracks.size),
     )
 

@@ -68,7 +68,7 @@ class MaskFiles:
 
     def release(self) -> None:
         """Gives the GPU's memory back: the transformer needs it next."""
-        self._segmenter = None
+        self._segmenter = self._finder = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -128,7 +128,8 @@ class Stream:
         points = [(x, y) for x, y, _ in prompt.points]
         labels = [int(is_inside) for *_, is_inside in prompt.points]
         if prompt.box is not None:  # the network takes corners before points
-            x1, y1, x2, y2 = (float(side) for side in prompt.box)
+            most = (self.width, self.height) * 2
+            x1, y1, x2, y2 = (float(min(max(s, 0), m)) for s, m in zip(prompt.box, most))
             points, labels = [(x1, y1), (x2, y2), *points], [*_CORNERS, *labels]
         return {
             "point_coords": (torch.tensor(points) * scale)[None, None],

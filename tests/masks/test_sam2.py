@@ -3,21 +3,30 @@
 The one file that imports transformers' SAM 2, which takes seconds.
 """
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
-from engine.errors import BadCheckpoint, MissingModel
+from engine.errors import BadCheckpoint, BadRequest, MissingModel
+from engine.flow import go_on
+from engine.masks.corrections import parse_corrections
+from engine.masks.making import Wanted, sha256_of
 from engine.masks.sam2_load import as_segmenter, load_sam2
 from engine.masks.sam2_names import original_tensors, renamed
 from engine.masks.sam2_sizes import SIZES, Sam2Kind, config_of, tell
+from engine.masks.segment import segment_with
 from engine.masks.stream import Prompt, Stream, to_input
+from engine.media.video import probe_video
 from engine.models.tensorfile import TensorFile
+from tests.support.mask_scenes import write_video
+from tests.support.standin_models import save_yolox
 from tests.support.tiny_sam2 import SIDE, original, tiny_model
 
 CPU = torch.device("cpu")
@@ -329,6 +338,43 @@ def test_files_of_other_models_are_refused(tmp_path, name, said):
     save_file({name: torch.ones(1)}, tmp_path / "a.safetensors")
     with pytest.raises(BadCheckpoint, match=said):
         load_sam2(tmp_path / "a.safetensors", CPU)
+
+
+def test_a_box_beyond_the_frame_ends_at_its_edge(segmenter):
+    frame = clip(1)[0]
+    edges = np.array([0.0, 0, WIDTH, HEIGHT])
+    inside = Stream(segmenter, HEIGHT, WIDTH).show(frame, 0, [Prompt(0, 0, edges)])[0]
+    beyond = edges + np.array([-9, -9, 9, 9])
+    outside = Stream(segmenter, HEIGHT, WIDTH).show(frame, 0, [Prompt(0, 0, beyond)])[0]
+    torch.testing.assert_close(outside.logits, inside.logits, rtol=0, atol=0)
+
+
+def test_a_folder_of_models_makes_masks_of_a_video(tmp_path, model):
+    """All but the weights is real: files, YOLOX's code, SAM 2's code, cache, record."""
+    models, state = tmp_path / "models", tmp_path / "state"
+    model.save_pretrained(models / "sam2" / "sam2.1-hiera-large")
+    save_yolox(models / "yolox_l.onnx", ((320.0, 200.0, 200.0, 360.0, 0.9),))
+    video = write_video(tmp_path / "dance.mkv", torch.from_numpy(clip(5)))
+    Image.fromarray(clip(1, seed=1)[0]).save(tmp_path / "me.png")
+    segment = segment_with(models, CPU, state)
+    wanted = Wanted(
+        tmp_path / "me.png", probe_video(video), None, None, (HEIGHT, WIDTH), "animation"
+    )
+    with pytest.raises(BadRequest, match=r"take about .* minutes on this CPU"):
+        segment(wanted, go_on)
+    asked = []
+    patient = dataclasses.replace(wanted, is_patient=True)
+    masks = segment(patient, lambda: asked.append(1))
+    assert masks.labels.shape == (5, HEIGHT, WIDTH) and masks.labels.unique().tolist() == [0, 1]
+    assert masks.reference.shape == (HEIGHT, WIDTH) and 1 in masks.reference
+    assert masks.model.startswith("sam2.1-hiera-large ") and masks.order == (1,)
+    assert masks.source_sha256 == sha256_of(video) and len(asked) >= 10
+    again = segment(wanted, go_on)  # known by now: it takes no time
+    torch.testing.assert_close(again.labels, masks.labels, rtol=0, atol=0)
+    other = segment_with(models, CPU, state, corrections=parse_corrections(
+        [{"frame": 2, "person": 1, "box": [0, 0, 20, 20]}]
+    ))  # fmt: skip
+    assert not torch.equal(other(patient, go_on).labels, masks.labels)
 
 
 def test_what_is_not_there_is_missing(tmp_path):

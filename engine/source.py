@@ -3,7 +3,9 @@
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,8 +14,11 @@ from torch import Tensor
 from engine.config import LIMITS
 from engine.denoise.segments import segments_of
 from engine.errors import BadMedia
-from engine.flow import Check, Request, Sound, Source, Standing, go_on
+from engine.flow import Check, Request, Sound, Source, Standing, Warned, go_on
+from engine.masks.making import Segment, Wanted
+from engine.masks.reader import DRIVING
 from engine.masks.roles import Motion, Picture, read_roles
+from engine.masks.saved import save_masks
 from engine.media.framing import (
     Size,
     crop_clip,
@@ -94,6 +99,49 @@ def clip_size(request: Request, picture: Tensor, video: VideoInfo | None = None)
     return fitted_size(height, width, size) if wanted.fit == "resize" else size
 
 
+def wanted_masks(
+    request: Request, persons: int | None = None, grow: int = 0, *, is_patient: bool = False
+) -> Wanted:
+    """Says of which media of a request masks are wanted. Raises `BadMedia` as `load_source` does.
+
+    `persons`, `grow` and `is_patient` are as in `Wanted`.
+    """
+    video = probe_video(request.motion)
+    settings = request.settings
+    return Wanted(
+        image=request.image,
+        video=video,
+        shown_at=_rate(request, video.rate)[0],
+        frames=settings.frames,
+        size=clip_size(request, load_image(request.image), video),
+        mode=settings.mode or "animation",
+        reference=request.reference_mask,
+        persons=persons,
+        who=settings.who,
+        grow=grow,
+        is_patient=is_patient,
+    )
+
+
+def with_masks(
+    request: Request,
+    segment: Segment,
+    folder: Path,
+    persons: int | None = None,
+    check: Check = go_on,
+) -> tuple[Request, tuple[Warned, ...]]:
+    """Makes the masks of a request that has none, and keeps them in `folder`.
+
+    Raises what `segment` and `save_masks` raise.
+    """
+    wanted = wanted_masks(request, persons)
+    made = segment(wanted, check)
+    kept = folder / "masks.npz"
+    save_masks(kept, made, DRIVING[wanted.mode])
+    settings = replace(request.settings, who=())  # they have their places
+    return replace(request, mask=kept, settings=settings), made.warned
+
+
 def check_source(request: Request) -> None:
     """Checks a request's files before anything is loaded, and logs what a clip will lack.
 
@@ -136,11 +184,6 @@ def _strictly(notes: Sequence[str]) -> str:
 
 def _nobody(*_: object) -> tuple[Tensor, float]:
     raise AssertionError("a model that takes masks sees the dance itself")
-
-
-def rate_shown(request: Request, video: VideoInfo) -> float | None:
-    """The rate at which a video is shown in a clip; None: its own."""
-    return _rate(request, video.rate)[0]
 
 
 def _rate(request: Request, rate: Fraction) -> tuple[float | None, tuple[str, ...]]:

@@ -18,18 +18,16 @@ from torch import Tensor
 from engine.cli.generate import add_size_options, who
 from engine.command_line import Parser, path
 from engine.config import models_dir
-from engine.errors import OutputError
+from engine.errors import BadMedia, OutputError
 from engine.flow import Framing, Mode, Request, Settings, Source, Warned, override
 from engine.masks.made import MadeMasks
-from engine.masks.making import Segment, Wanted, no_segmenter, read_masks
+from engine.masks.making import Segment, no_segmenter, read_masks
 from engine.masks.preview import preview_frames, stills
 from engine.masks.reader import DRIVING, REFERENCE
 from engine.masks.saved import FORMS, save_masks, save_reference
 from engine.media.mp4 import encode_mp4
-from engine.media.picture import load_image
-from engine.media.video import probe_video
 from engine.recipes import RECIPES, check_output, check_settings
-from engine.source import clip_size, load_source, rate_shown, told
+from engine.source import load_source, told, wanted_masks
 from kernels.whole_file import whole_file
 
 log = logging.getLogger(__name__)
@@ -42,9 +40,9 @@ def make(args: argparse.Namespace) -> str:
     request, mode = _request(args)
     check_settings(request.settings, "scail2")
     _check_outputs(args)
-    wanted = _wanted(args, request, mode)
+    wanted = wanted_masks(request, args.persons, args.grow, is_patient=args.slow)
     if args.mask is not None:
-        made = read_masks(wanted, args.mask, args.reference_mask)
+        made = read_masks(wanted, args.mask)
     else:
         segment = segmenter(args.models or models_dir())
         if segment is None:
@@ -53,14 +51,14 @@ def make(args: argparse.Namespace) -> str:
     with tempfile.TemporaryDirectory(prefix="masks-") as folder:
         kept = Path(folder, "masks.npz")
         save_masks(kept, made, DRIVING[mode])
-        source = _source(request, kept, args.reference_mask)
+        source = _source(request, kept)
     warned = _all_warnings(made, source)
     for one in warned:
         log.warning("%s", one)
     for standing in source.standing:
         log.info("%s", told(standing))
     if args.strict and warned:
-        raise OutputError(f"Strict: a warning is an error here. {warned[0]}")
+        raise BadMedia(f"Strict: a warning is an error here. {warned[0]}")
     _save(args.out, made, mode)
     if args.preview is not None:
         _show(
@@ -78,8 +76,9 @@ def segmenter(models: Path) -> Segment | None:
 def _request(args: argparse.Namespace) -> tuple[Request, Mode]:
     mode: Mode = args.mode
     settings = override(Settings(RECIPES["scail2"]["turbo"], segments="even"), args)
-    settings = dataclasses.replace(settings, mode=mode, who=(), strict=False, audio=False)
-    return Request(args.image, args.video, "video", settings), mode
+    settings = dataclasses.replace(settings, mode=mode, audio=False)
+    request = Request(args.image, args.video, "video", settings, reference_mask=args.reference_mask)
+    return request, mode
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
@@ -93,28 +92,16 @@ def _check_outputs(args: argparse.Namespace) -> None:
         check_output(args.preview, ".mp4", *inputs)
 
 
-def _wanted(args: argparse.Namespace, request: Request, mode: Mode) -> Wanted:
-    video = probe_video(args.video)
-    size = clip_size(request, load_image(args.image), video)
-    return Wanted(
-        image=args.image,
-        video=video,
-        shown_at=rate_shown(request, video),
-        frames=request.settings.frames,
-        size=size,
-        mode=mode,
-        persons=args.persons,
-        who=args.who or (),
-        grow=args.grow,
-        is_patient=args.slow,
-    )
+def _source(request: Request, mask: Path) -> Source:
+    """The media of a job with masks whose persons have their places already."""
 
-
-def _source(request: Request, mask: Path, reference: Path | None) -> Source:
     def nobody(*_: object) -> tuple[Tensor, float]:
         raise AssertionError("masks need no skeleton")
 
-    return load_source(dataclasses.replace(request, mask=mask, reference_mask=reference), nobody)
+    settings = dataclasses.replace(request.settings, who=(), strict=False)
+    return load_source(
+        dataclasses.replace(request, settings=settings, mask=mask, reference_mask=None), nobody
+    )
 
 
 def _all_warnings(made: MadeMasks, source: Source) -> list[str]:

@@ -18,6 +18,7 @@ from engine.flow import Check, Mode, Warned, go_on
 from engine.masks.cleaning import BACKGROUND
 from engine.masks.colours import PERSON_COLOURS, PERSONS, numbers_of
 from engine.masks.made import MadeMasks
+from engine.masks.painter import check_grow, grown
 from engine.masks.reader import read_driving_mask, read_reference_mask
 from engine.masks.stored import open_reference
 from engine.masks.tracks import track
@@ -42,6 +43,7 @@ class Wanted:
     frames: int | None  # at most so many; None: all
     size: Size  # of the clip
     mode: Mode
+    reference: Path | None = None  # the mask of the picture, if there is one
     persons: int | None = None  # None: as many as the picture has
     who: tuple[int, ...] = ()  # persons of the video who are person 1, 2, .. of the picture
     grow: int = 0  # pixels at a short side of 512
@@ -72,27 +74,28 @@ def no_segmenter(models: Path, ask: str) -> MissingModel:
     )
 
 
-def read_masks(
-    wanted: Wanted, mask: Path, reference: Path | None, check: Check = go_on
-) -> MadeMasks:
+def read_masks(wanted: Wanted, mask: Path, check: Check = go_on) -> MadeMasks:
     """Reads masks of any form into the one that is kept. Notes become warnings.
 
     Raises what `read_driving_mask` and `read_reference_mask` raise.
     """
+    check_grow(wanted.grow)
     driving = read_driving_mask(
         mask, wanted.video, wanted.shown_at, wanted.count, wanted.whole, wanted.mode, check,
         wanted.who,
     )  # fmt: skip
     pixels, alpha = load_layers(wanted.image)
     own = pixels.shape[0], pixels.shape[1]
-    given = reference or open_reference(mask)
+    given = wanted.reference or open_reference(mask)
     has_mask = given is not None or (alpha is not None and not bool((alpha >= 128).all()))
     shown = read_reference_mask(given, alpha, own, own, wanted.mode, check) if has_mask else None
     tracks = track(driving.colours, PERSONS[: _last(driving.persons)], check)
     notes = [*driving.notes, *(() if shown is None else shown.notes)]
     return MadeMasks(
-        labels=torch.stack([labels_of(numbers_of(frame)) for frame in driving.colours]),
-        reference=None if shown is None else labels_of(shown.numbers),
+        labels=torch.stack(
+            [grown(labels_of(numbers_of(frame)), wanted.grow) for frame in driving.colours]
+        ),
+        reference=None if shown is None else grown(labels_of(shown.numbers), wanted.grow),
         boxes=torch.from_numpy(tracks.boxes.astype(np.float32)),
         scores=torch.from_numpy(np.where(tracks.is_seen, 1.0, np.nan).astype(np.float32)),
         fps=wanted.fps,

@@ -35,14 +35,19 @@ def paint_labels(logits: Tensor, size: Size, grow: int = 0) -> Tensor:
             f"{len(logits)} persons are to be painted; there are {LIMITS.max_identities} colours. "
             "Ask for fewer persons."
         )
-    if abs(grow) > GROWN:
-        raise BadRequest(f"Masks are to grow by {grow}; -{GROWN} to {GROWN} pixels are taken.")
+    check_grow(grow)
     if not len(logits):
         return torch.zeros(size, dtype=torch.uint8)
     large = F.interpolate(logits.float()[None], size, mode="bilinear", align_corners=False)[0]
     most, who = large.max(0)
     labels = torch.where(most > 0, who + 1, 0).to(torch.uint8)
     return grown(without_specks(labels.cpu()), grow)
+
+
+def check_grow(grow: int) -> None:
+    """Raises `BadRequest` for a growth that would not be of edges any more."""
+    if abs(grow) > GROWN:
+        raise BadRequest(f"Masks are to grow by {grow}; -{GROWN} to {GROWN} pixels are taken.")
 
 
 def without_specks(labels: Tensor) -> Tensor:

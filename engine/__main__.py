@@ -34,6 +34,7 @@ from engine.machine.device import find_device
 from engine.machine.gpu import Gpu, arch_of, find_gpu, require_driver
 from engine.machine.heap import keep_freed_memory
 from engine.machine.kernel_choice import chosen_sums, known_choices
+from engine.masks.person_boxes import YOLO10_LICENCE
 from engine.media.framing import crop_frames, target_size
 from engine.media.mp4 import encode_mp4
 from engine.media.picture import load_image
@@ -61,6 +62,7 @@ log = logging.getLogger("engine")
 
 LICENCES = {
     "NLF and SMPL (motion capture)": "non-commercial research use only",
+    "YOLOv10 (boxes of persons, where you have put it)": YOLO10_LICENCE,
     "TensorRT (optional program)": "its licence restricts offering it as a hosted service",
 }
 

@@ -1,19 +1,23 @@
 """The networks of a models folder that masks are made with: found, hashed, loaded once."""
 
 from functools import cached_property
+from math import prod
 from pathlib import Path
 
 import torch
 
 from engine.diskcache import remembered_sha256
-from engine.errors import MissingModel
+from engine.errors import BadCheckpoint, MissingModel
 from engine.masks.kept import MaskNetworks
 from engine.masks.person_boxes import BoxFinder, BoxNetwork, find_box_network, open_boxes
 from engine.masks.sam2_find import find_segmenter, require_time
 from engine.masks.sam2_load import files_of, load_sam2, look_at
 from engine.masks.sam2_sizes import Sam2Kind
 from engine.masks.segmenter import Segmenter
+from engine.models.tensorfile import TensorFile
 from engine.pose.onnx import weight_files
+
+WORK_BYTES = 1536 * 2**20  # for what it computes and remembers; set by hand, not measured
 
 _SHOWN_HEX = 12  # of a hash in a name
 
@@ -65,6 +69,20 @@ class MaskFiles:
         if self._finder is None:
             self._finder = open_boxes(*self._boxes, gpu=self._device.type == "cuda")
         return self._finder
+
+    def gpu_bytes(self) -> int:
+        """Counts what SAM 2 takes of the GPU while it makes masks; 0 where there is none.
+
+        Nothing of it is left when they are made.
+        """
+        if self._device.type != "cuda":
+            return 0
+        try:
+            stored = (TensorFile(path, top_key="model") for path in files_of(self._path)[-1:])
+            values = sum(prod(file.shape(name)) for file in stored for name in file)
+            return values * torch.bfloat16.itemsize + WORK_BYTES
+        except (MissingModel, BadCheckpoint, OSError):  # a job that wants masks will say so
+            return 0
 
     def release(self) -> None:
         """Gives the GPU's memory back: the transformer needs it next."""

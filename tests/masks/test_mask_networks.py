@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from engine.errors import BadCheckpoint, BadMedia, BadRequest, MissingModel
-from engine.masks.networks import MaskFiles
+from engine.masks.networks import WORK_BYTES, MaskFiles
 from engine.masks.person_boxes import find_box_network, open_boxes, persons
 from engine.masks.sam2_find import cpu_seconds, find_segmenter, require_time, told_time
 from engine.masks.sam2_load import look_at
@@ -120,3 +120,12 @@ def test_a_missing_detector_is_named_before_anything_is_loaded(tmp_path):
     touch(tmp_path, "sam2/sam2.1_hiera_large.pt")
     with pytest.raises(MissingModel, match="Nothing finds persons"):
         MaskFiles(tmp_path, CPU, tmp_path / "state").require()
+
+
+def test_what_sam_2_takes_of_a_gpu_is_counted_in_half_precision(tmp_path):
+    (tmp_path / "sam2").mkdir()
+    save_file({"a": torch.ones(3, 5)}, tmp_path / "sam2" / "sam2.1_hiera_large.safetensors")
+    gpu, state = torch.device("cuda"), tmp_path / "state"
+    assert MaskFiles(tmp_path, gpu, state).gpu_bytes() == 2 * 15 + WORK_BYTES
+    assert MaskFiles(tmp_path, CPU, state).gpu_bytes() == 0
+    assert MaskFiles(tmp_path / "none", gpu, state).gpu_bytes() == 0

@@ -27,7 +27,7 @@ from engine.media.video import probe_video
 from engine.models.tensorfile import TensorFile
 from tests.support.mask_scenes import write_video
 from tests.support.standin_models import save_yolox
-from tests.support.tiny_sam2 import SIDE, original, tiny_model
+from tests.support.tiny_sam2 import SIDE, lively, original, tiny_model
 
 CPU = torch.device("cpu")
 HEIGHT, WIDTH = 96, 160
@@ -375,6 +375,26 @@ def test_a_folder_of_models_makes_masks_of_a_video(tmp_path, model):
         [{"frame": 2, "person": 1, "box": [0, 0, 20, 20]}]
     ))  # fmt: skip
     assert not torch.equal(other(patient, go_on).labels, masks.labels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: size.name)
+def test_models_of_the_real_sizes_run_in_little_memory(size):
+    """Random numbers: shapes, and bytes of what is remembered of a person and a frame."""
+    from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoModel
+
+    torch.manual_seed(0)
+    real = lively(Sam2VideoModel(config_of(Sam2Kind(size, True))))
+    segmenter = as_segmenter(real, size.name, CPU, torch.float32)
+    assert (segmenter.side, segmenter.kept) == (1024, 16)
+    stream = Stream(segmenter, HEIGHT, WIDTH)
+    for t, frame in enumerate(clip(2)):
+        seen = stream.show(frame, t, [box(0, 0)] if t == 0 else [])
+        assert seen[0].logits.shape == (256, 256) and seen[0].logits.isfinite().all()
+    outputs = stream._sessions[0].output_dict_per_obj[0]
+    for kind, number in (("cond_frame_outputs", 0), ("non_cond_frame_outputs", 1)):
+        held = sum(tensor.nbytes for tensor in outputs[kind][number].values())
+        assert held < 1.9 * 2**20  # features 0.5, their places 1, mask 0.25 MiB
 
 
 def test_what_is_not_there_is_missing(tmp_path):

@@ -11,7 +11,7 @@ from engine.errors import BadCheckpoint, MissingModel
 from engine.masks.kept import MaskNetworks
 from engine.masks.person_boxes import BoxFinder, BoxNetwork, find_box_network, open_boxes
 from engine.masks.sam2_find import find_segmenter, require_time
-from engine.masks.sam2_load import files_of, load_sam2, look_at
+from engine.masks.sam2_load import files_of, load_sam2, look_at, require_library
 from engine.masks.sam2_sizes import Sam2Kind
 from engine.masks.segmenter import Segmenter
 from engine.models.tensorfile import TensorFile
@@ -35,7 +35,10 @@ class MaskFiles:
         self._finder: BoxFinder | None = None
 
     def require(self) -> None:
-        """Raises `MissingModel` or `BadCheckpoint` now rather than after a video was decoded."""
+        """Raises `MissingModel`, `BadCheckpoint`, or `Unavailable` without what runs them,
+        now rather than after a video was decoded.
+        """
+        require_library()
         _ = self._path, self._boxes, self.kind
 
     def require_time(self, frames: int, persons: int, slow: bool) -> None:

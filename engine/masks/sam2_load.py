@@ -7,13 +7,14 @@ each place its tensor. Source: docs/reference/masks.md 7.2 and 7.3.
 import json
 import logging
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
-from engine.errors import BadCheckpoint, MissingModel
+from engine.errors import BadCheckpoint, MissingModel, Unavailable
 from engine.masks.sam2_names import is_original, original_tensors, renamed, with_grid
 from engine.masks.sam2_others import refusal_of_tensors, refusal_of_type
 from engine.masks.sam2_sizes import Sam2Kind, config_of, tell
@@ -47,6 +48,15 @@ def load_sam2(path: Path, device: torch.device, name: str = "") -> Segmenter:
     cast(torch.nn.Module, model).to(device=device, dtype=dtype)
     log.info("masks by %s on %s, %s", name or kind or path.name, device.type, path)
     return as_segmenter(model, name or str(kind or path.name), device, dtype)
+
+
+def require_library() -> None:
+    """Raises `Unavailable` where transformers, which runs SAM 2, is not installed."""
+    if find_spec("transformers") is None:
+        raise Unavailable(
+            "Making masks needs transformers, which is not installed: pip install "
+            "'scail-engine[masks]', or give a file of masks."
+        )
 
 
 def look_at(path: Path) -> Sam2Kind | None:

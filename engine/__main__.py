@@ -9,12 +9,14 @@ import dataclasses
 import json
 import logging
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from engine.cli.generate import (
+    Asked,
     add_dancer_options,
     add_generate_options,
     add_size_options,
@@ -22,7 +24,7 @@ from engine.cli.generate import (
     check_options,
     read_options,
 )
-from engine.cli.masks import add_masks_options, make
+from engine.cli.masks import add_masks_options, make, segmenter, with_own_masks
 from engine.command_line import Parser, end_on_signals, path, program, run
 from engine.config import models_dir, state_dir
 from engine.demo.presets import Preset
@@ -80,9 +82,19 @@ def generate(args: argparse.Namespace) -> None:
     check_options(args)
     device = find_device()
     chosen = None if args.package is None else choose_package(args.package, device)
-    asked = read_options(args, chosen)
+    segment = segmenter(args.models or models_dir())
+    asked = read_options(args, chosen, makes_masks=segment is not None)
+    check_settings(asked.request.settings, asked.served.kind.name)
+    with tempfile.TemporaryDirectory(prefix="masks-") as folder:
+        request = with_own_masks(asked.request, args.persons, segment, Path(folder))
+        _generate(args, chosen, dataclasses.replace(asked, request=request), device)
+
+
+def _generate(
+    args: argparse.Namespace, chosen: ChosenPackage | None, asked: Asked, device: torch.device
+) -> None:
+    """Makes the clip that was asked for, whose masks are there."""
     request, demo = asked.request, asked.demo
-    check_settings(request.settings, asked.served.kind.name)
     check_source(request)
     for note in asked.notes:
         log.warning("%s", note)

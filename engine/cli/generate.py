@@ -33,6 +33,7 @@ from engine.jobs.served import (
     refuse_foreign,
     told_of_persons,
 )
+from engine.masks.making import FILES, FOLDER
 from engine.masks.order import read_who
 from engine.models.attention import available
 from engine.models.checkpoint import Checkpoint
@@ -47,6 +48,8 @@ Add: TypeAlias = Callable[..., Any]  # `add_argument` of a parser or of a group 
 # The recipe where none is named: of a checkpoint as it was released, and of a package.
 _OF_CHECKPOINT: RecipeName = "official"
 _OF_PACKAGE: Mapping[KindName, RecipeName] = {"preview": "official", "scail2": "turbo"}
+# What brings a driving mask, as a sentence says it.
+_ASK = f"--mask, or put SAM 2.1, as {FILES}, into {FOLDER} in the folder of models"
 # The options that one kind of model alone may understand, and their values that say nothing.
 _ROLES = (
     "mask", "reference_mask", "reference", "reference_mask_of", "segments", "framing", "who",
@@ -64,18 +67,23 @@ class Asked:
     notes: tuple[str, ...]  # what is called otherwise here, or changes nothing
 
 
-def read_options(args: argparse.Namespace, chosen: ChosenPackage | None) -> Asked:
+def read_options(
+    args: argparse.Namespace, chosen: ChosenPackage | None, *, makes_masks: bool = False
+) -> Asked:
     """Makes the request. Of a checkpoint the headers are read, of a package its manifest.
+
+    With `makes_masks` masks are made where replacement has none.
 
     Raises `BadRequest` for options that the model does not understand, and what opening a
     checkpoint raises.
     """
     demo, shape, served, usual = _model(args, chosen)
+    served = dataclasses.replace(served, makes_masks=makes_masks)
     given = [name for name in _ROLES if getattr(args, name)]
     refuse_foreign((f"--{name.replace('_', '-')}" for name in given), served)
     request, note = _request(args, shape, served, usual)
     mode = request.settings.mode
-    check_mode(mode, request.kind, request.mask, "--mask", served)
+    check_mode(mode, request.kind, request.mask, _ASK, served)
     if demo is None:
         check_recipe(args.recipe or usual, served)
     notes = () if note is None else (note,)

@@ -27,7 +27,7 @@ from engine.masks.reader import DRIVING, REFERENCE
 from engine.masks.saved import FORMS, save_masks, save_reference
 from engine.media.mp4 import encode_mp4
 from engine.recipes import RECIPES, check_output, check_settings
-from engine.source import load_source, told, wanted_masks
+from engine.source import load_source, told, wanted_masks, with_masks
 from kernels.whole_file import whole_file
 
 log = logging.getLogger(__name__)
@@ -65,12 +65,24 @@ def make(args: argparse.Namespace) -> str:
             args.preview, dataclasses.replace(source, warned=_once([*made.warned, *source.warned]))
         )
     persons = made.boxes.shape[1]
-    return f"{args.out}: {len(made.labels)} frames, {persons} persons, {len(warned)} warnings"
+    return f"{args.out}: {len(made.labels)} frames, persons: {persons}, warnings: {len(warned)}"
 
 
 def segmenter(models: Path) -> Segment | None:
     """What makes masks of a video, from the weights in the folder of models; None without any."""
     return None
+
+
+def with_own_masks(
+    request: Request, persons: int | None, segment: Segment | None, folder: Path
+) -> Request:
+    """Makes the masks of a clip in replacement that has none, if something makes them."""
+    if request.mask is not None or request.settings.mode != "replacement" or segment is None:
+        return request
+    made, warned = with_masks(request, segment, folder, persons)
+    for one in warned:
+        log.warning("%s", one.said)
+    return made
 
 
 def _request(args: argparse.Namespace) -> tuple[Request, Mode]:

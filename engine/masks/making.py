@@ -3,7 +3,6 @@
 A segmenter is a function: who has one passes it in, and nobody here knows which it is.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from engine.masks.colours import PERSON_COLOURS, PERSONS, numbers_of
 from engine.masks.made import MadeMasks
 from engine.masks.painter import check_grow, grown
 from engine.masks.reader import read_driving_mask, read_reference_mask
+from engine.masks.saved import sha256_of
 from engine.masks.stored import open_reference
 from engine.masks.tracks import track
 from engine.media.framing import Size, covering_size
@@ -110,11 +110,6 @@ def read_masks(wanted: Wanted, mask: Path, check: Check = go_on) -> MadeMasks:
 def labels_of(numbers: Tensor) -> Tensor:
     """Numbers of colours [.., H, W] u8 -> labels [.., H, W] u8; black and white are 0."""
     return _LABEL_OF_COLOUR[numbers.int()]
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _last(persons: Sequence[str]) -> int:

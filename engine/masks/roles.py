@@ -31,6 +31,7 @@ from engine.masks.reader import (
     read_driving_mask,
     read_reference_mask,
 )
+from engine.masks.saved import made_of, sha256_of
 from engine.masks.stored import Stored, open_reference
 from engine.masks.tracks import track
 from engine.media.framing import Size, crop_image, image_to_network
@@ -90,11 +91,10 @@ def read_roles(
             "The framing driving moves the motion, whose surroundings are shown in replacement. "
             "Use auto, which places the picture, or as-is."
         )
-    reference = read_reference_mask(
-        _of_picture(request), picture.alpha, picture.size, size, mode, check
-    )
+    given, of_file = _of_picture(request, picture)
+    reference = read_reference_mask(given, picture.alpha, picture.size, size, mode, check)
     driving = _driving(request, mode, motion, size, check)
-    further, masks, notes = [], [reference], [*driving.notes, *reference.notes]
+    further, masks, notes = [], [reference], [*driving.notes, *of_file, *reference.notes]
     for one in request.references:
         pixels, alpha = load_layers(one.image)
         mask = additional_mask(one.mask, alpha, (pixels.shape[0], pixels.shape[1]), size, check)
@@ -147,11 +147,23 @@ def _of_video(video: VideoInfo, picture: Picture) -> Iterator[Warned]:
     yield from other_shape(picture.size, (video.height, video.width))
 
 
-def _of_picture(request: Request) -> Path | Stored | None:
-    """The mask of the picture: its own file, or what lies in a file of made masks."""
+def _of_picture(request: Request, picture: Picture) -> tuple[Path | Stored | None, tuple[str, ...]]:
+    """The mask of the picture: its own file, or what lies in a file of made masks; and a note.
+
+    Raises `BadMedia` if that was made of a picture of another size.
+    """
     if request.reference_mask is not None or request.mask is None:
-        return request.reference_mask
-    return open_reference(request.mask)
+        return request.reference_mask, ()
+    stored = open_reference(request.mask)
+    if stored is None or made_of(request.mask) in ("", sha256_of(request.image)):
+        return stored, ()
+    if (stored.height, stored.width) != picture.size:
+        raise BadMedia(
+            f"{request.mask.name} was made for another picture, of {stored.width}x{stored.height}. "
+            "Give the mask of this one too, or make both anew."
+        )
+    note = f"{request.mask.name} was made for another picture file of the same size."
+    return stored, (note,)
 
 
 def _driving(request: Request, mode: Mode, motion: Motion, size: Size, check: Check) -> DrivingMask:

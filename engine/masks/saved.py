@@ -7,6 +7,7 @@ All of them are read again by `engine.masks.reader`, to the pixel. Source: docs/
 6.2.
 """
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Mapping
@@ -106,6 +107,22 @@ def _zip(path: Path, made: MadeMasks, ground: int) -> None:
 
 
 FORMS: Mapping[str, Save] = {".npz": _npz, ".mkv": _mkv, ".zip": _zip}
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def made_of(path: Path) -> str:
+    """The hash of the picture whose mask lies in an .npz of `save_masks`; "" if it tells none."""
+    if "image_sha256.npy" not in member_names(path):
+        return ""
+    with open_members(path, _MOST_BYTES) as unpack:
+        try:
+            return str(np.load(BytesIO(unpack("image_sha256.npy")), allow_pickle=False))
+        except ValueError as error:
+            raise BadMedia(f"{path.name} is damaged: image_sha256 cannot be read.") from error
 
 
 def load_made(path: Path) -> MadeMasks:

@@ -16,8 +16,9 @@ from engine.masks.follow import Frames
 from engine.masks.kept import Clip, MaskMaker
 from engine.masks.made import MadeMasks
 from engine.masks.make import Wish
-from engine.masks.making import Segment, Wanted, sha256_of
+from engine.masks.making import Segment, Wanted, labels_of, sha256_of
 from engine.masks.networks import MaskFiles
+from engine.masks.reader import read_reference_mask
 from engine.masks.sam2_find import SEGMENTER
 from engine.masks.still import Picture
 from engine.media.framing import crop_clip
@@ -55,7 +56,7 @@ def segment_with(
         bars = _Bars()
         try:
             return maker.masks(
-                clip, lambda: _frames(wanted, check), _picture(wanted.image), wish, check,
+                clip, lambda: _frames(wanted, check), _picture(wanted, check), wish, check,
                 bars.tell, lambda: files.require_time(wanted.count, count, wanted.is_patient),
             )  # fmt: skip
         finally:
@@ -70,13 +71,16 @@ def _frames(wanted: Wanted, check: Check) -> Frames:
     return crop_clip(video, wanted.count, wanted.whole).numpy()
 
 
-def _picture(image: Path) -> Picture:
-    """The picture; what is opaque of one that is transparent in part is person 1."""
-    pixels, alpha = load_layers(image)
+def _picture(wanted: Wanted, check: Check) -> Picture:
+    """The picture, with the labels of its mask or of its opacity if it has either."""
+    pixels, alpha = load_layers(wanted.image)
+    size = pixels.shape[0], pixels.shape[1]
+    has_alpha = alpha is not None and not bool((alpha >= _OPAQUE).all())
     labels = None
-    if alpha is not None and not bool((alpha >= _OPAQUE).all()):
-        labels = (alpha >= _OPAQUE).to(torch.uint8)
-    return Picture(np.asarray(pixels.numpy()), sha256_of(image), labels)
+    if wanted.reference is not None or has_alpha:
+        mask = read_reference_mask(wanted.reference, alpha, size, size, wanted.mode, check)
+        labels = labels_of(mask.numbers)
+    return Picture(np.asarray(pixels.numpy()), sha256_of(wanted.image), labels)
 
 
 class _Bars:

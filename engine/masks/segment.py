@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from engine.errors import TooLarge
 from engine.flow import Check, go_on
+from engine.machine.exhausted import ran_out
 from engine.masks.corrections import Correction
 from engine.masks.follow import Frames
 from engine.masks.kept import Clip, MaskMaker
@@ -40,8 +42,8 @@ def segment_with(
     """What makes masks with the networks of a models folder; None if SAM 2 is not there.
 
     `segmenter` names a folder or a file of SAM 2 that is to be taken. What is given back raises
-    `MissingModel`, `BadCheckpoint`, `BadMedia`, `NobodyFound`, and `BadRequest` for persons that do
-    not fit, or on a CPU unless that was asked for.
+    `MissingModel`, `BadCheckpoint`, `BadMedia`, `NobodyFound`, `TooLarge` for this GPU, and
+    `BadRequest` for persons that do not fit, or on a CPU unless that was asked for.
     """
     if segmenter is None and search(models, SEGMENTER) is None:
         return None
@@ -59,6 +61,13 @@ def segment_with(
                 clip, lambda: _frames(wanted, check), _picture(wanted, check), wish, check,
                 bars.tell, lambda: files.require_time(wanted.count, count, wanted.is_patient),
             )  # fmt: skip
+        except RuntimeError as error:  # no plan of a clip knows of SAM 2
+            if not ran_out(error):
+                raise
+            raise TooLarge(
+                "The GPU ran out of memory while masks were made. Take SAM 2.1 small, or give a "
+                "file of masks."
+            ) from error
         finally:
             bars.close()
             files.release()

@@ -378,6 +378,7 @@ def test_a_folder_of_models_makes_masks_of_a_video(tmp_path, model):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: size.name)
 def test_models_of_the_real_sizes_run_in_little_memory(size):
     """Random numbers: shapes, and bytes of what is remembered of a person and a frame."""

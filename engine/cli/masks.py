@@ -17,14 +17,17 @@ from torch import Tensor
 
 from engine.cli.generate import add_size_options, who
 from engine.command_line import Parser, path
-from engine.config import models_dir
+from engine.config import models_dir, state_dir
 from engine.errors import BadMedia, OutputError
 from engine.flow import Framing, Mode, Request, Settings, Source, Warned, override
+from engine.machine.device import find_device
+from engine.masks.corrections import Correction, read_corrections
 from engine.masks.made import MadeMasks
 from engine.masks.making import Segment, no_segmenter, read_masks
 from engine.masks.preview import preview_frames, stills
 from engine.masks.reader import DRIVING, REFERENCE
 from engine.masks.saved import FORMS, save_masks, save_reference
+from engine.masks.segment import segment_with
 from engine.media.mp4 import encode_mp4
 from engine.recipes import RECIPES, check_output, check_settings
 from engine.source import load_source, told, wanted_masks, with_masks
@@ -44,7 +47,8 @@ def make(args: argparse.Namespace) -> str:
     if args.mask is not None:
         made = read_masks(wanted, args.mask)
     else:
-        segment = segmenter(args.models or models_dir())
+        corrections = () if args.corrections is None else read_corrections(args.corrections)
+        segment = segmenter(args.models or models_dir(), args.segmenter, corrections)
         if segment is None:
             raise no_segmenter(args.models or models_dir(), "--mask")
         made = segment(wanted, lambda: None)
@@ -68,9 +72,13 @@ def make(args: argparse.Namespace) -> str:
     return f"{args.out}: {len(made.labels)} frames, persons: {persons}, warnings: {len(warned)}"
 
 
-def segmenter(models: Path) -> Segment | None:
-    """What makes masks of a video, from the weights in the folder of models; None without any."""
-    return None
+def segmenter(
+    models: Path, chosen: Path | None = None, corrections: tuple[Correction, ...] = ()
+) -> Segment | None:
+    """What makes masks of a video: SAM 2 of the folder of models, or the `chosen` one; None without
+    any.
+    """
+    return segment_with(models, find_device(), state_dir(), chosen, corrections)
 
 
 def with_own_masks(
@@ -158,6 +166,10 @@ def add_masks_options(command: Parser) -> None:
         "and kept in another form; else it is made")  # fmt: skip
     add("--reference-mask", type=path, metavar="FILE", help="who is who in the picture")
     add("--models", type=path, metavar="DIR", help="with SAM 2.1 in sam2 ($SCAIL_MODELS)")
+    add("--segmenter", type=path, metavar="FILE", help="another SAM 2: a file, or a folder of "
+        "transformers")  # fmt: skip
+    add("--corrections", type=path, metavar="FILE.json", help="what is wrong in masks made before: "
+        "a list of frame, person, and box, points or mask")  # fmt: skip
 
     add = command.add_argument_group("who is who").add_argument
     add("--mode", choices=get_args(Mode), default="animation",

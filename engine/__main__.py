@@ -9,12 +9,14 @@ import dataclasses
 import json
 import logging
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from engine.cli.generate import (
+    Asked,
     add_dancer_options,
     add_generate_options,
     add_size_options,
@@ -22,6 +24,7 @@ from engine.cli.generate import (
     check_options,
     read_options,
 )
+from engine.cli.masks import add_masks_options, make, segmenter, with_own_masks
 from engine.cli.plans import gigabytes, memory_plans
 from engine.command_line import Parser, end_on_signals, path, program, run
 from engine.config import models_dir, state_dir
@@ -34,6 +37,7 @@ from engine.machine.device import find_device
 from engine.machine.gpu import Gpu, arch_of, find_gpu, require_driver
 from engine.machine.heap import keep_freed_memory
 from engine.machine.kernel_choice import chosen_sums, known_choices
+from engine.masks.person_boxes import YOLO10_LICENCE
 from engine.media.framing import crop_frames, target_size
 from engine.media.mp4 import encode_mp4
 from engine.media.picture import load_image
@@ -61,6 +65,7 @@ log = logging.getLogger("engine")
 
 LICENCES = {
     "NLF and SMPL (motion capture)": "non-commercial research use only",
+    "YOLOv10 (boxes of persons, where you have put it)": YOLO10_LICENCE,
     "TensorRT (optional program)": "its licence restricts offering it as a hosted service",
 }
 
@@ -78,9 +83,19 @@ def generate(args: argparse.Namespace) -> None:
     check_options(args)
     device = find_device()
     chosen = None if args.package is None else choose_package(args.package, device)
-    asked = read_options(args, chosen)
+    segment = segmenter(args.models or models_dir())
+    asked = read_options(args, chosen, makes_masks=segment is not None)
+    check_settings(asked.request.settings, asked.served.kind.name)
+    with tempfile.TemporaryDirectory(prefix="masks-") as folder:
+        request = with_own_masks(asked.request, args.persons, segment, Path(folder))
+        _generate(args, chosen, dataclasses.replace(asked, request=request), device)
+
+
+def _generate(
+    args: argparse.Namespace, chosen: ChosenPackage | None, asked: Asked, device: torch.device
+) -> None:
+    """Makes the clip that was asked for, whose masks are there."""
     request, demo = asked.request, asked.demo
-    check_settings(request.settings, asked.served.kind.name)
     check_source(request)
     for note in asked.notes:
         log.warning("%s", note)
@@ -160,6 +175,11 @@ def verify(args: argparse.Namespace) -> None:
         failed += check.ok is False
         print(json.dumps(dataclasses.asdict(check)), flush=True)
     sys.exit(1 if failed else 0)
+
+
+def masks(args: argparse.Namespace) -> None:
+    """Makes or reads masks, and shows who becomes whom."""
+    print(make(args))
 
 
 def info(args: argparse.Namespace) -> None:
@@ -309,6 +329,8 @@ COMMANDS = {
     "prepare": (
         Command("pose", "motion capture alone: a skeleton video, and joints", pose,
                 _add_pose_options),
+        Command("masks", "who is who in a video and a picture, and a preview", masks,
+                add_masks_options),
     ),
     "check": (
         Command("info", "what this machine has, and what would run on it", info,

@@ -116,10 +116,12 @@ def _roles(frames: RoleFrames, reference: Tensor, latents: Sequence[Tensor]) -> 
 
 
 def _shown(source: Source, *, cuts: bool) -> Tensor:
-    """The picture as the VAE sees it: in replacement, if the recipe cuts it out, it is black where
-    its mask shows nobody (docs/reference/scail2.md 8).
+    """The picture as the VAE sees it. In replacement it was placed, or it is black where its mask
+    shows nobody, if the recipe cuts it out (docs/reference/scail2.md 8).
     """
     roles = source.roles
+    if source.placed is not None:
+        return source.placed
     if roles is None or roles.mode != "replacement" or not cuts:
         return source.image
     return source.image.where((roles.reference > 0).any(0), -1.0)

@@ -18,6 +18,7 @@ LoraRole = Literal["distill", "dpo", "relight", "other"]  # what a merged LoRA i
 Mode = Literal["animation", "replacement"]  # the picture dances, or it takes the dancer's place
 SegmentPlan = Literal["even", "cover", "official", "sat", "windows"]  # the first is usual
 RecipeName = Literal["production", "official", "turbo", "fast8"]  # rows of `recipes.RECIPES`
+Framing = Literal["auto", "as-is", "driving"]  # who is brought to whose place and size
 Fit = Literal["crop", "resize"]  # the picture fills the size asked for, or the clip has its shape
 
 Check: TypeAlias = Callable[[], None]  # asked in every long loop; what it raises ends the job
@@ -67,6 +68,9 @@ class Settings:
     align: Align = "exact"
     mode: Mode | None = None  # None: of a model that takes no masks, and sees a skeleton
     segments: SegmentPlan = "windows"  # how a long clip is cut
+    framing: Framing = "auto"  # in replacement the picture is placed; else it is measured
+    who: tuple[int, ...] = ()  # persons of the driving mask who are person 1, 2, ..; (): as it says
+    strict: bool = False  # a warning about the media is an error
 
 
 Changed = TypeVar("Changed", Recipe, Settings)
@@ -123,6 +127,31 @@ class RoleFrames:
 
 
 @dataclass(frozen=True, slots=True)
+class Warned:
+    """Something that a person should look at before a clip is rendered."""
+
+    kind: str  # a stable word for programs, such as `swap` or `cut`
+    said: str  # a sentence with the figure and the cure
+    frame: int | None = None  # of the clip, from 0; None: of no single frame
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a person of the picture stands in the clip, beside who is driven by, in its pixels."""
+
+    person: str  # the colour
+    frame: int  # of the motion, where the other was measured
+    scale: float  # of the picture's own pixels
+    left: float  # of the picture's left edge, and
+    top: float  # of its upper one: a pixel x of the picture is at scale * x + left
+    height: float  # of the person
+    foot_line: float  # y below the lowest pixel of the person
+    motion_height: float  # of the person in the motion
+    motion_foot_line: float
+    cropped: float  # share of the person that lies outside of the clip
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
     """The media of a job at the size of the result."""
 
@@ -132,6 +161,9 @@ class Source:
     audio: Sound | None  # goes with the clip
     notes: tuple[str, ...] = ()  # what of the media could not be had
     roles: RoleFrames | None = None  # None: of a model that takes no masks
+    placed: "Tensor | None" = None  # [3, H, W] the picture as the VAE sees it; None: as it is
+    standing: tuple[Standing, ...] = ()
+    warned: tuple[Warned, ...] = ()  # all of them are told by `notes` too
 
 
 @dataclass(frozen=True, slots=True)

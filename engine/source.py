@@ -2,8 +2,10 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,8 +14,11 @@ from torch import Tensor
 from engine.config import LIMITS
 from engine.denoise.segments import segments_of
 from engine.errors import BadMedia
-from engine.flow import Check, Request, Sound, Source, go_on
-from engine.masks.roles import read_roles
+from engine.flow import Check, Request, Sound, Source, Standing, Warned, go_on
+from engine.masks.making import Segment, Wanted
+from engine.masks.reader import DRIVING
+from engine.masks.roles import Motion, Picture, read_roles
+from engine.masks.saved import save_masks
 from engine.media.framing import (
     Size,
     crop_clip,
@@ -23,7 +28,7 @@ from engine.media.framing import (
     target_size,
     trim_to_whole_latents,
 )
-from engine.media.picture import load_layers
+from engine.media.picture import load_image, load_layers
 from engine.media.sound import find_sound
 from engine.media.video import VideoInfo, frame_count, probe_video, read_video
 from engine.pose.joints import JointClip, load_joints
@@ -34,6 +39,7 @@ from engine.pose.skeleton import draw_skeleton
 MotionCapture = Callable[[Request, VideoInfo, Tensor, Size, Check], tuple[Tensor, float]]
 
 FASTEST = 30  # frames a second of what drives a clip
+_SAID = 4  # of the warnings that a refusal repeats
 _SLACK = Fraction(1, 50)  # of that: clocks of cameras drift, and 30.02 is 30
 
 log = logging.getLogger(__name__)
@@ -67,12 +73,14 @@ def load_source(request: Request, capture: MotionCapture, check: Check = go_on) 
     if wanted.mode is None:
         whole = trim_to_whole_latents(len(skeleton))
         return Source(image, skeleton[:whole], fps, sound, notes)
-    own = (picture.shape[0], picture.shape[1]), alpha
-    roles, of_masks = read_roles(
-        request, wanted.mode, video, shown_at, len(skeleton), own, size, check
+    moving, still = Motion(skeleton, fps, video, shown_at), Picture(picture, alpha)
+    cast = read_roles(request, wanted.mode, moving, still, check)
+    notes = (*notes, *_left_out(request, len(skeleton)), *cast.notes)
+    if wanted.strict and notes:
+        raise BadMedia(_strictly(notes))
+    return Source(
+        image, skeleton, fps, sound, notes, cast.roles, cast.placed, cast.standing, cast.warned
     )
-    notes += _left_out(request, len(skeleton))
-    return Source(image, skeleton, fps, sound, (*notes, *of_masks), roles)
 
 
 def clip_size(request: Request, picture: Tensor, video: VideoInfo | None = None) -> Size:
@@ -91,28 +99,91 @@ def clip_size(request: Request, picture: Tensor, video: VideoInfo | None = None)
     return fitted_size(height, width, size) if wanted.fit == "resize" else size
 
 
+def wanted_masks(
+    request: Request, persons: int | None = None, grow: int = 0, *, is_patient: bool = False
+) -> Wanted:
+    """Says of which media of a request masks are wanted. Raises `BadMedia` as `load_source` does.
+
+    `persons`, `grow` and `is_patient` are as in `Wanted`.
+    """
+    video = probe_video(request.motion)
+    settings = request.settings
+    return Wanted(
+        image=request.image,
+        video=video,
+        shown_at=_rate(request, video.rate)[0],
+        frames=settings.frames,
+        size=clip_size(request, load_image(request.image), video),
+        mode=settings.mode or "animation",
+        reference=request.reference_mask,
+        persons=persons,
+        who=settings.who,
+        grow=grow,
+        is_patient=is_patient,
+    )
+
+
+def with_masks(
+    request: Request,
+    segment: Segment,
+    folder: Path,
+    persons: int | None = None,
+    check: Check = go_on,
+) -> tuple[Request, tuple[Warned, ...]]:
+    """Makes the masks of a request that has none, and keeps them in `folder`.
+
+    Raises what `segment` and `save_masks` raise.
+    """
+    wanted = wanted_masks(request, persons)
+    made = segment(wanted, check)
+    kept = folder / "masks.npz"
+    save_masks(kept, made, DRIVING[wanted.mode])
+    settings = replace(request.settings, who=())  # they have their places
+    return replace(request, mask=kept, settings=settings), made.warned
+
+
 def check_source(request: Request) -> None:
     """Checks a request's files before anything is loaded, and logs what a clip will lack.
 
     Raises `BadMedia`, and `BadRequest` for masks that do not go with the rest.
     """
-    picture, alpha = load_layers(request.image)
+    if request.settings.mode is not None:
+        source = load_source(request, _nobody)
+        for note in source.notes:
+            log.warning("%s", note)
+        for standing in source.standing:
+            log.info("%s", told(standing))
+        return
+    picture = load_image(request.image)
     video = None if request.kind == "joints" else probe_video(request.motion)
-    size = clip_size(request, picture, video)
+    clip_size(request, picture, video)
     if video is None:
         joints = load_joints(request.motion)
-        shown_at, notes = _rate(request, Fraction(joints.fps))
-        count = _joint_count(request, joints, shown_at or joints.fps)
-    else:
-        shown_at, of_rate = _rate(request, video.rate)
-        count = frame_count(video, shown_at, request.settings.frames)
-        notes = (*_look_at_sound(request, video, go_on)[1], *of_rate)
-    if request.settings.mode is not None:
-        notes += _left_out(request, count)
-        own = (picture.shape[0], picture.shape[1]), alpha
-        notes += read_roles(request, request.settings.mode, video, shown_at, count, own, size)[1]
-    for note in notes:
+        _joint_count(request, joints, request.settings.fps or joints.fps)
+        return
+    frame_count(video, request.settings.fps, request.settings.frames)
+    for note in _look_at_sound(request, video, go_on)[1]:
         log.warning("%s", note)
+
+
+def told(standing: Standing) -> str:
+    """Says where a person of the picture stands in the clip."""
+    cropped = f", {standing.cropped:.0%} of it outside" if standing.cropped >= 0.005 else ""
+    return (
+        f"The person in {standing.person}: scale {standing.scale:.3f}, {standing.height:.0f} "
+        f"pixels high, foot line {standing.foot_line:.0f}{cropped}; in frame {standing.frame} of "
+        f"the video {standing.motion_height:.0f} and {standing.motion_foot_line:.0f}."
+    )
+
+
+def _strictly(notes: Sequence[str]) -> str:
+    """The refusal of a job whose warnings are errors."""
+    more = f" And {len(notes) - _SAID} more." if len(notes) > _SAID else ""
+    return f"Strict: a warning is an error here. {' '.join(notes[:_SAID])}{more}"
+
+
+def _nobody(*_: object) -> tuple[Tensor, float]:
+    raise AssertionError("a model that takes masks sees the dance itself")
 
 
 def _rate(request: Request, rate: Fraction) -> tuple[float | None, tuple[str, ...]]:

@@ -84,7 +84,8 @@ def test_masks_further_pictures_and_modes_make_clips_of_their_own(files, capsys)
     ("options", "sentence"),
     [
         (["--mode", "replacement"], "The mode replacement needs a driving mask, which says who in "
-         "the video is replaced; send --mask."),
+         "the video is replaced; send --mask, or put SAM 2.1, as sam2.1_hiera_large.safetensors "
+         "(or _base_plus, _small, _tiny), into sam2 in the folder of models."),
         (["--mask", "none.npz"], "There is no mask none.npz"),
         (["--align", "exact"], "--align is for SCAIL-Preview; this checkpoint serves SCAIL-2."),
         (["--reference-mask-of", "1=a.png"], "--reference-mask-of names picture 1; --reference is "

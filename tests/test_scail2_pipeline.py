@@ -145,8 +145,9 @@ def test_modes_masks_and_further_pictures_each_change_the_clip(pipeline, request
 def test_a_recipe_may_cut_the_picture_out_in_replacement_alone(pipeline, request_of, tmp_path):
     cutting = dataclasses.replace(QUICK, cuts_reference=True)
     for mode, is_cut in (("replacement", True), ("animation", False)):
-        _, whole = run(pipeline, request_of(mode=mode), tmp_path, f"{mode}-whole")
-        _, cut = run(pipeline, request_of(mode=mode, recipe=cutting), tmp_path, f"{mode}-cut")
+        plain = request_of(mode=mode, framing="as-is")
+        _, whole = run(pipeline, plain, tmp_path, f"{mode}-whole")
+        _, cut = run(pipeline, changed(plain, recipe=cutting), tmp_path, f"{mode}-cut")
         assert torch.equal(whole["vision"], cut["vision"])
         assert torch.equal(whole["reference"], cut["reference"]) is not is_cut
 

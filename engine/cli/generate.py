@@ -14,6 +14,7 @@ from engine.errors import BadRequest
 from engine.flow import (
     Align,
     Fit,
+    Framing,
     KindName,
     Mode,
     Motion,
@@ -33,6 +34,8 @@ from engine.jobs.served import (
     refuse_foreign,
     told_of_persons,
 )
+from engine.masks.making import FILES, FOLDER
+from engine.masks.order import read_who
 from engine.models.attention import available
 from engine.models.checkpoint import Checkpoint
 from engine.models.lora import file_and_strength
@@ -46,8 +49,13 @@ Add: TypeAlias = Callable[..., Any]  # `add_argument` of a parser or of a group 
 # The recipe where none is named: of a checkpoint as it was released, and of a package.
 _OF_CHECKPOINT: RecipeName = "official"
 _OF_PACKAGE: Mapping[KindName, RecipeName] = {"preview": "official", "scail2": "turbo"}
+# What brings a driving mask, as a sentence says it.
+_ASK = f"--mask, or put SAM 2.1, as {FILES}, into {FOLDER} in the folder of models"
 # The options that one kind of model alone may understand, and their values that say nothing.
-_ROLES = ("mask", "reference_mask", "reference", "reference_mask_of", "segments", "align")
+_ROLES = (
+    "mask", "reference_mask", "reference", "reference_mask_of", "segments", "framing", "who",
+    "strict", "align",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,18 +68,23 @@ class Asked:
     notes: tuple[str, ...]  # what is called otherwise here, or changes nothing
 
 
-def read_options(args: argparse.Namespace, chosen: ChosenPackage | None) -> Asked:
+def read_options(
+    args: argparse.Namespace, chosen: ChosenPackage | None, *, makes_masks: bool = False
+) -> Asked:
     """Makes the request. Of a checkpoint the headers are read, of a package its manifest.
+
+    With `makes_masks` masks are made where replacement has none.
 
     Raises `BadRequest` for options that the model does not understand, and what opening a
     checkpoint raises.
     """
     demo, shape, served, usual = _model(args, chosen)
+    served = dataclasses.replace(served, makes_masks=makes_masks)
     given = [name for name in _ROLES if getattr(args, name)]
     refuse_foreign((f"--{name.replace('_', '-')}" for name in given), served)
     request, note = _request(args, shape, served, usual)
     mode = request.settings.mode
-    check_mode(mode, request.kind, request.mask, "--mask", served)
+    check_mode(mode, request.kind, request.mask, _ASK, served)
     if demo is None:
         check_recipe(args.recipe or usual, served)
     notes = () if note is None else (note,)
@@ -157,6 +170,14 @@ def numbered_file(text: str) -> tuple[int, Path]:
     return int(number), path(name)
 
 
+def who(text: str) -> tuple[int, ...]:
+    """Parses persons such as 2,1, as an option's type."""
+    try:
+        return read_who(text)
+    except BadRequest as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def check_models(args: argparse.Namespace) -> None:
     """Refuses options about models that contradict each other."""
     if args.checkpoint is not None and args.package is not None:
@@ -237,6 +258,11 @@ def _add_role_options(add: Add) -> None:
         help="a further picture of the character or the scene; up to 4 times")  # fmt: skip
     add("--reference-mask-of", type=numbered_file, action="append", default=[], metavar="N=FILE",
         help="the mask of further picture N, counted from 1")  # fmt: skip
+    add("--who", type=who, metavar="2,1", help="who of the mask takes the looks of persons 1, 2, "
+        "by number or colour; default: who has their colours")  # fmt: skip
+    add("--framing", choices=get_args(Framing), help="auto (the default): in replacement the "
+        "person of the picture is placed; as-is; driving: in animation the motion is")  # fmt: skip
+    add("--strict", action="store_true", help="a warning about the media is an error")
     add("--segments", choices=get_args(SegmentPlan), help="how a long clip is cut; default: even")
 
 

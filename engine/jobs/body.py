@@ -11,7 +11,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from engine.errors import BadRequest
-from engine.flow import Align, Fit, Mode, RecipeName, SegmentPlan
+from engine.flow import Align, Fit, Framing, Mode, RecipeName, SegmentPlan
 from engine.jobs.fields import (
     flag,
     glance,
@@ -25,6 +25,7 @@ from engine.jobs.fields import (
     word,
 )
 from engine.jobs.job import Action, Bucket, Delivery
+from engine.masks.order import read_who
 
 Value = TypeVar("Value")
 
@@ -48,6 +49,12 @@ def _mode(value: object) -> str:
 
 def _texts(value: object) -> tuple[str, ...] | None:
     return tuple(text(one) for one in listing(value)) or None
+
+
+def _who(value: object) -> tuple[int, ...]:
+    """Reads persons: a text such as "2,1", or a list of numbers or colours."""
+    parts = [value] if isinstance(value, int) and not isinstance(value, bool) else listing(value)
+    return read_who(",".join(str(part) for part in parts))
 
 
 def _records(value: object) -> list[object] | None:
@@ -120,6 +127,10 @@ class Fields(_Part):
     reference_path: Texts = None
     reference_base64: Texts = None
     segments: Annotated[SegmentPlan | None, _ONE_OF] = None
+    framing: Annotated[Framing | None, _ONE_OF] = None
+    who: Annotated[tuple[int, ...] | None, _or_nothing(_who)] = None
+    strict: Flag = None
+    return_masks: Flag = None
     prompt: Prompt = None
     negative_prompt: Prompt = None
     recipe: Annotated[RecipeName | None, _ONE_OF] = None

@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 from engine.flow import Fit, Mode, Motion, Recipe, RecipeName, Settings
 
-Action: TypeAlias = Literal["generate", "health", "validate"]
+Action: TypeAlias = Literal["generate", "health", "masks", "validate"]
 MediumKind: TypeAlias = Literal["url", "path", "base64"]  # of several the earliest counts
 Delivery: TypeAlias = Literal["base64", "url"]
 
@@ -73,6 +73,7 @@ class Draft:
     mask: str | None = None
     reference_mask: str | None = None
     references: tuple[tuple[str, str | None], ...] = ()  # further pictures, each with its mask
+    makes_masks: bool = False  # a node of it does
     warnings: tuple[str, ...] = ()
 
 
@@ -90,4 +91,7 @@ class Job:
     delivery: Delivery
     bucket: Bucket | None = None
     cast: Cast = Cast()
+    returns_masks: bool = False  # for reuse, beside the clip
+    wants_masks: bool = False  # to be made where none come
+    persons: int | None = None  # to be told apart in masks; None: as many as the picture has
     warnings: tuple[str, ...] = ()  # what was ignored or understood otherwise

@@ -77,6 +77,9 @@ def parse_job(given: object, defaults: Defaults, served: Served = PREVIEW) -> Jo
         delivery=fields.output or "base64",
         bucket=bucket,
         cast=cast,
+        returns_masks=fields.return_masks or False,
+        wants_masks=settings.mode == "replacement" or bool(workflow and workflow.makes_masks),
+        persons=fields.persons,
         warnings=bounded(told),
     )
 

@@ -19,6 +19,10 @@ _BOUND: Mapping[str, KindName] = {
     "reference": "scail2",
     "references": "scail2",
     "segments": "scail2",
+    "framing": "scail2",
+    "who": "scail2",
+    "strict": "scail2",
+    "return_masks": "scail2",
     "align": "preview",
 }
 
@@ -31,6 +35,7 @@ class Served:
     modes: tuple[Mode, ...] = KINDS["preview"].modes  # some of its kind; the first is usual
     refused: Mapping[RecipeName, str] = field(default_factory=dict)  # and what is to be done
     who: str = "this worker"
+    makes_masks: bool = False  # where none come
 
 
 PREVIEW = Served()  # where nothing else is known
@@ -83,7 +88,7 @@ def check_mode(mode: Mode | None, motion: Motion, mask: object, ask: str, served
             "The mode replacement needs a video of the person who is replaced; what is given is a "
             "skeleton, which has no scene."
         )
-    if mask is None:
+    if mask is None and not served.makes_masks:
         raise BadRequest(
             "The mode replacement needs a driving mask, which says who in the video is replaced; "
             f"send {ask}."
@@ -99,7 +104,7 @@ def check_recipe(name: RecipeName | None, served: Served) -> None:
 
 def told_of_persons(persons: int | None, served: Served) -> tuple[str, ...]:
     """Says that a number of dancers changes nothing for a model which masks tell who is who."""
-    if persons is None or not served.kind.modes:
+    if persons is None or not served.kind.modes or served.makes_masks:
         return ()
     return (f"persons is {persons}, which changes nothing: masks say who is who.",)
 

@@ -80,6 +80,7 @@ def read_core(graph: Graph) -> Draft:
         frames=_frames(graph, chain, video),
         audio=graph.link(chain.result, "audio") is not None,
         mode=None if replaces is None else "replacement" if replaces else "animation",
+        makes_masks=any(one.kind == COLOURS for one in graph.ancestors(chain.result)),
         mask=next(iter(masks_of(graph, node, "pose_video_mask")), None),
         reference_mask=masks[0],
         references=tuple(
@@ -178,8 +179,9 @@ def _warnings(graph: Graph, chain: Chain) -> Iterator[str]:
     yield from told_of_nodes(graph, made)
     if masks := [str(node) for node in made if node.kind == COLOURS]:
         yield (
-            f"Masks are not made here yet: of {listed(masks)} nothing is done. Send mask and "
-            "reference_mask; without them the clip is made unmasked."
+            f"{listed(masks)} is read as the wish for masks. Those that are sent as mask and "
+            "reference_mask are taken, else an endpoint with a segmenter makes them; without any "
+            "the clip is unmasked."
         )
     if len(chain.stretches) > 1:
         yield (

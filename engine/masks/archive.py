@@ -4,6 +4,7 @@ An archive is never unpacked to a folder by its own names. Labels lie in an .npz
 
 masks           [T, H, W] u8: 0 background, 1 to 6 the person; or bool: person 1
                 [T, P, H, W] bool: where each of P <= 6 persons is; the first of two wins
+reference       [1, h, w] u8: the same of the picture, in files that the engine made
 
 They are read frame by frame, for a whole clip of them may be larger than memory. Whatever zipfile
 and numpy raise for a file is the file's fault. Source: docs/reference/masks.md 4.1.
@@ -33,7 +34,6 @@ _MAX_UNPACKED = 4 * 2**30  # bytes of one member, which are read frame by frame
 _MEMBER = b"PK\x01\x02"  # begins the entry of a member in the table of an archive
 _PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others take memory at will
 _LOCKED = 1  # the flag of a member that needs a password
-_LABELS = ("masks.npy", "masks")
 _SHOWN_CHARS = 80
 
 
@@ -115,9 +115,11 @@ def open_members(path: Path, most: int) -> Iterator[Callable[[str], bytes]]:
         yield unpack
 
 
-def find_labels(path: Path, names: Sequence[str], limits: Limits = LIMITS) -> Labels | None:
-    """Looks at the labels that an archive holds; None if it holds none. Raises `BadMedia`."""
-    name = next((name for name in _LABELS if name in names), None)
+def find_labels(
+    path: Path, names: Sequence[str], limits: Limits = LIMITS, array: str = "masks"
+) -> Labels | None:
+    """Looks at the labels in an array of an archive; None if it holds none. Raises `BadMedia`."""
+    name = next((name for name in (f"{array}.npy", array) if name in names), None)
     if name is None:
         return None
     try:
@@ -128,7 +130,7 @@ def find_labels(path: Path, names: Sequence[str], limits: Limits = LIMITS) -> La
                 begins = file.tell()
     except Exception as error:
         raise _damaged(path, error) from error
-    found = f"{path.name}: masks is {dtype} {list(shape)[:6]}"
+    found = f"{path.name}: {array} is {dtype} {list(shape)[:6]}"
     is_bool = dtype == np.dtype(bool)
     if not (is_bool and len(shape) in (3, 4)) and not (dtype == np.uint8 and len(shape) == 3):
         raise BadMedia(
@@ -142,7 +144,7 @@ def find_labels(path: Path, names: Sequence[str], limits: Limits = LIMITS) -> La
     if min(shape) < 1 or max(shape[-2:]) > limits.max_video_side:
         raise BadMedia(f"{found}; 1 to {limits.max_video_side} pixels a side are expected.")
     if begins + math.prod(shape) != size:
-        raise BadMedia(f"{path.name} is damaged: masks has not as many numbers as it says.")
+        raise BadMedia(f"{path.name} is damaged: {array} has not as many numbers as it says.")
     if size > _MAX_UNPACKED:
         raise BadMedia(
             f"{found}, {size / 2**30:.1f} GiB; at most {_MAX_UNPACKED / 2**30:.0f} are taken. "

@@ -38,6 +38,12 @@ def paint(colours: Tensor) -> Tensor:
     return palette.to(torch.uint8)[colours.int()]
 
 
+def numbers_of(frames: Tensor) -> Tensor:
+    """Finds the numbers of colours in painted frames [.., H, W, 3] u8: [.., H, W] u8."""
+    red, green, blue = (frames >> 7).unbind(-1)
+    return red | green << 1 | blue << 2
+
+
 def mask_channels(frames: Tensor) -> Tensor:
     """Compresses colours [F, 3, a, b] fp32 in -1..1 to [28, (F - 1)/4 + 1, a/8, b/8] fp32.
 

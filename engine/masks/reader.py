@@ -14,9 +14,10 @@ from torch import Tensor
 
 from engine.config import LIMITS
 from engine.errors import BadMedia, BadRequest
-from engine.flow import Check, Mode, go_on
+from engine.flow import Check, Mode, Warned, go_on
 from engine.masks.cleaning import BACKGROUND, clean
 from engine.masks.colours import BLACK, BLUE, PERSON_COLOURS, PERSONS, WHITE, paint, show_black
+from engine.masks.loss import Loss
 from engine.masks.stored import Stored, open_mask
 from engine.media.framing import Size, crop_image, crop_nearest, image_to_network
 from engine.media.video import VideoInfo, frame_count, shown_frames
@@ -53,6 +54,7 @@ class DrivingMask:
     colours: Tensor  # [T, H, W, 3] u8, each 0 or 255
     persons: tuple[str, ...]  # the colours that it shows, person 1 first
     notes: tuple[str, ...]
+    warned: tuple[Warned, ...] = ()  # of persons whom the crop cuts
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class ReferenceMask:
     colours: Tensor  # [3, H, W] fp32, about -1..1
     persons: tuple[str, ...]
     notes: tuple[str, ...]
+    numbers: Tensor  # [h, w] u8, of colours, at the picture's own size
 
 
 def read_driving_mask(
@@ -72,18 +75,25 @@ def read_driving_mask(
     size: Size,
     mode: Mode,
     check: Check = go_on,
+    who: Sequence[int] = (),
 ) -> DrivingMask:
     """Reads the mask of a driving video, for the `count` frames that are shown of it at `fps`.
 
-    The mask has as many frames as the video, or as the clip. Raises `BadMedia` if it has another
-    length or shape, is no mask, or if nobody is to be replaced, and what `check` raises.
+    The mask has as many frames as the video, or as the clip. `who` names the persons of the file,
+    from 1, who shall be person 1, 2, ..; nobody else has a colour then. Raises `BadMedia` if it
+    has another length or shape, is no mask, or if nobody is to be replaced, `BadRequest` if `who`
+    names somebody whom it does not show, and what `check` raises.
     """
     stored = open_mask(path, check=check)
     _check_shape(stored, (video.height, video.width), video.path.name)
     wanted, notes = _chosen(stored, video, fps, count, check)
     shape = video.height, video.width
-    numbers, frames = _numbers(stored, wanted, shape, size, check)
-    persons = _persons(numbers)
+    loss = Loss(shape, size, len(wanted))
+    numbers, frames = _numbers(stored, wanted, loss, check)
+    persons = persons_of(numbers)
+    lost = loss.warnings(persons)
+    if who:
+        persons = _recast(numbers, persons, who, stored.name)
     if not persons and mode == "replacement":
         raise BadMedia(
             f"{stored.name} shows nobody; who is to be replaced must be in a colour (the first "
@@ -94,7 +104,7 @@ def read_driving_mask(
     notes += _place_background(numbers, DRIVING[mode], stored.name)
     for place, colours in zip(frames, numbers):
         place.copy_(paint(colours))
-    return DrivingMask(frames, persons, notes)
+    return DrivingMask(frames, persons, notes, lost)
 
 
 def absent_driving_mask(count: int, size: Size, mode: Mode) -> DrivingMask:
@@ -112,7 +122,7 @@ def absent_driving_mask(count: int, size: Size, mode: Mode) -> DrivingMask:
 
 
 def read_reference_mask(
-    path: Path | None,
+    path: Path | Stored | None,
     alpha: Tensor | None,
     picture: Size,
     size: Size,
@@ -132,7 +142,7 @@ def read_reference_mask(
     elif mode == "replacement" and bool((numbers == WHITE).all()):
         numbers.fill_(BLUE)
         notes += (f"{name} is white everywhere: all of the picture is person 1 (blue).",)
-    persons = _persons(numbers)
+    persons = persons_of(numbers)
     if mode == "replacement":
         if not persons:
             raise BadMedia(
@@ -140,7 +150,7 @@ def read_reference_mask(
                 "blue), or white on black."
             )
         notes += _place_background(numbers, REFERENCE[mode], name)
-        return ReferenceMask(_to_network(numbers, size), persons, notes)
+        return ReferenceMask(_to_network(numbers, size), persons, notes, numbers)
     numbers[numbers == BACKGROUND] = REFERENCE[mode]
     colours, is_black = _to_network(numbers, size), numbers == BLACK
     if is_black.any() and not (numbers == WHITE).any():
@@ -148,7 +158,7 @@ def read_reference_mask(
         notes += (_turned_note(name, is_black.float().mean().item(), BLACK),)
     if not persons and name:
         notes += (f"{name} shows nobody: all of the picture is taken as background.",)
-    return ReferenceMask(colours, persons, notes)
+    return ReferenceMask(colours, persons, notes, numbers)
 
 
 def additional_mask(
@@ -166,7 +176,8 @@ def additional_mask(
     numbers[numbers == BACKGROUND] = BLACK
     if bool((numbers == BLACK).all()):
         notes += (f"{name} shows nobody and no background: nothing of it is to be seen.",)
-    return ReferenceMask(_to_network(numbers, size), _persons(numbers), notes)
+    colours = _to_network(numbers, size)
+    return ReferenceMask(colours, persons_of(numbers), notes, numbers)
 
 
 def compare_persons(driving: DrivingMask, pictures: Sequence[ReferenceMask]) -> tuple[str, ...]:
@@ -183,17 +194,20 @@ def compare_persons(driving: DrivingMask, pictures: Sequence[ReferenceMask]) -> 
 
 
 def _numbers(
-    stored: Stored, wanted: Sequence[int], shape: Size, size: Size, check: Check
+    stored: Stored, wanted: Sequence[int], loss: Loss, check: Check
 ) -> tuple[Tensor, Tensor]:
     """The numbers of colours [T, H, W] u8, and memory for frames [T, H, W, 3] u8 of them.
 
     Colours are cleaned at the smaller of two sizes, the file's or the clip's: what compression
     blurs in a small file would be an area in a large one.
     """
+    shape, size = loss.shape, loss.size
     count, is_small = len(wanted), stored.height * stored.width < size[0] * size[1]
     held = (stored.height, stored.width) if is_small else size
     frames = torch.empty(count, *held, *(() if stored.has_labels else (3,)), dtype=torch.uint8)
-    for place, frame in zip(frames, stored.frames(wanted, check), strict=True):
+    shown = stored.frames(wanted, check)
+    for number, (place, frame) in enumerate(zip(frames, shown, strict=True)):
+        loss.look(number, frame)
         place.copy_(frame if is_small else crop_nearest(frame[None], shape, size)[0])
     if stored.has_labels:
         numbers = frames
@@ -209,7 +223,7 @@ def _numbers(
 
 
 def _of_picture(
-    path: Path | None, alpha: Tensor | None, picture: Size, check: Check
+    path: Path | Stored | None, alpha: Tensor | None, picture: Size, check: Check
 ) -> tuple[Tensor | None, str, tuple[str, ...]]:
     """The numbers of colours [h, w] u8 at the size of the picture, the file's name, and notes."""
     if path is None:
@@ -219,7 +233,7 @@ def _of_picture(
         is_cut_out = bool((numbers == BLUE).any())
         note = "The picture is transparent in part: what is opaque of it is person 1 (blue)."
         return numbers, "The picture", (note,) if is_cut_out else ()
-    stored = open_mask(path, check=check)
+    stored = path if isinstance(path, Stored) else open_mask(path, check=check)
     if stored.count != 1:
         raise BadMedia(f"{stored.name} has {stored.count} frames; the mask of a picture has one.")
     _check_shape(stored, picture, "the picture")
@@ -283,12 +297,33 @@ def _turned_note(name: str, share: float, was: int) -> str:
     )
 
 
-def _persons(numbers: Tensor) -> tuple[str, ...]:
+def persons_of(numbers: Tensor) -> tuple[str, ...]:
     """The names of the persons' colours that are there."""
     counts = torch.zeros(BACKGROUND + 1, dtype=torch.int64)
     for some in numbers.view(-1).split(_AT_ONCE):
         counts += torch.bincount(some, minlength=BACKGROUND + 1)
     return tuple(name for name, colour in zip(PERSONS, PERSON_COLOURS) if counts[colour])
+
+
+def _recast(
+    numbers: Tensor, persons: tuple[str, ...], who: Sequence[int], name: str
+) -> tuple[str, ...]:
+    """Gives the persons of `who`, in `numbers`, the colours of person 1, 2, ..; others none.
+
+    Returns the colours that are there then.
+    """
+    known = [PERSONS.index(person) + 1 for person in persons]
+    for person in who:
+        if person not in known:
+            held = " and ".join(f"{one} ({PERSONS[one - 1]})" for one in known) or "nobody"
+            raise BadRequest(f"who names person {person}; {name} shows {held}.")
+    told = torch.arange(BACKGROUND + 1, dtype=torch.uint8)
+    told[list(PERSON_COLOURS)] = BACKGROUND
+    for colour, person in zip(PERSON_COLOURS, who):
+        told[PERSON_COLOURS[person - 1]] = colour
+    for some in numbers.view(-1).split(_AT_ONCE):
+        some.copy_(told[some.int()])
+    return PERSONS[: len(who)]
 
 
 def _to_network(numbers: Tensor, size: Size) -> Tensor:

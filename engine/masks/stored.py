@@ -4,6 +4,7 @@ A picture, a video, a folder or ZIP of pictures, or an .npz of labels: docs/refe
 """
 
 import dataclasses
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -17,7 +18,7 @@ from torch import Tensor
 from engine.config import LIMITS, Limits
 from engine.errors import BadMedia
 from engine.flow import Check, go_on
-from engine.masks.archive import find_labels, member_names, open_members, read_labels
+from engine.masks.archive import Labels, find_labels, member_names, open_members, read_labels
 from engine.masks.cleaning import has_palette
 from engine.masks.sequence import in_order
 from engine.media.files import check_file, content_kind, with_article
@@ -43,6 +44,21 @@ class Stored:
     count: int
     has_labels: bool
     frames: Frames
+
+
+def open_reference(path: Path, limits: Limits = LIMITS) -> Stored | None:
+    """Finds the mask of the picture in a file that the engine made of a video's masks.
+
+    None for a file of another kind, or without one. Raises `BadMedia` for a damaged one.
+    """
+    if path.is_dir() or content_kind(path) != "ZIP archive":
+        return None
+    labels = find_labels(path, member_names(path), _of_pictures(limits), "reference")
+    if labels is None:
+        return None
+    if math.prod(labels.shape[-2:]) > limits.max_image_pixels:
+        raise BadMedia(f"{path.name} is damaged: no picture has as many pixels as its reference.")
+    return dataclasses.replace(_labelled(labels), name=f"The reference of {path.name}")
 
 
 def open_mask(path: Path, limits: Limits = LIMITS, check: Check = go_on) -> Stored:
@@ -91,15 +107,24 @@ def _of_frames(limits: Limits) -> Limits:
     return dataclasses.replace(limits, max_image_pixels=limits.max_video_side**2)
 
 
+def _of_pictures(limits: Limits) -> Limits:
+    """A picture may be larger than the frames of a video."""
+    return dataclasses.replace(limits, max_video_side=limits.max_image_pixels)
+
+
+def _labelled(labels: Labels) -> Stored:
+    height, width = labels.shape[-2:]
+    return Stored(
+        labels.path.name, height, width, labels.shape[0], True,
+        lambda wanted, check: read_labels(labels, wanted, check),
+    )  # fmt: skip
+
+
 def _archive(path: Path, limits: Limits) -> Stored:
     names = member_names(path)
     labels = find_labels(path, names, limits)
     if labels is not None:
-        height, width = labels.shape[-2:]
-        return Stored(
-            path.name, height, width, labels.shape[0], True,
-            lambda wanted, check: read_labels(labels, wanted, check),
-        )  # fmt: skip
+        return _labelled(labels)
     if names and all(name.endswith(".npy") for name in names):
         held = repr(", ".join(sorted(names))[:_SHOWN_CHARS])
         raise BadMedia(f"{path.name} holds no array masks, but {held}; write masks into it.")

@@ -107,7 +107,7 @@ def crop_frames(frames: Tensor, size: Size) -> Tensor:
     if (height, width) == size:
         return frames
     cropped = frames.new_empty(count, *size, 3)
-    covered = _covering_size(height, width, size)
+    covered = covering_size(height, width, size)
     pixels = height * width + covered[0] * covered[1]
     at_once = max(1, _CHUNK_BYTES // (pixels * _FP32_PIXEL))
     for first in range(0, count, at_once):
@@ -139,7 +139,7 @@ def crop_nearest(frames: Tensor, shape: Size, size: Size) -> Tensor:
     No value is mixed with another, so labels stay labels. Frames of another size than `shape` are
     stretched to it (docs/reference/masks.md 4.2).
     """
-    covered = _covering_size(*shape, size)
+    covered = covering_size(*shape, size)
     for axis in (0, 1):
         kept = torch.arange(size[axis]) + (covered[axis] - size[axis]) // 2
         held = frames.shape[axis + 1]
@@ -147,6 +147,25 @@ def crop_nearest(frames: Tensor, shape: Size, size: Size) -> Tensor:
             continue
         frames = frames.index_select(axis + 1, (2 * kept + 1) * held // (2 * covered[axis]))
     return frames
+
+
+def covering_size(height: int, width: int, size: Size) -> Size:
+    """The size after the resize and before the crop.
+
+    Integers are multiplied before the division: int(w * (H / h)) differs for some sizes
+    (docs/reference/denoiser.md 10).
+    """
+    tall, wide = size
+    if width / height > wide / tall:
+        covered = tall, int((width * tall) / height)
+    else:
+        covered = int((height * wide) / width), wide
+    if covered[0] * covered[1] > _MAX_COVER * tall * wide:
+        raise BadMedia(
+            f"A picture of {width}x{height} would be cut to a sliver to fill {wide}x{tall}; "
+            "crop it to its subject first."
+        )
+    return covered
 
 
 def skeleton_to_network(frames: Tensor) -> Tensor:
@@ -181,28 +200,9 @@ def frames_to_u8(frames: Tensor) -> Tensor:
     return (shares * 255).to(torch.uint8).permute(1, 2, 3, 0).contiguous()
 
 
-def _covering_size(height: int, width: int, size: Size) -> Size:
-    """The size after the resize and before the crop.
-
-    Integers are multiplied before the division: int(w * (H / h)) differs for some sizes
-    (docs/reference/denoiser.md 10).
-    """
-    tall, wide = size
-    if width / height > wide / tall:
-        covered = tall, int((width * tall) / height)
-    else:
-        covered = int((height * wide) / width), wide
-    if covered[0] * covered[1] > _MAX_COVER * tall * wide:
-        raise BadMedia(
-            f"A picture of {width}x{height} would be cut to a sliver to fill {wide}x{tall}; "
-            "crop it to its subject first."
-        )
-    return covered
-
-
 def _cover(pictures: Tensor, size: Size) -> Tensor:
     """[n, 3, h, w] fp32 -> [n, 3, H, W], resized and cropped."""
-    covered = _covering_size(pictures.shape[2], pictures.shape[3], size)
+    covered = covering_size(pictures.shape[2], pictures.shape[3], size)
     if pictures.shape[2:] != covered:
         pictures = F.interpolate(
             pictures, covered, mode="bicubic", align_corners=False, antialias=True

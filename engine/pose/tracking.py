@@ -177,10 +177,10 @@ def _tracklets(frames: Sequence[Sequence[_Detection]], memory: int, fps: float) 
         for i, one in enumerate(live):
             costs[i] = [_cost(one, detection, now, fps) for detection in found]
         alone = [_edge((now - one.frames[-1]) / fps) for one in live]
-        pairs = _pairs(costs, alone)
-        for i, k in pairs:
+        paired = pairs(costs, alone)
+        for i, k in paired:
             _extend(live[i], found[k], now)
-        taken = {k for _, k in pairs}
+        taken = {k for _, k in paired}
         live += [_Track([now], [one]) for k, one in enumerate(found) if k not in taken]
     return ended + live
 
@@ -225,7 +225,7 @@ def _extend(one: _Track, detection: _Detection, now: int) -> None:
     one.seen.append(detection)
 
 
-def _pairs(costs: Doubles, alone: Sequence[float]) -> list[tuple[int, int]]:
+def pairs(costs: Doubles, alone: Sequence[float]) -> list[tuple[int, int]]:
     """The cheapest pairing of rows with columns; `alone`: the cost of an unpaired row."""
     from scipy.optimize import linear_sum_assignment  # slow to import: only when used
 
@@ -259,18 +259,27 @@ def _returns(pieces: Sequence[_Track], memory: int, fps: float) -> Doubles:
 
 def _chains(pieces: Sequence[_Track], returns: Doubles) -> list[_Track]:
     """Joins tracklets into persons."""
-    following = dict(_pairs(returns, [END] * len(pieces)))
     chains = []
-    for start in sorted(set(range(len(pieces))) - set(following.values())):
-        at, chain = start, _Track([], [])
-        while True:
-            chain.frames.extend(pieces[at].frames)
-            chain.seen.extend(pieces[at].seen)
-            if at not in following:
-                break
-            if returns[at, following[at]] >= CUT:
-                chain.cuts.append(pieces[following[at]].frames[0])
-            at = following[at]
+    for numbers in linked(returns):
+        chain = _Track([], [])
+        for number in numbers:
+            chain.frames.extend(pieces[number].frames)
+            chain.seen.extend(pieces[number].seen)
+        for before, after in pairwise(numbers):
+            if returns[before, after] >= CUT:
+                chain.cuts.append(pieces[after].frames[0])
+        chains.append(chain)
+    return chains
+
+
+def linked(returns: Doubles) -> list[list[int]]:
+    """The numbers of the tracklets of each person in order, by what each return costs [n, n]."""
+    following = dict(pairs(returns, [END] * len(returns)))
+    chains = []
+    for start in sorted(set(range(len(returns))) - set(following.values())):
+        chain = [start]
+        while chain[-1] in following:
+            chain.append(following[chain[-1]])
         chains.append(chain)
     return chains
 

@@ -53,12 +53,14 @@ def deliver(
     bucket: Bucket | None,
     check: Check,
     network: Internet = INTERNET,
+    beside_bytes: int = 0,
 ) -> Delivered:
     """Delivers `clip`, or a smaller one that is made beside it. `check` may raise to end the job.
 
+    `beside_bytes` are those of other files in the reply.
     Raises `ResultTooLarge` if no reply can carry the clip, `OutputError` if it cannot be read.
     """
-    limit, warnings = clip_limit(job_id), list[str]()
+    limit, warnings = clip_limit(job_id) - beside_bytes, list[str]()
     size = _size(clip)
     if bucket is not None and (wanted == "url" or size > limit):
         try:

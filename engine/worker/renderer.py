@@ -21,6 +21,7 @@ from engine.jobs.usual import usual_sizes
 from engine.load import load_package
 from engine.machine.device import find_device
 from engine.machine.heap import keep_freed_memory
+from engine.masks.segment import segment_with
 from engine.media.mp4 import encode_mp4
 from engine.models.attention import find_attention
 from engine.pipeline import Pipeline
@@ -105,6 +106,7 @@ def renderer_of(
         plan=pipeline.memory.foresee,
         high_water=lambda: _high_water(device),
         served=served,
+        segment=segment_with(endpoint.models, device, endpoint.state),
     )
 
 

@@ -34,6 +34,7 @@ from engine.jobs.job import Job
 from engine.jobs.parse import parse_job
 from engine.jobs.served import PREVIEW, Served
 from engine.jobs.told import bounded
+from engine.masks.making import Segment
 from engine.memory import ClipShape, MemoryPlan
 from engine.worker.bucket import check_bucket
 from engine.worker.delivery import Delivered, deliver
@@ -41,6 +42,7 @@ from engine.worker.dry_run import DryRun, dry_run, measure, sized
 from engine.worker.endpoint import Endpoint
 from engine.worker.gather import Gathering, gather
 from engine.worker.joblog import name_of
+from engine.worker.masks import framing_of, returned, shown_masks, with_wanted
 from engine.worker.progress import JobProgress, ProgressReport
 from engine.worker.scratch import Scratch
 
@@ -64,6 +66,7 @@ class Renderer:
     plan: Callable[[ClipShape], MemoryPlan | None]  # None where no memory is planned
     high_water: Callable[[], int | None]  # the most bytes of GPU memory since the last call
     served: Served = PREVIEW  # what jobs may ask of the model
+    segment: Segment | None = None  # makes masks, for jobs without any
 
 
 class Worker:
@@ -81,6 +84,9 @@ class Worker:
         self._waiting = self._done = self._failed = 0
         self._running = set[JobProgress]()
         self._answered, self.is_ending = -math.inf, False
+        self._works = {
+            "generate": self._generate, "validate": self._validate, "masks": self._masks,
+        }  # fmt: skip
         self._last: tuple[DryRun, float, float] | None = None  # seconds to denoise, and the rest
 
     def start(self, load: Callable[[Endpoint], Renderer]) -> None:
@@ -141,7 +147,7 @@ class Worker:
         if renderer is None:
             raise self._new_problem()
         progress = JobProgress(report, job.max_seconds)
-        work = self._validate if job.action == "validate" else self._generate
+        work = self._works[job.action]
         name = name_of(given)
         self._waiting += 1
         self._running.add(progress)
@@ -201,10 +207,15 @@ class Worker:
                 request = self._fetch(job, folder, progress)
             progress("fetch", 1.0)
             renderer.high_water()
+            request, of_masks = with_wanted(job, request, renderer.segment, folder, progress)
             clip, notes = _render(job, request, folder / "clip.mp4", renderer, progress)
+            masks = returned(job, request, folder, name, progress)
             with clock("deliver"):
                 bucket = job.bucket or self.endpoint.bucket
-                sent = deliver(clip.path, name, job.delivery, bucket, progress.check)
+                sent = deliver(
+                    clip.path, name, job.delivery, bucket, progress.check,
+                    beside_bytes=masks.nbytes,
+                )  # fmt: skip
         laps = {"fetch": clock.laps["fetch"], **clip.timings_ms, "deliver": clock.laps["deliver"]}
         self._learn(request, clip)
         facts = {
@@ -215,8 +226,8 @@ class Worker:
             "gpu_bytes": renderer.high_water(),
         }
         log.info("clip finished", extra={"facts": facts})
-        warnings = self._told(*job.warnings, *notes, *sent.warnings)
-        return _response(renderer, clip, sent, laps, warnings)
+        warnings = self._told(*job.warnings, *of_masks, *notes, *sent.warnings, *masks.warnings)
+        return _response(renderer, clip, sent, laps, warnings) | masks.reply
 
     def _validate(self, job: Job, name: str, renderer: Renderer, progress: JobProgress) -> Response:
         """Fetches and measures the media, and renders nothing. Runs in the worker's thread."""
@@ -224,6 +235,7 @@ class Worker:
         self._check_delivery(job, progress)
         with self._scratch.job_folder() as folder:
             request = self._fetch(job, folder, progress)
+            request, of_masks = with_wanted(job, request, renderer.segment, folder, progress)
             source = measure(request, progress.check)
             seen = dry_run(request, source)
         with _attending(job.attention or renderer.attention, renderer):
@@ -241,8 +253,29 @@ class Worker:
             "memory": None if plan is None else _memory(plan),
             "estimate_s": None if expected is None else round(expected, 1),
             "settings": _settings(job, renderer),
-            "warnings": self._told(*job.warnings, *source.notes),
+            "framing": framing_of(source),
+            "warnings": self._told(*job.warnings, *of_masks, *source.notes),
         }
+
+    def _masks(self, job: Job, name: str, renderer: Renderer, progress: JobProgress) -> Response:
+        """Shows who becomes whom, and renders nothing. Runs in the worker's thread."""
+        progress.begin()
+        with self._scratch.job_folder() as folder:
+            request = self._fetch(job, folder, progress)
+            request, of_masks = with_wanted(
+                replace(job, wants_masks=True), request, renderer.segment, folder, progress
+            )
+            source = measure(request, progress.check)
+            masks = returned(job, request, folder, name, progress)
+            return (
+                shown_masks(source)
+                | masks.reply
+                | {
+                    "warnings": self._told(
+                        *job.warnings, *of_masks, *source.notes, *masks.warnings
+                    ),
+                }
+            )
 
     def _told(self, *warnings: str) -> list[str]:
         """Returns warnings as clients are told them: redacted, and no more than anybody reads."""

@@ -289,7 +289,7 @@ DEEP = json.loads("[" * 900 + "]" * 900)
         ({"fit": 1}, "fit is 1; a short word"),
         ({"recipe": "fast"}, "'production', 'official', 'turbo' or 'fast8' is expected."),
         ({"output": "s3"}, "'base64' or 'url'"), ({"align": "best"}, "'exact' or 'official'"),
-        ({"action": "read_log"}, "'generate', 'health' or 'validate' is expected."),
+        ({"action": "read_log"}, "'generate', 'health', 'masks' or 'validate' is expected."),
         ({"workflow_type": "wan_animate"}, "'scail_dance' is expected."),
         ({"attention_mode": "sage"}, "There is no attention mode 'sage'."),
         ({"attention_mode": 3}, "a short word"), ({"image_url": 7}, "image_url is 7; text"),

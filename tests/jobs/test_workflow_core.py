@@ -97,14 +97,14 @@ def test_a_segment_that_differs_from_the_first_is_told():
 
 
 def test_nodes_that_make_masks_want_them_in_the_request():
-    assert "of node 44 (SCAIL2ColoredMask) nothing is done. Send mask and reference_mask" in told(
-        core()
-    )
+    assert "node 44 (SCAIL2ColoredMask) is read as the wish for masks." in told(core())
     assert "needs a driving mask" in scail2_refused(workflow=core(n100_replacement_mode=True))
     made = scail2_job(workflow=core(n100_replacement_mode=True), **MASK)
     assert made.settings.mode == "replacement"
     without = core(n100_pose_video_mask=..., n100_reference_image_mask=...)
-    assert "Masks are not made" not in told(without)
+    assert "the wish for masks" not in told(without)
+    assert scail2_job(workflow=core()).wants_masks
+    assert not scail2_job(workflow=without).wants_masks
 
 
 def test_a_batch_of_pictures_is_the_character_and_further_pictures():

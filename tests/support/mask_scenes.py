@@ -69,3 +69,23 @@ def write_video(path, frames, options=VIDEOS["ffv1 gbrp"][1], fps=16):
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", fps, "-i", "-"]
     run_ffmpeg(*raw, *options, path, stdin=frames.numpy().tobytes())
     return path
+
+
+def drawn_person(height, width, tall, foot, across):
+    """A standing person as a mask [height, width] bool: `tall` pixels high, the feet at row `foot`
+    (exclusive), the middle of the box at column `across`; what is outside is cut off.
+    """
+    unit = tall / 300
+    large = np.zeros((3 * height + 2 * tall, 3 * width + 2 * tall), np.uint8)
+    y, x = height + foot - tall, width + across
+    side = 45 * unit
+
+    def box(top, bottom, left, right):
+        large[round(y + top * unit) : round(y + bottom * unit),
+              round(x + left * unit) : round(x + right * unit)] = 1  # fmt: skip
+
+    box(0, 50, -20, 20)
+    box(50, 170, -side / unit, side / unit)
+    box(170, 300, -35, -5)
+    box(170, 300, 5, 35)
+    return large[height : 2 * height, width : 2 * width] > 0

@@ -12,6 +12,7 @@ from engine.demo.presets import SHIPPED, Preset, preset_of
 from engine.errors import BadRequest
 from engine.flow import (
     Align,
+    Drift,
     Fit,
     KindName,
     Mode,
@@ -46,7 +47,7 @@ Add: TypeAlias = Callable[..., Any]  # `add_argument` of a parser or of a group 
 _OF_CHECKPOINT: RecipeName = "official"
 _OF_PACKAGE: Mapping[KindName, RecipeName] = {"preview": "official", "scail2": "turbo"}
 # The options that one kind of model alone may understand, and their values that say nothing.
-_ROLES = ("mask", "reference_mask", "reference", "reference_mask_of", "segments", "align")
+_ROLES = ("mask", "reference_mask", "reference", "reference_mask_of", "segments", "drift", "align")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -233,6 +234,8 @@ def _add_role_options(add: Add) -> None:
     add("--reference-mask-of", type=numbered_file, action="append", default=[], metavar="N=FILE",
         help="the mask of further picture N, counted from 1")  # fmt: skip
     add("--segments", choices=get_args(SegmentPlan), help="how a long clip is cut; default: even")
+    add("--drift", choices=get_args(Drift), help="what the colours of later segments are brought "
+        "back to, where masks show who is who; default: first")  # fmt: skip
 
 
 def add_dancer_options(add: Add) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from engine.errors import BadRequest
-from engine.flow import Align, Fit, Mode, RecipeName, SegmentPlan
+from engine.flow import Align, Drift, Fit, Mode, RecipeName, SegmentPlan
 from engine.jobs.fields import (
     flag,
     glance,
@@ -120,6 +120,7 @@ class Fields(_Part):
     reference_path: Texts = None
     reference_base64: Texts = None
     segments: Annotated[SegmentPlan | None, _ONE_OF] = None
+    drift: Annotated[Drift | None, _ONE_OF] = None
     prompt: Prompt = None
     negative_prompt: Prompt = None
     recipe: Annotated[RecipeName | None, _ONE_OF] = None

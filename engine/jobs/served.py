@@ -19,6 +19,7 @@ _BOUND: Mapping[str, KindName] = {
     "reference": "scail2",
     "references": "scail2",
     "segments": "scail2",
+    "drift": "scail2",
     "align": "preview",
 }
 

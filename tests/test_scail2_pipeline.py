@@ -14,6 +14,7 @@ from engine.clock import Clock
 from engine.config import TINY_SCAIL2, state_dir
 from engine.demo.weights import demo_weights
 from engine.denoise.segments import segments_of
+from engine.drift.steady import Steady
 from engine.errors import BadMedia, BadRequest
 from engine.flow import Recipe, Reference, Request, Settings
 from engine.load import load_exact
@@ -101,7 +102,9 @@ def test_a_segment_begins_with_the_finished_frames_of_the_one_before(
     segments = segments_of(request.settings, 40)
     assert len(segments) == 3
     source, dump = load_source(request, pipeline.capture), StageDump(tmp_path / "kept")
-    chunks = list(pipeline._frames(request, source, Clock(), dump, lambda *_: None))
+    steady = Steady("first", source, len(segments))
+    given = request, source, segments, steady, Clock(), dump, lambda *_: None
+    chunks = list(pipeline._frames(*given))
     clip_frames = torch.cat(chunks)
     assert len(clip_frames) == 40
     for number, segment in enumerate(segments[1:], start=2):

@@ -321,10 +321,10 @@ def _response(
         "num_frames": clip.frames,
         "duration_s": round(clip.frames / clip.fps, 3),
         "timings_ms": _rounded(laps_ms),
-        "drift": [asdict(one) for one in clip.drift],
         "gpu": renderer.gpu,
         "engine": renderer.engine,
         "warnings": warnings,
+        **({"drift": [asdict(one) for one in clip.drift]} if clip.drift else {}),
     }
 
 

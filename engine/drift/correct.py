@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from engine.drift.look import Lab, Look, Triple, to_lab, to_rgb
+from engine.drift.look import Look, Triple, to_lab, to_rgb
 from engine.drift.regions import Bytes, Scale, share_of
 from engine.flow import DriftOutcome
 
@@ -75,20 +76,19 @@ def correct(
     Pixels that no correction reaches keep their values.
     """
     lab = to_lab(frame)
-    moved, reached = np.zeros_like(lab), np.zeros(owners.shape, bool)
+    moved, reached = lab.copy(), np.zeros_like(owners)
     for owner, correction in corrections.items():
         share = share_of(owners, owner, scale)
-        moved += _step(lab, correction) * share[..., None]
-        reached |= share > 0
-    return np.where(reached[..., None], to_rgb(lab + moved), frame)
+        step = cv2.transform(lab, _step(correction))
+        moved += cv2.multiply(step, cv2.merge([share] * 3), scale=1 / 255, dtype=cv2.CV_32F)
+        reached |= share
+    return np.asarray(cv2.copyTo(to_rgb(moved), reached, frame.copy()), np.uint8)
 
 
-def _step(lab: Lab, correction: Correction) -> Lab:
-    """What a correction adds to each pixel: LAB * (gain - 1) + a constant."""
+def _step(correction: Correction) -> NDArray[np.float64]:
+    """What a correction adds to LAB, as a map of it [3, 4]: LAB * (gain - 1) + a constant."""
     less = correction.gain - 1
-    constant = correction.shift - correction.mean * less
-    moved = cv2.transform(lab, np.column_stack([np.diag(less), constant]))
-    return np.asarray(moved, np.float32)
+    return np.column_stack([np.diag(less), correction.shift - correction.mean * less])
 
 
 def _times(one: float, other: float) -> float:

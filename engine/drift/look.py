@@ -23,14 +23,14 @@ _LEAST_CHROMA = 1.0  # a ratio to less says nothing
 
 def to_lab(frame: Bytes) -> Lab:
     """Converts sRGB [H, W, 3] u8 to CIE LAB under D65."""
-    lab = cv2.cvtColor(frame.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+    lab = cv2.cvtColor(frame.astype(np.float32) * np.float32(1 / 255), cv2.COLOR_RGB2LAB)
     return np.asarray(lab, np.float32)
 
 
 def to_rgb(lab: Lab) -> Bytes:
     """Converts CIE LAB [H, W, 3] to sRGB u8; colours that it does not have are clipped."""
-    rgb = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
-    return np.rint(np.clip(rgb, 0, 1) * 255).astype(np.uint8)
+    rgb = cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)  # 0 to 1
+    return np.asarray(cv2.convertScaleAbs(rgb, alpha=255), np.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,8 @@ def looks_of(frames: Tensor, masks: Tensor, scale: Scale, check: Check) -> Looks
     for frame, mask in zip(frames, masks, strict=True):
         check()
         lab = to_lab(frame.numpy())
-        chroma = np.asarray(cv2.magnitude(lab[..., 1], lab[..., 2]), np.float32)
+        _, a, b = cv2.split(lab)
+        chroma = np.asarray(cv2.magnitude(a, b), np.float32)
         for owner, region in regions_of(owners_of(mask.numpy()), scale).items():
             tallies.setdefault(owner, Tally()).add(lab, chroma, region)
     size = frames.shape[1] * frames.shape[2]

@@ -20,8 +20,9 @@ _SHORT_SIDE = 512
 _INSIDE, _OUTSIDE, _BLEND = 3, 8, 6  # pixels
 _LEAST_AREA = 2000
 
-_OWNER = np.zeros(8, np.uint8)  # by the number of a colour
+_OWNER = np.zeros(256, np.uint8)  # by the number of a colour
 _OWNER[list(PERSON_COLOURS)] = np.arange(1, len(PERSON_COLOURS) + 1)
+_NUMBER = np.array([[1, 2, 4]], np.float32)  # of a colour whose channels are 0 or 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +48,8 @@ def name_of(owner: int) -> str:
 
 def owners_of(mask: Bytes) -> Bytes:
     """Tells whose each pixel of a mask [H, W, 3] u8 is: [H, W] u8."""
-    red, green, blue = (mask[..., channel] >> 7 for channel in range(3))
-    return _OWNER[red | green << 1 | blue << 2]
+    _, channels = cv2.threshold(mask, 127, 1, cv2.THRESH_BINARY)
+    return _bytes(cv2.LUT(cv2.transform(channels, _NUMBER), _OWNER))
 
 
 def regions_of(owners: Bytes, scale: Scale) -> dict[int, Bytes]:
@@ -56,25 +57,26 @@ def regions_of(owners: Bytes, scale: Scale) -> dict[int, Bytes]:
 
     A band along each outline is nobody's: there masks are off by a pixel or two.
     """
+    counts = cv2.calcHist([owners], [0], None, [8], [0, 8]).ravel()
     found: dict[int, Bytes] = {}
-    for person in np.flatnonzero(np.bincount(owners.ravel(), minlength=8)[1:]) + 1:
-        found[int(person)] = _bytes(cv2.erode(_where(owners, person), _disc(scale.inside)))
-    anybody = _bytes(np.where(owners == BACKGROUND, 0, 255))
-    found[BACKGROUND] = ~_bytes(cv2.dilate(anybody, _disc(scale.outside)))
+    for person in range(1, len(counts)):
+        if counts[person]:
+            found[person] = _bytes(cv2.erode(_where(owners, person), _disc(scale.inside)))
+    found[BACKGROUND] = _bytes(cv2.erode(_where(owners, BACKGROUND), _disc(scale.outside)))
     return found
 
 
-def share_of(owners: Bytes, owner: int, scale: Scale) -> NDArray[np.float32]:
-    """Weighs the correction of an owner in each pixel: [H, W] fp32, 0 to 1.
+def share_of(owners: Bytes, owner: int, scale: Scale) -> Bytes:
+    """Weighs the correction of an owner in each pixel: [H, W] u8, 255 for all of it.
 
-    It is a ramp across the outline; the shares of all owners are 1 together.
+    It is a ramp across the outline; the shares of all owners are all of it together.
     """
     side = 2 * max(1, round(scale.blend / 2)) + 1
-    return cv2.blur((owners == owner).astype(np.float32), (side, side))
+    return _bytes(cv2.blur(_where(owners, owner), (side, side)))
 
 
 def _where(owners: Bytes, owner: int) -> Bytes:
-    return _bytes(np.where(owners == owner, 255, 0))
+    return (owners == owner).view(np.uint8) * np.uint8(255)
 
 
 def _disc(radius: int) -> Bytes:

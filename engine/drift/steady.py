@@ -94,7 +94,7 @@ class Steady:
         if self._in_place:
             wanted = looks_of(self._driving[here], masks[here], self._scale, check)
         aims = self._aims(found, wanted)
-        outcomes = {
+        outcomes: dict[int, DriftOutcome] = {
             owner: self._outcome(found.get(owner), aim, here) for owner, aim in aims.items()
         }
         corrections = {

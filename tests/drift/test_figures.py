@@ -37,6 +37,9 @@ def test_lab_is_that_of_the_cie_and_comes_back_within_a_level():
     assert np.abs(off).max() < 2  # OpenCV's tables; single colours
     assert np.abs(off.mean((0, 1))).max() < 0.1  # means, which alone count here
     assert np.abs(to_rgb(to_lab(rgb)).astype(int) - rgb).max() <= 1
+    beyond = np.float32([[[0, 0, 100], [100, 0, -90], [120, 0, 0], [-5, 0, 0], [50, -128, 90]]])
+    assert to_rgb(beyond).tolist()[0][2:4] == [[255, 255, 255], [0, 0, 0]]
+    assert to_rgb(beyond)[0, 4, 0] == 0  # a red below black is black
 
 
 def test_lengths_go_with_the_short_side_and_areas_with_its_square():
@@ -69,9 +72,9 @@ def test_persons_are_measured_inside_of_their_outline_and_the_background_far_fro
 def test_shares_are_one_together_and_ramp_over_six_pixels():
     owners = np.zeros((512, 896), np.uint8)
     owners[:, 448:] = 1
-    shares = [share_of(owners, owner, FULL) for owner in (0, 1)]
-    assert np.allclose(sum(shares), 1)
-    assert np.allclose(shares[1][0, 444:452], np.float32([0, 1, 2, 3, 4, 5, 6, 7]) / 7)
+    shares = [share_of(owners, owner, FULL).astype(float) / 255 for owner in (0, 1)]
+    assert np.allclose(sum(shares), 1, atol=0.01)
+    assert np.allclose(shares[1][0, 444:452], np.arange(8) / 7, atol=0.01)
 
 
 def test_a_tally_is_that_of_all_pixels_at_once():

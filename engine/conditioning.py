@@ -36,16 +36,6 @@ class Encoders:
 
 
 @torch.inference_mode()
-def condition(encoders: Encoders, request: Request, source: Source) -> Conditions:
-    """Runs the encoders for a clip that is denoised as one, its history aside."""
-    roles = source.roles
-    masks = None if roles is None else roles.driving
-    return condition_motion(
-        encoders, condition_pictures(encoders, request, source), source, source.skeleton, masks
-    )
-
-
-@torch.inference_mode()
 def condition_pictures(encoders: Encoders, request: Request, source: Source) -> Conditions:
     """Encodes what stays the same through a clip: prompts and pictures. Of the motion it has no
     frame yet.

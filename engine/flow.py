@@ -17,6 +17,11 @@ KindName = Literal["preview", "scail2"]  # rows of `config.KINDS`
 LoraRole = Literal["distill", "dpo", "relight", "other"]  # what a merged LoRA is for
 Mode = Literal["animation", "replacement"]  # the picture dances, or it takes the dancer's place
 SegmentPlan = Literal["even", "cover", "official", "sat", "windows"]  # the first is usual
+Drift = Literal["first", "previous", "none"]  # what colours of later segments are brought back to
+# What became of a region of a segment (docs/reference/masks.md 5.4).
+DriftOutcome = Literal[
+    "anchor", "corrected", "steady", "share", "cut", "small", "new", "absent", "off"
+]
 RecipeName = Literal["production", "official", "turbo", "fast8"]  # rows of `recipes.RECIPES`
 Framing = Literal["auto", "as-is", "driving"]  # who is brought to whose place and size
 Fit = Literal["crop", "resize"]  # the picture fills the size asked for, or the clip has its shape
@@ -71,6 +76,7 @@ class Settings:
     framing: Framing = "auto"  # in replacement the picture is placed; else it is measured
     who: tuple[int, ...] = ()  # persons of the driving mask who are person 1, 2, ..; (): as it says
     strict: bool = False  # a warning about the media is an error
+    drift: Drift = "first"  # of a clip with masks and several segments
 
 
 Changed = TypeVar("Changed", Recipe, Settings)
@@ -206,6 +212,28 @@ class Conditions:
 
 
 @dataclass(frozen=True, slots=True)
+class RegionDrift:
+    """How far the colours of a region of a segment are from where they began."""
+
+    region: str  # "background", "person 1", ..
+    against: Literal["first segment", "driving video"]
+    outcome: DriftOutcome
+    delta_e: float | None  # as it came; None: there is nothing to compare
+    chroma: float | None  # ratio; None: what it is compared with is grey, or is not there
+    delta_e_after: float | None  # as it is in the clip
+    chroma_after: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentDrift:
+    """The drift of one segment of a long clip."""
+
+    segment: int  # 1 is the first
+    frames: tuple[int, int]  # of the clip: its first one, and the one after its last
+    regions: tuple[RegionDrift, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Clip:
     """The finished video and what it took."""
 
@@ -217,3 +245,4 @@ class Clip:
     seed: int
     timings_ms: dict[str, float]
     notes: tuple[str, ...] = ()  # what went otherwise than planned
+    drift: tuple[SegmentDrift, ...] = ()  # of a clip with masks and several segments

@@ -1,6 +1,7 @@
 """The whole system on one screen: a request goes in, an MP4 comes out, stage by stage."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from engine.denoise.windows import (
     windowed,
     within,
 )
+from engine.drift.steady import Steady
 from engine.errors import NotFinite, TooLarge
 from engine.flow import Check, Clip, Conditions, Request, Source
 from engine.machine.exhausted import ran_out
@@ -31,6 +33,8 @@ from engine.media.mp4 import encode_mp4
 from engine.residency import Memory
 from engine.source import MotionCapture, load_source
 from engine.stage_dump import StageDump
+
+log = logging.getLogger(__name__)
 
 
 class Pipeline:
@@ -62,13 +66,19 @@ class Pipeline:
             dump.keep_skeleton(source)
         told("media", 1.0)
         self.memory.prepare(request, source)
+        segments = segments_of(request.settings, len(source.skeleton))
+        steady = Steady(request.settings.drift, source, len(segments))
         with clock("decode"):  # pulls what it encodes: all other stages have laps of their own
-            frames = refuse_blank(self._frames(request, source, clock, dump, told))
+            frames = self._frames(request, source, segments, steady, clock, dump, told)
             count = encode_mp4(frames, source.fps, out, source.audio, comment, check=told.again)
+        dump.keep_drift(steady.report)
         dump.keep_timings(clock.laps)
         height, width = source.image.shape[1:]
-        seed, notes = request.settings.seed, (*source.notes, *self.memory.notes)
-        return Clip(out, width, height, count, source.fps, seed, clock.laps, notes)
+        for note in steady.notes:
+            log.warning("%s", note)
+        seed = request.settings.seed
+        notes = *source.notes, *self.memory.notes, *steady.notes
+        return Clip(out, width, height, count, source.fps, seed, clock.laps, notes, steady.report)
 
     def _source(self, request: Request, check: Check) -> Source:
         try:
@@ -82,13 +92,19 @@ class Pipeline:
             ) from error
 
     def _frames(
-        self, request: Request, source: Source, clock: Clock, dump: StageDump, watch: Watch
+        self,
+        request: Request,
+        source: Source,
+        segments: Sequence[Segment],
+        steady: Steady,
+        clock: Clock,
+        dump: StageDump,
+        watch: Watch,
     ) -> Iterator[Tensor]:
         """Frames [n, H, W, 3] u8 as they are made, one segment of the clip after the other.
 
         A segment begins with finished frames of the one before, which it is told.
         """
-        segments = segments_of(request.settings, len(source.skeleton))
         pictures: Conditions | None = None
         tail: Tensor | None = None
         for number, (segment, part) in enumerate(zip(segments, kept(segments), strict=True)):
@@ -99,7 +115,9 @@ class Pipeline:
             told("conditioning", 1.0)
             with clock("denoise"):
                 latents = self._latents(request, conditions, dump, told, number)
-            finished = self._finished(latents, part, told)
+            finished = self._finished(latents, segment, part, told)
+            checked = partial(told, "decode", 1.0)
+            finished = steady.hand_on(finished, checked, clock)
             following = segments[number + 1 : number + 2]
             tail = yield from ending(finished, sum(one.history_frames for one in following))
 
@@ -127,16 +145,19 @@ class Pipeline:
 
         return self.memory.attempt("denoise", work)
 
-    def _finished(self, latents: Tensor, part: slice, watch: Watch) -> Iterator[Tensor]:
-        """Frames of a segment that go into the clip, decoded again from the start where the GPU ran
-        out of memory.
+    def _finished(
+        self, latents: Tensor, segment: Segment, part: slice, watch: Watch
+    ) -> Iterator[Tensor]:
+        """Frames of a segment that go into the clip, none of them blank. They are decoded again
+        from the start where the GPU ran out of memory.
         """
 
         def decoded() -> Iterator[Tensor]:
             with self.encoders.vae_home.present():
                 yield from self.decode(latents, watch)
 
-        return within_clip(self.memory.attempt_each("decode", decoded), part)
+        made = within_clip(self.memory.attempt_each("decode", decoded), part)
+        return refuse_blank(made, segment.start + part.start)
 
     def denoise(
         self,

@@ -2,8 +2,9 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from engine.errors import OutputError
-from engine.flow import Conditions, Source
+from engine.flow import Conditions, SegmentDrift, Source
 from engine.media.mp4 import encode_mp4
 from kernels.whole_file import whole_file
 
@@ -20,7 +21,8 @@ log = logging.getLogger(__name__)
 
 SKELETON, LATENTS = "skeleton.mp4", "latents.safetensors"
 ACTIVATIONS, TIMINGS = "activations.safetensors", "timings_ms.json"
-NAMES = (SKELETON, LATENTS, ACTIVATIONS, TIMINGS)
+DRIFT = "drift.json"
+NAMES = (SKELETON, LATENTS, ACTIVATIONS, TIMINGS, DRIFT)
 
 
 class StageDump:
@@ -105,6 +107,14 @@ class StageDump:
             tensors[f"{name}.absmax"] = largest.cpu()
             tensors[f"{name}.mean_square"] = (squares / rows).float().cpu()
         self._keep(ACTIVATIONS, save(tensors))
+
+    def keep_drift(self, report: Sequence[SegmentDrift]) -> None:
+        """Writes the colours of a long clip's segments; of a clip without figures, nothing."""
+        if self.folder is not None:
+            (self.folder / DRIFT).unlink(missing_ok=True)
+            if report:
+                text = json.dumps([asdict(one) for one in report], indent=1)
+                self._keep(DRIFT, f"{text}\n".encode())
 
     def keep_timings(self, laps_ms: Mapping[str, float]) -> None:
         if self.folder is not None:

@@ -113,6 +113,7 @@ def test_options_of_scail2_are_refused_for_a_preview_model_by_name(files, capsys
         (named(files, reference_mask="ref_mask.png"), "--reference-mask"),
         (named(files, reference="back.png"), "--reference"),
         (["--segments", "even"], "--segments"),
+        (["--drift", "none"], "--drift"),
     ):
         assert generate(files, *options, demo=False) == 2
         assert refusal(capsys) == (

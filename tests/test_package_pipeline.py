@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from benchmarks.quality.suite import conditions_of
 from engine.build.make import Order, make_package
-from engine.conditioning import condition
 from engine.config import state_dir
 from engine.demo.weights import demo_weights
 from engine.denoise.sampler import SAMPLERS
@@ -81,7 +81,7 @@ def told(frames, cfg):
     picture = 2 * torch.rand(3, 64, 96, generator=draw) - 1
     skeleton = (255 * torch.rand(frames, 32, 48, 3, generator=draw)).byte()
     request = ask(dataclasses.replace(OFFICIAL, cfg=cfg))
-    return condition(exact().encoders, request, Source(picture, skeleton, 16.0, None))
+    return conditions_of(exact().encoders, request, Source(picture, skeleton, 16.0, None))
 
 
 def latents(pipeline, recipe, frames=9, **changes):

@@ -1,6 +1,7 @@
 """From request to clip with random SCAIL-2 weights: modes, masks, pictures, segments, sound."""
 
 import dataclasses
+import json
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from engine.clock import Clock
+from engine.conditioning import condition_motion, condition_pictures
 from engine.config import TINY_SCAIL2, state_dir
 from engine.demo.weights import demo_weights
 from engine.denoise.segments import segments_of
-from engine.errors import BadMedia, BadRequest
+from engine.drift.steady import Steady
+from engine.errors import BadMedia, BadRequest, BlankFrames
 from engine.flow import Recipe, Reference, Request, Settings
 from engine.load import load_exact
 from engine.media.framing import frames_to_network
@@ -27,6 +30,7 @@ from engine.source import check_source, load_source
 from engine.stage_dump import StageDump
 from tests.support.clips import clip, tone
 from tests.support.dancers import body
+from tests.support.drift_scenes import darker
 
 QUICK = Recipe("euler_simple", steps=2, cfg=1.0, shift=5.0, window_frames=17, overlap_frames=8)
 SIZE = (64, 96)
@@ -72,6 +76,31 @@ def request_of(tmp_path):
     return make
 
 
+@pytest.fixture
+def worse(pipeline, monkeypatch):
+    """Makes the pipeline decode worse: `spoil` changes frames of the segment of a number."""
+
+    def make(spoil):
+        decode, decoded = pipeline.encoders.decode, []
+
+        def spoiled(latents):
+            decoded.append(latents)
+            for frames in decode(latents):
+                yield spoil(frames, len(decoded) - 1)
+
+        encoders = dataclasses.replace(pipeline.encoders, decode=spoiled)
+        monkeypatch.setattr(pipeline, "encoders", encoders)
+        return pipeline
+
+    return make
+
+
+@pytest.fixture
+def darkening(worse):
+    """The pipeline with a decoder that makes the second segment darker, and the third more."""
+    return worse(lambda frames, number: darker(frames, 20 * number))
+
+
 def changed(request, **settings):
     return dataclasses.replace(request, settings=dataclasses.replace(request.settings, **settings))
 
@@ -101,7 +130,9 @@ def test_a_segment_begins_with_the_finished_frames_of_the_one_before(
     segments = segments_of(request.settings, 40)
     assert len(segments) == 3
     source, dump = load_source(request, pipeline.capture), StageDump(tmp_path / "kept")
-    chunks = list(pipeline._frames(request, source, Clock(), dump, lambda *_: None))
+    steady = Steady("first", source, len(segments))
+    given = request, source, segments, steady, Clock(), dump, lambda *_: None
+    chunks = list(pipeline._frames(*given))
     clip_frames = torch.cat(chunks)
     assert len(clip_frames) == 40
     for number, segment in enumerate(segments[1:], start=2):
@@ -111,6 +142,66 @@ def test_a_segment_begins_with_the_finished_frames_of_the_one_before(
         assert torch.equal(kept["latents"][:, :2], kept["history"])
         assert kept["pose"].shape[1] == (segment.frames - 1) // 4 + 1
     assert not (tmp_path / "kept" / "latents-4.safetensors").exists()
+
+
+def test_what_drifts_is_brought_back_before_it_is_history_and_both_figures_are_kept(
+    pipeline, request_of, tmp_path, darkening
+):
+    """The test above with a decoder that darkens: what is handed on is what history is made of."""
+    request = request_of(40)
+    segments = segments_of(request.settings, 40)
+    source, dump = load_source(request, pipeline.capture), StageDump(tmp_path / "kept")
+    steady = Steady("first", source, len(segments))
+    given = request, source, segments, steady, Clock(), dump, lambda *_: None
+    clip_frames = torch.cat(list(darkening._frames(*given)))
+    changed_regions = [one for one in steady.report[1].regions if one.outcome == "corrected"]
+    assert changed_regions
+    assert all(one.delta_e_after < 1.5 <= one.delta_e for one in changed_regions)
+    kept = load_file(tmp_path / "kept" / "latents-3.safetensors")
+    tail = frames_to_network(clip_frames[segments[2].history])
+    assert torch.equal(kept["history"], pipeline.encoders.vae.encode([tail]))
+
+
+def test_the_report_of_a_long_clip_is_in_the_clip_and_among_the_stages(
+    darkening, request_of, tmp_path
+):
+    made, _ = run(darkening, request_of(40, drift="none"), tmp_path)
+    stored = json.loads((tmp_path / "stages" / "drift.json").read_text())
+    assert stored == json.loads(json.dumps([dataclasses.asdict(one) for one in made.drift]))
+    assert [tuple(one["frames"]) for one in stored] == [(0, 17), (17, 29), (29, 40)]
+    assert [one["region"] for one in stored[1]["regions"]] == ["background", "person 1"]
+    assert any("drift is none" in note for note in made.notes)
+    made, _ = run(darkening, request_of(9), tmp_path)
+    assert made.drift == ()
+    assert not (tmp_path / "stages" / "drift.json").exists()
+
+
+def test_a_long_clip_without_a_driving_mask_says_that_its_colours_are_not_compared(
+    pipeline, request_of, tmp_path
+):
+    made, _ = run(pipeline, request_of(18, masks=False), tmp_path)
+    assert made.drift == ()
+    assert any("neither compared nor corrected" in note for note in made.notes)
+
+
+def test_a_black_frame_of_a_later_segment_ends_the_clip_and_is_not_made_lighter(
+    pipeline, request_of, tmp_path, worse
+):
+    black = worse(lambda frames, number: frames * (number == 0))
+    with pytest.raises(BlankFrames, match="Frame 18 of the clip came out black"):
+        run(black, request_of(40), tmp_path)
+
+
+def test_each_segment_has_the_seed_after_that_of_the_one_before(pipeline, request_of):
+    request = request_of(9, seed=2**64 - 1)
+    source = load_source(request, pipeline.capture)
+    told = condition_motion(
+        pipeline.encoders, condition_pictures(pipeline.encoders, request, source), source,
+        source.skeleton, source.roles.driving,
+    )  # fmt: skip
+    third = pipeline.denoise(request, told, number=2)
+    assert torch.equal(third, pipeline.denoise(changed(request, seed=1), told))
+    assert differ({"latents": third}, {"latents": pipeline.denoise(request, told)})
 
 
 def test_stages_of_a_short_clip_hold_nothing_of_a_longer_one_before(pipeline, request_of, tmp_path):

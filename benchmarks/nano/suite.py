@@ -28,6 +28,7 @@ from benchmarks.quality.suite import (
     attentions,
     build,
     buildable,
+    conditions_of,
     made_of,
     model_of,
     networks,
@@ -37,7 +38,6 @@ from benchmarks.quality.suite import (
 )
 from benchmarks.record import Figure, Suite
 from benchmarks.timing import columns
-from engine.conditioning import condition
 from engine.config import state_dir
 from engine.demo.presets import SHIPPED
 from engine.flow import Request, Settings
@@ -162,7 +162,7 @@ def task(number: int, folder: Path, frames: int = FRAMES) -> Task:
 def dance(pipeline: Pipeline, one: Task) -> Frames:
     """The frames [T, H, W, 3] that the engine makes, before a video compresses them."""
     source = load_source(one.request, pipeline.capture)
-    told = condition(pipeline.encoders, one.request, source)
+    told = conditions_of(pipeline.encoders, one.request, source)
     return made_of(pipeline, one.request, told)[1].numpy()
 
 

@@ -28,12 +28,12 @@ from benchmarks.quality.sums import SumRow, measure_sums, sums_figures, sums_tab
 from benchmarks.record import Figure, Suite
 from benchmarks.timing import require
 from engine.build.make import Order, make_package
-from engine.conditioning import condition
+from engine.conditioning import Encoders, condition_motion, condition_pictures
 from engine.config import models_dir, state_dir
 from engine.demo.weights import demo_weights
 from engine.denoise.block import WEIGHT_FORMS
 from engine.errors import Unavailable
-from engine.flow import Conditions, Recipe, Request, Settings
+from engine.flow import Conditions, Recipe, Request, Settings, Source
 from engine.load import load_exact, load_package
 from engine.models.attention import find_attention
 from engine.models.dit import Scail
@@ -205,7 +205,8 @@ def _form(build: str) -> WeightsForm:
 def _run_exact(pipeline: Pipeline, scene: QualityScene, recipe: Recipe) -> Exact:
     request = _with_recipe(scene.request, recipe)
     check_settings(request.settings)
-    told = condition(pipeline.encoders, request, load_source(request, pipeline.capture))
+    source = load_source(request, pipeline.capture)
+    told = conditions_of(pipeline.encoders, request, source)
     with recorded(model_of(pipeline)) as calls:
         latents, frames = made_of(pipeline, request, told)
     return Exact(told, (calls[0], calls[-1]), latents, frames)
@@ -264,6 +265,12 @@ def check_walk(pipeline: Pipeline, recipe: Recipe, exact: Exact, walked: Walked)
 
 
 @torch.inference_mode()
+def conditions_of(encoders: Encoders, request: Request, source: Source) -> Conditions:
+    """All that a transformer without masks is told of a clip that is denoised as one."""
+    pictures = condition_pictures(encoders, request, source)
+    return condition_motion(encoders, pictures, source, source.skeleton, None)
+
+
 def made_of(pipeline: Pipeline, request: Request, told: Conditions) -> tuple[Tensor, Tensor]:
     """The latents and the frames [T, H, W, 3] u8 that a pipeline makes, before a video is."""
     latents = pipeline.denoise(request, told)

@@ -13,6 +13,7 @@ from engine.demo.presets import SHIPPED, Preset, preset_of
 from engine.errors import BadRequest
 from engine.flow import (
     Align,
+    Drift,
     Fit,
     Framing,
     KindName,
@@ -54,7 +55,7 @@ _ASK = f"--mask, or put SAM 2.1, as {FILES}, into {FOLDER} in the folder of mode
 # The options that one kind of model alone may understand, and their values that say nothing.
 _ROLES = (
     "mask", "reference_mask", "reference", "reference_mask_of", "segments", "framing", "who",
-    "strict", "align",
+    "strict", "drift", "align",
 )  # fmt: skip
 
 
@@ -264,6 +265,8 @@ def _add_role_options(add: Add) -> None:
         "person of the picture is placed; as-is; driving: in animation the motion is")  # fmt: skip
     add("--strict", action="store_true", help="a warning about the media is an error")
     add("--segments", choices=get_args(SegmentPlan), help="how a long clip is cut; default: even")
+    add("--drift", choices=get_args(Drift), help="what the colours of later segments are brought "
+        "back to, where masks show who is who; default: first")  # fmt: skip
 
 
 def add_dancer_options(add: Add) -> None:

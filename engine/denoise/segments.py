@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from engine.config import TRAINED_FRAMES, VAE_STRIDE
-from engine.denoise.windows import latent_frames
 from engine.errors import BadRequest
 from engine.flow import SegmentPlan, Settings
 
@@ -36,11 +35,6 @@ class Segment:
     def history(self) -> slice:
         """The frames of the finished clip that begin it; none for the first segment."""
         return slice(self.start, self.start + self.history_frames)
-
-    @property
-    def history_latents(self) -> int:
-        """Counts the latent frames that its history becomes."""
-        return latent_frames(self.history_frames) if self.history_frames else 0
 
     def stretch(self, clip: Tensor) -> Tensor:
         """Takes the frames that it sees of a driving video, or of its mask, [T, ...].

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from engine.errors import BadRequest
-from engine.flow import Align, Fit, Framing, Mode, RecipeName, SegmentPlan
+from engine.flow import Align, Drift, Fit, Framing, Mode, RecipeName, SegmentPlan
 from engine.jobs.fields import (
     flag,
     glance,
@@ -131,6 +131,7 @@ class Fields(_Part):
     who: Annotated[tuple[int, ...] | None, _or_nothing(_who)] = None
     strict: Flag = None
     return_masks: Flag = None
+    drift: Annotated[Drift | None, _ONE_OF] = None
     prompt: Prompt = None
     negative_prompt: Prompt = None
     recipe: Annotated[RecipeName | None, _ONE_OF] = None

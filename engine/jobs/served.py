@@ -23,6 +23,7 @@ _BOUND: Mapping[str, KindName] = {
     "who": "scail2",
     "strict": "scail2",
     "return_masks": "scail2",
+    "drift": "scail2",
     "align": "preview",
 }
 

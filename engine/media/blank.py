@@ -15,9 +15,11 @@ SPREAD = 3  # levels: what a flat colour may differ by after the VAE's rounding
 _STEP = 4  # pixels; a frame with a picture differs on a coarse grid already
 
 
-def refuse_blank(chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Hands on chunks [n, H, W, 3] u8 as they come. Raises `BlankFrames` at the first blank one."""
-    passed = 0
+def refuse_blank(chunks: Iterable[Tensor], passed: int = 0) -> Iterator[Tensor]:
+    """Hands on chunks [n, H, W, 3] u8 as they come. Raises `BlankFrames` at the first blank one.
+
+    `passed` counts the frames of the clip before them.
+    """
     for frames in chunks:
         for number, frame in enumerate(frames, start=passed + 1):
             if is_blank(frame):

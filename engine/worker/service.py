@@ -357,6 +357,7 @@ def _response(
         "gpu": renderer.gpu,
         "engine": renderer.engine,
         "warnings": warnings,
+        **({"drift": [asdict(one) for one in clip.drift]} if clip.drift else {}),
     }
 
 

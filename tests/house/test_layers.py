@@ -20,7 +20,7 @@ engine.config engine.command_line
 engine.media engine.package engine.models
 engine.stage_dump engine.pose engine.machine
 engine.masks
-engine.denoise engine.conditioning
+engine.denoise engine.conditioning engine.drift
 engine.source engine.tensorrt engine.memory engine.golden engine.recipes
 engine.residency engine.demo engine.jobs engine.build
 engine.program engine.pipeline

@@ -186,7 +186,7 @@ def test_weights_that_were_made_to_relight_serve_replacement_only():
         ({"mask_url": "https://a/b"}, "mask_url"), ({"mask_base64": "AAAA"}, "mask_base64"),
         ({"reference_mask_path": "a"}, "reference_mask_path"),
         ({"references": ["https://a"]}, "references"), ({"reference_url": "a"}, "reference_url"),
-        ({"segments": "even"}, "segments"),
+        ({"segments": "even"}, "segments"), ({"drift": "none"}, "drift"),
     ],
 )  # fmt: skip
 def test_fields_of_scail2_are_refused_by_a_worker_of_preview(fields, name):
@@ -219,6 +219,12 @@ def test_segments_are_cut_by_name_and_windows_are_for_windows():
     )
 
 
+def test_colours_go_back_to_the_first_segment_unless_a_request_says_otherwise():
+    assert scail2_job().settings.drift == "first"
+    assert scail2_job(drift="previous").settings.drift == "previous"
+    assert scail2_job(drift="none").warnings == ()
+
+
 def test_a_mask_tells_six_persons_apart_and_no_more():
     six = scail2_job(persons=6)
     assert six.settings.persons == 6
@@ -240,6 +246,7 @@ DEEP = json.loads("[" * 900 + "]" * 900)
         ({"mode": 3}, "mode is 3; a short word"), ({"mode": ["animation"]}, "mode is a list;"),
         ({"mode": {"a": 1}}, "mode is an object;"), ({"mode": True}, "mode is true;"),
         ({"segments": "long"}, "'even', 'cover', 'official', 'sat' or 'windows' is expected."),
+        ({"drift": "last"}, "drift is \"last\"; 'first', 'previous' or 'none' is expected."),
         ({"segments": 5}, "segments is 5;"), ({"segments": [81]}, "segments is a list;"),
         ({"mask_url": 5}, "mask_url is 5; text is expected."),
         ({"mask_url": ["https://a"]}, "mask_url is a list; text"),

@@ -20,8 +20,8 @@ FRAMES, FPS, SIZE = 9, 16, (64, 96)
 class HandMade:
     """Renders grey frames in some forwards. `outcomes` are raised, one a run, or None."""
 
-    def __init__(self, *outcomes, forwards=3, each=None, plan=None, notes=("a note",)):
-        self.notes = notes
+    def __init__(self, *outcomes, forwards=3, each=None, plan=None, notes=("a note",), drift=()):
+        self.notes, self.drift = notes, drift
         self.outcomes, self.forwards, self.each, self.plan = [*outcomes], forwards, each, plan
         self.requests, self.attentions, self.folders, self.used = [], [], [], "int8fp8"
 
@@ -39,7 +39,8 @@ class HandMade:
         height, width = SIZE
         encode_mp4([numbered(FRAMES, height, width)], FPS, out)
         laps = {"media": 1.25, "denoise": 20.0, "decode": 10.0}
-        return Clip(out, width, height, FRAMES, FPS, request.settings.seed, laps, self.notes)
+        seed = request.settings.seed
+        return Clip(out, width, height, FRAMES, FPS, seed, laps, self.notes, self.drift)
 
     @contextmanager
     def attending(self, name):

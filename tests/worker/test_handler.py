@@ -20,7 +20,7 @@ from engine.errors import (
     TooLarge,
     UnsupportedGpu,
 )
-from engine.flow import Settings
+from engine.flow import RegionDrift, SegmentDrift, Settings
 from engine.media.video import probe_video
 from engine.worker.joblog import JsonLines
 from engine.worker.scratch import Scratch
@@ -68,6 +68,19 @@ def test_a_job_is_answered_as_clients_read_it(serve, tmp_path):
     assert request.kind == "pose"
     assert request.image.name == "image_base64.png"
     assert left_in(worker) == []
+
+
+def test_the_reply_of_a_long_clip_says_how_far_the_colours_of_its_segments_drifted(serve, tmp_path):
+    wall = RegionDrift("background", "first segment", "corrected", 3.21, 0.9, 0.1, 1.0)
+    worker = serve(renderer=HandMade(drift=(SegmentDrift(2, (69, 133), (wall,)),)))
+    (told,) = json.loads(json.dumps(ask(worker, job(tmp_path))))["drift"]
+    assert told == {
+        "segment": 2, "frames": [69, 133],
+        "regions": [{
+            "region": "background", "against": "first segment", "outcome": "corrected",
+            "delta_e": 3.21, "chroma": 0.9, "delta_e_after": 0.1, "chroma_after": 1.0,
+        }],
+    }  # fmt: skip
 
 
 def test_a_folder_is_the_jobs_own_and_gone_after_it(serve, tmp_path):

@@ -1,0 +1,1 @@
+"""Long clips keep their colours: each later segment is measured, and brought back to the first."""

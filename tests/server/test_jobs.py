@@ -84,7 +84,9 @@ def test_a_clip_that_is_wanted_as_an_address_has_ranges_and_can_be_saved(serve, 
     status, headers, whole = service.send("GET", output["video_url"])
     assert (status, headers["content-type"]) == (200, "video/mp4")
     assert headers["accept-ranges"] == "bytes"
-    status, headers, part = service.send("GET", output["video_url"], headers={"Range": "bytes=4-11"})
+    status, headers, part = service.send(
+        "GET", output["video_url"], headers={"Range": "bytes=4-11"}
+    )
     assert (status, part) == (206, whole[4:12])
     assert headers["content-range"] == f"bytes 4-11/{len(whole)}"
     past = {"Range": f"bytes={len(whole)}-"}
@@ -106,7 +108,9 @@ def test_an_error_is_one_sentence_and_a_code_and_the_next_job_runs(serve, given)
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("error", [RuntimeError("CUDA error: /secret/path"), UnsupportedGpu("Off.")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA error: /secret/path"), UnsupportedGpu("Off.")]
+)
 def test_after_a_failure_that_nobody_foresaw_the_model_is_loaded_anew(serve, given, error):
     loads = []
     made = HandMade(error)

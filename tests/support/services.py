@@ -124,7 +124,9 @@ class Serving:
 def multipart(contents, name="me.png", boundary="xxBOUNDARYxx"):
     """A body of one file, and its headers."""
     head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n'
-    body = head.encode() + b"Content-Type: x/y\r\n\r\n" + contents + f"\r\n--{boundary}--\r\n".encode()
+    body = (
+        head.encode() + b"Content-Type: x/y\r\n\r\n" + contents + f"\r\n--{boundary}--\r\n".encode()
+    )
     return body, {"Content-Type": f"multipart/form-data; boundary={boundary}"}
 
 

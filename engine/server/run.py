@@ -114,8 +114,8 @@ def server_config(service: Service) -> uvicorn.Config:
 
 @contextmanager
 def _hung_up(server: uvicorn.Server) -> Iterator[None]:
-    """Has SIGHUP end the service as SIGTERM does, which alone uvicorn listens to; so does a terminal
-    that is closed, unless who started the service has it ignored.
+    """Has SIGHUP, which uvicorn does not listen to, end the service as SIGTERM does: a terminal was
+    closed. Who started the service may have it ignored.
     """
     before = signal.getsignal(signal.SIGHUP)
     heard = list[int]()

@@ -22,6 +22,7 @@ from engine.cli.generate import (
     check_options,
     read_options,
 )
+from engine.cli.serve import add_serve_options, playground, serve
 from engine.command_line import Parser, end_on_signals, path, program, run
 from engine.config import models_dir, state_dir
 from engine.demo.presets import Preset
@@ -290,6 +291,11 @@ COMMANDS = {
     "prepare": (
         Command("pose", "motion capture alone: a skeleton video, and joints", pose,
                 _add_pose_options),
+    ),
+    "serve": (
+        Command("serve", "jobs over HTTP on this machine's own GPU; docs/serve.md", serve,
+                add_serve_options),
+        Command("playground", "the same, and its page is opened", playground, add_serve_options),
     ),
     "check": (
         Command("info", "what this machine has, and what would run on it", info,

@@ -36,11 +36,12 @@ from engine.jobs.served import PREVIEW, Served
 from engine.jobs.told import bounded
 from engine.memory import ClipShape, MemoryPlan
 from engine.worker.bucket import check_bucket
-from engine.worker.delivery import Delivered, deliver
+from engine.worker.delivery import Delivered
 from engine.worker.dry_run import DryRun, dry_run, measure, sized
 from engine.worker.endpoint import Endpoint
 from engine.worker.gather import Gathering, gather
 from engine.worker.joblog import name_of
+from engine.worker.outlet import RUNPOD, Outlet
 from engine.worker.progress import JobProgress, ProgressReport
 from engine.worker.scratch import Scratch
 
@@ -69,9 +70,9 @@ class Renderer:
 class Worker:
     """Owns the renderer, its thread, and the folder of jobs."""
 
-    def __init__(self, endpoint: Endpoint, scratch: Scratch) -> None:
+    def __init__(self, endpoint: Endpoint, scratch: Scratch, outlet: Outlet = RUNPOD) -> None:
         """Makes a worker that serves once `start` was called."""
-        self.endpoint = endpoint
+        self.endpoint, self._outlet = endpoint, outlet
         self._scratch = scratch
         self._thread = ThreadPoolExecutor(1, "job")
         self._defaults = Defaults()
@@ -140,7 +141,7 @@ class Worker:
             return self.health()
         if renderer is None:
             raise self._new_problem()
-        progress = JobProgress(report, job.max_seconds)
+        progress = JobProgress(report, job.max_seconds, every_s=self._outlet.report_s)
         work = self._validate if job.action == "validate" else self._generate
         name = name_of(given)
         self._waiting += 1
@@ -163,6 +164,11 @@ class Worker:
                 self._answered = time.monotonic()
         self._done += 1
         return response
+
+    @property
+    def problem(self) -> EngineError | None:
+        """What the start has found, that each job is told; None where jobs are served."""
+        return self._problem
 
     def _new_problem(self) -> EngineError:
         """Makes the problem of the start anew, so that its trace is that of one job."""
@@ -204,7 +210,7 @@ class Worker:
             clip, notes = _render(job, request, folder / "clip.mp4", renderer, progress)
             with clock("deliver"):
                 bucket = job.bucket or self.endpoint.bucket
-                sent = deliver(clip.path, name, job.delivery, bucket, progress.check)
+                sent = self._outlet.send(clip.path, name, job.delivery, bucket, progress.check)
         laps = {"fetch": clock.laps["fetch"], **clip.timings_ms, "deliver": clock.laps["deliver"]}
         self._learn(request, clip)
         facts = {
@@ -251,7 +257,7 @@ class Worker:
     def _check_delivery(self, job: Job, progress: JobProgress) -> None:
         if job.bucket is not None:
             check_bucket(job.bucket, progress.check)
-        elif job.delivery == "url" and self.endpoint.bucket is None:
+        elif job.delivery == "url" and self.endpoint.bucket is None and not self._outlet.has_urls:
             raise Unavailable(
                 "There is no bucket to put the clip into. Send s3Config, set BUCKET_* for the "
                 'endpoint, or ask for the output "base64".'

@@ -20,7 +20,7 @@ import { placeZone } from "./zones.js";
 const PRICE = "scail-price";
 
 const store = createStore({
-  info: null, model: null, preset: null, kept: {}, size: null, mode: null, segments: null,
+  info: null, model: null, preset: null, kept: {}, size: null, mode: null, segments: null, framing: null, who: [],
   picture: null, motion: null, pictureMask: null, motionMask: null, pictureShape: null, example: null,
   frames: null, mostFrames: null, dancePerSecond: null, seed: drawSeed(), prompt: "", persons: 1, fps: null,
   fit: "crop", audio: true, isSkeleton: false, price: Number(localStorage.getItem(PRICE)) || null,

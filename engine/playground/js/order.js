@@ -1,5 +1,7 @@
 // What is asked of the service: the job's JSON from the state of the page, and back.
 
+import { readWho, whoText } from "./who.js";
+
 const SLOT_NAMES = ["picture", "motion", "pictureMask", "motionMask"];
 
 /** The model that is chosen, as `/info` tells it. */
@@ -59,6 +61,11 @@ export function settingsOf(state) {
   if (state.fit !== "crop") settings.fit = state.fit;
   if (!state.audio) settings.audio = false;
   if (modeOf(state) && modeOf(state) !== model.modes[0]) settings.mode = modeOf(state);
+  if (state.framing && model?.framings?.includes(state.framing) && state.framing !== model.framings[0]) {
+    settings.framing = state.framing;
+  }
+  const who = model?.takes_who ? whoText(state) : null;
+  if (who) settings.who = who;
   if (state.segments && model?.segments.includes(state.segments) && state.segments !== model.segments[0]) {
     settings.segments = state.segments;
   }
@@ -73,14 +80,13 @@ export function orderOf(state, action = "generate") {
 }
 
 const NUMBERS = ["seed", "frames", "fps", "persons"];
-const TEXTS = ["prompt", "fit", "mode", "segments"];
-const ELSEWHERE = ["width", "height", "audio", "output", "action", "recipe", "sampler", "steps", "cfg", "shift"];
+const TEXTS = ["prompt", "fit", "mode", "segments", "framing"];
 // Settings that the page has no field for are kept as they came, and sent again.
 const KEPT = ["negative_prompt", "context_frames", "context_overlap", "attention_mode", "align"];
 
 /** What of the state a job's input says: the way back. Media and unknown fields are left out. */
 export function stateOf(input, model) {
-  const changes = { size: null, frames: null, prompt: "", persons: 1, fps: null, fit: "crop", audio: true, kept: {} };
+  const changes = { size: null, frames: null, prompt: "", persons: 1, fps: null, fit: "crop", audio: true, kept: {}, who: readWho(input.who) };
   for (const name of NUMBERS) {
     if (Number.isFinite(Number(input[name] ?? NaN))) changes[name] = Number(input[name]);
   }
@@ -103,9 +109,4 @@ function presetFor(input, model) {
   const same = (preset) => figures.every((name) => preset[name] === input[name]);
   const named = presets.find((preset) => input.recipe && preset.input.recipe === input.recipe);
   return named ?? presets.find((preset) => preset.available && same(preset)) ?? presets.find((one) => one.available);
-}
-
-/** Says whether a field is one that the page sets from a clip's settings. */
-export function isSetting(name) {
-  return [...NUMBERS, ...TEXTS, ...ELSEWHERE, ...KEPT].includes(name);
 }

@@ -13,10 +13,11 @@ const PATIENCE_MS = 450; // after the last change
 // Changes of these ask for another plan.
 export const ASKED_BY = [
   "info", "model", "preset", "kept", "picture", "motion", "pictureMask", "motionMask", "size", "pictureShape",
-  "frames", "fps", "fit", "mode", "persons", "segments", "isSkeleton", "audio",
+  "frames", "fps", "fit", "mode", "persons", "segments", "framing", "who", "isSkeleton", "audio",
 ];
 const OF_OVERLAY = [
-  "picture", "motion", "pictureMask", "motionMask", "mode", "persons", "isSkeleton", "size", "fit", "model",
+  "picture", "motion", "pictureMask", "motionMask", "mode", "persons", "who", "framing", "isSkeleton", "size", "fit",
+  "model",
 ];
 
 /** Keeps `plan` in the store true to what is chosen: null, {waiting}, {counted} or {wrong}. */

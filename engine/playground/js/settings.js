@@ -2,10 +2,11 @@
 
 import { el, fill, find } from "./dom.js";
 import { modelOf, modeOf, presetOf, sizeOf } from "./order.js";
+import { placeWho } from "./who_rows.js";
 
 const MODES = {
   animation: "The picture dances",
-  replacement: "It takes the dancer's place",
+  replacement: "Replaces the dancer",
 };
 const SEGMENTS = {
   even: "Of even length", cover: "Covering, overlapping at the end", official: "As the official program",
@@ -18,7 +19,8 @@ export function placeSettings(store) {
   store.on(["info", "model", "preset"], (state) => presets(state, store));
   store.on(["info", "model", "size", "pictureShape"], (state) => sizes(state, store));
   store.on(["info", "model", "mode"], (state) => modes(state, store));
-  store.on(["info", "model", "segments"], (state) => segments(state, store));
+  store.on(["info", "model", "segments", "framing"], (state) => segments(state, store));
+  placeWho(store);
   length(store);
   seed(store);
   simple(store);
@@ -128,7 +130,22 @@ function segments(state, store) {
     el("option", { value: name, selected: name === chosen, text: SEGMENTS[name] ?? name }),
   ));
   find("segments").onchange = (event) => store.set({ segments: event.target.value });
+  framings(model, state, store);
   find("persons").max = model?.max_persons ?? 8;
+}
+
+const FRAMINGS = {
+  auto: "As suits the mode", "as-is": "As they are in the picture", driving: "The dance comes to the picture",
+};
+
+function framings(model, state, store) {
+  const all = model?.framings ?? [];
+  find("framing-field").hidden = all.length < 2;
+  const chosen = all.includes(state.framing) ? state.framing : all[0];
+  fill(find("framing"), ...all.map((name) =>
+    el("option", { value: name, selected: name === chosen, text: FRAMINGS[name] ?? name }),
+  ));
+  find("framing").onchange = (event) => store.set({ framing: event.target.value });
 }
 
 function length(store) {

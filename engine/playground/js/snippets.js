@@ -101,6 +101,16 @@ with open("clip.mp4", "wb") as file:
 `;
 }
 
+/** An object as JSON in an expression of n8n, which ends at the first two closing braces. */
+function expression(settings) {
+  const rows = Object.entries(settings).map(([key, value]) => {
+    const text = JSON.stringify(value);
+    const isText = typeof value === "string";
+    return `${JSON.stringify(key)}: ${isText ? text.replaceAll("{", "\\u007b").replaceAll("}", "\\u007d") : text}`;
+  });
+  return rows.join(", ");
+}
+
 /** A workflow for n8n: paste it onto the canvas. */
 export function n8n({ origin, model, files, settings }, withToken) {
   const nodes = [];
@@ -119,7 +129,7 @@ export function n8n({ origin, model, files, settings }, withToken) {
     });
   });
   const media = files.map((file, place) => `, ${JSON.stringify(file.field)}: $('Send ${place + 1}').first().json.medium`).join("");
-  const body = `={{ JSON.stringify({ "model": ${JSON.stringify(model)}, "input": { ...${JSON.stringify(settings)}${media} } }) }}`;
+  const body = `={{ JSON.stringify({ "model": ${JSON.stringify(model)}, "input": { ${expression(settings)}${media} } }) }}`;
   add("Order the clip", "httpRequest", 4.2, {
     method: "POST", url: `${origin}/run`, ...auth, sendBody: true, specifyBody: "json", jsonBody: body, options: {},
   });

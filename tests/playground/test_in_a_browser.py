@@ -90,7 +90,7 @@ def wait_for_clip(page):
 
 
 def until(page, claim):
-    """Waits for a claim in JavaScript. Playwright's own way needs `eval`, which the page forbids."""
+    """Waits for a claim in JavaScript. Playwright's own way needs `eval`, which is forbidden."""
     ends = time.monotonic() + START_MS / 1000
     while not page.evaluate(claim):
         assert time.monotonic() < ends, f"it never came true that {claim}"

@@ -69,12 +69,6 @@ async function eventReply(path, signal) {
   return reply;
 }
 
-/** Reads the settings out of a clip; null if it carries none, or nobody can read them here. */
-export async function settingsIn(file) {
-  const reply = await upload(file, () => {}, "/settings");
-  return reply;
-}
-
 /** Sends a file, telling the share that has gone. Resolves with the reply of the service. */
 export function upload(file, onShare, path = "/uploads") {
   return new Promise((resolve, reject) => {
@@ -100,7 +94,12 @@ export async function showable(path) {
   return URL.createObjectURL(await reply.blob());
 }
 
-/** Says whether the service has a file under this path. */
+/** Frees what `showable` made, where it made something. */
+export function letGo(url) {
+  if (url?.startsWith("blob:")) URL.revokeObjectURL(url);
+}
+
+/** Finds an address of a file that the service may have under this path, or null. */
 export async function fileAt(path) {
   try {
     const reply = await call("GET", path);

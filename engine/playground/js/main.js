@@ -25,7 +25,7 @@ const store = createStore({
   frames: null, mostFrames: null, dancePerSecond: null, seed: drawSeed(), prompt: "", persons: 1, fps: null,
   fit: "crop", audio: true, isSkeleton: false, price: Number(localStorage.getItem(PRICE)) || null,
   plan: null, overlay: null, view: "empty", job: null, progress: null, previewUrl: null, shown: null,
-  failure: null, jobs: [],
+  failure: null, jobs: [], isAway: false,
 });
 
 const sent = new Map(); // the media that this page sent, by their names at the service
@@ -51,6 +51,10 @@ placeRestore();
 placeMake();
 keepShapes();
 store.on(["price"], ({ price }) => localStorage.setItem(PRICE, price ?? ""));
+store.on(["view", "job", "progress"], ({ view, job, progress }) => {
+  const percent = job?.status === "IN_QUEUE" ? "waits" : `${progress?.percent ?? 0} %`;
+  document.title = `${{ running: `${percent} · `, finished: "Done · " }[view] ?? ""}SCAIL playground`;
+});
 store.on(["view"], ({ view }) => showOnly({
   empty: find("view-empty"), plan: find("view-plan"), running: find("view-running"),
   finished: find("view-finished"), failed: find("view-failed"),
@@ -89,8 +93,9 @@ function serviceSays(state, sentence) {
   find("service-text").textContent = sentence || `${whose}${model?.demo ? " · demo weights" : ""}`;
   find("service").title = model?.demo ?? "";
 }
-store.on(["model", "jobs"], (state) => {
+store.on(["model", "jobs", "isAway"], (state) => {
   if (!state.info) return;
+  if (state.isAway) return serviceSays("broken", "The service does not answer.");
   const isBusy = state.jobs.some((job) => job.status === "IN_PROGRESS");
   if (modelOf(state)?.available) serviceSays(isBusy ? "busy" : "ready", "");
 });
@@ -153,7 +158,9 @@ async function watch(job) {
   const update = (changes) => !mine.signal.aborted && store.set(changes);
   const preview = async ({ url }) => {
     const shown = await api.showable(url).catch(() => null);
-    if (shown) update({ previewUrl: shown });
+    if (!shown) return;
+    api.letGo(store.state.previewUrl);
+    update({ previewUrl: shown });
   };
   const hear = {
     status: (now) => {
@@ -168,7 +175,9 @@ async function watch(job) {
     const ended = await follow(job.id, hear, mine.signal);
     if (mine.signal.aborted) return;
     await refresh();
-    await end({ ...job, ...ended, input: job.input });
+    // Whoever prepares another clip meanwhile is not taken away from it.
+    if (store.state.view === "running") await end({ ...job, ...ended, input: job.input });
+    else say(ended.status === "COMPLETED" ? "A clip is done; it is among the earlier ones." : (ended.error ?? "A clip was called off."));
   } catch (error) {
     if (error.name !== "AbortError") fail({ ...job, error: error.message, status: "FAILED" });
   }

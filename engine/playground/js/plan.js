@@ -5,7 +5,7 @@ import { el, fill, tell } from "./dom.js";
 import { follow, isOver } from "./follow.js";
 import { framedPicture, framingWarnings, windowOf } from "./framing.js";
 import { isReady } from "./media.js";
-import { orderOf, sizeOf } from "./order.js";
+import { modelOf, orderOf, sizeOf } from "./order.js";
 import * as words from "./words.js";
 
 const PATIENCE_MS = 450; // after the last change
@@ -114,7 +114,9 @@ export function placePlanView(element, store) {
   const warnings = el("ul", { class: "warnings", "aria-label": "What to look at" });
   const title = el("h2", { text: "What will happen" });
   const behind = el("p", { class: "soft" });
-  fill(element, el("div", { class: "head" }, title, behind), tiles, seen, facts, warnings);
+  const demo = el("p", { class: "soft" });
+  fill(element, el("div", { class: "head" }, title, behind), tiles, seen, facts, warnings, demo);
+  store.on(["info", "model"], (state) => (demo.textContent = modelOf(state)?.demo ?? ""));
 
   store.on(["picture", "motion", "pictureShape", "size", "model", "info", "fit"], (state) => drawTiles(tiles, state));
   store.on(["overlay", "info", "plan"], (state) => drawOverlay(seen, state));

@@ -16,8 +16,8 @@ export function placeShelf(store, open) {
   async function refresh() {
     clearTimeout(timer);
     asking ??= api.jobs().then(
-      ({ jobs }) => store.set({ jobs: jobs.filter((job) => (job.action ?? "generate") === "generate") }),
-      () => {}, // the service is away: what is known stays
+      ({ jobs }) => store.set({ isAway: false, jobs: jobs.filter((job) => (job.action ?? "generate") === "generate") }),
+      () => store.set({ isAway: true }), // what is known stays
     );
     await asking;
     asking = null;

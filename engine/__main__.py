@@ -21,6 +21,7 @@ from engine.cli.generate import (
     check_models,
     check_options,
     read_options,
+    take_settings,
 )
 from engine.cli.serve import add_serve_options, playground, serve
 from engine.command_line import Parser, end_on_signals, path, program, run
@@ -29,6 +30,7 @@ from engine.demo.presets import Preset
 from engine.errors import BadRequest, EngineError
 from engine.flow import Settings, override
 from engine.golden.verify import recompute
+from engine.jobs.like import comment_of, require_same_kind
 from engine.load import load_exact, load_package
 from engine.machine.device import find_device
 from engine.machine.gpu import Gpu, arch_of, find_gpu, require_driver
@@ -75,14 +77,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 def generate(args: argparse.Namespace) -> None:
     """Makes a clip."""
     check_models(args)
+    alike = take_settings(args)
     check_options(args)
     device = find_device()
     chosen = None if args.package is None else choose_package(args.package, device)
     asked = read_options(args, chosen)
     request, demo = asked.request, asked.demo
+    if alike is not None:
+        require_same_kind(alike, asked.served)
     check_settings(request.settings, asked.served.kind.name)
     check_source(request)
-    for note in asked.notes:
+    for note in (*asked.notes, *(() if alike is None else alike.told)):
         log.warning("%s", note)
     stages = StageDump(args.stages)
 
@@ -95,7 +100,8 @@ def generate(args: argparse.Namespace) -> None:
     settings = ModelSettings(device, precision, args.attention, state_dir(), args.program)
     pipeline = _load(args, chosen, networks, settings, demo)
     origin = "SCAIL" if demo is None else "DEMO WEIGHTS"
-    clip = pipeline.run(request, args.out, f"{origin}, seed {request.settings.seed}", stages)
+    comment = comment_of(request.settings, asked.served.kind.name, origin)
+    clip = pipeline.run(request, args.out, comment, stages)
     print(
         f"{clip.path}: {clip.frames} frames of {clip.width}x{clip.height} at {clip.fps:g} fps, "
         f"seed {clip.seed}, {sum(clip.timings_ms.values()) / 1000:.1f} s"

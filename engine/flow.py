@@ -67,6 +67,7 @@ class Settings:
     align: Align = "exact"
     mode: Mode | None = None  # None: of a model that takes no masks, and sees a skeleton
     segments: SegmentPlan = "windows"  # how a long clip is cut
+    keep_settings: bool = False  # the clip tells how it was made, in the comment of its file
 
 
 Changed = TypeVar("Changed", Recipe, Settings)
@@ -101,6 +102,7 @@ class Request:
     mask: Path | None = None  # who is who in the motion
     reference_mask: Path | None = None  # who is who in the picture
     references: tuple[Reference, ...] = ()
+    preview: Path | None = None  # a PNG that is written anew at every step
 
 
 @dataclass(frozen=True, slots=True)

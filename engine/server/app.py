@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from engine.errors import BadRequest, EngineError
+from engine.jobs.like import like
 from engine.server import examples, told
 from engine.server.body import read_json, read_pieces
 from engine.server.disk import check_room
@@ -79,7 +80,7 @@ class Service:
     uploads: Uploads
     gpu: str
     page: Path  # the folder of the page
-    features: Sequence[str] = ("preview",)
+    features: Sequence[str] = ("preview", "settings")
 
 
 def make_app(service: Service, when_ready: Callable[[Queue], None] = lambda _: None) -> ASGIApp:
@@ -211,6 +212,21 @@ def _add_page_routes(app: FastAPI, service: Service, queue: Queue) -> None:
             {"id": kept.id, "medium": kept.medium, "name": kept.name, "bytes": kept.bytes,
              "expires_at": kept.expires_at}, 201,
         )  # fmt: skip
+
+    @app.post("/settings", openapi_extra=_FILE)
+    async def settings(request: Request) -> Response:
+        """Reads the settings that a clip of this engine carries, for another one like it."""
+        pieces = read_pieces(request.receive, request.headers, BODY_BYTES)
+        part = FilePart(pieces, boundary_of(request.headers))
+        await part.begin()
+        kept = await uploads.keep(part.name, part.contents())
+        try:
+            found = await asyncio.to_thread(like, uploads.path(kept.id), "This clip")
+        finally:
+            uploads.drop(kept.id)
+        return JSONResponse(
+            {"input": dict(found.given), "model": found.kind, "warnings": [*found.told]}
+        )
 
     @app.delete("/uploads/{upload}")
     async def drop_upload(upload: str) -> Response:

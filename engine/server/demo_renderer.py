@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import torch
 from engine.demo.presets import Preset
 from engine.denoise.windows import Watch
 from engine.errors import Unavailable
-from engine.flow import Clip, Request, Settings
+from engine.flow import Clip, KindName, Request, Settings
+from engine.jobs.like import comment_for
 from engine.jobs.served import Served
 from engine.load import load_exact
 from engine.machine.heap import keep_freed_memory
@@ -49,7 +51,7 @@ def load_demo(preset: Preset, endpoint: Endpoint, device: torch.device) -> Rende
         engine=f"scail-engine {version('scail-engine')} demo {preset.config.kind.name}",
         gpu="CPU" if device.type == "cpu" else torch.cuda.get_device_name(device),
         attention=EXACT,
-        run=lambda request, out, watch: _run(pipeline, request, out, watch),
+        run=partial(_run, pipeline, preset.config.kind.name),
         attending=_attending,
         plan=lambda _: None,
         high_water=lambda: None,
@@ -57,8 +59,8 @@ def load_demo(preset: Preset, endpoint: Endpoint, device: torch.device) -> Rende
     )
 
 
-def _run(pipeline: Pipeline, request: Request, out: Path, watch: Watch) -> Clip:
-    comment = f"DEMO WEIGHTS, seed {request.settings.seed}"
+def _run(pipeline: Pipeline, kind: KindName, request: Request, out: Path, watch: Watch) -> Clip:
+    comment = comment_for(request.settings, kind, "DEMO WEIGHTS")
     return pipeline.run(request, out, comment, StageDump(None), watch)
 
 

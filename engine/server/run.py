@@ -90,7 +90,7 @@ def outlet_of(records: Records) -> Outlet:
             return sent
         return Delivered(here.key, here.value, here.nbytes, sent.warnings)
 
-    return Outlet(send, has_urls=True, report_s=_REPORT_S)
+    return Outlet(send, has_urls=True, report_s=_REPORT_S, preview=records.picture)
 
 
 def server_config(service: Service) -> uvicorn.Config:

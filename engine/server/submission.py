@@ -61,6 +61,8 @@ def read_submission(body: object, models: Models, places: Places) -> Submission:
         given = {name: _resolved(name, value, places, uploads) for name, value in sent.items()}
         if isinstance(records := given.get("references"), list):
             given["references"] = [_reference(one, places, uploads) for one in records]
+    if isinstance(given, dict):  # a page's clips can be made again, unless its owner says no
+        given.setdefault("keep_settings", True)
     fields = given if isinstance(given, dict) else {}
     handed: dict[str, Any] = {"input": given}
     if body.get("s3Config"):

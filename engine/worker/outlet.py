@@ -20,6 +20,7 @@ class Outlet:
     send: Send = deliver  # is given the clip, the job's id, what is wanted, the bucket, a check
     has_urls: bool = False  # clips have addresses here, without a bucket
     report_s: float = REPORT_S
+    preview: Callable[[str], Path] | None = None  # where a job's preview goes; None: nowhere
 
 
 RUNPOD = Outlet()

@@ -16,6 +16,7 @@ from engine.denoise.packaged import PackagedDenoiser
 from engine.denoise.windows import Watch
 from engine.errors import EngineError, UnsupportedGpu
 from engine.flow import Clip, KindName, Recipe, Request, Settings
+from engine.jobs.like import comment_for
 from engine.jobs.served import Served
 from engine.jobs.usual import usual_sizes
 from engine.load import load_package
@@ -93,7 +94,7 @@ def renderer_of(
     log.info("%s is served: %s", served.kind.title, " and ".join(served.modes) or "animation")
 
     def run(request: Request, out: Path, watch: Watch) -> Clip:
-        comment = f"SCAIL, seed {request.settings.seed}"
+        comment = comment_for(request.settings, served.kind.name, "SCAIL")
         return pipeline.run(request, out, comment, StageDump(None), watch)
 
     return Renderer(

@@ -205,6 +205,8 @@ class Worker:
         with self._scratch.job_folder() as folder:
             with clock("fetch"):
                 request = self._fetch(job, folder, progress)
+            if self._outlet.preview is not None:
+                request = replace(request, preview=self._outlet.preview(name))
             progress("fetch", 1.0)
             renderer.high_water()
             clip, notes = _render(job, request, folder / "clip.mp4", renderer, progress)

@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { copy, el, fill } from "./dom.js";
 import { token } from "./identity.js";
+import { driftTable, largestDrift } from "./drift.js";
 import { makePlayer } from "./player.js";
 import { curl, n8n, pythonProgram, recipeFor } from "./snippets.js";
 import * as words from "./words.js";
@@ -38,6 +39,7 @@ export function placeFinishedView(element, store, acts) {
       shown.dance ? null : el("p", { class: "soft", text: "The dance of this clip is no longer here; the clip plays alone." }),
       figures(shown.job),
       laps(output.timings_ms),
+      driftTable(output.drift),
       warnings.length ? el("ul", { class: "warnings", "aria-label": "What went otherwise than planned" },
         ...warnings.map((text) => el("li", {}, el("span", { text })))) : null,
       input ? snippets(shown, store) : null,
@@ -53,15 +55,12 @@ function figures(job) {
     ["Made in", words.duration((job.executionTime ?? 0) / 1000), output.gpu],
     ["Seed", String(output.seed), input?.recipe ? `recipe ${input.recipe}` : output.engine],
   ];
-  for (const [name, value] of Object.entries(output.quality ?? {})) {
-    rows.push([QUALITY[name] ?? name, typeof value === "number" ? value.toPrecision(3) : String(value), "of the clip"]);
-  }
+  const drift = largestDrift(output.drift);
+  if (drift !== null) rows.push(["Drift", `ΔE ${drift.toFixed(1)}`, "the farthest colour of a segment"]);
   return el("dl", { class: "facts numbers" }, ...rows.map(([name, value, more]) =>
     el("div", {}, el("dt", { text: name }), el("dd", { text: value }, el("small", { text: more ?? "" }))),
   ));
 }
-
-const QUALITY = { drift: "Drift", identity: "Likeness", sharpness: "Sharpness" };
 
 /** Draws how the time was spent, as one line of colours with words below. */
 function laps(timings) {

@@ -37,7 +37,7 @@ for (const slot of ["picture", "motion"]) {
 }
 placeMasks();
 placeSettings(store);
-placePlanning(store);
+const callOffPlan = placePlanning(store);
 placePlanView(find("view-plan"), store);
 placeRunningView(find("view-running"), store);
 placeFinishedView(find("view-finished"), store, {
@@ -125,7 +125,8 @@ function hindrance(state) {
   if (wrong) return wrong.error;
   if (!isReady(state)) return "The files are on their way.";
   if (plan?.wrong) return plan.wrong;
-  return plan?.counted ? planWords(plan.counted) : "Counting what it takes…";
+  if (plan?.counted) return planWords(plan.counted);
+  return plan?.waiting ? "Counting what it takes…" : "";
 }
 
 /** Sends an order and shows it on the stage. */
@@ -137,6 +138,7 @@ async function makeOf(input, model) {
     sent.set(medium.medium, medium);
   }
   for (const [field, name] of Object.entries(input)) if (sent.has(name)) names[field] = sent.get(name).name;
+  callOffPlan();
   try {
     const { id, status } = await api.run(order);
     const shown = sent.get(input.image_path)?.shown ?? null;

@@ -82,7 +82,7 @@ export function orderOf(state, action = "generate") {
 const NUMBERS = ["seed", "frames", "fps", "persons"];
 const TEXTS = ["prompt", "fit", "mode", "segments", "framing"];
 // Settings that the page has no field for are kept as they came, and sent again.
-const KEPT = ["negative_prompt", "context_frames", "context_overlap", "attention_mode", "align"];
+const KEPT = ["negative_prompt", "context_frames", "context_overlap", "attention_mode", "align", "drift", "strict"];
 
 /** What of the state a job's input says: the way back. Media and unknown fields are left out. */
 export function stateOf(input, model) {

@@ -20,24 +20,28 @@ const OF_OVERLAY = [
   "model",
 ];
 
-/** Keeps `plan` in the store true to what is chosen: null, {waiting}, {counted} or {wrong}. */
+/**
+ * Keeps `plan` in the store true to what is chosen: null, {waiting}, {counted} or {wrong}. Returns a
+ * function that calls a plan off which is not counted yet, so that no clip waits behind it.
+ */
 export function placePlanning(store) {
   let timer = 0;
   let asked = null;
   let before = "";
 
   async function ask() {
-    asked?.abort();
-    asked = null;
     if (!isReady(store.state)) {
+      asked?.abort();
       before = "";
       store.set({ plan: null, overlay: null });
       return;
     }
     const order = orderOf(store.state, "validate");
     const { seed: _, prompt: __, ...rest } = order.input;
-    if (JSON.stringify([rest, order.model]) === before) return;
-    before = JSON.stringify([rest, order.model]);
+    const now = JSON.stringify([rest, order.model]);
+    if (now === before) return; // the one that is asked for, or known
+    before = now;
+    asked?.abort();
     const mine = (asked = new AbortController());
     store.set({ plan: { waiting: true } });
     try {
@@ -56,7 +60,16 @@ export function placePlanning(store) {
     clearTimeout(timer);
     timer = setTimeout(ask, PATIENCE_MS);
   });
-  placeOverlay(store);
+  const callOffOverlay = placeOverlay(store);
+
+  return () => {
+    clearTimeout(timer);
+    callOffOverlay();
+    if (!store.state.plan?.waiting) return;
+    asked?.abort();
+    before = "";
+    store.set({ plan: null });
+  };
 }
 
 /** Has an order counted. A plan that nobody waits for any more is called off at the service. */
@@ -104,6 +117,10 @@ function placeOverlay(store) {
       if (error.name !== "AbortError") store.set({ overlay: { wrong: error.message } });
     }
   });
+  return () => {
+    if (store.state.overlay?.waiting) before = "";
+    asked?.abort();
+  };
 }
 
 /** Draws the view of what will happen. */

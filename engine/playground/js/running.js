@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { el, fill, say, tell } from "./dom.js";
-import * as words from "./words.js";
+import { duration } from "./words.js";
 
 const STAGES = [
   ["load", "Model"], ["fetch", "Files"], ["media", "Dance"], ["conditioning", "Prompt"],
@@ -16,7 +16,8 @@ export function placeRunningView(element, store) {
   const left = el("p", { class: "soft numbers" });
   const stop = el("button", { type: "button", class: "plain", id: "cancel", text: "Cancel" });
   const picture = el("img", { alt: "The clip as it is so far", class: "veiled" });
-  const live = el("div", { class: "live" }, picture);
+  const veil = el("p", { class: "veil-words" });
+  const live = el("div", { class: "live" }, el("div", { class: "pane" }, picture, veil));
   const fillBar = el("i");
   const bar = el("div", {
     class: "progress", role: "progressbar", "aria-label": "Progress of the clip", "aria-valuemin": 0, "aria-valuemax": 100,
@@ -56,6 +57,7 @@ export function placeRunningView(element, store) {
     left.textContent = waits ? place(job.queue) : eta(progress);
     const done = waits ? 0 : (progress?.percent ?? 0);
     percent.textContent = waits ? "" : `${done} %`;
+    veil.textContent = waits ? "" : "The first picture comes with the first step.";
     bar.classList.toggle("waiting", waits || !progress);
     bar.setAttribute("aria-valuenow", done);
     bar.setAttribute("aria-valuetext", waits ? place(job.queue) : `${done} %, ${title.textContent}`);
@@ -90,7 +92,7 @@ function place(queue) {
 
 function eta(progress) {
   if (!progress) return "The first news comes soon.";
-  return progress.eta_s === null || progress.eta_s === undefined ? "" : `About ${words.duration(progress.eta_s)} left`;
+  return progress.eta_s === null || progress.eta_s === undefined ? "" : `About ${duration(progress.eta_s)} left`;
 }
 
 function drawSteps(element, stage) {

@@ -5,7 +5,7 @@ import { modelOf, modeOf, presetOf, sizeOf } from "./order.js";
 import { placeWho } from "./who_rows.js";
 
 const MODES = {
-  animation: "The picture dances",
+  animation: "Picture dances",
   replacement: "Replaces the dancer",
 };
 const SEGMENTS = {

@@ -10,24 +10,55 @@ const FAR = 3; // delta E of a region that one sees
  */
 export function driftTable(drift) {
   if (!Array.isArray(drift) || !drift.length) return null;
-  const regions = [...new Set(drift.flatMap((segment) => segment.regions.map((one) => one.region)))];
-  const head = el("tr", {}, el("th", { scope: "col", text: "Region" }),
-    ...drift.map((segment) => el("th", { scope: "col", text: String(segment.segment), title: framesOf(segment) })));
-  const rows = regions.map((region) => el("tr", {},
-    el("th", { scope: "row", text: region }),
-    ...drift.map((segment) => cell(segment.regions.find((one) => one.region === region)))));
-  return el("details", { class: "drift" },
+  const regions = [
+    ...new Set(drift.flatMap((segment) => segment.regions.map((one) => one.region))),
+  ];
+  const head = el(
+    "tr",
+    {},
+    el("th", { scope: "col", text: "Region" }),
+    ...drift.map((segment) =>
+      el("th", { scope: "col", text: String(segment.segment), title: framesOf(segment) }),
+    ),
+  );
+  const rows = regions.map((region) =>
+    el(
+      "tr",
+      {},
+      el("th", { scope: "row", text: region }),
+      ...drift.map((segment) => cell(segment.regions.find((one) => one.region === region))),
+    ),
+  );
+  return el(
+    "details",
+    { class: "drift" },
     el("summary", { text: `Drift of the colours: ${summary(drift)}` }),
-    el("div", { class: "wide", tabindex: 0, role: "region", "aria-label": "Drift of each region in each segment" },
-      el("table", {},
-        el("caption", { text: "Distance from the first segment (delta E) in each segment: as it came, then as it is in the clip." }),
-        el("thead", {}, head), el("tbody", {}, ...rows))),
+    el(
+      "div",
+      {
+        class: "wide",
+        tabindex: 0,
+        role: "region",
+        "aria-label": "Drift of each region in each segment",
+      },
+      el(
+        "table",
+        {},
+        el("caption", {
+          text: "Distance from the first segment (delta E) in each segment: as it came, then as it is in the clip.",
+        }),
+        el("thead", {}, head),
+        el("tbody", {}, ...rows),
+      ),
+    ),
   );
 }
 
 /** The largest distance that is left, in words; the figure for the facts. */
 export function largestDrift(drift) {
-  const left = (drift ?? []).flatMap((segment) => segment.regions.map((one) => one.delta_e_after ?? 0));
+  const left = (drift ?? []).flatMap((segment) =>
+    segment.regions.map((one) => one.delta_e_after ?? 0),
+  );
   return left.length ? Math.max(...left) : null;
 }
 

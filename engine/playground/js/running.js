@@ -5,8 +5,12 @@ import { el, fill, say, tell } from "./dom.js";
 import { duration } from "./words.js";
 
 const STAGES = [
-  ["load", "Model"], ["fetch", "Files"], ["media", "Dance"], ["conditioning", "Prompt"],
-  ["denoise", "Denoising"], ["decode", "Frames"],
+  ["load", "Model"],
+  ["fetch", "Files"],
+  ["media", "Dance"],
+  ["conditioning", "Prompt"],
+  ["denoise", "Denoising"],
+  ["decode", "Frames"],
 ];
 
 /** Draws the view of a job that waits or runs. `job` in the store is its latest status. */
@@ -19,13 +23,24 @@ export function placeRunningView(element, store) {
   const veil = el("p", { class: "veil-words" });
   const live = el("div", { class: "live" }, el("div", { class: "pane" }, picture, veil));
   const fillBar = el("i");
-  const bar = el("div", {
-    class: "progress", role: "progressbar", "aria-label": "Progress of the clip", "aria-valuemin": 0, "aria-valuemax": 100,
-  }, fillBar);
+  const bar = el(
+    "div",
+    {
+      class: "progress",
+      role: "progressbar",
+      "aria-label": "Progress of the clip",
+      "aria-valuemin": 0,
+      "aria-valuemax": 100,
+    },
+    fillBar,
+  );
   const steps = el("ol", { class: "steps", "aria-label": "Stages" });
-  fill(element,
+  fill(
+    element,
     el("div", { class: "head" }, el("div", {}, title, left), percent),
-    live, bar, el("div", { class: "head" }, steps, stop),
+    live,
+    bar,
+    el("div", { class: "head" }, steps, stop),
   );
 
   stop.addEventListener("click", async () => {
@@ -60,16 +75,21 @@ export function placeRunningView(element, store) {
     veil.textContent = waits ? "" : "The first picture comes with the first step.";
     bar.classList.toggle("waiting", waits || !progress);
     bar.setAttribute("aria-valuenow", done);
-    bar.setAttribute("aria-valuetext", waits ? place(job.queue) : `${done} %, ${title.textContent}`);
+    bar.setAttribute(
+      "aria-valuetext",
+      waits ? place(job.queue) : `${done} %, ${title.textContent}`,
+    );
     fillBar.style.clipPath = waits || !progress ? "" : `inset(0 ${100 - done}% 0 0)`;
     drawSteps(steps, progress?.stage);
     if (state.previewUrl) {
-      if (picture.dataset.preview !== state.previewUrl) picture.src = picture.dataset.preview = state.previewUrl;
+      if (picture.dataset.preview !== state.previewUrl)
+        picture.src = picture.dataset.preview = state.previewUrl;
       picture.classList.remove("veiled");
     } else {
       picture.classList.add("veiled");
       picture.hidden = !state.job.shown;
-      if (state.job.shown && picture.getAttribute("src") !== state.job.shown) picture.src = state.job.shown;
+      if (state.job.shown && picture.getAttribute("src") !== state.job.shown)
+        picture.src = state.job.shown;
     }
     if (state.previewUrl) picture.hidden = false;
     const tens = waits ? -1 : Math.floor(done / 10);
@@ -81,7 +101,14 @@ export function placeRunningView(element, store) {
 }
 
 function said(stage) {
-  return { load: "Loading the model", fetch: "Fetching the files", media: "Watching the dance", conditioning: "Reading prompt and picture", denoise: "Denoising", decode: "Making frames" }[stage];
+  return {
+    load: "Loading the model",
+    fetch: "Fetching the files",
+    media: "Watching the dance",
+    conditioning: "Reading prompt and picture",
+    denoise: "Denoising",
+    decode: "Making frames",
+  }[stage];
 }
 
 function place(queue) {
@@ -92,15 +119,24 @@ function place(queue) {
 
 function eta(progress) {
   if (!progress) return "The first news comes soon.";
-  return progress.eta_s === null || progress.eta_s === undefined ? "" : `About ${duration(progress.eta_s)} left`;
+  return progress.eta_s === null || progress.eta_s === undefined
+    ? ""
+    : `About ${duration(progress.eta_s)} left`;
 }
 
 function drawSteps(element, stage) {
   const at = STAGES.findIndex(([name]) => name === stage);
   if (element.dataset.at === String(at)) return;
   element.dataset.at = String(at);
-  fill(element, ...STAGES.slice(stage === "load" ? 0 : 1).map(([name, title]) => {
-    const here = STAGES.findIndex(([other]) => other === name);
-    return el("li", { class: here < at ? "done" : "", "aria-current": here === at ? "step" : null, text: title });
-  }));
+  fill(
+    element,
+    ...STAGES.slice(stage === "load" ? 0 : 1).map(([name, title]) => {
+      const here = STAGES.findIndex(([other]) => other === name);
+      return el("li", {
+        class: here < at ? "done" : "",
+        "aria-current": here === at ? "step" : null,
+        text: title,
+      });
+    }),
+  );
 }

@@ -16,7 +16,11 @@ export function placeShelf(store, open) {
   async function refresh() {
     clearTimeout(timer);
     asking ??= api.jobs().then(
-      ({ jobs }) => store.set({ isAway: false, jobs: jobs.filter((job) => (job.action ?? "generate") === "generate") }),
+      ({ jobs }) =>
+        store.set({
+          isAway: false,
+          jobs: jobs.filter((job) => (job.action ?? "generate") === "generate"),
+        }),
       () => store.set({ isAway: true }), // what is known stays
     );
     await asking;
@@ -30,7 +34,9 @@ export function placeShelf(store, open) {
   const cards = new Map();
   store.on(["jobs", "job", "shown", "view"], (state) => {
     find("shelf").hidden = !state.jobs.length;
-    const inView = { running: state.job?.id, failed: state.job?.id, finished: state.shown?.job.id }[state.view];
+    const inView = { running: state.job?.id, failed: state.job?.id, finished: state.shown?.job.id }[
+      state.view
+    ];
     const list = state.jobs.map((job) => {
       const known = cards.get(job.id) ?? makeCard(job.id, store, open, refresh);
       cards.set(job.id, known);
@@ -38,10 +44,13 @@ export function placeShelf(store, open) {
       return known.element;
     });
     const there = [...find("cards").children];
-    if (list.length !== there.length || list.some((card, place) => card !== there[place])) arrange(find("cards"), list);
+    if (list.length !== there.length || list.some((card, place) => card !== there[place]))
+      arrange(find("cards"), list);
   });
   store.on(["info"], ({ info }) => {
-    if (info) find("keeps").textContent = `kept ${Math.round(info.keeps.result_s / 86400)} days, at most ${words.bytes(info.keeps.result_bytes)}`;
+    if (info)
+      find("keeps").textContent =
+        `kept ${Math.round(info.keeps.result_s / 86400)} days, at most ${words.bytes(info.keeps.result_bytes)}`;
   });
   return refresh;
 }
@@ -59,7 +68,13 @@ function makeCard(id, store, open, refresh) {
   const title = el("b");
   const more = el("span");
   const bar = el("span", { class: "progress", hidden: true }, el("i"));
-  const button = el("button", { type: "button", class: "open" }, picture, el("span", { class: "words" }, title, more), bar);
+  const button = el(
+    "button",
+    { type: "button", class: "open" },
+    picture,
+    el("span", { class: "words" }, title, more),
+    bar,
+  );
   const remove = el("button", { type: "button", class: "remove", text: "×" });
   const element = el("li", { class: "card" }, button, remove);
   let latest = null;
@@ -85,7 +100,13 @@ function makeCard(id, store, open, refresh) {
       const url = await api.showable(path);
       const isFilm = path.endsWith(".mp4");
       const shown = isFilm
-        ? el("video", { src: url, preload: "metadata", playsinline: true, "aria-hidden": "true", tabindex: -1 })
+        ? el("video", {
+            src: url,
+            preload: "metadata",
+            playsinline: true,
+            "aria-hidden": "true",
+            tabindex: -1,
+          })
         : el("img", { src: url, alt: "" });
       if (isFilm) {
         shown.muted = true;
@@ -111,7 +132,10 @@ function makeCard(id, store, open, refresh) {
     if (percent !== null) bar.firstChild.style.clipPath = `inset(0 ${100 - percent}% 0 0)`;
     button.toggleAttribute("aria-current", isShown);
     if (isShown) button.setAttribute("aria-current", "true");
-    remove.setAttribute("aria-label", `${isOver(job.status) ? "Remove" : "Cancel"}: ${titleOf(job)}, ${moreOf(job)}`);
+    remove.setAttribute(
+      "aria-label",
+      `${isOver(job.status) ? "Remove" : "Cancel"}: ${titleOf(job)}, ${moreOf(job)}`,
+    );
     remove.title = isOver(job.status) ? "Remove" : "Cancel";
   }
 
@@ -120,16 +144,22 @@ function makeCard(id, store, open, refresh) {
 
 function titleOf(job) {
   switch (job.status) {
-    case "IN_QUEUE": return job.queue ? `In the queue, place ${job.queue.position}` : "In the queue";
-    case "IN_PROGRESS": return job.output?.percent === undefined ? "Begins" : `${job.output.percent} %`;
-    case "COMPLETED": return job.output?.num_frames ? `${job.output.num_frames} frames` : "Clip";
-    case "CANCELLED": return "Called off";
-    default: return "Failed";
+    case "IN_QUEUE":
+      return job.queue ? `In the queue, place ${job.queue.position}` : "In the queue";
+    case "IN_PROGRESS":
+      return job.output?.percent === undefined ? "Begins" : `${job.output.percent} %`;
+    case "COMPLETED":
+      return job.output?.num_frames ? `${job.output.num_frames} frames` : "Clip";
+    case "CANCELLED":
+      return "Called off";
+    default:
+      return "Failed";
   }
 }
 
 function moreOf(job) {
-  if (job.status === "IN_PROGRESS" && job.output?.eta_s) return `${words.duration(job.output.eta_s)} left`;
+  if (job.status === "IN_PROGRESS" && job.output?.eta_s)
+    return `${words.duration(job.output.eta_s)} left`;
   const seed = job.output?.seed ?? job.input?.seed;
   return `${words.ago(job.created_at)}${seed === undefined ? "" : ` · seed ${String(seed).slice(0, 6)}${String(seed).length > 6 ? "…" : ""}`}`;
 }

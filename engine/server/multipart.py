@@ -47,7 +47,7 @@ class FilePart:
         if not self._held.startswith(first):
             raise _broken("does not begin with its boundary")
         del self._held[: len(first)]
-        while (end := self._held.find(b"\r\n\r\n")) < 0:
+        while not 0 <= (end := self._held.find(b"\r\n\r\n")) <= _HEAD_BYTES:
             if len(self._held) > _HEAD_BYTES or not await self._more():
                 raise _broken("has a part without an end of its headers")
         head = bytes(self._held[:end])
@@ -92,7 +92,7 @@ def _readable(name: bytes) -> str:
     """Returns the name of a file without its folders and without what no name has."""
     text = name.decode("utf-8", "replace").replace('\\"', '"').replace("%22", '"')
     text = re.split(r"[/\\]", text)[-1]
-    return "".join(one if one.isprintable() else "?" for one in text)[:_NAME_CHARS]
+    return "".join(one if one.isprintable() else "?" for one in text)[:_NAME_CHARS] or "file"
 
 
 def _broken(how: str) -> Refused:

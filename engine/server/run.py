@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -10,6 +11,7 @@ import webbrowser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
@@ -46,10 +48,11 @@ def serve(house: House, package: Path | None, models: Path | None, *, opens_page
         address = f"http://{_bracketed(house.host)}:{listener.getsockname()[1]}/"
         _greet(service, address, opens_page=opens_page)
         server = uvicorn.Server(server_config(service))
-        try:
-            server.run([listener])
-        finally:
-            _end(service.models)
+        with _hung_up(server):
+            try:
+                server.run([listener])
+            finally:
+                _end(service.models)
 
 
 def make_service(house: House, package: Path | None, models: Path | None) -> Service:
@@ -110,6 +113,28 @@ def server_config(service: Service) -> uvicorn.Config:
 
 
 @contextmanager
+def _hung_up(server: uvicorn.Server) -> Iterator[None]:
+    """Has SIGHUP, which uvicorn does not listen to, end the service as SIGTERM does: a terminal was
+    closed. Who started the service may have it ignored.
+    """
+    before = signal.getsignal(signal.SIGHUP)
+    heard = list[int]()
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+        server.handle_exit(number, frame)
+
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, hear)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    if heard:
+        sys.exit(128 + signal.SIGHUP)
+
+
+@contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Holds the folder for this process. Raises `Unavailable` if another service has it."""
     lock = folder / "lock"
@@ -161,7 +186,9 @@ def _greet(service: Service, address: str, *, opens_page: bool) -> None:
 def _end(models: Models) -> None:
     """Has the job at hand end, and leaves a thread that does not hear behind."""
     models.end(_GRACE_S)
-    if models.is_busy:
+    if models.is_busy:  # Python itself would wait for it
+        ending = sys.exc_info()[1]
+        status = ending.code if isinstance(ending, SystemExit) else 128 + signal.SIGINT
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        os._exit(0)
+        os._exit(status if isinstance(status, int) else 1)

@@ -76,7 +76,8 @@ class Uploads:
         except OSError as error:
             raise full("The file", error) from error
         finally:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
         return Upload(made, f"upload:{made}", name, size, self._now() + self._house.keep_upload_s)
 
     def path(self, upload: str) -> Path:
@@ -104,7 +105,7 @@ class Uploads:
 
     def expire(self) -> None:
         """Removes those whose time is over."""
-        for path in self._folder.iterdir():
+        for path in self._there():
             with suppress(OSError):
                 age_s = self._now() - path.stat().st_mtime
                 if age_s > self._house.keep_upload_s and path.name not in self._used:
@@ -112,7 +113,12 @@ class Uploads:
 
     def _sizes(self) -> dict[str, int]:
         found = dict[str, int]()
-        for path in self._folder.iterdir():
+        for path in self._there():
             with suppress(OSError):
                 found[path.name] = path.stat().st_size
         return found
+
+    def _there(self) -> list[Path]:
+        with suppress(OSError):  # writing will say what is wrong with the folder
+            return list(self._folder.iterdir())
+        return []

@@ -2,10 +2,11 @@
 
 import * as api from "./api.js";
 import { el, fill, tell } from "./dom.js";
-import { follow, isOver } from "./follow.js";
+import { follow } from "./follow.js";
 import { framedPicture, framingWarnings, windowOf } from "./framing.js";
 import { isReady } from "./media.js";
 import { modelOf, orderOf, sizeOf } from "./order.js";
+import { drawOverlay, placeOverlay } from "./overlay.js";
 import * as words from "./words.js";
 
 const PATIENCE_MS = 450; // after the last change
@@ -32,20 +33,6 @@ export const ASKED_BY = [
   "who",
   "isSkeleton",
   "audio",
-];
-const OF_OVERLAY = [
-  "picture",
-  "motion",
-  "pictureMask",
-  "motionMask",
-  "mode",
-  "persons",
-  "who",
-  "framing",
-  "isSkeleton",
-  "size",
-  "fit",
-  "model",
 ];
 
 /**
@@ -127,38 +114,6 @@ export function planWords(plan) {
   return `${plan.num_frames} frames, ${words.counted(plan.segments, "segment")}, ${words.counted(plan.forwards, "forward")}${time}`;
 }
 
-function placeOverlay(store) {
-  let asked = null;
-  let before = "";
-  store.on(["plan", ...OF_OVERLAY], async (state) => {
-    if (!state.info?.features.includes("overlay") || !state.plan?.counted) return;
-    const order = orderOf(state, "generate");
-    delete order.input.action;
-    const { seed: _, prompt: __, frames: ___, recipe: ____, ...rest } = order.input;
-    if (JSON.stringify(rest) === before) return;
-    before = JSON.stringify(rest);
-    asked?.abort();
-    const mine = (asked = new AbortController());
-    store.set({ overlay: { waiting: true } });
-    try {
-      let ended = await api.overlay(order);
-      if (!isOver(ended.status)) ended = await follow(ended.id, {}, mine.signal);
-      if (mine.signal.aborted) return;
-      if (ended.status !== "COMPLETED") store.set({ overlay: { wrong: ended.error } });
-      else
-        store.set({
-          overlay: { ...ended.output, url: await api.showable(ended.output.picture_url) },
-        });
-    } catch (error) {
-      if (error.name !== "AbortError") store.set({ overlay: { wrong: error.message } });
-    }
-  });
-  return () => {
-    if (store.state.overlay?.waiting) before = "";
-    asked?.abort();
-  };
-}
-
 /** Draws the view of what will happen. */
 export function placePlanView(element, store) {
   const tiles = el("div", { class: "tiles" });
@@ -174,7 +129,7 @@ export function placePlanView(element, store) {
   store.on(["picture", "motion", "pictureShape", "size", "model", "info", "fit"], (state) =>
     drawTiles(tiles, state),
   );
-  store.on(["overlay", "info", "plan"], (state) => drawOverlay(seen, state));
+  store.on(["overlay", "info", "plan", "model"], (state) => drawOverlay(seen, state));
   store.on(["plan", "price"], (state) => drawFacts(facts, state));
   store.on(["plan", "pictureShape", "size", "fit", "picture", "motion", "info"], (state) => {
     const list = [
@@ -233,40 +188,6 @@ function drawTiles(tiles, state) {
     );
   }
   fill(tiles, ...all);
-}
-
-function drawOverlay(element, state) {
-  const { overlay, info } = state;
-  if (!info || !state.plan?.counted) return fill(element);
-  if (!info.features.includes("overlay")) {
-    return fill(
-      element,
-      el("p", {
-        class: "soft",
-        text: "This service does not draw the first frames beforehand; the plan below is exact all the same.",
-      }),
-    );
-  }
-  if (!overlay || overlay.waiting)
-    return fill(element, el("p", { class: "soft", text: "Looking at the first frames…" }));
-  if (overlay.wrong)
-    return fill(
-      element,
-      el("ul", { class: "warnings" }, el("li", {}, el("span", { text: overlay.wrong }))),
-    );
-  return fill(
-    element,
-    el("h3", { text: `What is seen in the first ${words.counted(overlay.frames, "frame")}` }),
-    el("img", {
-      src: overlay.url,
-      alt: "The first frames, with what will be danced drawn over them",
-    }),
-    el(
-      "ul",
-      { class: "warnings" },
-      ...(overlay.warnings ?? []).map((text) => el("li", {}, el("span", { text }))),
-    ),
-  );
 }
 
 function drawFacts(element, { plan, price }) {

@@ -86,7 +86,7 @@ export function drawOverlay(element, state) {
     el("h3", { text: `What will be danced, in ${counted(overlay.frames, "frame")}` }),
     el(
       "div",
-      { class: "stills" },
+      { class: "stills", tabindex: 0, role: "group", "aria-label": "First frames" },
       ...overlay.pictures.map((src, place) =>
         el("img", { src, alt: `What will be danced, drawn over the media: picture ${place + 1}` }),
       ),

@@ -7,7 +7,6 @@ import * as api from "./api.js";
 import { el, fill } from "./dom.js";
 import { follow, isOver } from "./follow.js";
 import { modelOf, orderOf } from "./order.js";
-import { counted } from "./words.js";
 
 // Changes of these ask for other pictures.
 const ASKED_BY = [
@@ -15,7 +14,7 @@ const ASKED_BY = [
   ...["framing", "isSkeleton", "size", "fit"],
 ];
 
-/** Keeps `overlay` in the store true: null, {waiting}, {wrong} or {pictures, frames, warnings}. */
+/** Keeps `overlay` in the store true: null, {waiting}, {wrong} or {pictures, warnings}. */
 export function placeOverlay(store) {
   let asked = null;
   let before = "";
@@ -64,9 +63,9 @@ async function seen(way, order, signal) {
   const warnings = output.warnings ?? [];
   if (way === "masks") {
     const pictures = output.stills.map((still) => `data:image/jpeg;base64,${still}`);
-    return { pictures, warnings, frames: pictures.length };
+    return { pictures, warnings };
   }
-  return { pictures: [await api.showable(output.picture_url)], warnings, frames: output.frames };
+  return { pictures: [await api.showable(output.picture_url)], warnings };
 }
 
 /** Draws what is seen, or a sentence about why nothing is. */
@@ -83,7 +82,7 @@ export function drawOverlay(element, state) {
   if (overlay.wrong) return fill(element, warned([overlay.wrong]));
   return fill(
     element,
-    el("h3", { text: `What will be danced, in ${counted(overlay.frames, "frame")}` }),
+    el("h3", { text: "What will be danced: the first frames" }),
     el(
       "div",
       { class: "stills", tabindex: 0, role: "group", "aria-label": "First frames" },

@@ -11,14 +11,17 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from engine.errors import EngineError, OutputError
-from engine.flow import KindName
+from engine.flow import KindName, Source
+from engine.server.disk import write_whole
 from engine.server.house import House
 from engine.server.ids import make_id
 from engine.server.models import Models
-from engine.server.records import ENDED, Record, Records, shown_input
+from engine.server.overlay import draw
+from engine.server.records import ENDED, LOOK, QUESTIONS, Record, Records, shown_input
 from engine.server.refused import Refused
 from engine.server.submission import Submission
 from engine.server.uploads import Uploads
@@ -28,7 +31,6 @@ from engine.worker.service import Worker
 log = logging.getLogger(__name__)
 
 _UNFORESEEN = "The job failed in a way nobody foresaw; the model is loaded anew. Send it again."
-_QUESTION = "validate"
 
 
 @dataclass(slots=True, eq=False)
@@ -109,7 +111,7 @@ class Queue:
         live = Live(submission, size, record)
         self._uploads.hold(submission.uploads)
         self._live[record.id] = live
-        (self._questions if submission.action == _QUESTION else self._clips).append(live)
+        (self._questions if submission.action in QUESTIONS else self._clips).append(live)
         self._woken.set()
         return record
 
@@ -225,10 +227,19 @@ class Queue:
         worker = await self._load(live.submission.model)
         if live.is_cancelled:
             raise asyncio.CancelledError
-        output = await worker.answer({"id": live.record.id, **live.submission.given}, report)
+        given = {"id": live.record.id, **live.submission.given}
+        if live.submission.action == LOOK:
+            output = await worker.look(given, report, partial(self._show, live.record.id))
+            output["picture_url"] = f"/preview/{live.record.id}?n=1"
+        else:
+            output = await worker.answer(given, report)
         if (warnings := live.submission.warnings) and "warnings" in output:
             output["warnings"] = [*warnings, *output["warnings"]]
         return output
+
+    def _show(self, job: str, source: Source) -> None:  # in the worker's thread
+        png = draw(source)
+        write_whole(self.records.picture(job), lambda part: part.write_bytes(png))
 
     async def _load(self, name: KindName) -> Worker:
         if self.models.loaded == name:

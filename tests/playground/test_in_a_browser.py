@@ -246,6 +246,33 @@ def test_a_file_that_is_empty_is_told_at_once(opened, tmp_path):
     assert page.locator("#make").is_disabled()
 
 
+DROP = """([selector, name, kind, bytes]) => {
+  const carried = new DataTransfer();
+  carried.items.add(new File([new Uint8Array(bytes)], name, { type: kind }));
+  const how = { dataTransfer: carried, bubbles: true, cancelable: true };
+  const target = document.querySelector(selector);
+  for (const event of ["dragenter", "dragover", "drop"]) {
+    target.dispatchEvent(new DragEvent(event, how));
+  }
+}"""
+
+
+def test_files_that_are_dropped_find_their_place(opened):
+    page = opened()
+    picture = list((HOME / "nano" / "dancer.png").read_bytes())
+    dance = list((HOME / "nano_scail2" / "driving.mp4").read_bytes())
+    page.evaluate(DROP, ["#zone-picture .drop", "me.png", "image/png", picture])
+    page.wait_for_selector("#zone-picture .caption span:text-is('me.png')")
+    page.evaluate(DROP, ["#stage", "dance.mp4", "video/mp4", dance])
+    page.wait_for_selector("#zone-motion .caption span:text-is('dance.mp4')")
+    page.evaluate(DROP, ["body", "she.png", "image/png", picture])
+    page.wait_for_selector("#zone-picture .caption span:text-is('she.png')")
+    assert page.evaluate("document.body.className") == ""
+    page.evaluate(DROP, ["body", "song.mp3", "audio/mpeg", [1, 2, 3]])
+    page.wait_for_selector("#said :text('song.mp3 is neither a picture nor a video.')")
+    page.wait_for_selector("#make:not([disabled])")  # both have arrived
+
+
 def test_a_picture_of_another_shape_shows_what_is_cut_off(opened, tmp_path):
     page = opened()
     take_example(page)
@@ -259,6 +286,38 @@ def test_a_picture_of_another_shape_shows_what_is_cut_off(opened, tmp_path):
     frame = page.locator("#view-plan .frame").first.bounding_box()
     assert pane["width"] / frame["width"] == pytest.approx(0.3, abs=0.01)
     assert pane["height"] == pytest.approx(frame["height"], abs=1)
+
+
+def test_the_first_frames_are_seen_before_anything_is_made(opened):
+    page = opened()
+    for place in (0, 1):  # a skeleton over the picture; masks over picture and dance
+        take_example(page, place)
+        page.wait_for_selector(".stills img")
+        until(page, "document.querySelector('.stills img').naturalWidth > 0")
+        width, height = page.evaluate(
+            "(({ naturalWidth, naturalHeight }) => [naturalWidth, naturalHeight])"
+            "(document.querySelector('.stills img'))"
+        )
+        assert width > height  # side by side
+    assert jobs(page) == []
+
+
+def test_a_preset_that_cannot_be_had_is_grey_and_says_why(opened, browser):
+    context = browser.new_context(viewport=DESKTOP)
+
+    def without(route):
+        info = route.fetch().json()
+        info["models"][0]["presets"][0] |= {"available": False, "why": "It needs <b>a LoRA</b>."}
+        route.fulfill(json=info)
+
+    context.route("**/info", without)
+    page = opened(context)
+    presets = page.locator("#presets label")
+    assert presets.nth(0).locator("input").is_disabled()
+    assert "It needs <b>a LoRA</b>." in presets.nth(0).inner_text()
+    assert presets.nth(1).locator("input").is_checked()
+    page.close()
+    context.close()
 
 
 def test_two_tabs_of_a_visitor_queue_and_see_each_other(opened):
@@ -296,6 +355,11 @@ def test_an_earlier_clip_opens_from_the_shelf_and_gives_its_settings_back(opened
     assert page.input_value("#seed") == "5"
     page.wait_for_selector("#make:not([disabled])")
     assert page.inner_text("#frames-text").startswith(f"{SHORT} frames")
+    page.click(".more summary")
+    page.fill("#price", "36")  # a cent a second
+    page.wait_for_selector("#view-plan .facts dt:text-is('Cost')")
+    seconds, cents = (re.findall(r"[\d.]+", told(page, name))[0] for name in ("Time", "Cost"))
+    assert float(cents) == pytest.approx(float(seconds) / 100, rel=0.1)
 
 
 def test_the_python_snippet_makes_the_very_clip(opened, served, tmp_path):

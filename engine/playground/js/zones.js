@@ -55,9 +55,7 @@ export function placeZone(element, slot, store) {
   drop.addEventListener("drop", (event) => {
     const file = event.dataTransfer?.files[0];
     if (!file) return;
-    event.preventDefault();
-    event.stopPropagation();
-    document.body.classList.remove("dragging");
+    event.preventDefault(); // the page sees that the file has its place
     choose(store, slot, file);
   });
 

@@ -9,10 +9,11 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from engine.errors import EngineError, OutputError
 from engine.flow import KindName, Source
@@ -29,6 +30,8 @@ from engine.worker.joblog import job_named
 from engine.worker.service import Worker
 
 log = logging.getLogger(__name__)
+
+Done = TypeVar("Done")
 
 _UNFORESEEN = "The job failed in a way nobody foresaw; the model is loaded anew. Send it again."
 
@@ -67,6 +70,7 @@ class Queue:
         self._live = dict[str, Live]()
         self._questions, self._clips = deque[Live](), deque[Live]()
         self._woken = asyncio.Event()
+        self._loader = ThreadPoolExecutor(1, "load")  # the loop waits for none of its threads
         self._running: Live | None = None
         self._runner: asyncio.Task[None] | None = None
         self.is_loading = False
@@ -204,8 +208,10 @@ class Queue:
             log.exception("unforeseen")
             given_up = True
             ended = self._failed(live, _UNFORESEEN, EngineError.code)
+        if self.models.is_ending and ended.status != "COMPLETED":
+            return  # the next service says that it was lost
         if given_up:  # a model after an unforeseen failure cannot be trusted
-            await asyncio.to_thread(self.models.let_go)
+            await self._in_loader(self.models.let_go)
         self._finish(live, replace(ended, ended_at=self._now()))
 
     def _failed(self, live: Live, sentence: str, code: str) -> Record:
@@ -243,10 +249,10 @@ class Queue:
 
     async def _load(self, name: KindName) -> Worker:
         if self.models.loaded == name:
-            return await asyncio.to_thread(self.models.worker, name)
+            return await self._in_loader(self.models.worker, name)
         self.is_loading = True
         try:
-            worker = await asyncio.shield(asyncio.to_thread(self.models.worker, name))
+            worker = await asyncio.shield(self._in_loader(self.models.worker, name))
         except EngineError as error:
             self.problem = self._house.redact.tell(str(error))
             raise
@@ -254,6 +260,9 @@ class Queue:
             self.is_loading = False
         self.problem = None
         return worker
+
+    def _in_loader(self, work: Callable[..., Done], *given: object) -> "asyncio.Future[Done]":
+        return asyncio.get_running_loop().run_in_executor(self._loader, work, *given)
 
     def _finish(self, live: Live, record: Record) -> None:
         assert record.status in ENDED

@@ -119,7 +119,7 @@ function figures(job) {
 
 /** Draws how the time was spent, as one line of colours with words below. */
 function laps(timings) {
-  const all = Object.entries(timings ?? {}).filter(([, ms]) => ms > 0);
+  const all = Object.entries(timings ?? {}).filter(([, ms]) => ms >= 50);
   const sum = all.reduce((total, [, ms]) => total + ms, 0);
   if (!sum) return null;
   const bar = el("div", { class: "laps", "aria-hidden": "true" });

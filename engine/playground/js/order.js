@@ -132,14 +132,16 @@ export function stateOf(input, model) {
   return changes;
 }
 
+/** The preset that has all figures which are said, else the one of that name, else the first. */
 function presetFor(input, model) {
   const presets = model?.presets ?? [];
   const figures = ["sampler", "steps", "cfg", "shift"].filter((name) => name in input);
   const same = (preset) => figures.every((name) => preset[name] === input[name]);
   const named = presets.find((preset) => input.recipe && preset.input.recipe === input.recipe);
+  if (figures.length === 0) return named ?? presets.find((one) => one.available);
   return (
-    named ??
     presets.find((preset) => preset.available && same(preset)) ??
+    named ??
     presets.find((one) => one.available)
   );
 }

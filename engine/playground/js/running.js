@@ -20,6 +20,12 @@ export function placeRunningView(element, store) {
   const left = el("p", { class: "soft numbers" });
   const stop = el("button", { type: "button", class: "plain", id: "cancel", text: "Cancel" });
   const picture = el("img", { alt: "The clip as it is so far", class: "veiled" });
+  picture.addEventListener("load", () => {
+    // as large as the stage has room for, whatever its shape: one frame, or several side by side
+    const ratio = picture.naturalWidth / picture.naturalHeight;
+    picture.style.aspectRatio = String(ratio);
+    picture.style.width = `calc(min(54vh, 520px) * ${ratio})`;
+  });
   const veil = el("p", { class: "veil-words" });
   const live = el("div", { class: "live" }, el("div", { class: "pane" }, picture, veil));
   const fillBar = el("i");

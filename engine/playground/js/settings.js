@@ -19,7 +19,7 @@ const SEGMENTS = {
 /** Connects all fields. */
 export function placeSettings(store) {
   store.on(["info", "model"], (state) => models(state, store));
-  store.on(["info", "model", "preset"], (state) => presets(state, store));
+  store.on(["info", "model", "preset", "kept"], (state) => presets(state, store));
   store.on(["info", "model", "size", "pictureShape"], (state) => sizes(state, store));
   store.on(["info", "model", "mode"], (state) => modes(state, store));
   store.on(["info", "model", "segments", "framing"], (state) => segments(state, store));
@@ -79,7 +79,16 @@ function presets(state, store) {
         preset.available ? null : el("span", { class: "soft why", text: preset.why }),
       ),
     ),
+    keptNote(state.kept),
   );
+}
+
+/** Names the settings of an earlier clip that the page has no field for; a preset lets go of them. */
+function keptNote(kept) {
+  const said = Object.entries(kept).filter(([, value]) => value !== "" && value !== null);
+  if (!said.length) return null;
+  const text = said.map(([name, value]) => `${name.replaceAll("_", " ")} ${value}`).join(", ");
+  return el("p", { class: "soft kept", text: `As in the earlier clip: ${text}` });
 }
 
 function figures(preset) {

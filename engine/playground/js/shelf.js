@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { el, fill, find, say } from "./dom.js";
 import { isOver } from "./follow.js";
+import { token } from "./identity.js";
 import * as words from "./words.js";
 
 const BUSY_MS = 2000;
@@ -92,8 +93,10 @@ function makeCard(id, store, open, refresh) {
   });
 
   async function show(job) {
-    const path = job.preview_url ?? (job.status === "COMPLETED" ? `/results/${id}.mp4` : "");
-    if (seen === path || (job.status === "COMPLETED" && seen)) return;
+    // A finished clip shows itself; with a token it would have to be fetched whole for that.
+    const isShown = job.status === "COMPLETED" && !(token() && job.preview_url);
+    const path = isShown ? `/results/${id}.mp4` : (job.preview_url ?? "");
+    if (seen === path) return;
     seen = path;
     if (!path) return;
     try {

@@ -1,6 +1,7 @@
 """The page as a person drives it: Chromium opens it, the demo models make the clips."""
 
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -329,7 +330,7 @@ def test_two_tabs_of_a_visitor_queue_and_see_each_other(opened):
     second.wait_for_selector("#make:not([disabled])")
     second.click("#make")
     second.wait_for_selector("#view-running h2:text-is('Waiting')")
-    assert "next" in second.inner_text("#view-running .head >> nth=0")
+    until(second, "document.getElementById('view-running').textContent.includes('It is next')")
     until(second, "document.querySelectorAll('#cards .card').length === 2")
     until(first, "document.querySelectorAll('#cards .card').length === 2")
     second.click("#cancel")
@@ -362,16 +363,28 @@ def test_an_earlier_clip_opens_from_the_shelf_and_gives_its_settings_back(opened
     assert float(cents) == pytest.approx(float(seconds) / 100, rel=0.1)
 
 
-def test_the_python_snippet_makes_the_very_clip(opened, served, tmp_path):
+NEEDS_JQ = pytest.mark.skipif(None in map(shutil.which, ("curl", "jq")), reason="no curl or no jq")
+
+
+@pytest.mark.parametrize("name", ["Python", pytest.param("curl", marks=NEEDS_JQ)])
+def test_a_snippet_makes_the_very_clip_with_files_that_lie_beside_it(
+    opened, served, tmp_path, name
+):
     page = opened()
     take_example(page)
+    mine = tmp_path / "my 'own', $picture; 1.png"  # sent by the page, and then by the program
+    mine.write_bytes((HOME / "nano" / "dancer.png").read_bytes())
+    page.set_input_files("#zone-picture input", mine)
+    page.wait_for_selector("#make:not([disabled])")
     make(page)
     wait_for_clip(page)
     job = next(one for one in jobs(page) if one["status"] == "COMPLETED")
+    assert job["input"]["image_path"].startswith("upload:")
     page.click(".snippets summary")
-    page.click("role=tab[name='Python']")
+    page.click(f"role=tab[name='{name}']")
     program = page.inner_text("#snippet")
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True, timeout=240)
+    shell = [sys.executable, "-c"] if name == "Python" else ["sh", "-c"]
+    subprocess.run([*shell, program], cwd=tmp_path, check=True, timeout=240)
     first = served.state / "serve" / "results" / f"{job['id']}.mp4"
     np.testing.assert_array_equal(frames_of(first), frames_of(tmp_path / "clip.mp4"))
 

@@ -37,7 +37,7 @@ export function curl({ origin, model, files, settings }, withToken) {
   return `#!/bin/sh -e
 # needs curl and jq; the files lie in this folder
 base=${quoted(origin)}
-send() { curl -fsS${auth} -F "file=@$1" "$base/uploads" | jq -r .medium; }
+send() { curl -fsS${auth} -F "file=@\\"$1\\"" "$base/uploads" | jq -r .medium; }
 ask() { curl -fsS${auth} "$@"; }
 
 order=${quoted(body)}

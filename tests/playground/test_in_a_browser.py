@@ -352,7 +352,7 @@ def test_an_earlier_clip_opens_from_the_shelf_and_gives_its_settings_back(opened
     page.wait_for_selector("#cards .card .open")
     page.click("#cards .card .open")
     page.wait_for_selector("#view-finished:not([hidden])")
-    page.click("text=Use its settings")
+    page.click("text=Use settings")
     assert page.input_value("#seed") == "5"
     page.wait_for_selector("#make:not([disabled])")
     assert page.inner_text("#frames-text").startswith(f"{SHORT} frames")

@@ -54,7 +54,7 @@ export function placeFinishedView(element, store, acts) {
     const again = el("button", {
       type: "button",
       class: "plain",
-      text: "Use its settings",
+      text: "Use settings",
       click: () => acts.reuse(shown.job),
     });
     const warnings = output.warnings ?? [];

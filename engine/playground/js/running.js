@@ -43,7 +43,7 @@ export function placeRunningView(element, store) {
   const steps = el("ol", { class: "steps", "aria-label": "Stages" });
   fill(
     element,
-    el("div", { class: "head" }, el("div", {}, title, left), percent),
+    el("div", { class: "head whole" }, el("div", {}, title, left), percent),
     live,
     bar,
     el("div", { class: "head" }, steps, stop),

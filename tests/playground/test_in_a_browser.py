@@ -1,5 +1,7 @@
 """The page as a person drives it: Chromium opens it, the demo models make the clips."""
 
+import base64
+import io
 import re
 import shutil
 import subprocess
@@ -302,6 +304,46 @@ def test_the_first_frames_are_seen_before_anything_is_made(opened):
         )
         assert width > height  # side by side
     assert jobs(page) == []
+
+
+def test_who_becomes_whom_is_chosen_sent_and_shown_where_the_service_takes_it(opened, browser):
+    """By a reply of the worker's action `masks`, put in the place of the service's."""
+    context = browser.new_context(viewport=DESKTOP)
+    asked = []
+    still = io.BytesIO()
+    Image.new("RGB", (64, 32), (10, 200, 10)).save(still, "JPEG")
+    shown = {
+        "stills": [base64.b64encode(still.getvalue()).decode()] * 3,
+        "warnings": ["Person 2 is small."],
+    }
+
+    def with_masks(route):
+        info = route.fetch().json()
+        info["features"].append("masks")
+        info["models"][1] |= {"takes_who": True, "framings": ["auto", "as-is", "driving"]}
+        route.fulfill(json=info)
+
+    def run(route):
+        order = route.request.post_data_json["input"]
+        if order.get("action") != "masks":
+            return route.continue_()
+        asked.append(order)
+        return route.fulfill(json={"id": "0" * 32, "status": "COMPLETED", "output": shown})
+
+    context.route("**/info", with_masks)
+    context.route("**/run", run)
+    page = opened(context)
+    page.locator(".example").nth(1).click()
+    page.fill("#persons", "2")
+    page.select_option("[name=who-0]", "2")
+    assert page.input_value("[name=who-1]") == "1"  # two never have one dancer
+    page.click(".more summary")
+    page.select_option("#framing", "as-is")
+    page.wait_for_selector(".stills img >> nth=2")
+    until(page, "document.querySelector('.stills img').naturalWidth === 64")
+    page.wait_for_selector(".overlay .warnings :text('Person 2 is small.')")
+    assert (asked[-1]["who"], asked[-1]["framing"], asked[-1]["persons"]) == ("2,1", "as-is", 2)
+    context.close()
 
 
 def test_a_preset_that_cannot_be_had_is_grey_and_says_why(opened, browser):

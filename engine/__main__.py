@@ -298,11 +298,6 @@ COMMANDS = {
         Command("pose", "motion capture alone: a skeleton video, and joints", pose,
                 _add_pose_options),
     ),
-    "serve": (
-        Command("serve", "jobs over HTTP on this machine's own GPU; docs/serve.md", serve,
-                add_serve_options),
-        Command("playground", "the same, and its page is opened", playground, add_serve_options),
-    ),
     "check": (
         Command("info", "what this machine has, and what would run on it", info,
                 _add_info_options),
@@ -310,6 +305,11 @@ COMMANDS = {
                 _add_verify_options),
         Command("hub-check", "do hub.json, tests.json and the image agree", hub_check,
                 _add_hub_options),
+    ),
+    "serve": (
+        Command("serve", "jobs over HTTP on this machine's own GPU; docs/serve.md", serve,
+                add_serve_options),
+        Command("playground", "the same, and its page is opened", playground, add_serve_options),
     ),
 }  # fmt: skip
 # Programs of their own, told beside the commands.

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from engine.server.models import Models
 from engine.server.multipart import FilePart, boundary_of
 from engine.server.pages import routes_page
 from engine.server.queue import Queue
-from engine.server.records import ENDED, Record, Records
+from engine.server.records import ENDED, QUESTIONS, Record, Records
 from engine.server.refused import status_of, unknown
 from engine.server.static import TYPES, page_file
 from engine.server.stream import follow
@@ -80,7 +81,7 @@ class Service:
     uploads: Uploads
     gpu: str
     page: Path  # the folder of the page
-    features: Sequence[str] = ("preview", "settings")
+    features: Sequence[str] = ("preview", "overlay", "settings", "masks")
 
 
 def make_app(service: Service, when_ready: Callable[[Queue], None] = lambda _: None) -> ASGIApp:
@@ -133,9 +134,9 @@ def _failure(status: int, code: str, sentence: str) -> Response:
 def _add_job_routes(app: FastAPI, service: Service, queue: Queue) -> None:
     places = Places(service.uploads.path, examples.example_path, bool(service.house.inputs))
 
-    async def submit(request: Request) -> Record | dict[str, Any]:
+    async def submit(request: Request, *, looks: bool = False) -> Record | dict[str, Any]:
         body, size = await read_json(request.receive, request.headers)
-        submission = read_submission(body, service.models, places)
+        submission = read_submission(body, service.models, places, looks=looks)
         if submission.action == "health":
             return _health_job(service, queue)
         check_room(service.house)
@@ -149,11 +150,19 @@ def _add_job_routes(app: FastAPI, service: Service, queue: Queue) -> None:
             return JSONResponse(taken)
         return JSONResponse({"id": taken.id, "status": taken.status})
 
+    @app.post("/overlay", openapi_extra=_BODY)
+    async def overlay(request: Request) -> Response:
+        """Draws what a clip will be made of, with nothing denoised; answers as /runsync does."""
+        return await answered(request, looks=True)
+
     @app.post("/runsync", openapi_extra=_BODY)
     async def runsync(request: Request) -> Response:
         """Takes a job and waits for its end, at most `wait` milliseconds."""
+        return await answered(request)
+
+    async def answered(request: Request, *, looks: bool = False) -> Response:
         wait_s = _wait_s(request.query_params.get("wait"))
-        taken = await submit(request)
+        taken = await submit(request, looks=looks)
         if isinstance(taken, dict):
             return JSONResponse(taken)
         await queue.ended(taken.id, wait_s)
@@ -238,9 +247,8 @@ def _add_page_routes(app: FastAPI, service: Service, queue: Queue) -> None:
     async def jobs(request: Request) -> Response:
         """Lists the jobs of the browser that X-Browser names, the newest first."""
         own = records.of(owner_of(request.headers.get("x-browser")))
-        return JSONResponse(
-            {"jobs": [told.listed(one, queue) for one, _ in zip(own, range(_LISTED))]}
-        )
+        clips = islice((one for one in own if one.action not in QUESTIONS), _LISTED)
+        return JSONResponse({"jobs": [told.listed(one, queue) for one in clips]})
 
     @app.delete("/jobs/{job}")
     async def forget(request: Request, job: str) -> Response:

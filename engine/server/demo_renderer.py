@@ -19,6 +19,7 @@ from engine.machine.heap import keep_freed_memory
 from engine.pipeline import Pipeline
 from engine.pose.networks import Networks
 from engine.program import ModelSettings
+from engine.source import load_source
 from engine.stage_dump import StageDump
 from engine.worker.endpoint import Endpoint
 from engine.worker.service import EXACT, Renderer
@@ -56,6 +57,7 @@ def load_demo(preset: Preset, endpoint: Endpoint, device: torch.device) -> Rende
         plan=lambda _: None,
         high_water=lambda: None,
         served=served_by_demo(preset),
+        see=lambda request, check: load_source(request, pipeline.capture, check),
     )
 
 

@@ -111,6 +111,7 @@ class Models:
         self._one_at_a_time = threading.Lock()  # who was called off leaves a loading thread
         self._worker: Worker | None = None
         self.loaded: KindName | None = None
+        self.is_ending = False
 
     @property
     def usual(self) -> KindName:
@@ -174,6 +175,7 @@ class Models:
 
     def end(self, patience_s: float) -> None:
         """Ends the job at hand, or leaves it alone after so many seconds, and removes its files."""
+        self.is_ending = True
         worker = self._worker
         if worker is not None:
             worker.call_off(patience_s)

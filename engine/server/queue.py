@@ -9,16 +9,20 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from engine.errors import EngineError, OutputError
-from engine.flow import KindName
+from engine.flow import KindName, Source
+from engine.server.disk import write_whole
 from engine.server.house import House
 from engine.server.ids import make_id
 from engine.server.models import Models
-from engine.server.records import ENDED, Record, Records, shown_input
+from engine.server.overlay import draw
+from engine.server.records import ENDED, LOOK, QUESTIONS, Record, Records, shown_input
 from engine.server.refused import Refused
 from engine.server.submission import Submission
 from engine.server.uploads import Uploads
@@ -27,8 +31,9 @@ from engine.worker.service import Worker
 
 log = logging.getLogger(__name__)
 
+Done = TypeVar("Done")
+
 _UNFORESEEN = "The job failed in a way nobody foresaw; the model is loaded anew. Send it again."
-_QUESTION = "validate"
 
 
 @dataclass(slots=True, eq=False)
@@ -65,6 +70,7 @@ class Queue:
         self._live = dict[str, Live]()
         self._questions, self._clips = deque[Live](), deque[Live]()
         self._woken = asyncio.Event()
+        self._loader = ThreadPoolExecutor(1, "load")  # the loop waits for none of its threads
         self._running: Live | None = None
         self._runner: asyncio.Task[None] | None = None
         self.is_loading = False
@@ -109,7 +115,7 @@ class Queue:
         live = Live(submission, size, record)
         self._uploads.hold(submission.uploads)
         self._live[record.id] = live
-        (self._questions if submission.action == _QUESTION else self._clips).append(live)
+        (self._questions if submission.action in QUESTIONS else self._clips).append(live)
         self._woken.set()
         return record
 
@@ -202,8 +208,10 @@ class Queue:
             log.exception("unforeseen")
             given_up = True
             ended = self._failed(live, _UNFORESEEN, EngineError.code)
+        if self.models.is_ending and ended.status != "COMPLETED":
+            return  # the next service says that it was lost
         if given_up:  # a model after an unforeseen failure cannot be trusted
-            await asyncio.to_thread(self.models.let_go)
+            await self._in_loader(self.models.let_go)
         self._finish(live, replace(ended, ended_at=self._now()))
 
     def _failed(self, live: Live, sentence: str, code: str) -> Record:
@@ -225,17 +233,26 @@ class Queue:
         worker = await self._load(live.submission.model)
         if live.is_cancelled:
             raise asyncio.CancelledError
-        output = await worker.answer({"id": live.record.id, **live.submission.given}, report)
+        given = {"id": live.record.id, **live.submission.given}
+        if live.submission.action == LOOK:
+            output = await worker.look(given, report, partial(self._show, live.record.id))
+            output["picture_url"] = f"/preview/{live.record.id}?n=1"
+        else:
+            output = await worker.answer(given, report)
         if (warnings := live.submission.warnings) and "warnings" in output:
             output["warnings"] = [*warnings, *output["warnings"]]
         return output
 
+    def _show(self, job: str, source: Source) -> None:  # in the worker's thread
+        png = draw(source)
+        write_whole(self.records.picture(job), lambda part: part.write_bytes(png))
+
     async def _load(self, name: KindName) -> Worker:
         if self.models.loaded == name:
-            return await asyncio.to_thread(self.models.worker, name)
+            return await self._in_loader(self.models.worker, name)
         self.is_loading = True
         try:
-            worker = await asyncio.shield(asyncio.to_thread(self.models.worker, name))
+            worker = await asyncio.shield(self._in_loader(self.models.worker, name))
         except EngineError as error:
             self.problem = self._house.redact.tell(str(error))
             raise
@@ -243,6 +260,9 @@ class Queue:
             self.is_loading = False
         self.problem = None
         return worker
+
+    def _in_loader(self, work: Callable[..., Done], *given: object) -> "asyncio.Future[Done]":
+        return asyncio.get_running_loop().run_in_executor(self._loader, work, *given)
 
     def _finish(self, live: Live, record: Record) -> None:
         assert record.status in ENDED

@@ -25,7 +25,11 @@ log = logging.getLogger(__name__)
 Status: TypeAlias = Literal["IN_QUEUE", "IN_PROGRESS", "COMPLETED", "FAILED", "CANCELLED"]
 ENDED: tuple[Status, ...] = ("COMPLETED", "FAILED", "CANCELLED")
 LOST = "lost"
+LOOK = "overlay"  # the action of a job that shows what its clip would be made of
+QUESTIONS = ("validate", LOOK)  # actions whose answers nobody asks for twice
 
+
+_QUESTION_S = 600.0  # that the answer to a question is kept
 _MOST = 2000  # records, of which each takes a few kilobytes of memory
 _TEXT_CHARS, _PACKED_CHARS = 5000, 100  # of a value that is kept, and of one in base64
 _INPUT_BYTES = 100_000
@@ -119,14 +123,11 @@ class Records:
         too_many = len(self._held) - _MOST
         for number, one in enumerate(ended):
             age_s = self._now() - (one.ended_at or one.created_at)
-            if (
-                age_s <= self._house.keep_s
-                and taken <= self._house.keep_bytes
-                and number >= too_many
-            ):
+            keep_s = _QUESTION_S if one.action in QUESTIONS else self._house.keep_s
+            is_young = age_s <= keep_s
+            if is_young and taken <= self._house.keep_bytes and number >= too_many:
                 continue
-            is_newest = number == len(ended) - 1 and age_s <= self._house.keep_s
-            if is_newest:  # a clip larger than all room is still given once
+            if is_young and number == len(ended) - 1:  # larger than all room, it is given once
                 continue
             taken -= _size(self.clip(one.id))
             self.drop(one.id)

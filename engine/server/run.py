@@ -7,9 +7,10 @@ import signal
 import socket
 import sys
 import threading
+import time
 import webbrowser
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -34,7 +35,8 @@ log = logging.getLogger("engine.server")
 
 PAGE = Path(__file__).resolve().parents[1] / "playground"
 
-_GRACE_S = 5.0  # for the job at hand to end by itself
+_GRACE_S = 4.0  # for the job at hand to end by itself
+_LAST_S = 1.0  # for all else
 _CONNECTIONS = 256
 _BACKLOG = 128
 _REPORT_S = 0.25  # between two reports of progress
@@ -47,12 +49,17 @@ def serve(house: House, package: Path | None, models: Path | None, *, opens_page
         service = make_service(house, package, models)
         address = f"http://{_bracketed(house.host)}:{listener.getsockname()[1]}/"
         _greet(service, address, opens_page=opens_page)
-        server = uvicorn.Server(server_config(service))
-        with _hung_up(server):
-            try:
-                server.run([listener])
-            finally:
-                _end(service.models)
+        server = _Server(server_config(service), service.models)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # a terminal that is closed
+            signal.signal(signal.SIGHUP, server.handle_exit)
+        try:
+            server.run([listener])
+        finally:
+            service.models.end(_GRACE_S)
+            if service.models.is_busy:  # Python itself would wait for it
+                server.leave()
+        if server.heard == signal.SIGHUP:  # the others are raised again by uvicorn
+            sys.exit(128 + signal.SIGHUP)
 
 
 def make_service(house: House, package: Path | None, models: Path | None) -> Service:
@@ -112,26 +119,33 @@ def server_config(service: Service) -> uvicorn.Config:
     )
 
 
-@contextmanager
-def _hung_up(server: uvicorn.Server) -> Iterator[None]:
-    """Has SIGHUP, which uvicorn does not listen to, end the service as SIGTERM does: a terminal was
-    closed. Who started the service may have it ignored.
-    """
-    before = signal.getsignal(signal.SIGHUP)
-    heard = list[int]()
+class _Server(uvicorn.Server):
+    """A web server that ends in time, whatever the job at hand does: its loop waits for the job."""
 
-    def hear(number: int, frame: FrameType | None) -> None:
-        heard.append(number)
-        server.handle_exit(number, frame)
+    def __init__(self, config: uvicorn.Config, models: Models) -> None:
+        super().__init__(config)
+        self._models = models
+        self.heard: int = signal.SIGTERM  # the signal that ends the process
 
-    if before is not signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, hear)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGHUP, before)
-    if heard:
-        sys.exit(128 + signal.SIGHUP)
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.heard = sig
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        threading.Thread(target=self._end, name="end", daemon=True).start()
+        await super().shutdown(sockets)
+
+    def _end(self) -> None:
+        self._models.end(_GRACE_S)
+        time.sleep(_LAST_S)
+        self.leave()
+
+    def leave(self) -> None:
+        """Ends the process, with threads that are busy left behind."""
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(128 + self.heard)
 
 
 @contextmanager
@@ -181,14 +195,3 @@ def _greet(service: Service, address: str, *, opens_page: bool) -> None:
     log.info("the page and the service are at %s", address)
     if opens_page:
         threading.Timer(1.0, webbrowser.open, (address,)).start()
-
-
-def _end(models: Models) -> None:
-    """Has the job at hand end, and leaves a thread that does not hear behind."""
-    models.end(_GRACE_S)
-    if models.is_busy:  # Python itself would wait for it
-        ending = sys.exc_info()[1]
-        status = ending.code if isinstance(ending, SystemExit) else 128 + signal.SIGINT
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(status if isinstance(status, int) else 1)

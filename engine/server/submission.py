@@ -14,6 +14,7 @@ from engine.errors import BadRequest
 from engine.flow import KindName
 from engine.jobs.fields import shown
 from engine.server.models import Models
+from engine.server.records import LOOK
 
 _BESIDE = ("input", "id", "model", "s3Config", "webhook", "policy")
 _UPLOAD, _EXAMPLE = "upload:", "example:"
@@ -42,8 +43,10 @@ class Places:
     takes_paths: bool
 
 
-def read_submission(body: object, models: Models, places: Places) -> Submission:
-    """Reads the body of `/run`. Raises an `EngineError`."""
+def read_submission(
+    body: object, models: Models, places: Places, *, looks: bool = False
+) -> Submission:
+    """Reads the body of `/run`, or of `/overlay` if it only `looks`. Raises an `EngineError`."""
     if not isinstance(body, dict) or "input" not in body:
         raise BadRequest('The body has no "input", an object with what is to be done.')
     if body.get("webhook"):
@@ -69,7 +72,7 @@ def read_submission(body: object, models: Models, places: Places) -> Submission:
         handed["s3Config"] = body["s3Config"]
     return Submission(
         model=model,
-        action=_word(fields.get("action")) or "generate",
+        action=LOOK if looks else _word(fields.get("action")) or "generate",
         wants_base64=_word(fields.get("output")) != "url",
         given=handed,
         sent=sent,

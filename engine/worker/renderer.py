@@ -35,6 +35,7 @@ from engine.program import (
     make_program,
 )
 from engine.recipes import row_of
+from engine.source import load_source
 from engine.stage_dump import StageDump
 from engine.worker.convolutions import choose_plans
 from engine.worker.endpoint import Endpoint
@@ -107,6 +108,7 @@ def renderer_of(
         plan=pipeline.memory.foresee,
         high_water=lambda: _high_water(device),
         served=served,
+        see=lambda request, check: load_source(request, pipeline.capture, check),
     )
 
 

@@ -16,7 +16,7 @@ from contextvars import copy_context
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from engine.clock import Clock
 from engine.config import Defaults, defaults
@@ -29,7 +29,7 @@ from engine.errors import (
     OutputError,
     Unavailable,
 )
-from engine.flow import Clip, Request
+from engine.flow import Check, Clip, Request, Source
 from engine.jobs.job import Job
 from engine.jobs.parse import parse_job
 from engine.jobs.served import PREVIEW, Served
@@ -37,7 +37,7 @@ from engine.jobs.told import bounded
 from engine.memory import ClipShape, MemoryPlan
 from engine.worker.bucket import check_bucket
 from engine.worker.delivery import Delivered
-from engine.worker.dry_run import DryRun, dry_run, measure, sized
+from engine.worker.dry_run import DryRun, dry_run, load_undanced, measure, sized
 from engine.worker.endpoint import Endpoint
 from engine.worker.gather import Gathering, gather
 from engine.worker.joblog import name_of
@@ -48,9 +48,11 @@ from engine.worker.scratch import Scratch
 log = logging.getLogger(__name__)
 
 EXACT = "sdpa"  # attention in 16 bits by PyTorch, for a clip that came out wrong with another
+LOOKED_AT = 13  # frames, from which a look ahead is drawn
 _SEND_S = 3.0  # for a reply to reach the platform
 
 Response = dict[str, Any]  # JSON, as clients read it
+Work: TypeAlias = "Callable[[Job, str, Renderer, JobProgress], Response]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class Renderer:
     plan: Callable[[ClipShape], MemoryPlan | None]  # None where no memory is planned
     high_water: Callable[[], int | None]  # the most bytes of GPU memory since the last call
     served: Served = PREVIEW  # what jobs may ask of the model
+    see: Callable[[Request, Check], Source] = load_undanced  # reads the media as `run` does
 
 
 class Worker:
@@ -130,20 +133,42 @@ class Worker:
 
         If the waiting task is cancelled, the job ends at its next forward, and only then this does.
         """
-        renderer = self._renderer
-        try:
-            job = parse_job(given, self._defaults, renderer.served if renderer else PREVIEW)
-        except BadRequest:
-            if renderer is None:  # a job for another model than the one that is not there
-                raise self._new_problem() from None
-            raise
+        job, renderer = self._parsed(given)
         if job.action == "health":
             return self.health()
         if renderer is None:
             raise self._new_problem()
-        progress = JobProgress(report, job.max_seconds, every_s=self._outlet.report_s)
         work = self._validate if job.action == "validate" else self._generate
-        name = name_of(given)
+        return await self._worked(work, job, name_of(given), renderer, report)
+
+    async def look(
+        self, given: Mapping[str, object], report: ProgressReport, show: Callable[[Source], None]
+    ) -> Response:
+        """Reads the first frames of a job as its clip would, has `show` draw them, and renders
+        nothing. Raises as `answer` does.
+        """
+        job, renderer = self._parsed(given)
+        if renderer is None:
+            raise self._new_problem()
+        work = partial(self._look, show=show)
+        return await self._worked(work, job, name_of(given), renderer, report)
+
+    def _parsed(self, given: Mapping[str, object]) -> tuple[Job, Renderer | None]:
+        renderer = self._renderer
+        try:
+            return parse_job(
+                given, self._defaults, renderer.served if renderer else PREVIEW
+            ), renderer
+        except BadRequest:
+            if renderer is None:  # a job for another model than the one that is not there
+                raise self._new_problem() from None
+            raise
+
+    async def _worked(
+        self, work: Work, job: Job, name: str, renderer: Renderer, report: ProgressReport
+    ) -> Response:
+        """Has the thread do the work of a job, and waits for it."""
+        progress = JobProgress(report, job.max_seconds, every_s=self._outlet.report_s)
         self._waiting += 1
         self._running.add(progress)
         try:
@@ -249,6 +274,27 @@ class Worker:
             "memory": None if plan is None else _memory(plan),
             "estimate_s": None if expected is None else round(expected, 1),
             "settings": _settings(job, renderer),
+            "warnings": self._told(*job.warnings, *source.notes),
+        }
+
+    def _look(
+        self,
+        job: Job,
+        name: str,
+        renderer: Renderer,
+        progress: JobProgress,
+        show: Callable[[Source], None],
+    ) -> Response:
+        """Reads the first frames and has them shown. Runs in the worker's thread."""
+        progress.begin()
+        with self._scratch.job_folder() as folder:
+            request = self._fetch(job, folder, progress)
+            frames = min(request.settings.frames or LOOKED_AT, LOOKED_AT)
+            first = replace(request, settings=replace(request.settings, frames=frames))
+            source = renderer.see(first, progress.check)
+            show(source)
+        return {
+            "frames": len(source.skeleton),
             "warnings": self._told(*job.warnings, *source.notes),
         }
 

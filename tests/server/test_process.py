@@ -28,7 +28,7 @@ from tests.support.workers import FPS, FRAMES, job, picture
 from tests.worker import test_process as of_worker
 from tests.worker.test_endurance import GROWTH, SETTLED, WINDOW, held
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
 JOBS = 200
 

@@ -93,6 +93,18 @@ def test_results_go_when_their_time_is_over_the_oldest_first_when_room_is_short(
     assert large in records
 
 
+def test_answers_to_questions_go_after_ten_minutes_and_push_no_clip_out(home):
+    clock = [1100.0]
+    records = Records(home, lambda: clock[0])
+    clip = ended(records, 1)
+    answers = [ended(records, 2, action="validate"), ended(records, 3, action="overlay")]
+    records.expire()
+    assert [name in records for name in (clip, *answers)] == [True] * 3
+    clock[0] += 601
+    records.expire()
+    assert [name in records for name in (clip, *answers)] == [True, False, False]
+
+
 def test_uploads_go_an_hour_after_their_last_use_unless_a_job_waits_with_them(home):
     clock = [1e9]
     uploads = Uploads(home, lambda: clock[0])

@@ -77,7 +77,8 @@ export function upload(file, onShare, path = "/uploads") {
     const request = new XMLHttpRequest();
     request.open("POST", path);
     for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
-    request.upload.onprogress = (event) => event.lengthComputable && onShare(event.loaded / event.total);
+    request.upload.onprogress = (event) =>
+      event.lengthComputable && onShare(event.loaded / event.total);
     request.onerror = () => reject(new Refused(SILENT));
     request.onload = () => {
       if (request.status >= 200 && request.status < 300) resolve(JSON.parse(request.responseText));

@@ -36,7 +36,11 @@ let clearing = 0;
 export function say(sentence, tone = "plain", stays_ms = 7000) {
   const said = find("said");
   const dismiss = el("button", {
-    type: "button", class: "quiet", "aria-label": "Dismiss", text: "×", click: () => fill(said),
+    type: "button",
+    class: "quiet",
+    "aria-label": "Dismiss",
+    text: "×",
+    click: () => fill(said),
   });
   fill(said, el("p", { class: `note ${tone}` }, el("span", { text: sentence }), dismiss));
   clearTimeout(clearing);

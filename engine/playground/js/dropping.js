@@ -26,7 +26,7 @@ export function placeDropping(store, dance) {
   addEventListener("dragover", (event) => hasFiles(event) && event.preventDefault());
   addEventListener("drop", (event) => {
     leave();
-    if (!hasFiles(event)) return;
+    if (event.defaultPrevented || !hasFiles(event)) return;
     event.preventDefault();
     for (const file of event.dataTransfer.files) place(file, store);
   });

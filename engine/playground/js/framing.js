@@ -8,11 +8,13 @@ import { el } from "./dom.js";
  */
 export function windowOf(picture, size, fit) {
   if (!picture || !size) return null;
-  if (fit === "resize") return { wide: 1, tall: 1, sentence: "The clip takes the shape of the picture." };
+  if (fit === "resize")
+    return { wide: 1, tall: 1, sentence: "The clip takes the shape of the picture." };
   const ratio = picture.width / picture.height / (size.width / size.height);
   const wide = Math.min(1, 1 / ratio);
   const tall = Math.min(1, ratio);
-  if (Math.min(wide, tall) > 0.985) return { wide, tall, sentence: "All of the picture is in the clip." };
+  if (Math.min(wide, tall) > 0.985)
+    return { wide, tall, sentence: "All of the picture is in the clip." };
   const [share, side] = wide < tall ? [wide, "width"] : [tall, "height"];
   const sentence = `The middle ${Math.round(share * 100)} % of the picture's ${side} are in the clip.`;
   return { wide, tall, sentence };
@@ -24,11 +26,15 @@ export function framingWarnings(picture, size, fit) {
   if (!found) return [];
   const warnings = [];
   if (Math.min(found.wide, found.tall) < 0.6) {
-    warnings.push("Much of the picture is cut off. Choose a size that is turned the same way, or crop it to the person.");
+    warnings.push(
+      "Much of the picture is cut off. Choose a size that is turned the same way, or crop it to the person.",
+    );
   }
   const side = Math.min(picture.width, picture.height);
   if (side < Math.min(size.width, size.height) * 0.75) {
-    warnings.push(`The picture has ${picture.width}x${picture.height} pixels, fewer than the clip: it will look soft.`);
+    warnings.push(
+      `The picture has ${picture.width}x${picture.height} pixels, fewer than the clip: it will look soft.`,
+    );
   }
   return warnings;
 }

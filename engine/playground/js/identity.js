@@ -24,6 +24,16 @@ export function keepToken(text) {
   keep(sessionStorage, TOKEN, text);
 }
 
+/** What this browser was asked to remember, or null. */
+export function remembered(name) {
+  return keep(localStorage, `scail-${name}`);
+}
+
+/** Has this browser remember a word or a number; nothing that a service must not see. */
+export function remember(name, value) {
+  keep(localStorage, `scail-${name}`, String(value));
+}
+
 /** The headers of every call. */
 export function headers() {
   const known = token();

@@ -5,7 +5,10 @@ import * as api from "./api.js";
 // The fields of a job that a file goes into, by what it is (docs/deploy.md, "Fields of a request").
 const SLOTS = {
   picture: { title: "Picture", fields: { image: "image_path" } },
-  motion: { title: "Dance", fields: { video: "video_path", image: "video_path", joints: "joints_path" } },
+  motion: {
+    title: "Dance",
+    fields: { video: "video_path", image: "video_path", joints: "joints_path" },
+  },
   pictureMask: { title: "Who is who in the picture", fields: { image: "reference_mask_path" } },
   motionMask: {
     title: "Who is who in the dance",
@@ -29,7 +32,15 @@ export function ofFile(slot, file) {
   const fields = SLOTS[slot].fields;
   const shown = kind === "image" || kind === "video" ? URL.createObjectURL(file) : null;
   return {
-    slot, kind, file, shown, name: file.name, bytes: file.size, medium: null, share: 0, error: null,
+    slot,
+    kind,
+    file,
+    shown,
+    name: file.name,
+    bytes: file.size,
+    medium: null,
+    share: 0,
+    error: null,
     field: fields[kind] ?? Object.values(fields)[0],
   };
 }
@@ -59,7 +70,10 @@ export async function send(store, given) {
 /** Chooses a file for a slot: checks what can be known here, shows it, sends it. */
 export function choose(store, slot, file) {
   const limits = store.state.info?.limits;
-  const most = slot === "picture" || slot === "pictureMask" ? limits?.max_image_bytes : limits?.max_upload_bytes;
+  const most =
+    slot === "picture" || slot === "pictureMask"
+      ? limits?.max_image_bytes
+      : limits?.max_upload_bytes;
   const medium = ofFile(slot, file);
   if (!file.size) medium.error = `${file.name} is empty; choose another file.`;
   else if (most && file.size > most) {
@@ -74,4 +88,19 @@ export function isReady(state) {
   const needed = [state.picture, state.motion];
   const all = [...needed, state.pictureMask, state.motionMask];
   return needed.every(Boolean) && all.every((one) => !one || (one.medium && !one.error));
+}
+
+/** Keeps the shape of the picture in the store, for its framing. */
+export function keepShapes(store) {
+  store.on(["picture"], ({ picture }) => {
+    store.set({ pictureShape: null });
+    if (!picture?.shown) return;
+    const image = new Image();
+    image.onload = () => {
+      if (store.state.picture?.shown === picture.shown) {
+        store.set({ pictureShape: { width: image.naturalWidth, height: image.naturalHeight } });
+      }
+    };
+    image.src = picture.shown;
+  });
 }

@@ -25,7 +25,9 @@ export function sizeOf(state) {
   if (!usual) return null;
   const shape = state.pictureShape;
   if (shape && shape.width < shape.height !== usual.width < usual.height) {
-    return sizes.find((size) => size.width === usual.height && size.height === usual.width) ?? usual;
+    return (
+      sizes.find((size) => size.width === usual.height && size.height === usual.width) ?? usual
+    );
   }
   return usual;
 }
@@ -61,12 +63,20 @@ export function settingsOf(state) {
   if (state.fit !== "crop") settings.fit = state.fit;
   if (!state.audio) settings.audio = false;
   if (modeOf(state) && modeOf(state) !== model.modes[0]) settings.mode = modeOf(state);
-  if (state.framing && model?.framings?.includes(state.framing) && state.framing !== model.framings[0]) {
+  if (
+    state.framing &&
+    model?.framings?.includes(state.framing) &&
+    state.framing !== model.framings[0]
+  ) {
     settings.framing = state.framing;
   }
   const who = model?.takes_who ? whoText(state) : null;
   if (who) settings.who = who;
-  if (state.segments && model?.segments.includes(state.segments) && state.segments !== model.segments[0]) {
+  if (
+    state.segments &&
+    model?.segments.includes(state.segments) &&
+    state.segments !== model.segments[0]
+  ) {
     settings.segments = state.segments;
   }
   return { ...settings, ...state.kept };
@@ -82,16 +92,35 @@ export function orderOf(state, action = "generate") {
 const NUMBERS = ["seed", "frames", "fps", "persons"];
 const TEXTS = ["prompt", "fit", "mode", "segments", "framing"];
 // Settings that the page has no field for are kept as they came, and sent again.
-const KEPT = ["negative_prompt", "context_frames", "context_overlap", "attention_mode", "align"];
+const KEPT = [
+  "negative_prompt",
+  "context_frames",
+  "context_overlap",
+  "attention_mode",
+  "align",
+  "drift",
+  "strict",
+];
 
 /** What of the state a job's input says: the way back. Media and unknown fields are left out. */
 export function stateOf(input, model) {
-  const changes = { size: null, frames: null, prompt: "", persons: 1, fps: null, fit: "crop", audio: true, kept: {}, who: readWho(input.who) };
+  const changes = {
+    size: null,
+    frames: null,
+    prompt: "",
+    persons: 1,
+    fps: null,
+    fit: "crop",
+    audio: true,
+    kept: {},
+    who: readWho(input.who),
+  };
   for (const name of NUMBERS) {
     if (Number.isFinite(Number(input[name] ?? NaN))) changes[name] = Number(input[name]);
   }
   for (const name of TEXTS) if (typeof input[name] === "string") changes[name] = input[name];
-  if (input.width && input.height) changes.size = { width: Number(input.width), height: Number(input.height) };
+  if (input.width && input.height)
+    changes.size = { width: Number(input.width), height: Number(input.height) };
   if (input.audio === false) changes.audio = false;
   for (const name of KEPT) if (name in input) changes.kept[name] = input[name];
   const found = presetFor(input, model);
@@ -103,10 +132,16 @@ export function stateOf(input, model) {
   return changes;
 }
 
+/** The preset that has all figures which are said, else the one of that name, else the first. */
 function presetFor(input, model) {
   const presets = model?.presets ?? [];
   const figures = ["sampler", "steps", "cfg", "shift"].filter((name) => name in input);
   const same = (preset) => figures.every((name) => preset[name] === input[name]);
   const named = presets.find((preset) => input.recipe && preset.input.recipe === input.recipe);
-  return named ?? presets.find((preset) => preset.available && same(preset)) ?? presets.find((one) => one.available);
+  if (figures.length === 0) return named ?? presets.find((one) => one.available);
+  return (
+    presets.find((preset) => preset.available && same(preset)) ??
+    named ??
+    presets.find((one) => one.available)
+  );
 }

@@ -2,49 +2,73 @@
 
 import * as api from "./api.js";
 import { el, fill, tell } from "./dom.js";
-import { follow, isOver } from "./follow.js";
+import { follow } from "./follow.js";
 import { framedPicture, framingWarnings, windowOf } from "./framing.js";
 import { isReady } from "./media.js";
 import { modelOf, orderOf, sizeOf } from "./order.js";
+import { drawOverlay, placeOverlay } from "./overlay.js";
 import * as words from "./words.js";
 
 const PATIENCE_MS = 450; // after the last change
 
 // Changes of these ask for another plan.
 export const ASKED_BY = [
-  "info", "model", "preset", "kept", "picture", "motion", "pictureMask", "motionMask", "size", "pictureShape",
-  "frames", "fps", "fit", "mode", "persons", "segments", "framing", "who", "isSkeleton", "audio",
-];
-const OF_OVERLAY = [
-  "picture", "motion", "pictureMask", "motionMask", "mode", "persons", "who", "framing", "isSkeleton", "size", "fit",
+  "info",
   "model",
+  "preset",
+  "kept",
+  "picture",
+  "motion",
+  "pictureMask",
+  "motionMask",
+  "size",
+  "pictureShape",
+  "frames",
+  "fps",
+  "fit",
+  "mode",
+  "persons",
+  "segments",
+  "framing",
+  "who",
+  "isSkeleton",
+  "audio",
 ];
 
-/** Keeps `plan` in the store true to what is chosen: null, {waiting}, {counted} or {wrong}. */
+/**
+ * Keeps `plan` in the store true to what is chosen: null, {waiting}, {counted} or {wrong}. Returns a
+ * function that calls a plan off which is not counted yet, so that no clip waits behind it.
+ */
 export function placePlanning(store) {
   let timer = 0;
   let asked = null;
   let before = "";
 
   async function ask() {
-    asked?.abort();
-    asked = null;
     if (!isReady(store.state)) {
+      asked?.abort();
       before = "";
       store.set({ plan: null, overlay: null });
       return;
     }
     const order = orderOf(store.state, "validate");
     const { seed: _, prompt: __, ...rest } = order.input;
-    if (JSON.stringify([rest, order.model]) === before) return;
-    before = JSON.stringify([rest, order.model]);
+    const now = JSON.stringify([rest, order.model]);
+    if (now === before) return; // the one that is asked for, or known
+    before = now;
+    asked?.abort();
     const mine = (asked = new AbortController());
     store.set({ plan: { waiting: true } });
     try {
-      const ended = await counted(order, mine.signal, (behind) => store.set({ plan: { waiting: true, behind } }));
+      const ended = await counted(order, mine.signal, (behind) =>
+        store.set({ plan: { waiting: true, behind } }),
+      );
       if (mine.signal.aborted) return;
       if (ended.status === "COMPLETED") learn(store, ended.output);
-      else store.set({ plan: { wrong: ended.error ?? "The plan was called off.", code: ended.output?.code } });
+      else
+        store.set({
+          plan: { wrong: ended.error ?? "The plan was called off.", code: ended.output?.code },
+        });
     } catch (error) {
       if (error.name === "AbortError") return;
       before = "";
@@ -56,7 +80,16 @@ export function placePlanning(store) {
     clearTimeout(timer);
     timer = setTimeout(ask, PATIENCE_MS);
   });
-  placeOverlay(store);
+  const callOffOverlay = placeOverlay(store);
+
+  return () => {
+    clearTimeout(timer);
+    callOffOverlay();
+    if (!store.state.plan?.waiting) return;
+    asked?.abort();
+    before = "";
+    store.set({ plan: null });
+  };
 }
 
 /** Has an order counted. A plan that nobody waits for any more is called off at the service. */
@@ -81,31 +114,6 @@ export function planWords(plan) {
   return `${plan.num_frames} frames, ${words.counted(plan.segments, "segment")}, ${words.counted(plan.forwards, "forward")}${time}`;
 }
 
-function placeOverlay(store) {
-  let asked = null;
-  let before = "";
-  store.on(["plan", ...OF_OVERLAY], async (state) => {
-    if (!state.info?.features.includes("overlay") || !state.plan?.counted) return;
-    const order = orderOf(state, "generate");
-    delete order.input.action;
-    const { seed: _, prompt: __, frames: ___, recipe: ____, ...rest } = order.input;
-    if (JSON.stringify(rest) === before) return;
-    before = JSON.stringify(rest);
-    asked?.abort();
-    const mine = (asked = new AbortController());
-    store.set({ overlay: { waiting: true } });
-    try {
-      let ended = await api.overlay(order);
-      if (!isOver(ended.status)) ended = await follow(ended.id, {}, mine.signal);
-      if (mine.signal.aborted) return;
-      if (ended.status !== "COMPLETED") store.set({ overlay: { wrong: ended.error } });
-      else store.set({ overlay: { ...ended.output, url: await api.showable(ended.output.picture_url) } });
-    } catch (error) {
-      if (error.name !== "AbortError") store.set({ overlay: { wrong: error.message } });
-    }
-  });
-}
-
 /** Draws the view of what will happen. */
 export function placePlanView(element, store) {
   const tiles = el("div", { class: "tiles" });
@@ -118,11 +126,17 @@ export function placePlanView(element, store) {
   fill(element, el("div", { class: "head" }, title, behind), tiles, seen, facts, warnings, demo);
   store.on(["info", "model"], (state) => (demo.textContent = modelOf(state)?.demo ?? ""));
 
-  store.on(["picture", "motion", "pictureShape", "size", "model", "info", "fit"], (state) => drawTiles(tiles, state));
-  store.on(["overlay", "info", "plan"], (state) => drawOverlay(seen, state));
+  store.on(["picture", "motion", "pictureShape", "size", "model", "info", "fit"], (state) =>
+    drawTiles(tiles, state),
+  );
+  store.on(["overlay", "info", "plan", "model"], (state) => drawOverlay(seen, state));
   store.on(["plan", "price"], (state) => drawFacts(facts, state));
   store.on(["plan", "pictureShape", "size", "fit", "picture", "motion", "info"], (state) => {
-    const list = [...wrongs(state), ...framingWarnings(state.pictureShape, sizeOf(state), state.fit), ...(state.plan?.counted?.warnings ?? [])];
+    const list = [
+      ...wrongs(state),
+      ...framingWarnings(state.pictureShape, sizeOf(state), state.fit),
+      ...(state.plan?.counted?.warnings ?? []),
+    ];
     fill(warnings, ...list.map((text) => el("li", {}, el("span", { text }))));
   });
   store.on(["plan"], ({ plan }) => {
@@ -140,38 +154,40 @@ function drawTiles(tiles, state) {
   const all = [];
   if (state.picture?.shown) {
     const sentence = windowOf(state.pictureShape, size, state.fit)?.sentence ?? "";
-    all.push(el("figure", { class: "tile" },
-      framedPicture(state.picture.shown, state.pictureShape, size, state.fit),
-      el("figcaption", { text: sentence }),
-    ));
+    all.push(
+      el(
+        "figure",
+        { class: "tile" },
+        framedPicture(state.picture.shown, state.pictureShape, size, state.fit),
+        el("figcaption", { text: sentence }),
+      ),
+    );
   }
   if (state.motion?.shown) {
     const isVideo = state.motion.kind !== "image";
     const video = isVideo
-      ? el("video", { src: state.motion.shown, controls: true, loop: true, playsinline: true, "aria-label": "The dance" })
+      ? el("video", {
+          src: state.motion.shown,
+          controls: true,
+          loop: true,
+          playsinline: true,
+          "aria-label": "The dance",
+        })
       : el("img", { src: state.motion.shown, alt: "The dance" });
     if (isVideo) {
       video.muted = true;
       video.autoplay = !matchMedia("(prefers-reduced-motion: reduce)").matches;
     }
-    all.push(el("figure", { class: "tile" }, el("div", { class: "frame" }, video), el("figcaption", { text: "The dance" })));
+    all.push(
+      el(
+        "figure",
+        { class: "tile" },
+        el("div", { class: "frame" }, video),
+        el("figcaption", { text: "The dance" }),
+      ),
+    );
   }
   fill(tiles, ...all);
-}
-
-function drawOverlay(element, state) {
-  const { overlay, info } = state;
-  if (!info || !state.plan?.counted) return fill(element);
-  if (!info.features.includes("overlay")) {
-    return fill(element, el("p", { class: "soft", text: "This service does not draw the first frames beforehand; the plan below is exact all the same." }));
-  }
-  if (!overlay || overlay.waiting) return fill(element, el("p", { class: "soft", text: "Looking at the first frames…" }));
-  if (overlay.wrong) return fill(element, el("ul", { class: "warnings" }, el("li", {}, el("span", { text: overlay.wrong }))));
-  return fill(element,
-    el("h3", { text: `What is seen in the first ${words.counted(overlay.frames, "frame")}` }),
-    el("img", { src: overlay.url, alt: "The first frames, with what will be danced drawn over them" }),
-    el("ul", { class: "warnings" }, ...(overlay.warnings ?? []).map((text) => el("li", {}, el("span", { text })))),
-  );
 }
 
 function drawFacts(element, { plan, price }) {
@@ -182,17 +198,40 @@ function drawFacts(element, { plan, price }) {
   const memory = found?.memory;
   const seconds = found?.estimate_s ?? null;
   const rows = [
-    ["Clip", found ? `${found.width} × ${found.height}` : "…", found ? `${found.num_frames} frames, ${found.duration_s.toFixed(1)} s at ${+found.fps.toFixed(2)}/s` : "…"],
-    ["Segments", found ? String(found.segments) : "…", found?.segments > 1 ? "one after the other" : "all at once"],
+    [
+      "Clip",
+      found ? `${found.width} × ${found.height}` : "…",
+      found
+        ? `${found.num_frames} frames, ${found.duration_s.toFixed(1)} s at ${+found.fps.toFixed(2)}/s`
+        : "…",
+    ],
+    [
+      "Segments",
+      found ? String(found.segments) : "…",
+      found?.segments > 1 ? "one after the other" : "all at once",
+    ],
     ["Forwards", found ? String(found.forwards) : "…", "of the transformer"],
-    ["Time", seconds === null ? "–" : `≈ ${words.duration(seconds)}`, seconds === null ? "known after a first clip" : "from the last clip here"],
+    [
+      "Time",
+      seconds === null ? "–" : `≈ ${words.duration(seconds)}`,
+      seconds === null ? "known after a first clip" : "from the last clip here",
+    ],
   ];
   if (memory) {
     const free = `${words.bytes(memory.free_bytes)} free; ${memory.does}`;
     rows.splice(3, 0, ["Memory", words.bytes(memory.peak_bytes), free]);
   }
-  if (price && seconds !== null) rows.push(["Cost", `≈ ${words.cost(seconds, price)}`, `at ${price} an hour`]);
-  fill(element, ...rows.map(([name, value, more]) =>
-    el("div", {}, el("dt", { text: name }), el("dd", { text: value }, el("small", { text: more }))),
-  ));
+  if (price && seconds !== null)
+    rows.push(["Cost", `≈ ${words.cost(seconds, price)}`, `at ${price} an hour`]);
+  fill(
+    element,
+    ...rows.map(([name, value, more]) =>
+      el(
+        "div",
+        {},
+        el("dt", { text: name }),
+        el("dd", { text: value }, el("small", { text: more })),
+      ),
+    ),
+  );
 }

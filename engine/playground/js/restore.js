@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { say } from "./dom.js";
-import { ofName } from "./media.js";
+import { FIELDS, ofExample } from "./examples.js";
 import { modelOf, stateOf } from "./order.js";
 
 /**
@@ -18,7 +18,11 @@ export async function restoreFrom(file, store, isMeant) {
     const found = await api.upload(file, () => {}, "/settings");
     take(found.input, found.model, store);
     const told = (found.warnings ?? []).join(" ");
-    say(`The settings of ${file.name} are back. ${told || "Add the picture and the dance."}`, "plain", 10000);
+    say(
+      `The settings of ${file.name} are back. ${told || "Add the picture and the dance."}`,
+      "plain",
+      10000,
+    );
     return true;
   } catch (error) {
     if (isMeant) say(error.message, "wrong", 10000);
@@ -39,32 +43,10 @@ export function reuse(job, store, sent) {
   say("Its settings are in the form again.");
 }
 
-const FIELDS = {
-  image_path: "picture", video_path: "motion", joints_path: "motion", pose_video_path: "motion",
-  reference_mask_path: "pictureMask", mask_path: "motionMask",
-};
-
-/** Takes the media of an example, shown as the service shows them. */
-export async function takeExample(example, store) {
-  const [picture, motion] = await Promise.all([api.showable(example.picture), api.showable(example.motion)]);
-  const shown = { picture, motion };
-  const media = { pictureMask: null, motionMask: null };
-  for (const [field, slot] of Object.entries(FIELDS)) {
-    const name = example.input[field];
-    if (name) media[slot] = ofExample(field, slot, name, shown[slot] ?? null);
-  }
-  const model = store.state.model === example.model ? {} : { model: example.model, size: null };
-  store.set({ ...model, ...media, example: example.name, frames: null, mostFrames: null, isSkeleton: false });
-}
-
-function ofExample(field, slot, medium, shown) {
-  const kind = field === "joints_path" ? "joints" : slot === "picture" || slot === "pictureMask" ? "image" : "video";
-  const name = medium.slice(medium.lastIndexOf("/") + 1);
-  return ofName(slot, field, medium, name, shown, kind);
-}
-
 function fromExample(field, slot, medium, state) {
-  const example = (state.info?.examples ?? []).find((one) => Object.values(one.input).includes(medium));
+  const example = (state.info?.examples ?? []).find((one) =>
+    Object.values(one.input).includes(medium),
+  );
   return ofExample(field, slot, medium, example?.[slot] ?? null);
 }
 

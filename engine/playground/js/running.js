@@ -2,11 +2,15 @@
 
 import * as api from "./api.js";
 import { el, fill, say, tell } from "./dom.js";
-import * as words from "./words.js";
+import { duration } from "./words.js";
 
 const STAGES = [
-  ["load", "Model"], ["fetch", "Files"], ["media", "Dance"], ["conditioning", "Prompt"],
-  ["denoise", "Denoising"], ["decode", "Frames"],
+  ["load", "Model"],
+  ["fetch", "Files"],
+  ["media", "Dance"],
+  ["conditioning", "Prompt"],
+  ["denoise", "Denoising"],
+  ["decode", "Frames"],
 ];
 
 /** Draws the view of a job that waits or runs. `job` in the store is its latest status. */
@@ -16,15 +20,33 @@ export function placeRunningView(element, store) {
   const left = el("p", { class: "soft numbers" });
   const stop = el("button", { type: "button", class: "plain", id: "cancel", text: "Cancel" });
   const picture = el("img", { alt: "The clip as it is so far", class: "veiled" });
-  const live = el("div", { class: "live" }, picture);
+  picture.addEventListener("load", () => {
+    // as large as the stage has room for, whatever its shape: one frame, or several side by side
+    const ratio = picture.naturalWidth / picture.naturalHeight;
+    picture.style.aspectRatio = String(ratio);
+    picture.style.width = `calc(min(54vh, 520px) * ${ratio})`;
+  });
+  const veil = el("p", { class: "veil-words" });
+  const live = el("div", { class: "live" }, el("div", { class: "pane" }, picture, veil));
   const fillBar = el("i");
-  const bar = el("div", {
-    class: "progress", role: "progressbar", "aria-label": "Progress of the clip", "aria-valuemin": 0, "aria-valuemax": 100,
-  }, fillBar);
+  const bar = el(
+    "div",
+    {
+      class: "progress",
+      role: "progressbar",
+      "aria-label": "Progress of the clip",
+      "aria-valuemin": 0,
+      "aria-valuemax": 100,
+    },
+    fillBar,
+  );
   const steps = el("ol", { class: "steps", "aria-label": "Stages" });
-  fill(element,
-    el("div", { class: "head" }, el("div", {}, title, left), percent),
-    live, bar, el("div", { class: "head" }, steps, stop),
+  fill(
+    element,
+    el("div", { class: "head whole" }, el("div", {}, title, left), percent),
+    live,
+    bar,
+    el("div", { class: "head" }, steps, stop),
   );
 
   stop.addEventListener("click", async () => {
@@ -56,18 +78,24 @@ export function placeRunningView(element, store) {
     left.textContent = waits ? place(job.queue) : eta(progress);
     const done = waits ? 0 : (progress?.percent ?? 0);
     percent.textContent = waits ? "" : `${done} %`;
+    veil.textContent = waits ? "" : "The first picture comes with the first step.";
     bar.classList.toggle("waiting", waits || !progress);
     bar.setAttribute("aria-valuenow", done);
-    bar.setAttribute("aria-valuetext", waits ? place(job.queue) : `${done} %, ${title.textContent}`);
+    bar.setAttribute(
+      "aria-valuetext",
+      waits ? place(job.queue) : `${done} %, ${title.textContent}`,
+    );
     fillBar.style.clipPath = waits || !progress ? "" : `inset(0 ${100 - done}% 0 0)`;
     drawSteps(steps, progress?.stage);
     if (state.previewUrl) {
-      if (picture.dataset.preview !== state.previewUrl) picture.src = picture.dataset.preview = state.previewUrl;
+      if (picture.dataset.preview !== state.previewUrl)
+        picture.src = picture.dataset.preview = state.previewUrl;
       picture.classList.remove("veiled");
     } else {
       picture.classList.add("veiled");
       picture.hidden = !state.job.shown;
-      if (state.job.shown && picture.getAttribute("src") !== state.job.shown) picture.src = state.job.shown;
+      if (state.job.shown && picture.getAttribute("src") !== state.job.shown)
+        picture.src = state.job.shown;
     }
     if (state.previewUrl) picture.hidden = false;
     const tens = waits ? -1 : Math.floor(done / 10);
@@ -79,7 +107,14 @@ export function placeRunningView(element, store) {
 }
 
 function said(stage) {
-  return { load: "Loading the model", fetch: "Fetching the files", media: "Watching the dance", conditioning: "Reading prompt and picture", denoise: "Denoising", decode: "Making frames" }[stage];
+  return {
+    load: "Loading the model",
+    fetch: "Fetching the files",
+    media: "Watching the dance",
+    conditioning: "Reading prompt and picture",
+    denoise: "Denoising",
+    decode: "Making frames",
+  }[stage];
 }
 
 function place(queue) {
@@ -90,15 +125,24 @@ function place(queue) {
 
 function eta(progress) {
   if (!progress) return "The first news comes soon.";
-  return progress.eta_s === null || progress.eta_s === undefined ? "" : `About ${words.duration(progress.eta_s)} left`;
+  return progress.eta_s === null || progress.eta_s === undefined
+    ? ""
+    : `About ${duration(progress.eta_s)} left`;
 }
 
 function drawSteps(element, stage) {
   const at = STAGES.findIndex(([name]) => name === stage);
   if (element.dataset.at === String(at)) return;
   element.dataset.at = String(at);
-  fill(element, ...STAGES.slice(stage === "load" ? 0 : 1).map(([name, title]) => {
-    const here = STAGES.findIndex(([other]) => other === name);
-    return el("li", { class: here < at ? "done" : "", "aria-current": here === at ? "step" : null, text: title });
-  }));
+  fill(
+    element,
+    ...STAGES.slice(stage === "load" ? 0 : 1).map(([name, title]) => {
+      const here = STAGES.findIndex(([other]) => other === name);
+      return el("li", {
+        class: here < at ? "done" : "",
+        "aria-current": here === at ? "step" : null,
+        text: title,
+      });
+    }),
+  );
 }

@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { el, fill, find, say } from "./dom.js";
 import { isOver } from "./follow.js";
+import { token } from "./identity.js";
 import * as words from "./words.js";
 
 const BUSY_MS = 2000;
@@ -16,7 +17,11 @@ export function placeShelf(store, open) {
   async function refresh() {
     clearTimeout(timer);
     asking ??= api.jobs().then(
-      ({ jobs }) => store.set({ isAway: false, jobs: jobs.filter((job) => (job.action ?? "generate") === "generate") }),
+      ({ jobs }) =>
+        store.set({
+          isAway: false,
+          jobs: jobs.filter((job) => (job.action ?? "generate") === "generate"),
+        }),
       () => store.set({ isAway: true }), // what is known stays
     );
     await asking;
@@ -30,7 +35,9 @@ export function placeShelf(store, open) {
   const cards = new Map();
   store.on(["jobs", "job", "shown", "view"], (state) => {
     find("shelf").hidden = !state.jobs.length;
-    const inView = { running: state.job?.id, failed: state.job?.id, finished: state.shown?.job.id }[state.view];
+    const inView = { running: state.job?.id, failed: state.job?.id, finished: state.shown?.job.id }[
+      state.view
+    ];
     const list = state.jobs.map((job) => {
       const known = cards.get(job.id) ?? makeCard(job.id, store, open, refresh);
       cards.set(job.id, known);
@@ -38,10 +45,13 @@ export function placeShelf(store, open) {
       return known.element;
     });
     const there = [...find("cards").children];
-    if (list.length !== there.length || list.some((card, place) => card !== there[place])) arrange(find("cards"), list);
+    if (list.length !== there.length || list.some((card, place) => card !== there[place]))
+      arrange(find("cards"), list);
   });
   store.on(["info"], ({ info }) => {
-    if (info) find("keeps").textContent = `kept ${Math.round(info.keeps.result_s / 86400)} days, at most ${words.bytes(info.keeps.result_bytes)}`;
+    if (info)
+      find("keeps").textContent =
+        `kept ${Math.round(info.keeps.result_s / 86400)} days, at most ${words.bytes(info.keeps.result_bytes)}`;
   });
   return refresh;
 }
@@ -59,7 +69,13 @@ function makeCard(id, store, open, refresh) {
   const title = el("b");
   const more = el("span");
   const bar = el("span", { class: "progress", hidden: true }, el("i"));
-  const button = el("button", { type: "button", class: "open" }, picture, el("span", { class: "words" }, title, more), bar);
+  const button = el(
+    "button",
+    { type: "button", class: "open" },
+    picture,
+    el("span", { class: "words" }, title, more),
+    bar,
+  );
   const remove = el("button", { type: "button", class: "remove", text: "×" });
   const element = el("li", { class: "card" }, button, remove);
   let latest = null;
@@ -77,15 +93,23 @@ function makeCard(id, store, open, refresh) {
   });
 
   async function show(job) {
-    const path = job.preview_url ?? (job.status === "COMPLETED" ? `/results/${id}.mp4` : "");
-    if (seen === path || (job.status === "COMPLETED" && seen)) return;
+    // A finished clip shows itself; with a token it would have to be fetched whole for that.
+    const isShown = job.status === "COMPLETED" && !(token() && job.preview_url);
+    const path = isShown ? `/results/${id}.mp4` : (job.preview_url ?? "");
+    if (seen === path) return;
     seen = path;
     if (!path) return;
     try {
       const url = await api.showable(path);
       const isFilm = path.endsWith(".mp4");
       const shown = isFilm
-        ? el("video", { src: url, preload: "metadata", playsinline: true, "aria-hidden": "true", tabindex: -1 })
+        ? el("video", {
+            src: url,
+            preload: "metadata",
+            playsinline: true,
+            "aria-hidden": "true",
+            tabindex: -1,
+          })
         : el("img", { src: url, alt: "" });
       if (isFilm) {
         shown.muted = true;
@@ -111,7 +135,10 @@ function makeCard(id, store, open, refresh) {
     if (percent !== null) bar.firstChild.style.clipPath = `inset(0 ${100 - percent}% 0 0)`;
     button.toggleAttribute("aria-current", isShown);
     if (isShown) button.setAttribute("aria-current", "true");
-    remove.setAttribute("aria-label", `${isOver(job.status) ? "Remove" : "Cancel"}: ${titleOf(job)}, ${moreOf(job)}`);
+    remove.setAttribute(
+      "aria-label",
+      `${isOver(job.status) ? "Remove" : "Cancel"}: ${titleOf(job)}, ${moreOf(job)}`,
+    );
     remove.title = isOver(job.status) ? "Remove" : "Cancel";
   }
 
@@ -120,16 +147,22 @@ function makeCard(id, store, open, refresh) {
 
 function titleOf(job) {
   switch (job.status) {
-    case "IN_QUEUE": return job.queue ? `In the queue, place ${job.queue.position}` : "In the queue";
-    case "IN_PROGRESS": return job.output?.percent === undefined ? "Begins" : `${job.output.percent} %`;
-    case "COMPLETED": return job.output?.num_frames ? `${job.output.num_frames} frames` : "Clip";
-    case "CANCELLED": return "Called off";
-    default: return "Failed";
+    case "IN_QUEUE":
+      return job.queue ? `In the queue, place ${job.queue.position}` : "In the queue";
+    case "IN_PROGRESS":
+      return job.output?.percent === undefined ? "Begins" : `${job.output.percent} %`;
+    case "COMPLETED":
+      return job.output?.num_frames ? `${job.output.num_frames} frames` : "Clip";
+    case "CANCELLED":
+      return "Called off";
+    default:
+      return "Failed";
   }
 }
 
 function moreOf(job) {
-  if (job.status === "IN_PROGRESS" && job.output?.eta_s) return `${words.duration(job.output.eta_s)} left`;
+  if (job.status === "IN_PROGRESS" && job.output?.eta_s)
+    return `${words.duration(job.output.eta_s)} left`;
   const seed = job.output?.seed ?? job.input?.seed;
   return `${words.ago(job.created_at)}${seed === undefined ? "" : ` · seed ${String(seed).slice(0, 6)}${String(seed).length > 6 ? "…" : ""}`}`;
 }

@@ -8,10 +8,16 @@ export function recipeFor(input, model, seed, names, origin) {
   const files = [];
   for (const [field, value] of Object.entries(input)) {
     if (NOT_NEEDED.has(field)) continue;
-    if (typeof value === "string" && value.startsWith("upload:")) files.push({ field, name: names[field] ?? `${field.replace("_path", "")}` });
+    if (typeof value === "string" && value.startsWith("upload:"))
+      files.push({ field, name: names[field] ?? `${field.replace("_path", "")}` });
     else settings[field] = value;
   }
-  return { origin, model, files, settings: { ...settings, seed: seed ?? settings.seed, output: "url" } };
+  return {
+    origin,
+    model,
+    files,
+    settings: { ...settings, seed: seed ?? settings.seed, output: "url" },
+  };
 }
 
 /** A word of a POSIX shell. */
@@ -23,12 +29,15 @@ function quoted(text) {
 export function curl({ origin, model, files, settings }, withToken) {
   const auth = withToken ? ` -H "Authorization: Bearer $SCAIL_TOKEN"` : "";
   const body = JSON.stringify({ model, input: settings }, null, 2);
-  const sends = files.map((file, place) => ` --arg file${place} "$(send ${quoted(file.name)})"`).join("");
-  const adds = files.map((file, place) => `.input.${file.field} = $file${place}`).join(" | ") || ".";
+  const sends = files
+    .map((file, place) => ` --arg file${place} "$(send ${quoted(file.name)})"`)
+    .join("");
+  const adds =
+    files.map((file, place) => `.input.${file.field} = $file${place}`).join(" | ") || ".";
   return `#!/bin/sh -e
 # needs curl and jq; the files lie in this folder
 base=${quoted(origin)}
-send() { curl -fsS${auth} -F "file=@$1" "$base/uploads" | jq -r .medium; }
+send() { curl -fsS${auth} -F "file=@\\"$1\\"" "$base/uploads" | jq -r .medium; }
 ask() { curl -fsS${auth} "$@"; }
 
 order=${quoted(body)}
@@ -50,7 +59,9 @@ function python(value, indent = "") {
   if (typeof value === "string") return pythonText(value);
   if (Array.isArray(value)) return `[${value.map((one) => python(one, indent)).join(", ")}]`;
   if (typeof value === "object") {
-    const inner = Object.entries(value).map(([key, one]) => `${indent}    ${pythonText(key)}: ${python(one, `${indent}    `)},\n`);
+    const inner = Object.entries(value).map(
+      ([key, one]) => `${indent}    ${pythonText(key)}: ${python(one, `${indent}    `)},\n`,
+    );
     return `{\n${inner.join("")}${indent}}`;
   }
   return String(value);
@@ -64,8 +75,16 @@ function pythonText(text) {
 /** A program for Python 3, with its standard library alone. */
 export function pythonProgram({ origin, model, files, settings }, withToken) {
   const auth = withToken ? `{"Authorization": "Bearer " + os.environ["SCAIL_TOKEN"]}` : "{}";
-  const sends = files.map((file) => `order["input"][${pythonText(file.field)}] = send(${pythonText(file.name)})\n`).join("");
-  const imports = ["json", ...(withToken ? ["os"] : []), "time", "urllib.request", ...(files.length ? ["uuid"] : [])];
+  const sends = files
+    .map((file) => `order["input"][${pythonText(file.field)}] = send(${pythonText(file.name)})\n`)
+    .join("");
+  const imports = [
+    "json",
+    ...(withToken ? ["os"] : []),
+    "time",
+    "urllib.request",
+    ...(files.length ? ["uuid"] : []),
+  ];
   const sending = files.length
     ? `
 
@@ -115,43 +134,88 @@ function expression(settings) {
 export function n8n({ origin, model, files, settings }, withToken) {
   const nodes = [];
   const auth = withToken
-    ? { sendHeaders: true, headerParameters: { parameters: [{ name: "Authorization", value: "=Bearer {{ $env.SCAIL_TOKEN }}" }] } }
+    ? {
+        sendHeaders: true,
+        headerParameters: {
+          parameters: [{ name: "Authorization", value: "=Bearer {{ $env.SCAIL_TOKEN }}" }],
+        },
+      }
     : {};
   const add = (name, type, typeVersion, parameters) => {
-    nodes.push({ id: `scail-${nodes.length}`, name, type: `n8n-nodes-base.${type}`, typeVersion, position: [nodes.length * 220, 0], parameters });
+    nodes.push({
+      id: `scail-${nodes.length}`,
+      name,
+      type: `n8n-nodes-base.${type}`,
+      typeVersion,
+      position: [nodes.length * 220, 0],
+      parameters,
+    });
   };
   add("Start", "manualTrigger", 1, {});
   files.forEach((file, place) => {
-    add(`Read ${place + 1}`, "readWriteFile", 1, { fileSelector: `/files/${file.name}`, options: {} });
+    add(`Read ${place + 1}`, "readWriteFile", 1, {
+      fileSelector: `/files/${file.name}`,
+      options: {},
+    });
     add(`Send ${place + 1}`, "httpRequest", 4.2, {
-      method: "POST", url: `${origin}/uploads`, ...auth, sendBody: true, contentType: "multipart-form-data",
-      bodyParameters: { parameters: [{ parameterType: "formBinaryData", name: "file", inputDataFieldName: "data" }] }, options: {},
+      method: "POST",
+      url: `${origin}/uploads`,
+      ...auth,
+      sendBody: true,
+      contentType: "multipart-form-data",
+      bodyParameters: {
+        parameters: [{ parameterType: "formBinaryData", name: "file", inputDataFieldName: "data" }],
+      },
+      options: {},
     });
   });
-  const media = files.map((file, place) => `, ${JSON.stringify(file.field)}: $('Send ${place + 1}').first().json.medium`).join("");
+  const media = files
+    .map(
+      (file, place) =>
+        `, ${JSON.stringify(file.field)}: $('Send ${place + 1}').first().json.medium`,
+    )
+    .join("");
   const body = `={{ JSON.stringify({ "model": ${JSON.stringify(model)}, "input": { ${expression(settings)}${media} } }) }}`;
   add("Order the clip", "httpRequest", 4.2, {
-    method: "POST", url: `${origin}/run`, ...auth, sendBody: true, specifyBody: "json", jsonBody: body, options: {},
+    method: "POST",
+    url: `${origin}/run`,
+    ...auth,
+    sendBody: true,
+    specifyBody: "json",
+    jsonBody: body,
+    options: {},
   });
   add("Wait", "wait", 1.1, { amount: 3, unit: "seconds" });
-  add("How far", "httpRequest", 4.2, { url: `=${origin}/status/{{ $('Order the clip').first().json.id }}`, ...auth, options: {} });
+  add("How far", "httpRequest", 4.2, {
+    url: `=${origin}/status/{{ $('Order the clip').first().json.id }}`,
+    ...auth,
+    options: {},
+  });
   add("Not yet", "if", 2.2, {
     conditions: {
-      options: { caseSensitive: true, leftValue: "", typeValidation: "strict", version: 2 }, combinator: "and",
-      conditions: [{
-        id: "waits", leftValue: "={{ ['IN_QUEUE', 'IN_PROGRESS'].includes($json.status) }}", rightValue: "",
-        operator: { type: "boolean", operation: "true", singleValue: true },
-      }],
+      options: { caseSensitive: true, leftValue: "", typeValidation: "strict", version: 2 },
+      combinator: "and",
+      conditions: [
+        {
+          id: "waits",
+          leftValue: "={{ ['IN_QUEUE', 'IN_PROGRESS'].includes($json.status) }}",
+          rightValue: "",
+          operator: { type: "boolean", operation: "true", singleValue: true },
+        },
+      ],
     },
     options: {},
   });
   add("The clip", "httpRequest", 4.2, {
-    url: `=${origin}/results/{{ $('Order the clip').first().json.id }}.mp4`, ...auth,
+    url: `=${origin}/results/{{ $('Order the clip').first().json.id }}.mp4`,
+    ...auth,
     options: { response: { response: { responseFormat: "file" } } },
   });
   const connections = {};
   const to = (node) => ({ node, type: "main", index: 0 });
-  nodes.slice(0, -2).forEach((node, place) => (connections[node.name] = { main: [[to(nodes[place + 1].name)]] }));
+  nodes
+    .slice(0, -2)
+    .forEach((node, place) => (connections[node.name] = { main: [[to(nodes[place + 1].name)]] }));
   connections["Not yet"] = { main: [[to("Wait")], [to("The clip")]] };
   return JSON.stringify({ name: "SCAIL clip", nodes, connections, settings: {} }, null, 2);
 }

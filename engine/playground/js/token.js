@@ -21,7 +21,8 @@ export function askToken(attempt) {
         dialog.close();
         resolve(found);
       } catch (error) {
-        said.textContent = error.status === 401 ? "The service does not know that token." : error.message;
+        said.textContent =
+          error.status === 401 ? "The service does not know that token." : error.message;
         field.select();
       }
     };

@@ -2,8 +2,12 @@
 
 // The colours of persons in masks, in their order (docs/deploy.md, "Fields of a request").
 export const PERSONS = [
-  ["blue", "#2f6bff"], ["red", "#e5372c"], ["green", "#1f9d3a"],
-  ["magenta", "#c734c0"], ["cyan", "#0d9fb0"], ["yellow", "#d9a400"],
+  ["blue", "#2f6bff"],
+  ["red", "#e5372c"],
+  ["green", "#1f9d3a"],
+  ["magenta", "#c734c0"],
+  ["cyan", "#0d9fb0"],
+  ["yellow", "#d9a400"],
 ];
 
 /** The dancers of persons 1, 2, …, as they are chosen. */

@@ -48,5 +48,8 @@ export function ago(moment_s, now_s = Date.now() / 1000) {
   if (past < 60) return "just now";
   if (past < 3600) return `${Math.floor(past / 60)} min ago`;
   if (past < 86400) return `${Math.floor(past / 3600)} h ago`;
-  return new Date(moment_s * 1000).toLocaleDateString(undefined, { day: "numeric", month: "short" });
+  return new Date(moment_s * 1000).toLocaleDateString(undefined, {
+    day: "numeric",
+    month: "short",
+  });
 }

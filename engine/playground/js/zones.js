@@ -4,24 +4,40 @@ import { el, fill } from "./dom.js";
 import { choose } from "./media.js";
 
 const ICONS = {
-  picture: "M5 4h14a1 1 0 0 1 1 1v14a1 1 0 0 1-1 1H5a1 1 0 0 1-1-1V5a1 1 0 0 1 1-1Zm7 4.2a2.3 2.3 0 1 1 0 4.6 2.3 2.3 0 0 1 0-4.6ZM7 20c.4-3.6 2.2-5.2 5-5.2s4.6 1.6 5 5.2",
+  picture:
+    "M5 4h14a1 1 0 0 1 1 1v14a1 1 0 0 1-1 1H5a1 1 0 0 1-1-1V5a1 1 0 0 1 1-1Zm7 4.2a2.3 2.3 0 1 1 0 4.6 2.3 2.3 0 0 1 0-4.6ZM7 20c.4-3.6 2.2-5.2 5-5.2s4.6 1.6 5 5.2",
   motion: "M4 5h16v14H4zM8 5v14M16 5v14M4 9.7h4M4 14.3h4M16 9.7h4M16 14.3h4",
 };
 
 const ZONES = {
-  picture: { title: "Picture", kinds: "who dances: JPEG, PNG, WebP, AVIF", accept: "image/*", icon: "picture" },
+  picture: {
+    title: "Picture",
+    kinds: "who dances: JPEG, PNG, WebP, AVIF",
+    accept: "image/*",
+    icon: "picture",
+  },
   motion: {
-    title: "Dance", kinds: "how: MP4, MOV, MKV, WebM, GIF, or joints as NPZ",
-    accept: "video/*,image/gif,.mkv,.mov,.npz", icon: "motion",
+    title: "Dance",
+    kinds: "how: MP4, MOV, MKV, WebM, GIF, or joints as NPZ",
+    accept: "video/*,image/gif,.mkv,.mov,.npz",
+    icon: "motion",
   },
   pictureMask: { title: "Mask of the picture", isLine: true, accept: "image/*" },
-  motionMask: { title: "Mask of the dance", isLine: true, accept: "video/*,image/*,.npz,.zip,.mkv" },
+  motionMask: {
+    title: "Mask of the dance",
+    isLine: true,
+    accept: "video/*,image/*,.npz,.zip,.mkv",
+  },
 };
 
 /** Fills an element with the zone of a slot, and keeps it true to the store. */
 export function placeZone(element, slot, store) {
   const zone = ZONES[slot];
-  const input = el("input", { type: "file", accept: zone.accept, "aria-label": `${zone.title}: choose a file` });
+  const input = el("input", {
+    type: "file",
+    accept: zone.accept,
+    "aria-label": `${zone.title}: choose a file`,
+  });
   const drop = el("label", { class: "drop" }, input);
   const caption = el("p", { class: "caption", hidden: true });
   const wrong = el("p", { class: "bad", role: "alert" });
@@ -39,9 +55,7 @@ export function placeZone(element, slot, store) {
   drop.addEventListener("drop", (event) => {
     const file = event.dataTransfer?.files[0];
     if (!file) return;
-    event.preventDefault();
-    event.stopPropagation();
-    document.body.classList.remove("dragging");
+    event.preventDefault(); // the page sees that the file has its place
     choose(store, slot, file);
   });
 
@@ -54,7 +68,12 @@ export function placeZone(element, slot, store) {
       shown = null;
     } else if (shown !== medium.name + medium.shown) {
       shown = medium.name + medium.shown;
-      fill(drop, input, ...(zone.isLine ? [line(medium, zone)] : [thumb(medium, zone), tag(zone)]), sending);
+      fill(
+        drop,
+        input,
+        ...(zone.isLine ? [line(medium, zone)] : [thumb(medium, zone), tag(zone)]),
+        sending,
+      );
     }
     if (medium) {
       sending.hidden = medium.share >= 1 || Boolean(medium.error);
@@ -77,8 +96,13 @@ function line(medium, zone) {
 
 function hint(zone) {
   if (zone.isLine) return el("span", { text: `${zone.title}: add one` });
-  return el("span", { class: "hint-inner" },
-    drawn(ICONS[zone.icon]), el("strong", { text: zone.title }), el("span", { class: "kinds", text: zone.kinds }));
+  return el(
+    "span",
+    { class: "hint-inner" },
+    drawn(ICONS[zone.icon]),
+    el("strong", { text: zone.title }),
+    el("span", { class: "kinds", text: zone.kinds }),
+  );
 }
 
 function drawn(path) {
@@ -88,8 +112,14 @@ function drawn(path) {
   svg.setAttribute("aria-hidden", "true");
   const line = document.createElementNS(space, "path");
   for (const [key, value] of Object.entries({
-    d: path, fill: "none", stroke: "currentColor", "stroke-width": "1.5", "stroke-linejoin": "round", "stroke-linecap": "round",
-  })) line.setAttribute(key, value);
+    d: path,
+    fill: "none",
+    stroke: "currentColor",
+    "stroke-width": "1.5",
+    "stroke-linejoin": "round",
+    "stroke-linecap": "round",
+  }))
+    line.setAttribute(key, value);
   svg.append(line);
   return svg;
 }
@@ -99,11 +129,20 @@ function thumb(medium, zone) {
   if (!medium.shown) return unseen();
   const isVideo = medium.kind === "video" || medium.kind === "joints";
   const seen = isVideo
-    ? el("video", { src: medium.shown, muted: true, playsinline: true, preload: "auto", "aria-hidden": "true" })
+    ? el("video", {
+        src: medium.shown,
+        muted: true,
+        playsinline: true,
+        preload: "auto",
+        "aria-hidden": "true",
+      })
     : el("img", { src: medium.shown, alt: "" });
   if (isVideo) {
     seen.muted = true;
-    seen.addEventListener("loadedmetadata", () => (seen.currentTime = Math.min(0.4, seen.duration / 4)));
+    seen.addEventListener(
+      "loadedmetadata",
+      () => (seen.currentTime = Math.min(0.4, seen.duration / 4)),
+    );
   }
   seen.addEventListener("error", () => seen.replaceWith(unseen()), { once: true });
   return seen;
@@ -111,7 +150,10 @@ function thumb(medium, zone) {
 
 function named(medium, zone, slot, store) {
   const remove = el("button", {
-    type: "button", class: "quiet", "aria-label": `Remove the file: ${zone.title}`, text: "×",
+    type: "button",
+    class: "quiet",
+    "aria-label": `Remove the file: ${zone.title}`,
+    text: "×",
     click: () => {
       store.set({ [slot]: null, example: null });
       document.querySelector(`[aria-label="${zone.title}: choose a file"]`)?.focus();

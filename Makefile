@@ -11,7 +11,7 @@ NANO2 := engine/demo/nano_scail2
 SCENE := --image $(NANO2)/dancer.png --reference-mask $(NANO2)/dancer_mask.png \
   --video $(NANO2)/driving.mp4 --mask $(NANO2)/driving_mask.npz
 
-.PHONY: setup demo test test-slow lint bench proof clean
+.PHONY: setup demo playground test test-slow lint bench proof clean
 
 setup: .venv/ready
 
@@ -43,6 +43,10 @@ demo: setup
 	  $(BIN)/python -m engine.demo.show --image $(NANO2)/dancer.png --driving $(NANO2)/driving.mp4 \
 	    --clip out/stages/$$mode.mp4 --beside out/demo-$$mode.mp4 || exit 1; \
 	done
+
+# the shipped models, on any machine; docs/serve.md
+playground: setup
+	$(BIN)/python -m engine playground
 
 lint: setup
 	$(BIN)/ruff check .

@@ -23,15 +23,18 @@ from engine.cli.generate import (
     check_models,
     check_options,
     read_options,
+    take_settings,
 )
 from engine.cli.masks import add_masks_options, make, segmenter, with_own_masks
 from engine.cli.plans import gigabytes, memory_plans
+from engine.cli.serve import add_serve_options, playground, serve
 from engine.command_line import Parser, end_on_signals, path, program, run
 from engine.config import models_dir, state_dir
 from engine.demo.presets import Preset
 from engine.errors import BadRequest, EngineError
 from engine.flow import Settings, override
 from engine.golden.verify import recompute
+from engine.jobs.like import comment_of, require_same_kind
 from engine.load import load_exact, load_package
 from engine.machine.device import find_device
 from engine.machine.gpu import Gpu, arch_of, find_gpu, require_driver
@@ -80,11 +83,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 def generate(args: argparse.Namespace) -> None:
     """Makes a clip."""
     check_models(args)
+    alike = take_settings(args)
     check_options(args)
     device = find_device()
     chosen = None if args.package is None else choose_package(args.package, device)
     segment = segmenter(args.models or models_dir())
     asked = read_options(args, chosen, makes_masks=segment is not None)
+    if alike is not None:
+        require_same_kind(alike, asked.served)
+        asked = dataclasses.replace(asked, notes=(*asked.notes, *alike.told))
     check_settings(asked.request.settings, asked.served.kind.name)
     with tempfile.TemporaryDirectory(prefix="masks-") as folder:
         request = with_own_masks(asked.request, args.persons, segment, Path(folder))
@@ -112,7 +119,8 @@ def _generate(
     )
     pipeline = _load(args, chosen, networks, settings, demo)
     origin = "SCAIL" if demo is None else "DEMO WEIGHTS"
-    clip = pipeline.run(request, args.out, f"{origin}, seed {request.settings.seed}", stages)
+    comment = comment_of(request.settings, asked.served.kind.name, origin)
+    clip = pipeline.run(request, args.out, comment, stages)
     print(
         f"{clip.path}: {clip.frames} frames of {clip.width}x{clip.height} at {clip.fps:g} fps, "
         f"seed {clip.seed}, {sum(clip.timings_ms.values()) / 1000:.1f} s"
@@ -339,6 +347,11 @@ COMMANDS = {
                 _add_verify_options),
         Command("hub-check", "do hub.json, tests.json and the image agree", hub_check,
                 _add_hub_options),
+    ),
+    "serve": (
+        Command("serve", "jobs over HTTP on this machine's own GPU; docs/serve.md", serve,
+                add_serve_options),
+        Command("playground", "the same, and its page is opened", playground, add_serve_options),
     ),
 }  # fmt: skip
 # Programs of their own, told beside the commands.

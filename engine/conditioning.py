@@ -17,6 +17,7 @@ from engine.flow import Conditions, Request, RoleFrames, Roles, Source
 from engine.machine.resident import Resident
 from engine.masks.colours import driving_channels, reference_channels
 from engine.media.framing import frames_to_network, skeleton_to_network
+from engine.models.latent_colours import LatentColours
 from engine.models.vae import Vae
 from engine.models.vision import VisionEncoder
 
@@ -33,6 +34,7 @@ class Encoders:
     decode: Callable[[Tensor], Iterator[Tensor]]  # latents [16, t, h, w] -> [n, H, W, 3] u8 each
     vision_home: Resident = field(default_factory=Resident)
     vae_home: Resident = field(default_factory=Resident)
+    colours: Callable[[], LatentColours] | None = None  # for previews; None: there are none
 
 
 @torch.inference_mode()

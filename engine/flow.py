@@ -77,6 +77,7 @@ class Settings:
     who: tuple[int, ...] = ()  # persons of the driving mask who are person 1, 2, ..; (): as it says
     strict: bool = False  # a warning about the media is an error
     drift: Drift = "first"  # of a clip with masks and several segments
+    keep_settings: bool = False  # the clip tells how it was made, in the comment of its file
 
 
 Changed = TypeVar("Changed", Recipe, Settings)
@@ -111,6 +112,7 @@ class Request:
     mask: Path | None = None  # who is who in the motion
     reference_mask: Path | None = None  # who is who in the picture
     references: tuple[Reference, ...] = ()
+    preview: Path | None = None  # a PNG that is written anew at every step
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -39,6 +39,7 @@ from engine.memory import (
 from engine.models.attention import find_attention
 from engine.models.checkpoint import Checkpoint
 from engine.models.known_prompts import KnownPrompts
+from engine.models.latent_colours import LatentColours, latent_colours
 from engine.models.locate import IMAGE_ENCODER, TEXT_ENCODER, VAE, find_model
 from engine.models.lora import Lora
 from engine.models.stored_prompts import StoredPrompts, load_prompts
@@ -82,7 +83,7 @@ def load_exact(
     def decode(latents: Tensor) -> Iterator[Tensor]:
         return map(frames_to_u8, vae.decode(latents))
 
-    encoders = Encoders(text, vision, vae, decode)
+    encoders = Encoders(text, vision, vae, decode, colours=_colours(vae, settings))
     return Pipeline(denoiser, encoders, _capture(networks, settings), Memory.unplanned())
 
 
@@ -127,7 +128,7 @@ def load_package(
         text, vision, vae = encoding.result()
     norm = program.norm_of(vae)
     decoder = VaeDecoder(vae, norm, frames_to_u8, recorder)
-    encoders = Encoders(text, vision, vae, decoder.decode)
+    encoders = Encoders(text, vision, vae, decoder.decode, colours=_colours(vae, settings))
     if chosen.gpu is not None:
         encoders = _movable(encoders, settings.device)
     movable = Movable(
@@ -155,7 +156,13 @@ def _movable(encoders: Encoders, device: torch.device) -> Encoders:
         encoders.decode,
         Resident(lambda: vision.move(device), lambda: vision.move(host)),
         Resident(lambda: vae.to(device), lambda: vae.to(host)),
+        encoders.colours,
     )
+
+
+def _colours(vae: Vae, settings: ModelSettings) -> Callable[[], LatentColours]:
+    """Fits what previews are made with when the first is wanted, wherever the VAE is then."""
+    return cache(partial(latent_colours, vae, settings.state / "colours"))
 
 
 def _stored_prompts(package: Package) -> StoredPrompts | None:

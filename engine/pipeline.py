@@ -11,9 +11,11 @@ from tqdm import tqdm
 from engine.clock import Clock
 from engine.conditioning import Encoders, condition_motion, condition_pictures
 from engine.denoise.guidance import Denoiser
+from engine.denoise.preview import previewed
 from engine.denoise.sampler import denoise, noise_like, seeded
 from engine.denoise.segments import Segment, ending, kept, segments_of, within_clip
 from engine.denoise.windows import (
+    ClipVelocity,
     Retold,
     Watch,
     evaluations,
@@ -182,13 +184,19 @@ class Pipeline:
             total = evaluations(recipe, shape[1])
             velocity = reporting(self.denoiser.bind(conditions, recipe), total, watch)
             return denoise(
-                windowed(velocity, cut),
+                self._previewed(windowed(velocity, cut), request.preview),
                 noise.to(self.denoiser.device),
                 recipe,
                 draw=lambda: noise_like(tuple(noise.shape), generator),
                 progress=lambda done: _advance(bar, done),
                 history=conditions.history,
             )
+
+    def _previewed(self, velocity: ClipVelocity, path: Path | None) -> ClipVelocity:
+        if path is None:
+            return velocity
+        assert self.encoders.colours is not None
+        return previewed(velocity, self.encoders.colours().frames, path)
 
     def require_finite(self, latents: Tensor) -> None:
         if not latents.isfinite().all():

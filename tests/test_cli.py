@@ -203,6 +203,24 @@ def test_generate_writes_a_clip_that_says_it_is_a_demo(files, capsys):
     assert b"DEMO WEIGHTS, seed 0" in (files / "clip.mp4").read_bytes()
 
 
+def test_a_clip_like_another_has_its_bytes_but_for_options_that_are_given(files, capsys):
+    assert run(files, "--seed", "7", "--shift", "2.5", "--prompt", "a wish") == 0
+    like, preview = ("--like", str(files / "clip.mp4")), str(files / "now.png")
+    assert run(files, *like, "--preview", preview, out="same.mp4") == 0
+    assert (files / "same.mp4").read_bytes() == (files / "clip.mp4").read_bytes()
+    assert Image.open(preview).size[0] > 800  # frames side by side
+    assert run(files, *like, "--seed", "8", out="other.mp4") == 0
+    other = (files / "other.mp4").read_bytes()
+    assert b"a wish" in other and b'"shift": 2.5' in other and b"DEMO WEIGHTS, seed 8" in other
+    assert run(files, "--like", str(files / "clip.mp4"), out="clip.mp4") != 0  # it is an input
+    assert "is an input" in capsys.readouterr().err
+
+
+def test_settings_of_no_clip_of_ours_are_refused(files, capsys):
+    assert run(files, "--like", str(files / "text.mp4")) != 0
+    assert "text.mp4 is no video that can be read" in capsys.readouterr().err
+
+
 def test_a_checkpoint_with_a_models_folder_makes_the_same_clip_as_the_demo(files, capsys):
     demo, names = SHIPPED.weights(state_dir()), ("clip.mp4", "given.mp4")
     assert run(files) == 0

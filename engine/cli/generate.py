@@ -26,6 +26,7 @@ from engine.flow import (
     Settings,
     override,
 )
+from engine.jobs.like import Like, like
 from engine.jobs.served import (
     Served,
     check_mode,
@@ -57,6 +58,37 @@ _ROLES = (
     "mask", "reference_mask", "reference", "reference_mask_of", "segments", "framing", "who",
     "strict", "drift", "align",
 )  # fmt: skip
+
+
+# What a clip may say of itself and options call otherwise; the rest has one name here and there.
+_CALLED = {"context_frames": "window_frames", "context_overlap": "overlap_frames"}
+_OF_RECIPE = ("recipe", "sampler", "steps", "cfg", "shift", *_CALLED)
+_SIZE = ("width", "height")
+_LEFT_OUT = {"audio": True, "strict": False}  # what flags are unless they are given
+
+
+def take_settings(args: argparse.Namespace) -> Like | None:
+    """Reads the settings of the clip that --like names, for all options that are not given.
+
+    A recipe that is given takes the place of all that the clip says of its own, and a side of the
+    frame that of both. Raises as `like` does.
+    """
+    if args.like is None:
+        return None
+    found = like(args.like, args.like.name)
+    left = {name for name in found.given if _is_open(args, _CALLED.get(name, name))}
+    if args.recipe is not None:
+        left -= {*_OF_RECIPE}
+    if any(getattr(args, side) is not None for side in _SIZE):
+        left -= {*_SIZE}
+    for name in left:
+        setattr(args, _CALLED.get(name, name), getattr(found.fields, name))
+    return found
+
+
+def _is_open(args: argparse.Namespace, option: str) -> bool:
+    """Tells whether an option was left out."""
+    return getattr(args, option, None) in (None, _LEFT_OUT.get(option))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -132,6 +164,7 @@ def _request(
         args.mask,
         args.reference_mask,
         _references(args.reference, args.reference_mask_of),
+        args.preview,
     )
     return request, note
 
@@ -160,7 +193,10 @@ def check_options(args: argparse.Namespace) -> None:
         args.checkpoint, *args.reference, *(file for _, file in args.reference_mask_of),
         *(file for file, _ in args.lora),
     ]  # fmt: skip
-    check_output(args.out, ".mp4", *(file for file in named if file is not None))
+    inputs = [file for file in (*named, args.like) if file is not None]
+    check_output(args.out, ".mp4", *inputs)
+    if args.preview is not None:
+        check_output(args.preview, ".png", *inputs)
 
 
 def numbered_file(text: str) -> tuple[int, Path]:
@@ -226,6 +262,8 @@ def add_generate_options(command: Parser) -> None:
     add("--precision", choices=PRECISIONS, help="fp32 on a CPU, bf16 on a GPU")
 
     add = command.add_argument_group("look").add_argument
+    add("--like", type=path, metavar="CLIP.mp4", help="the settings of a clip of this engine, for "
+        "all options that are not given")  # fmt: skip
     add("--prompt", help="what the clip shows")
     add("--negative-prompt", help="what it should not show; seen where the cfg is not 1")
     add("--recipe", choices=get_args(RecipeName), help="official if not given; of a package of "
@@ -244,6 +282,8 @@ def add_generate_options(command: Parser) -> None:
     add = command.add_argument_group("output").add_argument
     add("--out", type=path, required=True, metavar="CLIP.mp4")
     add("--no-audio", dest="audio", action="store_false", help="leave the sound of the motion out")
+    add("--preview", type=path, metavar="FILE.png", help="what the clip will be, written anew at "
+        "every step")  # fmt: skip
     add("--stages", type=path, metavar="DIR", help="keep skeleton, latents, activations, timings")
 
 

@@ -152,6 +152,7 @@ class Fields(_Part):
     frame_load_cap: Whole = None
     select_every_nth: Whole = None
     audio: Flag = None
+    keep_settings: Flag = None
     persons: Whole = None
     align: Annotated[Align | None, _ONE_OF] = None
     max_seconds: Number = None

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from engine.config import KINDS, LIMITS, ModelKind
 from engine.errors import BadRequest, Unavailable
-from engine.flow import KindName, Mode, Motion, RecipeName
+from engine.flow import KindName, Mode, Motion, RecipeName, Settings
 from engine.recipes import row_of
 
 # The fields of requests that one kind alone understands, without "_url", "_path" and "_base64".
@@ -37,6 +37,7 @@ class Served:
     refused: Mapping[RecipeName, str] = field(default_factory=dict)  # and what is to be done
     who: str = "this worker"
     makes_masks: bool = False  # where none come
+    usual: Settings | None = None  # of requests that name no recipe; None: those of its kind
 
 
 PREVIEW = Served()  # where nothing else is known

@@ -35,7 +35,7 @@ SAID_NOWHERE: Mapping[KindName, Mapping[RecipeName, Settings]] = {
 def usual_settings(
     name: RecipeName | None, defaults: Defaults, served: Served
 ) -> tuple[Settings, list[str]]:
-    """Finds the settings of a request that names its recipe at most.
+    """Finds the settings of a request that names its recipe at most: a demo has its own.
 
     The sentences say if what it names has another name here. Raises `BadRequest` for a recipe that
     the kind of model does not have.
@@ -43,6 +43,8 @@ def usual_settings(
     kind = served.kind.name
     row, said = row_of(kind, name or defaults.recipe)
     settings = SAID_NOWHERE[kind][row]
+    if served.usual is not None and name is None and defaults.recipe is None:
+        settings = served.usual
     settings = dataclasses.replace(settings, fit=defaults.fit, mode=mode_of(None, served))
     return settings, [] if said is None or name is None else [said]
 

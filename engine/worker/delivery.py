@@ -52,8 +52,8 @@ def deliver(
     wanted: Delivery,
     bucket: Bucket | None,
     check: Check,
-    network: Internet = INTERNET,
     beside_bytes: int = 0,
+    network: Internet = INTERNET,
 ) -> Delivered:
     """Delivers `clip`, or a smaller one that is made beside it. `check` may raise to end the job.
 

@@ -24,8 +24,10 @@ class JobProgress:
         report: ProgressReport,
         max_seconds: float | None,
         now: Callable[[], float] = time.monotonic,
+        every_s: float = REPORT_S,
     ) -> None:
         self._report, self._now, self._max_seconds = report, now, max_seconds
+        self._every_s = every_s
         self._began = self._told = now()
         self._ends = math.inf
         self._cancelled = threading.Event()
@@ -67,7 +69,7 @@ class JobProgress:
         self._where = stage, int(done)
         self.check()
         now = self._now()
-        if now - self._told >= REPORT_S:
+        if now - self._told >= self._every_s:
             self._told = now
             left_s = (now - self._began) * (100 - done) / done if done else None
             eta_s = None if left_s is None else round(left_s)

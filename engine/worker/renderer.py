@@ -16,6 +16,7 @@ from engine.denoise.packaged import PackagedDenoiser
 from engine.denoise.windows import Watch
 from engine.errors import EngineError, UnsupportedGpu
 from engine.flow import Clip, KindName, Recipe, Request, Settings
+from engine.jobs.like import comment_for
 from engine.jobs.served import Served
 from engine.jobs.usual import usual_sizes
 from engine.load import load_package
@@ -34,6 +35,7 @@ from engine.program import (
     make_program,
 )
 from engine.recipes import row_of
+from engine.source import load_source
 from engine.stage_dump import StageDump
 from engine.worker.convolutions import choose_plans
 from engine.worker.endpoint import Endpoint
@@ -93,7 +95,7 @@ def renderer_of(
     log.info("%s is served: %s", served.kind.title, " and ".join(served.modes) or "animation")
 
     def run(request: Request, out: Path, watch: Watch) -> Clip:
-        comment = f"SCAIL, seed {request.settings.seed}"
+        comment = comment_for(request.settings, served.kind.name, "SCAIL")
         return pipeline.run(request, out, comment, StageDump(None), watch)
 
     return Renderer(
@@ -107,6 +109,7 @@ def renderer_of(
         high_water=lambda: _high_water(device),
         served=served,
         segment=segment_with(endpoint.models, device, endpoint.state),
+        see=lambda request, check: load_source(request, pipeline.capture, check),
     )
 
 

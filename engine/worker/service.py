@@ -16,7 +16,7 @@ from contextvars import copy_context
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from engine.clock import Clock
 from engine.config import Defaults, defaults
@@ -29,7 +29,7 @@ from engine.errors import (
     OutputError,
     Unavailable,
 )
-from engine.flow import Clip, Request
+from engine.flow import Check, Clip, Request, Source
 from engine.jobs.job import Job
 from engine.jobs.parse import parse_job
 from engine.jobs.served import PREVIEW, Served
@@ -37,21 +37,24 @@ from engine.jobs.told import bounded
 from engine.masks.making import Segment
 from engine.memory import ClipShape, MemoryPlan
 from engine.worker.bucket import check_bucket
-from engine.worker.delivery import Delivered, deliver
-from engine.worker.dry_run import DryRun, dry_run, measure, sized
+from engine.worker.delivery import Delivered
+from engine.worker.dry_run import DryRun, dry_run, load_undanced, measure, sized
 from engine.worker.endpoint import Endpoint
 from engine.worker.gather import Gathering, gather
 from engine.worker.joblog import name_of
 from engine.worker.masks import framing_of, returned, shown_masks, with_wanted
+from engine.worker.outlet import RUNPOD, Outlet
 from engine.worker.progress import JobProgress, ProgressReport
 from engine.worker.scratch import Scratch
 
 log = logging.getLogger(__name__)
 
 EXACT = "sdpa"  # attention in 16 bits by PyTorch, for a clip that came out wrong with another
+LOOKED_AT = 13  # frames, from which a look ahead is drawn
 _SEND_S = 3.0  # for a reply to reach the platform
 
 Response = dict[str, Any]  # JSON, as clients read it
+Work: TypeAlias = "Callable[[Job, str, Renderer, JobProgress], Response]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +70,15 @@ class Renderer:
     high_water: Callable[[], int | None]  # the most bytes of GPU memory since the last call
     served: Served = PREVIEW  # what jobs may ask of the model
     segment: Segment | None = None  # makes masks, for jobs without any
+    see: Callable[[Request, Check], Source] = load_undanced  # reads the media as `run` does
 
 
 class Worker:
     """Owns the renderer, its thread, and the folder of jobs."""
 
-    def __init__(self, endpoint: Endpoint, scratch: Scratch) -> None:
+    def __init__(self, endpoint: Endpoint, scratch: Scratch, outlet: Outlet = RUNPOD) -> None:
         """Makes a worker that serves once `start` was called."""
-        self.endpoint = endpoint
+        self.endpoint, self._outlet = endpoint, outlet
         self._scratch = scratch
         self._thread = ThreadPoolExecutor(1, "job")
         self._defaults = Defaults()
@@ -135,20 +139,42 @@ class Worker:
 
         If the waiting task is cancelled, the job ends at its next forward, and only then this does.
         """
-        renderer = self._renderer
-        try:
-            job = parse_job(given, self._defaults, renderer.served if renderer else PREVIEW)
-        except BadRequest:
-            if renderer is None:  # a job for another model than the one that is not there
-                raise self._new_problem() from None
-            raise
+        job, renderer = self._parsed(given)
         if job.action == "health":
             return self.health()
         if renderer is None:
             raise self._new_problem()
-        progress = JobProgress(report, job.max_seconds)
         work = self._works[job.action]
-        name = name_of(given)
+        return await self._worked(work, job, name_of(given), renderer, report)
+
+    async def look(
+        self, given: Mapping[str, object], report: ProgressReport, show: Callable[[Source], None]
+    ) -> Response:
+        """Reads the first frames of a job as its clip would, has `show` draw them, and renders
+        nothing. Raises as `answer` does.
+        """
+        job, renderer = self._parsed(given)
+        if renderer is None:
+            raise self._new_problem()
+        work = partial(self._look, show=show)
+        return await self._worked(work, job, name_of(given), renderer, report)
+
+    def _parsed(self, given: Mapping[str, object]) -> tuple[Job, Renderer | None]:
+        renderer = self._renderer
+        try:
+            return parse_job(
+                given, self._defaults, renderer.served if renderer else PREVIEW
+            ), renderer
+        except BadRequest:
+            if renderer is None:  # a job for another model than the one that is not there
+                raise self._new_problem() from None
+            raise
+
+    async def _worked(
+        self, work: Work, job: Job, name: str, renderer: Renderer, report: ProgressReport
+    ) -> Response:
+        """Has the thread do the work of a job, and waits for it."""
+        progress = JobProgress(report, job.max_seconds, every_s=self._outlet.report_s)
         self._waiting += 1
         self._running.add(progress)
         try:
@@ -169,6 +195,11 @@ class Worker:
                 self._answered = time.monotonic()
         self._done += 1
         return response
+
+    @property
+    def problem(self) -> EngineError | None:
+        """What the start has found, that each job is told; None where jobs are served."""
+        return self._problem
 
     def _new_problem(self) -> EngineError:
         """Makes the problem of the start anew, so that its trace is that of one job."""
@@ -205,6 +236,8 @@ class Worker:
         with self._scratch.job_folder() as folder:
             with clock("fetch"):
                 request = self._fetch(job, folder, progress)
+            if self._outlet.preview is not None:
+                request = replace(request, preview=self._outlet.preview(name))
             progress("fetch", 1.0)
             renderer.high_water()
             request, of_masks = with_wanted(job, request, renderer.segment, folder, progress)
@@ -212,10 +245,9 @@ class Worker:
             masks = returned(job, request, folder, name, progress)
             with clock("deliver"):
                 bucket = job.bucket or self.endpoint.bucket
-                sent = deliver(
-                    clip.path, name, job.delivery, bucket, progress.check,
-                    beside_bytes=masks.nbytes,
-                )  # fmt: skip
+                sent = self._outlet.send(
+                    clip.path, name, job.delivery, bucket, progress.check, masks.nbytes
+                )
         laps = {"fetch": clock.laps["fetch"], **clip.timings_ms, "deliver": clock.laps["deliver"]}
         self._learn(request, clip)
         facts = {
@@ -277,6 +309,27 @@ class Worker:
                 }
             )
 
+    def _look(
+        self,
+        job: Job,
+        name: str,
+        renderer: Renderer,
+        progress: JobProgress,
+        show: Callable[[Source], None],
+    ) -> Response:
+        """Reads the first frames and has them shown. Runs in the worker's thread."""
+        progress.begin()
+        with self._scratch.job_folder() as folder:
+            request = self._fetch(job, folder, progress)
+            frames = min(request.settings.frames or LOOKED_AT, LOOKED_AT)
+            first = replace(request, settings=replace(request.settings, frames=frames))
+            source = renderer.see(first, progress.check)
+            show(source)
+        return {
+            "frames": len(source.skeleton),
+            "warnings": self._told(*job.warnings, *source.notes),
+        }
+
     def _told(self, *warnings: str) -> list[str]:
         """Returns warnings as clients are told them: redacted, and no more than anybody reads."""
         return [self.endpoint.redact.tell(warning) for warning in bounded(warnings)]
@@ -284,7 +337,7 @@ class Worker:
     def _check_delivery(self, job: Job, progress: JobProgress) -> None:
         if job.bucket is not None:
             check_bucket(job.bucket, progress.check)
-        elif job.delivery == "url" and self.endpoint.bucket is None:
+        elif job.delivery == "url" and self.endpoint.bucket is None and not self._outlet.has_urls:
             raise Unavailable(
                 "There is no bucket to put the clip into. Send s3Config, set BUCKET_* for the "
                 'endpoint, or ask for the output "base64".'

@@ -26,6 +26,7 @@ engine.residency engine.demo engine.jobs engine.build
 engine.program engine.pipeline
 engine.load
 engine.worker
+engine.server
 engine.cli
 engine.__main__ build_engine handler
 virtual_gpu

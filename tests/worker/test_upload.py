@@ -283,7 +283,7 @@ def test_the_jobs_deadline_ends_an_upload(clip):
         Server({"*": first_then_again(CONTINUE)}) as server,
         pytest.raises(DeadlineExceeded, match="the 60 s"),
     ):
-        deliver(clip, "job", "url", jobs(), progress.check, server.network())
+        deliver(clip, "job", "url", jobs(), progress.check, network=server.network())
 
 
 def test_a_name_that_leads_inside_since_it_was_checked_is_not_asked(clip):
@@ -318,14 +318,14 @@ def test_an_upload_that_fails_says_why_without_address_or_key(clip, url):
 
 def test_a_long_id_of_a_job_makes_a_short_name(clip):
     with Server({"*": taking(reply())}) as server:
-        url = upload(clip, jobs(), "../" * 50_000, nothing, server.network())
+        url = upload(clip, jobs(), "../" * 50_000, nothing, network=server.network())
     assert len(url) < 1000
     assert ".." not in url
 
 
 def test_a_clip_that_no_bucket_takes_is_in_the_reply_with_a_bounded_warning(clip):
     with Server({"*": refused(b"b." * 40_000)}) as server:
-        sent = deliver(clip, "job", "url", jobs(), nothing, server.network())
+        sent = deliver(clip, "job", "url", jobs(), nothing, network=server.network())
     assert sent.key == "video"
     assert sent.warnings == (
         "The bucket did not take the clip (it answers 403). The clip is in the reply instead.",

@@ -1,0 +1,1 @@
+"""The same jobs over HTTP on one's own GPU."""

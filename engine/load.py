@@ -26,6 +26,7 @@ from engine.machine.pinned import pinner
 from engine.machine.rates import copy_rate
 from engine.machine.resident import Resident
 from engine.machine.upload import PackageWeights
+from engine.masks.networks import MaskFiles
 from engine.media.framing import frames_to_u8
 from engine.memory import (
     CUDA_BYTES,
@@ -199,9 +200,13 @@ def _planner(
     text = passing_bytes(found.text, settings.text_dtype) if needs_text else 0
     vae = sum(weight.nbytes for weight in encoders.vae.parameters())
     dtype = encoders.vae.conv2.weight.dtype
+    segmenting = 0
+    if manifest.model.kind.modes:  # Preview takes no masks
+        segmenting = MaskFiles(found.folder, settings.device, settings.state).gpu_bytes()
     bytes_of = EncoderBytes(
-        text, encoders.vision.nbytes, vae, dtype, norm is channel_norm_reference, capture
-    )
+        text, encoders.vision.nbytes, vae, dtype, norm is channel_norm_reference, capture,
+        segmenting,
+    )  # fmt: skip
     grows, rates = expandable_segments(), _rates(denoiser, settings.device)
 
     def plan_now(shape: ClipShape) -> MemoryPlan:

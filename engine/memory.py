@@ -129,6 +129,7 @@ class EncoderBytes:
     vae_dtype: torch.dtype = torch.bfloat16
     plain_norm: bool = False  # the decoder's norm is PyTorch's: no kernel fits this VAE
     capture: int = 0  # of motion capture's networks, which stay once a dance was seen
+    segmenting: int = 0  # what SAM 2 takes while masks are made; it leaves before the clip
 
 
 # as people have them: UMT5-XXL in BF16, CLIP-H, the VAE of Wan 2.1
@@ -158,6 +159,7 @@ class Footprint:
     vision: int
     vae: int
     capture: int  # motion capture's networks
+    segmenting: int  # SAM 2, before a clip
     contexts: int  # keys and values of text and picture, of all blocks
     tables: int  # RoPE
     latents: int
@@ -284,7 +286,8 @@ def _on(
     course = fp.course if rung.graphs else fp.course.launched
     gap = allocator_gap(course, expandable=fp.running.expandable)
     peaks: dict[Stage, int] = {
-        "conditioning": idle + max(fp.text, alone * fp.vision, alone * fp.vae + fp.encode),
+        "conditioning": idle
+        + max(fp.text, alone * fp.vision, alone * fp.vae + fp.encode, fp.segmenting),
         "denoise": idle
         + (fp.contexts + fp.tables + fp.latents + most_bytes(course))
         + max(0, gap - GAP_BYTES),
@@ -354,6 +357,7 @@ def _footprint(
         vision=encoders.vision,
         vae=encoders.vae,
         capture=encoders.capture,
+        segmenting=encoders.segmenting,
         contexts=model.layers * sum(keys * count for keys, count in kept) * (2 * 2 * model.dim + 4),
         tables=sum(kind.told.total for kind in kinds) * TABLE_BYTES,
         latents=LATENTS_HELD * 4 * LATENT_CHANNELS * clip * cells

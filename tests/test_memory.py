@@ -395,6 +395,18 @@ def test_what_stays_and_what_comes_and_goes_add_up():
     assert last.peaks["denoise"] > last.resident_bytes + bytes_of.blocks
 
 
+def test_room_for_making_masks_is_asked_of_the_stage_before_the_clip_and_given_back():
+    shape, sam = shape_of("512x896", **PLAIN), replace(ENCODERS, segmenting=3 * GB)
+    plain, more = (plan(REAL_SCAIL2, shape, each, 10**12) for each in (ENCODERS, sam))
+    spent = max(ENCODERS.text, plain.footprint.encode)  # it does not run beside these
+    assert more.peaks["conditioning"] - plain.peaks["conditioning"] == 3 * GB - spent
+    assert {more.peaks[stage] - plain.peaks[stage] for stage in ("denoise", "decode")} == {0}
+    assert more.resident_bytes == plain.resident_bytes
+    large = replace(ENCODERS, segmenting=12 * GB)
+    without, beside = (plan(REAL_SCAIL2, shape, each, FREE[24]) for each in (ENCODERS, large))
+    assert beside.rung != without.rung  # weights leave, so that masks can be made
+
+
 def test_motion_capture_is_counted_in_every_stage_of_every_rung():
     shape, captures = shape_of("512x896", **PRODUCTION), replace(ENCODERS, capture=3 * 10**9)
     plain, more = (plan(REAL, shape, each, 10**12) for each in (ENCODERS, captures))

@@ -61,7 +61,7 @@ def segment_with(
                 clip, lambda: _frames(wanted, check), _picture(wanted, check), wish, check,
                 bars.tell, lambda: files.require_time(wanted.count, count, wanted.is_patient),
             )  # fmt: skip
-        except RuntimeError as error:  # no plan of a clip knows of SAM 2
+        except RuntimeError as error:  # what the plan of the clip before has left is too little
             if not ran_out(error):
                 raise
             raise TooLarge(

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, get_args
 
 from engine.config import LIMITS, SIZE_MULTIPLE, TRAINED_SIZE, Defaults
-from engine.flow import Recipe
+from engine.flow import Framing, Recipe
 from engine.jobs.usual import usual_settings
 from engine.recipes import RECIPES
 from engine.server import examples
@@ -60,6 +60,8 @@ def _model(model: Model, *, is_loaded: bool) -> dict[str, Any]:
         "is_loaded": is_loaded,
         "modes": [*served.modes],
         "takes_masks": bool(kind.modes),
+        "takes_who": bool(kind.modes),
+        "framings": [*get_args(Framing)] if kind.modes else [],
         "segments": [*kind.segments],
         "max_persons": LIMITS.max_identities if kind.modes else LIMITS.max_persons,
         "presets": _presets(model),

@@ -5,13 +5,14 @@ Limits: docs/reference/masks.md 6.4.
 """
 
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.flow import Warned
+from engine.masks.cuts import is_cut
 from engine.masks.tracks import Tracks
 
 _SHORT_SIDE = 512  # at which lengths are counted
@@ -19,8 +20,6 @@ _LEAST_AREA, _LEAST_TALL = 0.01, 96  # of the frame; pixels
 _MOST_ABSENT = 0.1  # of the frames
 _MOST_CHANGE = 2.0  # times the area, from a frame to the next
 _STAYS, _TAKES = 0.3, 0.5  # IoU with its own mask of the frame before, and with another's
-_CUT = 60  # levels, mean over pixels and channels
-_COARSE = 8  # every such pixel is looked at for cuts
 _ORDER_S = 1.0
 
 
@@ -39,15 +38,11 @@ def findings(tracks: Tracks, frames: Tensor, fps: float) -> tuple[Warned, ...]:
 
 def cuts_of(tracks: Tracks, frames: Tensor) -> list[int]:
     """Numbers the first frames after film cuts: the picture changes, or all persons do."""
-    pixels = frames[:, ::_COARSE, ::_COARSE].numpy().astype(np.int16)
-    changes = np.zeros(len(frames))
-    for number in range(1, len(frames)):
-        changes[number] = np.abs(pixels[number] - pixels[number - 1]).mean()
-    is_cut = changes > _CUT
+    begins = np.array([False, *(is_cut(*pair) for pair in pairwise(frames.numpy()))])
     if len(tracks.persons) > 1:
         before, now = tracks.is_seen[:-1], tracks.is_seen[1:]
-        is_cut[1:] |= before.any(1) & now.any(1) & ~(before & now).any(1)
-    return [int(number) for number in np.flatnonzero(is_cut)]
+        begins[1:] |= before.any(1) & now.any(1) & ~(before & now).any(1)
+    return [int(number) for number in np.flatnonzero(begins)]
 
 
 def _cut(cuts: list[int], fps: float) -> Warned:

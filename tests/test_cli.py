@@ -277,4 +277,5 @@ def test_help_of_generate_groups_its_options(capsys):
 def test_every_setting_of_a_clip_has_an_option(capsys):
     told = help_of(capsys, "generate")
     options = {option.replace("-", "_") for option in re.findall(r"--(?:no-)?([a-z-]+)", told)}
-    assert {field.name for field in dataclasses.fields(Settings)} <= options
+    always = {"keep_settings"}  # a clip of `generate` tells its settings
+    assert {field.name for field in dataclasses.fields(Settings)} <= options | always

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from engine.config import LIMITS
@@ -85,6 +84,8 @@ def match(
         person = int(np.argmax(overlaps[order]))
         how = f"its place is most like the picture's, IoU {overlaps[order][person]:.2f}"
         return (person + 1,), _told([person + 1], many, fate, how)
+    from scipy.optimize import linear_sum_assignment  # slow to import: only when used
+
     costs = _middles(picture)[by_appearance(picture)][:, None] - _middles(clip)[order][None]
     rows, columns = linear_sum_assignment((costs**2).sum(-1))
     who = [int(column) + 1 for _, column in sorted(zip(rows, columns))]

@@ -128,8 +128,8 @@ def test_a_folder_without_packages_is_told_with_what_is_looked_for(tmp_path):
     assert find_packages(tmp_path) == []
     assert refusal(tmp_path) == (
         f"{tmp_path} holds no package: there is no manifest.json in it, nor in a folder of it "
-        "called KIND/ARCH, of preview, scail2 and sm89, sm90, sm120, or ARCH. Build one with "
-        "build_engine.py."
+        "called KIND/ARCH, of preview, scail2 and sm80, sm86, sm89, sm90, sm120, or ARCH. Build "
+        "one with build_engine.py."
     )
 
 

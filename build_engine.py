@@ -14,6 +14,7 @@ from engine.command_line import Parser, end_on_signals, path, program, run
 from engine.config import SCAIL_14B, models_dir, state_dir
 from engine.demo.presets import PRESETS
 from engine.errors import BadRequest
+from engine.models.locate import VAE, search
 from engine.models.lora import file_and_strength
 from kernels.arch import ARCHS, Arch
 from kernels.fp8 import FORMS
@@ -63,6 +64,7 @@ def _order(args: argparse.Namespace) -> Order:
         calibration=args.calibration,
         prompts=args.prompts,
         models=models,
+        vae=None if args.models is None else search(args.models, VAE),
     )
 
 
@@ -84,7 +86,12 @@ def _parser() -> Parser:
     )
     add("--calibration", type=path, metavar="DIR", help="of generate --stages")
     add("--prompts", type=path, metavar="FILE", help="a prompt a line, embedded into the package")
-    add("--models", type=path, metavar="DIR", help="text encoder for --prompts ($SCAIL_MODELS)")
+    add(
+        "--models",
+        type=path,
+        metavar="DIR",
+        help="text encoder for --prompts ($SCAIL_MODELS); its VAE gives previews their colours",
+    )
     return parser
 
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -40,7 +40,7 @@ from engine.memory import (
 from engine.models.attention import find_attention
 from engine.models.checkpoint import Checkpoint
 from engine.models.known_prompts import KnownPrompts
-from engine.models.latent_colours import LatentColours, latent_colours
+from engine.models.latent_colours import LatentColours, latent_colours, name_of
 from engine.models.locate import IMAGE_ENCODER, TEXT_ENCODER, VAE, find_model
 from engine.models.lora import Lora
 from engine.models.stored_prompts import StoredPrompts, load_prompts
@@ -49,7 +49,7 @@ from engine.models.vae import Vae, load_vae
 from engine.models.vae_decode import VaeDecoder
 from engine.models.vision import VisionEncoder
 from engine.package.folder import Package
-from engine.package.manifest import PROMPTS
+from engine.package.manifest import PROMPTS, PreviewColours
 from engine.pipeline import Pipeline
 from engine.pose.capture import capture_skeleton
 from engine.pose.extract import PoseExtractor
@@ -129,7 +129,8 @@ def load_package(
         text, vision, vae = encoding.result()
     norm = program.norm_of(vae)
     decoder = VaeDecoder(vae, norm, frames_to_u8, recorder)
-    encoders = Encoders(text, vision, vae, decoder.decode, colours=_colours(vae, settings))
+    encoders = Encoders(text, vision, vae, decoder.decode)
+    encoders = replace(encoders, colours=_colours(vae, settings, chosen.package.manifest.colours))
     if chosen.gpu is not None:
         encoders = _movable(encoders, settings.device)
     movable = Movable(
@@ -161,8 +162,14 @@ def _movable(encoders: Encoders, device: torch.device) -> Encoders:
     )
 
 
-def _colours(vae: Vae, settings: ModelSettings) -> Callable[[], LatentColours]:
-    """Fits what previews are made with when the first is wanted, wherever the VAE is then."""
+def _colours(
+    vae: Vae, settings: ModelSettings, stored: PreviewColours | None = None
+) -> Callable[[], LatentColours]:
+    """What previews are made with: of the package, if its VAE was this one, else fitted when the
+    first is wanted, wherever the VAE is then.
+    """
+    if stored is not None and stored.vae == name_of(vae):
+        return cache(partial(LatentColours.of, stored.values))
     return cache(partial(latent_colours, vae, settings.state / "colours"))
 
 

@@ -26,10 +26,12 @@ from engine.diskcache import remembered_sha256
 from engine.errors import BadRequest
 from engine.machine.heap import keep_freed_memory
 from engine.models.checkpoint import Checkpoint
+from engine.models.latent_colours import latent_colours, name_of
 from engine.models.locate import TEXT_ENCODER, find_model
 from engine.models.lora import Lora
 from engine.models.lora_roles import role_of
 from engine.models.text import find_tokenizer, store_prompts
+from engine.models.vae import load_vae
 from engine.package.contents import REPORT
 from engine.package.folder import PackageWriter
 from engine.package.manifest import (
@@ -39,6 +41,7 @@ from engine.package.manifest import (
     Manifest,
     MergedLora,
     Native,
+    PreviewColours,
     Prompts,
     Rotation,
     SourceFile,
@@ -69,6 +72,7 @@ class Order:
     calibration: Path | None = None  # a folder of `generate --stages`
     prompts: Path | None = None  # a text file, a prompt a line
     models: Path = Path()  # where the text encoder for them is
+    vae: Path | None = None  # to which the colours of previews are fitted
 
 
 def make_package(order: Order, out: Path, state: Path) -> Path:
@@ -98,6 +102,7 @@ def make_package(order: Order, out: Path, state: Path) -> Path:
             writer.add_file(kernel_path(kernel.name), kernel.data)
         tensorrt = add_tensorrt(writer, order, checkpoint.config, form)
         stored = None if prompts is None else add_prompts(writer, *prompts, order.models, state)
+        colours = None if order.vae is None else preview_colours(order.vae, state)
         return writer.finish(
             Manifest(
                 model_kind=kind,
@@ -114,6 +119,7 @@ def make_package(order: Order, out: Path, state: Path) -> Path:
                 native=Native(tuple(kernel.record() for kernel in kernels)),
                 tensorrt=tensorrt,
                 prompts=stored,
+                colours=colours,
             )
         )
 
@@ -216,6 +222,13 @@ def add_prompts(
     stored = store_prompts(prompts, encoder, models, state / "prompts", torch.bfloat16)
     writer.add_file(PROMPTS, stored.dump())
     return Prompts(len(stored.rows), stored.encoder_sha256)
+
+
+def preview_colours(path: Path, state: Path) -> PreviewColours:
+    """Fits what previews are made with to a VAE. Raises what loading it raises."""
+    vae = load_vae(path, torch.device("cpu"), torch.float32)
+    made = latent_colours(vae, state / "colours")
+    return PreviewColours(name_of(vae), tuple(made.values))
 
 
 def read_prompts(path: Path) -> list[str]:

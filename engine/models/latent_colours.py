@@ -7,6 +7,7 @@ squares to what the VAE makes of drawings of clouds and blocks, always the same 
 
 import hashlib
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,8 @@ _CLIPS, _FRAMES, _SIDE = 8, 5, 128
 _SCALES = (4, 8, 16, 32)  # sides of the noise that clouds are blown up from
 _SEED = 20261130
 _KEPT_BYTES = 2**20
-_VALUES = 3 * (LATENT_CHANNELS + 1)
+COUNT = 3 * (LATENT_CHANNELS + 1)
+_FLOATS = struct.Struct(f"<{COUNT}f")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,19 @@ class LatentColours:
 
     weight: Tensor  # [3, 16] fp32
     bias: Tensor  # [3] fp32
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "LatentColours":
+        """Makes the map of its numbers. Raises `ValueError` for another count of them."""
+        if len(values) != COUNT:
+            raise ValueError(f"{len(values)} numbers; a map of latents to colours has {COUNT}")
+        table = torch.tensor(values, dtype=torch.float32).view(3, -1)
+        return cls(table[:, :-1].contiguous(), table[:, -1].contiguous())
+
+    @property
+    def values(self) -> list[float]:
+        """The numbers of the map: of red, green and blue 16 weights and a bias each."""
+        return torch.cat([self.weight, self.bias[:, None]], dim=1).flatten().tolist()
 
     def frames(self, latents: Tensor) -> Tensor:
         """Shows latents [16, n, h, w], any float: [n, h, w, 3] u8, on their device."""
@@ -43,13 +58,11 @@ class LatentColours:
 def latent_colours(vae: Vae, cache: Path) -> LatentColours:
     """Returns the map of a VAE, fitted now or read from the folder of the cache."""
     kept = DiskCache(cache, _KEPT_BYTES)
-    key = f"colours of latents {_SEED} {_digest(vae)}"
-    if (data := kept.read(key)) is not None and len(data) == 4 * _VALUES:
-        values = torch.tensor(struct.unpack(f"<{_VALUES}f", data)).view(3, -1)
-        return LatentColours(values[:, :-1].contiguous(), values[:, -1].contiguous())
+    key = f"colours of latents {_SEED} {name_of(vae)}"
+    if (data := kept.read(key)) is not None and len(data) == _FLOATS.size:
+        return LatentColours.of(_FLOATS.unpack(data))
     made = fit_colours(vae)
-    values = torch.cat([made.weight, made.bias[:, None]], dim=1).flatten().tolist()
-    kept.write(key, struct.pack(f"<{_VALUES}f", *values))
+    kept.write(key, _FLOATS.pack(*made.values))
     return made
 
 
@@ -96,12 +109,11 @@ def _means(clip: Tensor) -> Tensor:
     return torch.cat([small[:, :1], later], dim=1)
 
 
-def _digest(vae: Vae) -> str:
-    """Names a VAE by the weights next to its latents."""
+def name_of(vae: Vae) -> str:
+    """Names a VAE by the weights next to its latents, as BF16 holds them."""
     near = (vae.conv1, vae.conv2)
+    weights = (weight for conv in near for weight in conv.parameters())
     held = b"".join(
-        weight.detach().float().cpu().numpy().tobytes()
-        for conv in near
-        for weight in conv.parameters()
+        weight.detach().bfloat16().cpu().view(torch.int16).numpy().tobytes() for weight in weights
     )
     return hashlib.sha256(held).hexdigest()

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Literal, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
 
-from engine.config import KINDS, ModelConfig
+from engine.config import KINDS, LATENT_CHANNELS, ModelConfig
 from engine.errors import BadPackage
 from engine.flow import KindName, LoraRole
 from kernels.arch import ARCHS
@@ -80,6 +80,14 @@ class Prompts:
 
 
 @dataclass(frozen=True, slots=True)
+class PreviewColours:
+    """What previews are made with: a linear map, which was fitted to one VAE."""
+
+    vae: str  # its name by `engine.models.latent_colours.name_of`
+    values: tuple[float, ...]  # of the map, as `LatentColours.values` lists them
+
+
+@dataclass(frozen=True, slots=True)
 class Rotation:
     """How the rows of linears are rotated, and which are. Others are stored as they are."""
 
@@ -127,6 +135,7 @@ class Manifest:
     native: Native
     tensorrt: Mapping[str, object]  # the program's facts, or {"absent": a sentence why}
     prompts: Prompts | None
+    colours: PreviewColours | None = None  # None: fitted where the package runs
     tensors: tuple[Entry, ...] = ()  # in load order
     files: tuple[PackageFile, ...] = ()  # all but the manifest
 
@@ -271,6 +280,11 @@ def check(manifest: Manifest) -> None:
     if missing := [path for path in needed if path not in files]:
         raise ValueError(f"its list of files lacks {missing[0]}")
     check_index(manifest.tensors, files[WEIGHTS].bytes)
+    values = () if manifest.colours is None else manifest.colours.values
+    if manifest.colours is not None and len(values) != 3 * (LATENT_CHANNELS + 1):
+        raise ValueError(f"its colours for previews are {len(values)} numbers")
+    if not all(map(math.isfinite, values)):
+        raise ValueError("its colours for previews are not finite")
 
 
 def check_index(tensors: tuple[Entry, ...], size: int) -> None:

@@ -21,7 +21,10 @@ from engine.demo.weights import demo_weights
 from engine.denoise.block import LINEARS
 from engine.errors import BadCheckpoint, BadPackage, BadRequest, BuildFailed
 from engine.models.dit import Linear, Scail
+from engine.models.latent_colours import LatentColours, fit_colours, name_of
+from engine.models.locate import VAE, find_model
 from engine.models.stored_prompts import load_prompts
+from engine.models.vae import load_vae
 from engine.package.folder import open_package
 from engine.package.search import find_packages
 from kernels.aot.cubin import spec_digest
@@ -132,6 +135,17 @@ def test_prompts_are_embedded_into_the_package(demo, tmp_path):
     assert package.manifest.prompts.count == 2
     assert package.manifest.prompts.encoder_sha256 == stored.encoder_sha256
     assert all(rows.isfinite().all() for rows in stored.rows.values())
+    assert package.manifest.colours is None  # no VAE was given
+
+
+def test_a_package_built_with_a_vae_knows_the_colours_of_its_previews(demo, tmp_path):
+    path = find_model(demo.models, VAE)
+    order = Order(SM90, demo.checkpoint, vae=path)
+    stored = open_package(make_package(order, tmp_path / "out", STATE)).manifest.colours
+    vae = load_vae(path, torch.device("cpu"), torch.float32)
+    fitted = fit_colours(vae)
+    assert LatentColours.of(stored.values).values == pytest.approx(fitted.values, abs=1e-3)
+    assert stored.vae == name_of(vae) == name_of(vae.bfloat16())  # as a GPU holds it
 
 
 @pytest.mark.parametrize(

@@ -57,3 +57,10 @@ def test_numbers_that_are_not_finite_are_shown_as_grey():
     assert colours.frames(latents).tolist() == [[[[128, 128, 128]]]]
     latents[:] = 1000.0
     assert colours.frames(latents).tolist() == [[[[255, 255, 255]]]]
+
+
+def test_the_numbers_of_a_map_make_it_again_and_others_are_refused(colours):
+    again = LatentColours.of(colours.values)
+    assert torch.equal(again.weight, colours.weight) and torch.equal(again.bias, colours.bias)
+    with pytest.raises(ValueError, match="50 numbers"):
+        LatentColours.of(colours.values[:-1])

@@ -1,5 +1,7 @@
 """Framing by joints: a stand-in detector answers from the drawn persons' own joints."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,55 +12,11 @@ from engine.masks.colours import BLACK, BLUE, CLASSES, WHITE, paint
 from engine.masks.framed import Shown, frame_persons
 from engine.masks.looked import Looked, joints_of, masks_of
 from engine.masks.tracks import box_of, track
-from engine.pose.boxes import Detection
-from engine.pose.keypoints import Keypoints
+from tests.support.drawn_joints import NOBODY, Drawn, detected, points
 from tests.support.mask_scenes import drawn_person
 
 SIZE = (512, 896)
-# joints of `drawn_person`, x from the middle and y from the top of somebody 300 high; neither
-# toes nor a chin
-STANDING = np.array([
-    (0, 30), (0, 60), (-38, 60), (-40, 100), (-40, 150), (38, 60), (40, 100), (40, 150),
-    (-20, 168), (-20, 235), (-20, 290), (20, 168), (20, 235), (20, 290),
-    (-6, 25), (6, 25), (-15, 28), (15, 28),
-], float)  # fmt: skip
-KNEE = 235
-HIDDEN = {"face": [0, 14, 15], "ankles": [10, 13], "back": [14, 15]}
-
-
-def points(tall, foot, across, hidden=()):
-    """Joints [18, 2] in pixels of a drawn person, and which are seen [18]."""
-    visible = np.ones(18, bool)
-    visible[list(hidden)] = False
-    return STANDING * tall / 300 + [across, foot - tall], visible
-
-
-def detected(height, width, *persons):
-    """The answer of a detector for persons as `points` gives them; boxes are around joints."""
-    body = np.stack([joints for joints, _ in persons])
-    boxes = np.concatenate([body.min(1) - 8, body.max(1) + 8], axis=1).clip(0, [width, height] * 2)
-    none = np.full((len(persons), 68, 2), -1, np.float32)
-    found = Keypoints(
-        (body / [width, height]).astype(np.float32), np.stack([seen for _, seen in persons]),
-        none, np.full((len(persons), 2, 21, 2), -1, np.float32),
-    )  # fmt: skip
-    return Detection(found, boxes.astype(np.float32))
-
-
-NOBODY = Detection(detected(9, 9, points(9, 9, 9)).keypoints, np.empty((0, 4), np.float32))
-
-
-class Drawn:
-    """A detector of a picture and a motion, told apart by their first pixel; notes each."""
-
-    def __init__(self, picture, *frames):
-        self.answers = {255: picture, **dict(enumerate(frames))}
-        self.asked = []
-
-    def __call__(self, frames):
-        for frame in frames:
-            self.asked.append(int(frame[0, 0, 0]))
-            yield self.answers[self.asked[-1]]
+KNEE = 235  # rows below the top of a drawn person 300 high
 
 
 def without_networks(frames):
@@ -216,10 +174,35 @@ def test_points_outside_of_the_picture_are_unseen_and_strangers_are_nobody():
     assert np.flatnonzero(np.isnan(found[:, 0])).tolist() == [9, 10, 12, 13]  # 265 is out
     assert found[1] == pytest.approx([200, 90], abs=1e-4)
     assert np.isnan(joints_of(detected(height, width, points(300, 330, 500)), mask)).all()
-    beside = points(300, 330, 260)  # its box overlaps, its points lie beside the mask
-    assert np.isnan(joints_of(detected(height, width, beside), mask)).all()
+    own, box = detected(height, width, points(300, 330, 200)), box_of(mask)
+    beside = replace(detected(height, width, points(300, 330, 280)), boxes=box[None])
+    assert np.isnan(joints_of(beside, mask)).all()  # the box fits, and the points do not
+    large = np.array([[0, 0, width, height]], np.float32)  # the points fit, and the box does not
+    assert np.isnan(joints_of(replace(own, boxes=large), mask)).all()
     assert np.isnan(joints_of(NOBODY, mask)).all()
-    assert np.isnan(joints_of(detected(height, width, beside), np.zeros_like(mask))).all()
+    assert np.isnan(joints_of(own, np.zeros_like(mask))).all()
+
+
+def test_who_comes_later_is_looked_at_from_where_all_of_him_is_seen():
+    nobody, there = np.zeros(SIZE, bool), drawn_person(*SIZE, 330, 570, 400)
+    own, height = (300, 330, 200), 30 + KNEE
+    shown = scene([drawn_person(height, 700, *own)], [[nobody]] * 3 + [[there]] * 9)
+    still = detected(*SIZE, points(330, 570, 400))
+    look = Drawn(detected(height, 700, points(*own)), *[NOBODY] * 3, *[still] * 9)
+    found = frame_persons(shown, "replacement", "auto", look)
+    assert look.asked == [255, *range(3, 11)]
+    assert found.standing[0].scale == pytest.approx(1.1, rel=1e-5)
+
+
+def test_a_driver_whose_box_grows_may_stand_up_and_is_looked_at():
+    own = (300, 350, 300)
+    low, up = drawn_person(*SIZE, 250, 470, 400), drawn_person(*SIZE, 280, 470, 400)
+    person, driver = detected(400, 600, points(*own)), detected(*SIZE, points(250, 470, 400))
+    for after, asked in ((low, []), (up, [255, *range(16)])):
+        look = Drawn(person, *[driver] * 20)
+        shown = scene([drawn_person(400, 600, *own)], [[low]] * 5 + [[after]] * 15)
+        frame_persons(shown, "replacement", "auto", look)
+        assert look.asked == asked
 
 
 def test_missing_networks_are_named_by_the_warning_of_missing_legs_alone():

@@ -103,14 +103,14 @@ def _generate(
 ) -> None:
     """Makes the clip that was asked for, whose masks are there."""
     request, demo = asked.request, asked.demo
-    check_source(request)
+    networks = Networks(args.models or models_dir(), device, state_dir())
+    check_source(request, networks.look)
     for note in asked.notes:
         log.warning("%s", note)
     stages = StageDump(args.stages)
 
     if device.type == "cpu":
         keep_freed_memory()
-    networks = Networks(args.models or models_dir(), device, state_dir())
     if request.kind == "video" and request.settings.mode is None:
         networks.require()
     precision = args.precision or ("bf16" if device.type == "cuda" else "fp32")

@@ -85,7 +85,8 @@ def load_exact(
         return map(frames_to_u8, vae.decode(latents))
 
     encoders = Encoders(text, vision, vae, decode, colours=_colours(vae, settings))
-    return Pipeline(denoiser, encoders, _capture(networks, settings), Memory.unplanned())
+    capture = _capture(networks, settings)
+    return Pipeline(denoiser, encoders, capture, Memory.unplanned(), networks.look)
 
 
 def load_package(
@@ -145,7 +146,7 @@ def load_package(
     planner = _planner(chosen, found, encoders, norm, settings, denoiser, networks.gpu_bytes())
     others = no_others if chosen.gpu is None else partial(held_by_others, CUDA_BYTES)
     memory = Memory(planner, movable, others)
-    return Pipeline(denoiser, encoders, _capture(networks, settings), memory)
+    return Pipeline(denoiser, encoders, _capture(networks, settings), memory, networks.look)
 
 
 def _movable(encoders: Encoders, device: torch.device) -> Encoders:

@@ -30,6 +30,7 @@ from engine.drift.steady import Steady
 from engine.errors import NotFinite, TooLarge
 from engine.flow import Check, Clip, Conditions, Request, Source
 from engine.machine.exhausted import ran_out
+from engine.masks.looked import Look
 from engine.media.blank import refuse_blank
 from engine.media.mp4 import encode_mp4
 from engine.residency import Memory
@@ -43,12 +44,18 @@ class Pipeline:
     """Owns the loaded models. A job finds nothing of the job before it that changes its clip."""
 
     def __init__(
-        self, denoiser: Denoiser, encoders: Encoders, capture: MotionCapture, memory: Memory
+        self,
+        denoiser: Denoiser,
+        encoders: Encoders,
+        capture: MotionCapture,
+        memory: Memory,
+        look: Look | None = None,  # finds joints, for framing
     ) -> None:
         self.denoiser = denoiser
         self.encoders = encoders
         self.capture = capture
         self.memory = memory
+        self.look = look
 
     def run(
         self,
@@ -84,7 +91,7 @@ class Pipeline:
 
     def _source(self, request: Request, check: Check) -> Source:
         try:
-            return load_source(request, self.capture, check)
+            return load_source(request, self.capture, check, self.look)
         except RuntimeError as error:  # no plan knows of the networks of motion capture
             if not ran_out(error):
                 raise

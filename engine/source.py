@@ -15,6 +15,7 @@ from engine.config import LIMITS
 from engine.denoise.segments import segments_of
 from engine.errors import BadMedia
 from engine.flow import Check, Request, Sound, Source, Standing, Warned, go_on
+from engine.masks.looked import Look
 from engine.masks.making import Segment, Wanted
 from engine.masks.reader import DRIVING
 from engine.masks.roles import Motion, Picture, read_roles
@@ -45,12 +46,15 @@ _SLACK = Fraction(1, 50)  # of that: clocks of cameras drift, and 30.02 is 30
 log = logging.getLogger(__name__)
 
 
-def load_source(request: Request, capture: MotionCapture, check: Check = go_on) -> Source:
+def load_source(
+    request: Request, capture: MotionCapture, check: Check = go_on, look: Look | None = None
+) -> Source:
     """Reads the files of a request and brings them to the size of the clip.
 
-    `capture` turns a dance into a skeleton; a model that takes masks sees the dance itself. Sound
-    that cannot be read is a note, and costs nothing but itself. Raises `BadMedia`, and what
-    `capture` and `check` raise.
+    `capture` turns a dance into a skeleton; a model that takes masks sees the dance itself, and
+    `look` finds joints in it where a mask does not tell how large somebody is. Sound that cannot be
+    read is a note, and costs nothing but itself. Raises `BadMedia`, and what `capture` and `check`
+    raise.
     """
     picture, alpha = load_layers(request.image)
     video = None if request.kind == "joints" else probe_video(request.motion, check=check)
@@ -74,7 +78,7 @@ def load_source(request: Request, capture: MotionCapture, check: Check = go_on) 
         whole = trim_to_whole_latents(len(skeleton))
         return Source(image, skeleton[:whole], fps, sound, notes)
     moving, still = Motion(skeleton, fps, video, shown_at), Picture(picture, alpha)
-    cast = read_roles(request, wanted.mode, moving, still, check)
+    cast = read_roles(request, wanted.mode, moving, still, check, look)
     notes = (*notes, *_left_out(request, len(skeleton)), *cast.notes)
     if wanted.strict and notes:
         raise BadMedia(_strictly(notes))
@@ -142,13 +146,14 @@ def with_masks(
     return replace(request, mask=kept, settings=settings), made.warned
 
 
-def check_source(request: Request) -> None:
+def check_source(request: Request, look: Look | None = None) -> None:
     """Checks a request's files before anything is loaded, and logs what a clip will lack.
 
-    Raises `BadMedia`, and `BadRequest` for masks that do not go with the rest.
+    `look` is as in `load_source`. Raises `BadMedia`, and `BadRequest` for masks that do not go with
+    the rest.
     """
     if request.settings.mode is not None:
-        source = load_source(request, _nobody)
+        source = load_source(request, _nobody, look=look)
         for note in source.notes:
             log.warning("%s", note)
         for standing in source.standing:

@@ -16,7 +16,9 @@ from engine.flow import Recipe, Request, Settings, Warned
 from engine.masks.made import MadeMasks
 from engine.masks.saved import load_made
 from engine.media.video import probe_video
-from engine.source import load_source
+from engine.pose.networks import Networks
+from engine.source import check_source, load_source
+from tests.support.drawn_joints import larger_trunk
 from tests.support.scail2 import FRAMES, SIZE, dance, labels, noise, npz, png, square
 
 SMALL = ("--width", "96", "--height", "64")
@@ -164,3 +166,26 @@ def test_the_command_is_listed_with_its_options():
         ["masks", "--video", "v", "--image", "i", "--out", "m.npz", "--who", "2,1", "--slow"]
     )
     assert (args.who, args.slow, args.mode, args.out) == ((2, 1), True, "animation", Path("m.npz"))
+
+
+def test_where_legs_are_cut_joints_tell_the_size(files, monkeypatch, caplog):
+    cut = np.zeros((FRAMES, *SIZE), np.uint8)
+    cut[:, 16:, 8:40] = 1
+    np.savez(files / "cut.npz", masks=cut)
+    given = ["--mode", "replacement", "--models", str(files)]
+    assert masks(files, *given, mask="cut.npz") == 0
+    assert (
+        "Joints would tell. No 2D keypoint networks: put yolox_l.onnx and dw-ll_ucoco_384.onnx"
+        in caplog.text
+    )
+    assert f"into {files} or its detection, DWPose" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(Networks, "look", lambda self, frames: larger_trunk(frames))
+    assert masks(files, *given, "--framing", "auto", mask="cut.npz") == 0
+    assert "nothing tells how large" not in caplog.text
+    assert "No face is seen of the person in blue" in caplog.text
+    caplog.clear()
+    request = request_of(files, mask=files / "cut.npz", reference_mask=files / "ref_mask.png")
+    with caplog.at_level("INFO", "engine"):
+        check_source(request, larger_trunk)  # as `generate` does before it loads
+    assert "The person in blue: scale 1.500, 48 pixels high" in caplog.text

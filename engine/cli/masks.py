@@ -22,6 +22,7 @@ from engine.errors import BadMedia, OutputError
 from engine.flow import Framing, Mode, Request, Settings, Source, Warned, override
 from engine.machine.device import find_device
 from engine.masks.corrections import Correction, read_corrections
+from engine.masks.looked import Look
 from engine.masks.made import MadeMasks
 from engine.masks.making import Segment, no_segmenter, read_masks
 from engine.masks.preview import preview_frames, stills
@@ -29,6 +30,7 @@ from engine.masks.reader import DRIVING, REFERENCE
 from engine.masks.saved import FORMS, save_masks, save_reference
 from engine.masks.segment import segment_with
 from engine.media.mp4 import encode_mp4
+from engine.pose.networks import Networks
 from engine.recipes import RECIPES, check_output, check_settings
 from engine.source import load_source, told, wanted_masks, with_masks
 from kernels.whole_file import whole_file
@@ -55,7 +57,8 @@ def make(args: argparse.Namespace) -> str:
     with tempfile.TemporaryDirectory(prefix="masks-") as folder:
         kept = Path(folder, "masks.npz")
         save_masks(kept, made, DRIVING[mode])
-        source = _source(request, kept)
+        networks = Networks(args.models or models_dir(), find_device(), state_dir())
+        source = _source(request, kept, networks.look)
     warned = _all_warnings(made, source)
     for one in warned:
         log.warning("%s", one)
@@ -112,16 +115,15 @@ def _check_outputs(args: argparse.Namespace) -> None:
         check_output(args.preview, ".mp4", *inputs)
 
 
-def _source(request: Request, mask: Path) -> Source:
+def _source(request: Request, mask: Path, look: Look) -> Source:
     """The media of a job with masks whose persons have their places already."""
 
     def nobody(*_: object) -> tuple[Tensor, float]:
         raise AssertionError("masks need no skeleton")
 
     settings = dataclasses.replace(request.settings, who=(), strict=False)
-    return load_source(
-        dataclasses.replace(request, settings=settings, mask=mask, reference_mask=None), nobody
-    )
+    kept = dataclasses.replace(request, settings=settings, mask=mask, reference_mask=None)
+    return load_source(kept, nobody, look=look)
 
 
 def _all_warnings(made: MadeMasks, source: Source) -> list[str]:

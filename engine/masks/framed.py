@@ -8,33 +8,32 @@
 Source: docs/reference/masks.md 6.3 and 6.4.
 """
 
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from engine.errors import MissingModel
 from engine.flow import Check, Framing, Mode, Standing, Warned, go_on
 from engine.masks.colours import CLASSES, numbers_of, paint
 from engine.masks.cutting import Cut, cut_out, moved, share_inside
-from engine.masks.placing import Body, Placement, placement
+from engine.masks.looked import Look, Looked, masks_of
+from engine.masks.placing import Body, Placement, frames_asked, placement
 from engine.masks.reader import DRIVING
-from engine.masks.tracks import Floats, Tracks, box_of
+from engine.masks.tracks import Tracks, box_of
 from engine.media.framing import Size, covering_size
 
-# frames [n, H, W, 3] u8 and a person's box [4] in the first -> joints [n, 18, 2] in pixels, as
-# `placing.Body` has them
-Look: TypeAlias = Callable[[Tensor, Floats], Floats]
-
-LOOKED_AT = 16  # frames of a motion for joints, from where a person is measured
 _LEAST_RATIO, _MOST_RATIO = 0.8, 1.25
 _MOST_SCALE = 2.0
 _MOST_CROPPED = 0.02  # of a person
 _MOST_SHAPE = 0.35  # of the logarithm of the ratio of two shapes
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +43,7 @@ class Shown:
     picture: Tensor  # [h, w, 3] u8
     numbers: Tensor  # [h, w] u8, of colours
     frames: Tensor  # [T, H, W, 3] u8
+    masks: Tensor  # [T, H, W, 3] u8, painted
     tracks: Tracks
 
 
@@ -66,23 +66,33 @@ class _Pair:
     driver: Body  # in the clip
     person: Body  # in the picture's own pixels
     place: Placement
+    lacks: str = ""  # what joints could not be looked for without
 
 
-def frame_persons(shown: Shown, mode: Mode, framing: Framing, look: Look | None = None) -> Framed:
-    """Places or measures the persons who are in the masks of both, the picture and the motion."""
-    as_is = _as_is(shown)
-    pairs = _pairs(shown, as_is, look)
+def frame_persons(
+    shown: Shown, mode: Mode, framing: Framing, look: Look | None = None, check: Check = go_on
+) -> Framed:
+    """Places or measures the persons who are in the masks of both, the picture and the motion.
+
+    `look` is asked for joints only where they may change what comes out; without its networks the
+    warning of missing legs names them. Raises `BadCheckpoint`, and what `check` raises.
+    """
+    is_placed = mode == "replacement" and framing == "auto"
+    is_moved = mode == "animation" and framing == "driving"
+    pairs = _pairs(shown, _as_is(shown))
     if not pairs:
         return Framed((), ())
-    warned = [one for pair in pairs for one in _legs(pair, shown)]
+    if look is not None:
+        pairs = _seen(pairs, shown, look, check, finds_crouch=is_placed or is_moved)
+    warned = [one for pair in pairs for one in (*_legs(pair, shown), *_face(pair))]
     cut, motion = None, None
-    if mode == "replacement" and framing == "auto":
+    if is_placed:
         # far to near: who stands higher is farther
         pairs = sorted((_placed(pair) for pair in pairs), key=lambda pair: pair.driver.box[3])
         colours = [(CLASSES[pair.colour], pair.place) for pair in pairs]
         cut = cut_out(shown.picture, shown.numbers, colours, shown.tracks.size)
         warned += [one for pair in pairs for one in _enlarged(pair)]
-    elif mode == "animation" and framing == "driving":
+    elif is_moved:
         motion = _motion(max(pairs, key=lambda pair: pair.driver.tall))
     else:
         warned += [one for pair in pairs for one in _sizes(pair, mode, shown.tracks.size)]
@@ -128,21 +138,46 @@ def _as_is(shown: Shown) -> Placement:
     return Placement(scale, -((wide - size[1]) // 2), -((tall - size[0]) // 2), "as it is")
 
 
-def _pairs(shown: Shown, as_is: Placement, look: Look | None) -> list[_Pair]:
+def _pairs(shown: Shown, as_is: Placement) -> list[_Pair]:
     found: list[_Pair] = []
     for person, colour in enumerate(shown.tracks.persons):
         is_person = (shown.numbers == CLASSES[colour]).numpy()
         frame = _first(shown.tracks, person)
         if frame is None or not is_person.any() or is_person.all():
             continue
-        box, own = shown.tracks.boxes[frame, person], box_of(is_person)
-        joints = joints_own = None
-        if look is not None:
-            joints = look(shown.frames[frame : frame + LOOKED_AT], box)
-            joints_own = look(shown.picture[None], own)
-        driver = Body(box, shown.tracks.size[0], joints)
-        body = Body(own, shown.picture.shape[0], joints_own)
+        driver = Body(shown.tracks.boxes[frame, person], shown.tracks.size[0])
+        body = Body(box_of(is_person), shown.picture.shape[0])
         found.append(_Pair(colour, frame, driver, body, as_is))
+    return found
+
+
+def _seen(
+    pairs: list[_Pair], shown: Shown, look: Look, check: Check, *, finds_crouch: bool
+) -> list[_Pair]:
+    """Looks for the joints of those of whom they are needed.
+
+    Of somebody who is not found in the picture the motion is not looked at: nothing compares.
+    """
+    picture = Looked(look, shown.picture[None], check)
+    motion = Looked(look, shown.frames, check)
+    found: list[_Pair] = []
+    for pair in pairs:
+        driver, person = pair.driver, pair.person
+        boxes = shown.tracks.boxes[pair.frame :, shown.tracks.persons.index(pair.colour)]
+        count = frames_asked(driver, person, boxes)
+        if not count or (driver.has_feet and person.has_feet and not finds_crouch):
+            found.append(pair)
+            continue
+        try:
+            person = replace(person, joints=picture.joints(pair.colour, [shown.numbers]))
+            if person.is_found:
+                masks = masks_of(shown.masks[pair.frame : pair.frame + count])
+                joints = motion.joints(pair.colour, masks, pair.frame)
+                driver = replace(driver, joints=joints)
+            found.append(replace(pair, driver=driver, person=person))
+        except MissingModel as error:
+            log.info("nobody looks whether the person in %s crouches: %s", pair.colour, error)
+            found.append(replace(pair, lacks=str(error)))
     return found
 
 
@@ -226,11 +261,12 @@ def _legs(pair: _Pair, shown: Shown) -> Sequence[Warned]:
     else:
         said = f"The person in {pair.colour} has no feet in picture and video"
     if placement(pair.driver, pair.person) is None:
+        joints = f" Joints would tell. {pair.lacks}" if pair.lacks else ""
         return (
             Warned(
                 "legs",
                 f"{said}: nothing tells how large it must be, and it stays as it is. Give a "
-                "picture and a video that show the same of a person.",
+                f"picture and a video that show the same of a person.{joints}",
                 pair.frame,
             ),
         )
@@ -238,6 +274,17 @@ def _legs(pair: _Pair, shown: Shown) -> Sequence[Warned]:
         return ()
     cure = "Give a picture and a video that show the same of a person"
     return (Warned("legs", f"{said}: what is not shown is made up. {cure}.", pair.frame),)
+
+
+def _face(pair: _Pair) -> Sequence[Warned]:
+    """Warns if who was found in the picture does not show a face."""
+    if not pair.person.is_found or pair.person.has_face:
+        return ()
+    said = (
+        f"No face is seen of the person in {pair.colour} in the picture, and the clip makes one "
+        "up. Give a picture of the face."
+    )
+    return (Warned("face", said),)
 
 
 def _enlarged(pair: _Pair) -> Sequence[Warned]:

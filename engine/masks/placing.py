@@ -16,12 +16,15 @@ import numpy as np
 from engine.masks.tracks import Floats
 
 LEAST_SHARE, MOST_HELP = 0.30, 1.2  # of the height of the clip, below which persons are enlarged
+HEIGHT_FRAMES = 16  # of a motion that are looked at, at most
 
 _BORDER = 1.5  # pixels off the lower edge, at least, of somebody whose feet are in the picture
 _CROUCH = 0.85  # of the standing height: who is lower than that crouches
-_NOSE, _NECK, _SHOULDERS, _HIPS = 0, 1, (2, 5), (8, 11)
+_BROAD = 0.4  # width by height of a box that may be one of somebody who crouches or is hidden
+_GROWS = 1.1  # times its first height: somebody who may stand up
+_NOSE, _NECK, _SHOULDERS, _HIPS, _EYES = 0, 1, (2, 5), (8, 11), (14, 15)
 _KNEES, _ANKLES = (9, 12), (10, 13)
-_TORSO_FRAMES, _HEIGHT_FRAMES, _HEIGHT_QUANTILE = 8, 16, 0.9
+_TORSO_FRAMES, _HEIGHT_QUANTILE = 8, 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +43,22 @@ class Body:
     def has_feet(self) -> bool:
         """Whether it stands in the picture with its feet."""
         is_off = bool(self.box[3] <= self.height - _BORDER)
-        if self.joints is None:
+        if self.joints is None or not self.is_found:
             return is_off
         return is_off and bool(np.isfinite(self.joints[0][list(_ANKLES), 0]).all())
+
+    @property
+    def is_found(self) -> bool:
+        """Whether joints were seen where its box is."""
+        return self.joints is not None and bool(np.isfinite(self.joints[0]).any())
+
+    @property
+    def has_face(self) -> bool:
+        """Whether nose and an eye were seen."""
+        if self.joints is None:
+            return False
+        seen = np.isfinite(self.joints[0, :, 0])
+        return bool(seen[_NOSE] and seen[list(_EYES)].any())
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +69,20 @@ class Placement:
     left: float
     top: float
     by: str  # what of both was compared
+
+
+def frames_asked(driver: Body, person: Body, boxes: Floats) -> int:
+    """Counts the frames of the driver in which joints may change its placement; 0: none can.
+
+    `boxes` [n, 4] are those of the driver from its first frame on, NaN where it is not seen. Where
+    both stand off the lower edge only a crouch or hidden ankles could, and boxes that are narrow
+    and do not grow speak against both.
+    """
+    if not (driver.has_feet and person.has_feet):
+        return _TORSO_FRAMES
+    grown = float(np.nanmax(boxes[:HEIGHT_FRAMES, 3] - boxes[:HEIGHT_FRAMES, 1]))
+    is_narrow = all(body.box[2] - body.box[0] <= _BROAD * body.tall for body in (driver, person))
+    return 0 if is_narrow and grown <= _GROWS * driver.tall else HEIGHT_FRAMES
 
 
 Measure = Callable[[Floats], Floats]  # joints [n, 18, 2] -> lengths [n] pixels, NaN unknown
@@ -98,7 +128,7 @@ def _crouching(driver: Body, person: Body) -> float | None:
     """How much larger a driver is who crouches at first, by the lengths of limbs; else None."""
     if driver.joints is None or person.joints is None:
         return None
-    lengths = _limbs(driver.joints[:_HEIGHT_FRAMES])
+    lengths = _limbs(driver.joints[:HEIGHT_FRAMES])
     own = _limbs(person.joints[:1])[0]
     if not np.isfinite(lengths).any() or not np.isfinite(own) or own <= 0:
         return None

@@ -13,14 +13,8 @@ from engine.errors import BadMedia, BadRequest
 from engine.flow import Check, Mode, Request, RoleFrames, Standing, Warned, go_on
 from engine.masks.colours import paint
 from engine.masks.findings import findings
-from engine.masks.framed import (
-    Framed,
-    Look,
-    Shown,
-    frame_persons,
-    move_motion,
-    other_shape,
-)
+from engine.masks.framed import Framed, Shown, frame_persons, move_motion, other_shape
+from engine.masks.looked import Look
 from engine.masks.order import other_order
 from engine.masks.reader import (
     DrivingMask,
@@ -83,7 +77,7 @@ def read_roles(
     """Reads who is who in a job. Where the motion is to stand elsewhere, its frames are moved.
 
     `look` finds joints, which tell how large somebody is of whom legs are missing. Raises
-    `BadMedia`, `BadRequest`, and what `check` raises.
+    `BadMedia`, `BadRequest`, `BadCheckpoint` for networks of `look`, and what `check` raises.
     """
     settings, size = request.settings, (motion.frames.shape[1], motion.frames.shape[2])
     if settings.framing == "driving" and mode == "replacement":
@@ -120,8 +114,8 @@ def _framed(
 ) -> Cast:
     """Measures, places and moves."""
     tracks = track(driving.colours, driving.persons, check)
-    shown = Shown(picture.pixels, reference.numbers, motion.frames, tracks)
-    framed = frame_persons(shown, roles.mode, request.settings.framing, look)
+    shown = Shown(picture.pixels, reference.numbers, motion.frames, driving.colours, tracks)
+    framed = frame_persons(shown, roles.mode, request.settings.framing, look, check)
     warned = [
         *driving.warned,
         *(() if motion.video is None else _of_video(motion.video, picture)),

@@ -1,5 +1,6 @@
 """The motion capture networks of a models folder: found, hashed for the cache, loaded once."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +9,8 @@ import torch
 
 from engine.diskcache import remembered_sha256
 from engine.errors import MissingModel
+from engine.pose.arrays import Frames
+from engine.pose.boxes import Detection
 from engine.pose.detect import Detector, DetectorFiles, find_detector, find_nlf, open_detector
 from engine.pose.nlf import Nlf, load_nlf
 from engine.pose.onnx import gpu_bytes, weight_files
@@ -50,11 +53,13 @@ class Networks:
         if self._device.type != "cuda":
             return 0
         try:
-            files = self._files
-            held = files.nlf.stat().st_size
-            return held + gpu_bytes(files.detector.persons) + gpu_bytes(files.detector.keypoints)
+            held = gpu_bytes(self._pair.persons) + gpu_bytes(self._pair.keypoints)
         except (MissingModel, OSError):  # a job with a dance will say so
             return 0
+        try:
+            return held + self._files.nlf.stat().st_size
+        except (MissingModel, OSError):  # framing looks for joints without it
+            return held
 
     def locator(self) -> Nlf:
         """The network for 3D joints, loaded once. Raises `MissingModel`, `BadCheckpoint`."""
@@ -66,9 +71,20 @@ class Networks:
         """The networks for 2D keypoints, loaded once. Raises `MissingModel`, `BadCheckpoint`."""
         if self._detector is None:
             gpu = self._device.type == "cuda"
-            self._detector = open_detector(self._files.detector, gpu=gpu)
+            self._detector = open_detector(self._pair, gpu=gpu)
         return self._detector
+
+    def look(self, frames: Frames) -> Iterator[Detection]:
+        """Finds keypoints in frames of one clip, in order: the NLF model is not needed.
+
+        Raises as `detector` does.
+        """
+        return self.detector().detect(frames)
 
     @cached_property
     def _files(self) -> NetworkFiles:
-        return NetworkFiles(find_nlf(self._models), find_detector(self._models))
+        return NetworkFiles(find_nlf(self._models), self._pair)
+
+    @cached_property
+    def _pair(self) -> DetectorFiles:
+        return find_detector(self._models)

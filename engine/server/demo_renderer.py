@@ -57,7 +57,8 @@ def load_demo(preset: Preset, endpoint: Endpoint, device: torch.device) -> Rende
         plan=lambda _: None,
         high_water=lambda: None,
         served=served_by_demo(preset),
-        see=lambda request, check: load_source(request, pipeline.capture, check),
+        see=lambda request, check: load_source(request, pipeline.capture, check, pipeline.look),
+        look=networks.look,
     )
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from engine.denoise.segments import segments_of
 from engine.denoise.windows import evaluations, latent_frames
 from engine.flow import Check, Recipe, Request, Source, go_on
+from engine.masks.looked import Look
 from engine.media.framing import Size
 from engine.media.video import VideoInfo, frame_count
 from engine.memory import ClipShape
@@ -35,17 +36,18 @@ class DryRun:
         return denoise_s * self.work / other.work + rest_s * pixels
 
 
-def measure(request: Request, check: Check = go_on) -> Source:
-    """Measures the media of a job. A dance is counted and nobody is looked for in it.
+def measure(request: Request, check: Check = go_on, look: Look | None = None) -> Source:
+    """Measures the media of a job. A dance is counted and nobody is looked for in it, but where
+    framing needs joints, by `look`.
 
     Raises `BadMedia` as rendering would, and what `check` raises.
     """
-    return load_undanced(request, check)
+    return load_undanced(request, check, look)
 
 
-def load_undanced(request: Request, check: Check) -> Source:
+def load_undanced(request: Request, check: Check, look: Look | None = None) -> Source:
     """Reads media as they are; a dance becomes frames without a skeleton."""
-    return load_source(request, _counted, check)
+    return load_source(request, _counted, check, look)
 
 
 def dry_run(request: Request, source: Source) -> DryRun:

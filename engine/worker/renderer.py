@@ -109,7 +109,8 @@ def renderer_of(
         high_water=lambda: _high_water(device),
         served=served,
         segment=segment_with(endpoint.models, device, endpoint.state),
-        see=lambda request, check: load_source(request, pipeline.capture, check),
+        see=lambda request, check: load_source(request, pipeline.capture, check, pipeline.look),
+        look=networks.look,
     )
 
 

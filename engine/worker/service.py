@@ -34,6 +34,7 @@ from engine.jobs.job import Job
 from engine.jobs.parse import parse_job
 from engine.jobs.served import PREVIEW, Served
 from engine.jobs.told import bounded
+from engine.masks.looked import Look
 from engine.masks.making import Segment
 from engine.memory import ClipShape, MemoryPlan
 from engine.worker.bucket import check_bucket
@@ -71,6 +72,7 @@ class Renderer:
     served: Served = PREVIEW  # what jobs may ask of the model
     segment: Segment | None = None  # makes masks, for jobs without any
     see: Callable[[Request, Check], Source] = load_undanced  # reads the media as `run` does
+    look: Look | None = None  # finds joints, for framing
 
 
 class Worker:
@@ -268,7 +270,7 @@ class Worker:
         with self._scratch.job_folder() as folder:
             request = self._fetch(job, folder, progress)
             request, of_masks = with_wanted(job, request, renderer.segment, folder, progress)
-            source = measure(request, progress.check)
+            source = measure(request, progress.check, renderer.look)
             seen = dry_run(request, source)
         with _attending(job.attention or renderer.attention, renderer):
             plan = renderer.plan(seen.shape)  # as this attention needs it
@@ -297,7 +299,7 @@ class Worker:
             request, of_masks = with_wanted(
                 replace(job, wants_masks=True), request, renderer.segment, folder, progress
             )
-            source = measure(request, progress.check)
+            source = measure(request, progress.check, renderer.look)
             masks = returned(job, request, folder, name, progress)
             return (
                 shown_masks(source)

@@ -49,7 +49,7 @@ def motion(tall, foot, across, frames=3, size=SIZE):
 
 
 def shown(picture, numbers, masks, persons=("blue",)):
-    return Shown(picture, numbers, torch.zeros_like(masks), track(masks, persons))
+    return Shown(picture, numbers, torch.zeros_like(masks), masks, track(masks, persons))
 
 
 def seen(cut):
@@ -190,7 +190,7 @@ def test_the_motion_can_be_moved_to_where_the_picture_has_the_person(tall):
     picture, numbers = picture_of(512, 896, 320, 470, 300)
     masks = paint((motion(tall, 500, 448)[..., 0] == 0).to(torch.uint8) * BLUE)
     frames = (masks > 0) * torch.tensor([0, 0, 200], dtype=torch.uint8)
-    held = Shown(picture, numbers, frames, track(masks, ("blue",)))
+    held = Shown(picture, numbers, frames, masks, track(masks, ("blue",)))
     found = frame_persons(held, "animation", "driving")
     move_motion(frames, masks, found.motion)
     box = box_of((masks[1] > 0).any(-1).numpy())

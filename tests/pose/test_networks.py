@@ -5,6 +5,7 @@ import os
 import shutil
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -122,6 +123,20 @@ def test_each_network_is_opened_once(models):
     found = networks(models)
     assert found.locator() is found.locator()
     assert found.detector() is found.detector()
+
+
+def test_keypoints_alone_need_no_network_of_3d_joints(models, onnxruntime_of_the_gpu):
+    (models / NLF).unlink()
+    found = networks(models)
+    (seen,) = found.look([np.zeros((64, 48, 3), np.uint8)])
+    assert seen.keypoints.body.shape[2] == 2
+    sizes = [(models / name).stat().st_size for name in DWPOSE]
+    on_gpu = Networks(models, torch.device("cuda"), models.parent / "state")
+    assert on_gpu.gpu_bytes() == sum(sizes) + 2 * WORK_BYTES
+    for name in (DWPOSE[0], VITPOSE[0]):
+        (models / name).unlink()
+    with pytest.raises(MissingModel, match="No 2D keypoint networks"):
+        networks(models).look([])  # at once, before anything is asked
 
 
 @pytest.mark.parametrize(("gone", "sentence"), [

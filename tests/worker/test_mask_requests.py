@@ -14,6 +14,7 @@ from PIL import Image
 from engine.flow import Warned
 from engine.masks.made import MadeMasks
 from handler import respond
+from tests.support.drawn_joints import larger_trunk
 from tests.support.scail2 import FRAMES, SIZE, Exact, body, labels, mask_video, npz, square
 from tests.support.workers import left_in, started
 
@@ -114,6 +115,32 @@ def test_without_masks_and_without_a_segmenter_it_is_said_what_to_put_where(work
     reply = ask(worker, body(action="masks", mode=None, mask_base64=None))
     assert "send mask_url, mask_path or mask_base64, or put SAM 2.1" in reply["error"]
     assert "into the folder sam2" in reply["error"]
+
+
+class Looking(Exact):
+    """A worker whose detector sees joints."""
+
+    def load(self, endpoint):
+        return dataclasses.replace(super().load(endpoint), look=larger_trunk)
+
+
+def test_where_legs_are_cut_joints_tell_the_size_in_validate_and_masks(worker, tmp_path):
+    cut = np.zeros((FRAMES, *SIZE), np.uint8)
+    cut[:, 16:, 8:40] = 1
+    looking = started(tmp_path, Looking())
+    try:
+        for action in ("validate", "masks"):
+            wanted = body(action=action, mask_base64=npz(cut))
+            told, blind = ask(looking, wanted), ask(worker, wanted)
+            (standing,) = told["framing"]
+            assert standing["scale"] == pytest.approx(1.5, rel=1e-4)
+            assert standing["top"] == pytest.approx(24 - 1.5 * 22, abs=1e-3)  # necks meet
+            assert not any("nothing tells how large" in one for one in told["warnings"])
+            assert any("No face is seen" in one for one in told["warnings"])
+            assert blind["framing"][0]["scale"] == 1
+            assert any("nothing tells how large" in one for one in blind["warnings"])
+    finally:
+        looking.close()
 
 
 @dataclasses.dataclass

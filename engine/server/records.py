@@ -33,6 +33,7 @@ _QUESTION_S = 600.0  # that the answer to a question is kept
 _MOST = 2000  # records, of which each takes a few kilobytes of memory
 _TEXT_CHARS, _PACKED_CHARS = 5000, 100  # of a value that is kept, and of one in base64
 _INPUT_BYTES = 100_000
+_DEEPEST = 20  # levels; a workflow has six
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,16 +164,18 @@ def shown_input(given: object) -> Mapping[str, Any]:
     return {name: value for name, value in kept.items() if not isinstance(value, dict | list)}
 
 
-def _shortened(value: object, name: str) -> object:
+def _shortened(value: object, name: str, level: int = 1) -> object:
     most = _PACKED_CHARS if name.endswith("base64") else _TEXT_CHARS
     if isinstance(value, str) and len(value) > most:
         return f"<{len(value)} characters>"
     if isinstance(value, float) and not math.isfinite(value):
         return None
+    if isinstance(value, list | dict) and level > _DEEPEST:
+        return "<nested too deep>"
     if isinstance(value, list):
-        return [_shortened(one, name) for one in value]
+        return [_shortened(one, name, level + 1) for one in value]
     if isinstance(value, dict):
-        return {str(key): _shortened(one, str(key)) for key, one in value.items()}
+        return {str(key): _shortened(one, str(key), level + 1) for key, one in value.items()}
     return value
 
 

@@ -8,7 +8,6 @@ Lengths are pixels of the frames that masks are made of. Source: docs/reference/
 """
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ _MOST = 1000
 _MOST_BYTES = 64 * 2**20
 _FORM = 'a list of {"frame": 12, "person": 1, "box": [x1, y1, x2, y2]}, or with points or mask'
 _HALF = 128
+_FARTHEST = 1e9  # pixels: farther is no place of a frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def parse_corrections(said: object, folder: Path | None = None) -> tuple[Correct
 
 
 def check_corrections(corrections: Sequence[Correction], frames: int, size: Size) -> None:
-    """Raises `BadRequest` for a frame, or a size of a mask, that the clip has not."""
+    """Raises `BadRequest` for a frame, a place, or a size of a mask, that the clip has not."""
     for one in corrections:
         prompt = one.prompt
         if prompt.frame >= frames:
@@ -79,6 +79,20 @@ def check_corrections(corrections: Sequence[Correction], frames: int, size: Size
                 f"The mask of frame {prompt.frame} is {columns}x{rows}; {size[1]}x{size[0]}, the "
                 "size of the frames, is expected."
             )
+        if not _is_within(prompt, size):
+            raise BadRequest(
+                f"A box or point of frame {prompt.frame} lies outside of the frames, which are "
+                f"{size[1]}x{size[0]}."
+            )
+
+
+def _is_within(prompt: Prompt, size: Size) -> bool:
+    """Tells whether a box is in the frame, be it in part, and each point wholly."""
+    height, width = size
+    if prompt.box is not None:
+        x1, y1, x2, y2 = prompt.box
+        return bool(x1 < width and y1 < height and x2 > 0 and y2 > 0)
+    return all(0 <= x <= width and 0 <= y <= height for x, y, _ in prompt.points)
 
 
 def _parsed(one: object, place: int, folder: Path | None) -> Correction:
@@ -107,8 +121,8 @@ def _parsed(one: object, place: int, folder: Path | None) -> Correction:
 def _numbers(held: object, count: int, named: str, what: str) -> list[float]:
     if not isinstance(held, list) or len(held) != count:
         raise BadRequest(f"{named}: {what} is no list of {count} numbers.")
-    usual = [type(one) in (int, float) and math.isfinite(one) for one in held]
-    if not all(usual):
+    usual = [type(one) in (int, float) and -_FARTHEST <= one <= _FARTHEST for one in held]
+    if not all(usual):  # NaN is not either
         raise BadRequest(f"{named}: {what} has something else than numbers in it.")
     return [float(one) for one in held]
 
@@ -135,6 +149,8 @@ def _mask(held: object, named: str, folder: Path | None) -> np.ndarray:
         return (load_flat(folder / name).numpy().max(-1) >= _HALF).astype(bool)
     try:
         mask = np.array(held, np.float64)
+    except OverflowError as error:
+        raise BadRequest(f"{named}: mask is no picture of 0 and 1.") from error
     except (ValueError, TypeError) as error:
         raise BadRequest(f"{named}: mask has rows of different lengths.") from error
     if mask.ndim != 2 or not mask.size or not np.isin(mask, (0, 1)).all():

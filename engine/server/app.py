@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, HTMLResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
@@ -27,7 +27,8 @@ from engine.server.multipart import FilePart, boundary_of
 from engine.server.pages import routes_page
 from engine.server.queue import Queue
 from engine.server.records import ENDED, QUESTIONS, Record, Records
-from engine.server.refused import status_of, unknown
+from engine.server.refused import Refused, status_of, unknown
+from engine.server.reply import Reply
 from engine.server.static import TYPES, page_file
 from engine.server.stream import follow
 from engine.server.submission import Places, read_submission
@@ -116,7 +117,9 @@ async def _tidy(service: Service) -> None:
 def _add_errors(app: FastAPI, house: House) -> None:
     @app.exception_handler(EngineError)
     async def of_engine(request: Request, error: EngineError) -> Response:
-        return _failure(status_of(error), error.code, house.redact.tell(str(error)))
+        own = isinstance(error, Refused)  # its sentence names routes, which are no folders
+        said = str(error) if own else house.redact.tell(str(error))
+        return _failure(status_of(error), error.code, said)
 
     @app.exception_handler(HTTPException)
     async def of_http(request: Request, error: HTTPException) -> Response:
@@ -128,7 +131,7 @@ def _add_errors(app: FastAPI, house: House) -> None:
 
 
 def _failure(status: int, code: str, sentence: str) -> Response:
-    return JSONResponse({"error": sentence, "code": code}, status)
+    return Reply({"error": sentence, "code": code}, status)
 
 
 def _add_job_routes(app: FastAPI, service: Service, queue: Queue) -> None:
@@ -147,8 +150,8 @@ def _add_job_routes(app: FastAPI, service: Service, queue: Queue) -> None:
         """Takes a job and answers at once with its id."""
         taken = await submit(request)
         if isinstance(taken, dict):
-            return JSONResponse(taken)
-        return JSONResponse({"id": taken.id, "status": taken.status})
+            return Reply(taken)
+        return Reply({"id": taken.id, "status": taken.status})
 
     @app.post("/overlay", openapi_extra=_BODY)
     async def overlay(request: Request) -> Response:
@@ -164,22 +167,22 @@ def _add_job_routes(app: FastAPI, service: Service, queue: Queue) -> None:
         wait_s = _wait_s(request.query_params.get("wait"))
         taken = await submit(request, looks=looks)
         if isinstance(taken, dict):
-            return JSONResponse(taken)
+            return Reply(taken)
         await queue.ended(taken.id, wait_s)
-        return JSONResponse(await asyncio.to_thread(told.status, _record(queue, taken.id), queue))
+        return Reply(await asyncio.to_thread(told.status, _record(queue, taken.id), queue))
 
     @app.post("/status/{job}", include_in_schema=False)  # as some clients of RunPod ask
     @app.get("/status/{job}")
     async def status(job: str) -> Response:
         """Tells how a job is, and with what it ended."""
-        return JSONResponse(await asyncio.to_thread(told.status, _record(queue, job), queue))
+        return Reply(await asyncio.to_thread(told.status, _record(queue, job), queue))
 
     @app.post("/cancel/{job}")
     async def cancel(job: str) -> Response:
         """Calls a job off: at once if it waits, at its next forward if it runs."""
         _record(queue, job)
         queue.cancel(job)
-        return JSONResponse(told.status(_record(queue, job), queue, carries=False))
+        return Reply(told.status(_record(queue, job), queue, carries=False))
 
     @app.get("/stream/{job}")
     async def stream(request: Request, job: str) -> Response:
@@ -190,7 +193,7 @@ def _add_job_routes(app: FastAPI, service: Service, queue: Queue) -> None:
             return StreamingResponse(follow(job, queue), media_type=_EVENTS, headers=headers)
         shown = told.status(record, queue, carries=False)
         pieces = [{"output": shown["output"]}] if shown.get("output") else []
-        return JSONResponse({"id": job, "status": record.status, "stream": pieces})
+        return Reply({"id": job, "status": record.status, "stream": pieces})
 
     @app.get("/health")
     async def health(request: Request) -> Response:
@@ -198,7 +201,7 @@ def _add_job_routes(app: FastAPI, service: Service, queue: Queue) -> None:
         shown = _health(service, queue)
         if not request.state.is_known:
             shown = {"status": shown["status"]}
-        return JSONResponse(shown)
+        return Reply(shown)
 
 
 def _add_page_routes(app: FastAPI, service: Service, queue: Queue) -> None:
@@ -208,7 +211,7 @@ def _add_page_routes(app: FastAPI, service: Service, queue: Queue) -> None:
     async def tell() -> Response:
         """Tells what can be asked for: models, presets, sizes, limits, examples."""
         found = info(service.house, service.models, service.gpu, service.features)
-        return JSONResponse(found)
+        return Reply(found)
 
     @app.post("/uploads", openapi_extra=_FILE)
     async def upload(request: Request) -> Response:
@@ -217,7 +220,7 @@ def _add_page_routes(app: FastAPI, service: Service, queue: Queue) -> None:
         part = FilePart(pieces, boundary_of(request.headers))
         await part.begin()
         kept = await uploads.keep(part.name, part.contents())
-        return JSONResponse(
+        return Reply(
             {"id": kept.id, "medium": kept.medium, "name": kept.name, "bytes": kept.bytes,
              "expires_at": kept.expires_at}, 201,
         )  # fmt: skip
@@ -233,9 +236,7 @@ def _add_page_routes(app: FastAPI, service: Service, queue: Queue) -> None:
             found = await asyncio.to_thread(like, uploads.path(kept.id), "This clip")
         finally:
             uploads.drop(kept.id)
-        return JSONResponse(
-            {"input": dict(found.given), "model": found.kind, "warnings": [*found.told]}
-        )
+        return Reply({"input": dict(found.given), "model": found.kind, "warnings": [*found.told]})
 
     @app.delete("/uploads/{upload}")
     async def drop_upload(upload: str) -> Response:
@@ -248,7 +249,7 @@ def _add_page_routes(app: FastAPI, service: Service, queue: Queue) -> None:
         """Lists the jobs of the browser that X-Browser names, the newest first."""
         own = records.of(owner_of(request.headers.get("x-browser")))
         clips = islice((one for one in own if one.action not in QUESTIONS), _LISTED)
-        return JSONResponse({"jobs": [told.listed(one, queue) for one in clips]})
+        return Reply({"jobs": [told.listed(one, queue) for one in clips]})
 
     @app.delete("/jobs/{job}")
     async def forget(request: Request, job: str) -> Response:
@@ -257,7 +258,10 @@ def _add_page_routes(app: FastAPI, service: Service, queue: Queue) -> None:
         if record.owner is not None and record.owner != owner_of(request.headers.get("x-browser")):
             raise unknown("job of this id")
         if record.status not in ENDED:
-            raise BadRequest("The job has not ended; call it off first, with POST /cancel/ID.")
+            raise Refused(
+                400, "bad_request",
+                "The job has not ended; call it off first, with POST /cancel/ID.",
+            )  # fmt: skip
         records.drop(job)
         return Response(status_code=204)
 

@@ -15,6 +15,7 @@ from engine.flow import KindName
 from engine.jobs.fields import shown
 from engine.server.models import Models
 from engine.server.records import LOOK
+from engine.server.refused import Refused
 
 _BESIDE = ("input", "id", "model", "s3Config", "webhook", "policy")
 _UPLOAD, _EXAMPLE = "upload:", "example:"
@@ -50,10 +51,11 @@ def read_submission(
     if not isinstance(body, dict) or "input" not in body:
         raise BadRequest('The body has no "input", an object with what is to be done.')
     if body.get("webhook"):
-        raise BadRequest(
+        raise Refused(
+            400, "bad_request",
             "webhook is not taken: this service calls nobody. Ask GET /status/ID, or listen to "
-            "GET /stream/ID."
-        )
+            "GET /stream/ID.",
+        )  # fmt: skip
     model = _model(body.get("model"), models)
     sent = body["input"]
     if isinstance(sent, str):

@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.errors import OutputError
 from engine.server.queue import Queue
-from engine.server.records import Record
+from engine.server.records import Record, in_short
 
 Told = dict[str, Any]
 
@@ -40,8 +40,11 @@ def status(record: Record, queue: Queue, *, carries: bool = True) -> Told:
 
 
 def listed(record: Record, queue: Queue) -> Told:
-    """Tells of a job as a list holds it."""
-    return {**status(record, queue, carries=False), "input": record.input}
+    """Tells of a job as a list holds it: stills and masks are told by GET /status/ID alone."""
+    told = status(record, queue, carries=False)
+    if "output" in told:
+        told["output"] = in_short(told["output"])
+    return {**told, "input": record.input}
 
 
 def preview_url(record: Record, queue: Queue) -> str | None:

@@ -90,7 +90,14 @@ class Uploads:
         return path
 
     def drop(self, upload: str) -> None:
-        self.path(upload).unlink(missing_ok=True)
+        """Removes an upload. Raises `Refused` for one that is not there, or that a job needs."""
+        path = self.path(upload)
+        if upload in self._used:
+            raise Refused(
+                409, "in_use",
+                "A job that has not ended needs this upload; call it off first, or wait for it.",
+            )  # fmt: skip
+        path.unlink(missing_ok=True)
 
     def hold(self, uploads: tuple[str, ...]) -> None:
         """Keeps uploads for a job that waits, however long."""

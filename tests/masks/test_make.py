@@ -351,6 +351,10 @@ def test_corrections_are_replayed(form, tmp_path):
         ([{"frame": 0, "person": 1, "box": [0, 0, 0, 1]}], "x1 < x2"),
         ([{"frame": 0, "person": 1, "box": [0, 0, 1]}], "no list of 4 numbers"),
         ([{"frame": 0, "person": 1, "box": [0, 0, "1", 1]}], "something else than numbers"),
+        ([{"frame": 0, "person": 1, "box": [0, 0, 10**400, 1]}], "something else than numbers"),
+        ([{"frame": 0, "person": 1, "points": [[10**400, 2, True]]}], "else than numbers"),
+        ([{"frame": 0, "person": 1, "points": [[float("nan"), 2, True]]}], "else than numbers"),
+        ([{"frame": 0, "person": 1, "mask": [[10**400]]}], "no picture of 0 and 1"),
         ([{"frame": 0, "person": 1, "points": [[1, 2, False]]}], "none of its points"),
         ([{"frame": 0, "person": 1, "points": [[1, 2]]}], "true or false"),
         ([{"frame": 0, "person": 1, "mask": [[0, 2]]}], "no picture of 0 and 1"),
@@ -372,6 +376,12 @@ def test_corrections_of_another_clip_are_refused():
     small = parse_corrections([{"frame": 0, "person": 1, "mask": [[0, 1]]}])
     with pytest.raises(BadRequest, match=f"2x1; {WIDTH}x{HEIGHT}"):
         made(scene, corrections=small)
+    for form, said in {
+        "box": [WIDTH, 0, WIDTH + 9, 9], "points": [[3, 3, True], [3, -1, False]],
+    }.items():  # fmt: skip
+        outside = parse_corrections([{"frame": 0, "person": 1, form: said}])
+        with pytest.raises(BadRequest, match=f"of frame 0 lies outside .* {WIDTH}x{HEIGHT}"):
+            made(scene, corrections=outside)
     with pytest.raises(BadMedia):
         parse_corrections([{"frame": 0, "person": 1, "mask": "none.png"}], Path("/nowhere"))
 

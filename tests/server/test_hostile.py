@@ -266,3 +266,29 @@ def test_an_upload_in_small_pieces_with_half_a_boundary_in_it_is_whole(service):
     kept = json.loads(asked.getresponse().read())
     assert (service.house.folder / "uploads" / kept["id"]).read_bytes() == contents
     asked.close()
+
+
+def test_half_a_character_in_a_job_is_told_and_listed_as_json(service, given):
+    half = {"action": "\ud800", "prompt": "\udc00", "\ud83d": 1}
+    status, told = service.ask("POST", "/runsync", {"input": given | half}, browser=BROWSER)
+    assert (status, told["status"], told["action"]) == (200, "FAILED", "\ud800")
+    status, listed = service.ask("GET", "/jobs", browser=BROWSER)
+    assert (status, listed["jobs"][0]["input"]["prompt"]) == (200, "\udc00")
+    assert service.ask("DELETE", f"/jobs/{told['id']}", browser=BROWSER)[0] == 204
+
+
+def test_a_job_that_is_nested_deep_ends_in_a_sentence_and_is_remembered_in_short(service, given):
+    deep = json.loads("[" * 500 + "]" * 500)
+    status, told = service.ask(
+        "POST", "/runsync", {"input": given | {"workflow": deep}}, browser=BROWSER
+    )
+    assert (status, told["status"], told["output"]) == (200, "FAILED", {"code": "bad_request"})
+    _, listed = service.ask("GET", "/jobs", browser=BROWSER)
+    assert "<nested too deep>" in json.dumps(listed["jobs"][0]["input"]["workflow"])
+    assert service.ask("DELETE", f"/jobs/{told['id']}", browser=BROWSER)[0] == 204
+
+
+def test_the_service_names_its_routes_whole_in_what_it_refuses(service, given):
+    status, told = service.ask("POST", "/run", {"input": given, "webhook": "http://me.example/"})
+    assert (status, told["code"]) == (400, "bad_request")
+    assert told["error"].endswith("Ask GET /status/ID, or listen to GET /stream/ID.")

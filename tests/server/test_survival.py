@@ -1,5 +1,6 @@
 """What is kept over a restart, for how long, and what a full disk makes of it."""
 
+import base64
 import dataclasses
 import json
 import os
@@ -8,7 +9,7 @@ import threading
 import pytest
 
 from engine.server.house import make_folders
-from engine.server.ids import is_id, make_id
+from engine.server.ids import is_id, make_id, owner_of
 from engine.server.records import Record, Records
 from engine.server.uploads import Uploads
 from tests.support.services import BROWSER, Serving, house, model
@@ -196,3 +197,57 @@ def test_a_service_that_ended_is_followed_by_one_that_gives_the_results(tmp_path
     held.set()
     for service in (first, second):
         service.stop()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"created_at": None}, {"created_at": float("nan")}, {"began_at": "x"}, {"ended_at": "x"},
+        {"input": []}, {"output": 5}, {"output": {"a": float("inf")}}, {"owner": [1]},
+        {"error": [1]}, {"status": []}, {"model": None}, {"action": 1}, {"id": 5}, "[" * 100_000,
+    ],
+)  # fmt: skip
+def test_a_record_that_was_damaged_is_left_out_and_the_others_are_there(home, changes):
+    records = Records(home, lambda: 2000.0)
+    done, damaged = ended(records, 1), ended(records, 2)
+    path = home.folder / "jobs" / f"{damaged}.json"
+    if isinstance(changes, dict):
+        changes = json.dumps(json.loads(path.read_text()) | changes)
+    path.write_text(changes)
+    again = Records(home, lambda: 2000.0)
+    assert (done in again, damaged in again) == (True, False)
+
+
+def test_records_with_stills_in_them_take_no_more_memory_than_they_may(home, monkeypatch):
+    monkeypatch.setattr("engine.server.records._MOST_BYTES", 5000)
+    records = Records(home, lambda: 2000.0)
+    names = [ended(records, n, size=1, output={"stills": "x" * 2000}) for n in (1, 2, 3)]
+    for known in (records, Records(home, lambda: 2000.0)):
+        known.expire()
+        assert [name in known for name in names] == [False, True, True]
+
+
+def test_an_upload_that_a_job_needs_is_not_removed_before_the_job_has_ended(tmp_path):
+    made = HandMade()
+    service = Serving(tmp_path, model(made))
+    (tmp_path / "media").mkdir()
+    given = job(tmp_path / "media")["input"]
+    _, kept = service.upload(base64.b64decode(given.pop("image_base64")))
+    held = service.service.uploads
+    held.hold((kept["id"],))
+    status, told = service.ask("DELETE", f"/uploads/{kept['id']}")
+    assert (status, told["code"]) == (409, "in_use")
+    held.release((kept["id"],))
+    assert service.ask("DELETE", f"/uploads/{kept['id']}")[0] == 204
+    service.stop()
+
+
+def test_a_list_of_jobs_tells_what_is_long_in_short(tmp_path):
+    service = Serving(tmp_path)
+    owner = owner_of(BROWSER)
+    long = {"masks": "x" * 10_000, "seed": 3}
+    done = ended(service.records, 1, owner=owner, output=long, ended_at=4e9)
+    _, listed = service.ask("GET", "/jobs", browser=BROWSER)
+    assert listed["jobs"][0]["output"] == {"masks": "<10000 characters>", "seed": 3}
+    assert service.ask("GET", f"/status/{done}")[1]["output"] == long
+    service.stop()

@@ -46,7 +46,7 @@ def drawn(own, driver, frames=1, height=None, hidden=(), hidden_driver=()):
     `driver`, and the detector of both.
     """
     height = own[1] + 40 if height is None else height
-    width = own[0] + 2 * own[2]
+    width = 2 * own[2]
     shown = scene([drawn_person(height, width, *own)], [[drawn_person(*SIZE, *driver)]] * frames)
     still = detected(*SIZE, points(*driver, hidden_driver))
     return shown, Drawn(detected(height, width, points(*own, hidden)), *[still] * frames)
@@ -59,7 +59,7 @@ def test_somebody_with_cut_legs_gets_the_height_of_the_driver(scale, cut):
     own = round(tall / scale)
     unit, top = own / 300, 30
     ends = None if cut == "motion" else top + round(KNEE * unit)
-    shown, look = drawn((own, top + own, own), (tall, foot, across), height=ends)
+    shown, look = drawn((own, top + own, own // 2), (tall, foot, across), height=ends)
     found = frame_persons(shown, "replacement", "auto", look)
     (standing,) = found.standing
     assert standing.scale == pytest.approx(tall / own, rel=1e-5)
@@ -128,12 +128,12 @@ def test_a_driver_who_crouches_at_first_keeps_its_standing_size(scale):
     own = round(330 / scale)
     mask, low = crouching(unit, foot, 448)
     up, standing = drawn_person(*SIZE, 330, foot, 448), points(330, foot, 448)
-    height, width = own + 100, 3 * own
-    person = drawn_person(height, width, own, own + 50, own)
-    shown = scene([person], [[mask], *[[up]] * 19])
+    height, width, across = own + 100, own, own // 2
+    person = drawn_person(height, width, own, own + 50, across)
+    shown = scene([person], [[mask], *[[up]] * 15])
     look = Drawn(
-        detected(height, width, points(own, own + 50, own)), detected(*SIZE, low),
-        *[detected(*SIZE, standing)] * 19,
+        detected(height, width, points(own, own + 50, across)), detected(*SIZE, low),
+        *[detected(*SIZE, standing)] * 15,
     )  # fmt: skip
     found = frame_persons(shown, "replacement", "auto", look)
     assert look.asked == [255, *range(16)]

@@ -15,7 +15,17 @@ from engine.flow import Warned
 from engine.masks.made import MadeMasks
 from handler import respond
 from tests.support.drawn_joints import larger_trunk
-from tests.support.scail2 import FRAMES, SIZE, Exact, body, labels, mask_video, npz, square
+from tests.support.scail2 import (
+    FRAMES,
+    SIZE,
+    Exact,
+    body,
+    labels,
+    mask_video,
+    npz,
+    square,
+    tiny_pipeline,
+)
 from tests.support.workers import left_in, started
 
 
@@ -141,6 +151,15 @@ def test_where_legs_are_cut_joints_tell_the_size_in_validate_and_masks(worker, t
             assert any("nothing tells how large" in one for one in blind["warnings"])
     finally:
         looking.close()
+
+
+def test_a_clip_is_framed_by_joints_too(worker, monkeypatch):
+    cut = np.zeros((FRAMES, *SIZE), np.uint8)
+    cut[:, 16:, 8:40] = 1
+    monkeypatch.setattr(tiny_pipeline(), "look", larger_trunk)
+    told = ask(worker, body(mask_base64=npz(cut)))
+    assert "video" in told
+    assert any("No face is seen" in one for one in told["warnings"])
 
 
 @dataclasses.dataclass

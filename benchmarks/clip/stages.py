@@ -90,7 +90,7 @@ def timed_pipeline(pipeline: Pipeline, spans: Spans) -> Pipeline:
     )
     capture = partial(capture_skeleton, KnownDance(spans))
     denoiser = TimedDenoiser(pipeline.denoiser, spans)
-    return Pipeline(denoiser, timed_encoders, capture, pipeline.memory)
+    return Pipeline(denoiser, timed_encoders, capture, pipeline.memory, pipeline.look)
 
 
 class TimedResident(Resident):

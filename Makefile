@@ -20,13 +20,13 @@ setup: .venv/ready
 # ptxas last, so that tests compile kernels without a network
 .venv/ready: pyproject.toml Makefile
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade pip==26.3
+	$(BIN)/python -m pip install --quiet --upgrade pip==26.3
 	$(BIN)/python -m engine.machine.torch_build torch > .venv/torch.txt
-	$(BIN)/pip install --quiet --requirement .venv/torch.txt
-	$(BIN)/pip install --quiet --no-deps $(TRITON)
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --requirement .venv/torch.txt
+	$(BIN)/python -m pip install --quiet --no-deps $(TRITON)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	$(BIN)/python -m engine.machine.torch_build last > .venv/last.txt
-	$(BIN)/pip install --quiet --no-deps --requirement .venv/last.txt
+	$(BIN)/python -m pip install --quiet --no-deps --requirement .venv/last.txt
 	$(BIN)/python -m kernels.aot.toolkit .venv/scail-build
 	touch $@
 

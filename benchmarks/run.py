@@ -103,7 +103,9 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
     known = {option for _, options in SUITES.values() for option in options}
     for option in sorted(known - taken):
         if getattr(args, option) is not None:
-            parser.error(f"{FLAGS.get(option, f'--{option}')} is of no suite that is asked for")
+            owners = ", ".join(name for name, (_, options) in SUITES.items() if option in options)
+            flag = FLAGS.get(option, f"--{option}")
+            parser.error(f"{flag} is of no suite that is asked for, only of {owners}")
     return args
 
 

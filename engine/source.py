@@ -177,7 +177,8 @@ def told(standing: Standing) -> str:
     return (
         f"The person in {standing.person}: scale {standing.scale:.3f}, {standing.height:.0f} "
         f"pixels high, foot line {standing.foot_line:.0f}{cropped}; in frame {standing.frame} of "
-        f"the video {standing.motion_height:.0f} and {standing.motion_foot_line:.0f}."
+        f"the video {standing.motion_height:.0f} pixels high, foot line "
+        f"{standing.motion_foot_line:.0f}."
     )
 
 

@@ -119,6 +119,8 @@ def test_persons_are_cast_and_grown(files):
     ("options", "sentence"),
     [(["--who", "7"], "persons by number"), (["--who", "2"], "who names person 2; mask.npz"),
      (["--grow", "17"], "-16 to 16 pixels are taken"), (["--persons", "9"], "persons is 9"),
+     (["--persons", "2", "--slow"], "--persons, --slow would change nothing: --mask gives masks"),
+     (["--corrections", "none.json"], "--corrections would change nothing"),
      (["--preview", "a.png"], "a.png should end in .mp4"), (["--strict"], "Strict: a warning is")],
 )  # fmt: skip
 def test_what_cannot_be_done_is_one_sentence_and_leaves_nothing(files, capsys, options, sentence):

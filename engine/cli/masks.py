@@ -18,7 +18,7 @@ from torch import Tensor
 from engine.cli.generate import add_size_options, who
 from engine.command_line import Parser, path
 from engine.config import models_dir, state_dir
-from engine.errors import BadMedia, OutputError
+from engine.errors import BadMedia, BadRequest, OutputError
 from engine.flow import Framing, Mode, Request, Settings, Source, Warned, override
 from engine.machine.device import find_device
 from engine.masks.corrections import Correction, read_corrections
@@ -45,6 +45,7 @@ def make(args: argparse.Namespace) -> str:
     _check_outputs(args)
     wanted = wanted_masks(request, args.persons, args.grow, is_patient=args.slow)
     if args.mask is not None:
+        _check_unread(args)
         made = read_masks(wanted, args.mask)
     else:
         corrections = () if args.corrections is None else read_corrections(args.corrections)
@@ -110,6 +111,19 @@ def _check_outputs(args: argparse.Namespace) -> None:
     check_output(args.out, suffix, *inputs)
     if args.preview is not None:
         check_output(args.preview, ".mp4", *inputs)
+
+
+def _check_unread(args: argparse.Namespace) -> None:
+    """Raises `BadRequest` for options of making masks beside masks that are only read."""
+    given = {
+        "--persons": args.persons, "--segmenter": args.segmenter,
+        "--corrections": args.corrections, "--slow": args.slow or None,
+    }  # fmt: skip
+    if named := [name for name, value in given.items() if value is not None]:
+        raise BadRequest(
+            f"{', '.join(named)} would change nothing: --mask gives masks, which are read as they "
+            "are. Leave out one or the other."
+        )
 
 
 def _source(request: Request, mask: Path) -> Source:

@@ -87,7 +87,7 @@ def generate(args: argparse.Namespace) -> None:
     check_options(args)
     device = find_device()
     chosen = None if args.package is None else choose_package(args.package, device)
-    segment = segmenter(args.models or models_dir())
+    segment = segmenter(args.models or models_dir(), device)
     asked = read_options(args, chosen, makes_masks=segment is not None)
     if alike is not None:
         require_same_kind(alike, asked.served)

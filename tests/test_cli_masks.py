@@ -121,6 +121,8 @@ def test_persons_are_cast_and_grown(files):
     ("options", "sentence"),
     [(["--who", "7"], "persons by number"), (["--who", "2"], "who names person 2; mask.npz"),
      (["--grow", "17"], "-16 to 16 pixels are taken"), (["--persons", "9"], "persons is 9"),
+     (["--persons", "2", "--slow"], "--persons, --slow would change nothing: --mask gives masks"),
+     (["--corrections", "none.json"], "--corrections would change nothing"),
      (["--preview", "a.png"], "a.png should end in .mp4"), (["--strict"], "Strict: a warning is")],
 )  # fmt: skip
 def test_what_cannot_be_done_is_one_sentence_and_leaves_nothing(files, capsys, options, sentence):
@@ -140,7 +142,7 @@ def test_without_a_segmenter_it_is_said_what_to_put_where(files, capsys):
     said = capsys.readouterr().err
     assert "Put SAM 2.1 (Apache-2.0), as sam2.1_hiera_large.safetensors" in said
     assert f"into {files / 'sam2'}, or give masks with --mask." in said
-    assert segmenter(files) is None
+    assert segmenter(files, torch.device("cpu")) is None
 
 
 def test_a_clip_in_replacement_without_masks_has_them_made(files):

@@ -18,7 +18,7 @@ from torch import Tensor
 from engine.cli.generate import add_size_options, who
 from engine.command_line import Parser, path
 from engine.config import models_dir, state_dir
-from engine.errors import BadMedia, OutputError
+from engine.errors import BadMedia, BadRequest, OutputError
 from engine.flow import Framing, Mode, Request, Settings, Source, Warned, override
 from engine.machine.device import find_device
 from engine.masks.corrections import Correction, read_corrections
@@ -45,19 +45,21 @@ def make(args: argparse.Namespace) -> str:
     request, mode = _request(args)
     check_settings(request.settings, "scail2")
     _check_outputs(args)
+    device = find_device()
     wanted = wanted_masks(request, args.persons, args.grow, is_patient=args.slow)
     if args.mask is not None:
+        _check_unread(args)
         made = read_masks(wanted, args.mask)
     else:
         corrections = () if args.corrections is None else read_corrections(args.corrections)
-        segment = segmenter(args.models or models_dir(), args.segmenter, corrections)
+        segment = segmenter(args.models or models_dir(), device, args.segmenter, corrections)
         if segment is None:
             raise no_segmenter(args.models or models_dir(), "--mask")
         made = segment(wanted, lambda: None)
     with tempfile.TemporaryDirectory(prefix="masks-") as folder:
         kept = Path(folder, "masks.npz")
         save_masks(kept, made, DRIVING[mode])
-        networks = Networks(args.models or models_dir(), find_device(), state_dir())
+        networks = Networks(args.models or models_dir(), device, state_dir())
         source = _source(request, kept, networks.look)
     warned = _all_warnings(made, source)
     for one in warned:
@@ -76,12 +78,15 @@ def make(args: argparse.Namespace) -> str:
 
 
 def segmenter(
-    models: Path, chosen: Path | None = None, corrections: tuple[Correction, ...] = ()
+    models: Path,
+    device: torch.device,
+    chosen: Path | None = None,
+    corrections: tuple[Correction, ...] = (),
 ) -> Segment | None:
     """What makes masks of a video: SAM 2 of the folder of models, or the `chosen` one; None without
     any.
     """
-    return segment_with(models, find_device(), state_dir(), chosen, corrections)
+    return segment_with(models, device, state_dir(), chosen, corrections)
 
 
 def with_own_masks(
@@ -113,6 +118,19 @@ def _check_outputs(args: argparse.Namespace) -> None:
     check_output(args.out, suffix, *inputs)
     if args.preview is not None:
         check_output(args.preview, ".mp4", *inputs)
+
+
+def _check_unread(args: argparse.Namespace) -> None:
+    """Raises `BadRequest` for options of making masks beside masks that are only read."""
+    given = {
+        "--persons": args.persons, "--segmenter": args.segmenter,
+        "--corrections": args.corrections, "--slow": args.slow or None,
+    }  # fmt: skip
+    if named := [name for name, value in given.items() if value is not None]:
+        raise BadRequest(
+            f"{', '.join(named)} would change nothing: --mask gives masks, which are read as they "
+            "are. Leave out one or the other."
+        )
 
 
 def _source(request: Request, mask: Path, look: Look) -> Source:

@@ -78,11 +78,12 @@ class StreamedBlocks:
 
     def _arrived(self, turn: Turn) -> BlockWeights:
         if turn.buffer is None:
-            memory, copied = self._stay[turn.block], self._arriving.pop(turn.block, None)
+            memory, copied = self._stay[turn.block], self._arriving.get(turn.block)
         else:
             memory, copied = self._ring[turn.buffer], self._copied[turn.buffer]
         if copied is not None:
             self._transfers.wait(copied)
+            self._arriving.pop(turn.block, None)  # one that failed is never taken for whole
         return self._source.layouts[turn.block].weights(memory)
 
     def _leave(self, turn: Turn) -> None:

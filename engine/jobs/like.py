@@ -98,7 +98,7 @@ def _read(text: str, name: str) -> Like:
     try:
         told = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadRequest(f"What {name} says of its settings is damaged.") from error
+        raise BadRequest(f"{name} has a comment with settings, which is damaged.") from error
     told = told if isinstance(told, dict) else {}
     kind, given, lost = (told.get(key) for key in ("model", "input", "lost"))
     row = next((one for one in KINDS.values() if one.name == kind), None)
@@ -108,7 +108,8 @@ def _read(text: str, name: str) -> Like:
     fields, _, _ = read_body({"input": known})
     said = _told([key for key in given if key not in _NAMES], name)
     if isinstance(lost, str):
-        said = *said, f"{name} says of itself: {lost[:_LOST_CHARS]}"
+        told_lost = "".join(one if one.isprintable() else "?" for one in lost[:_LOST_CHARS])
+        said = *said, f"{name} says of itself: {told_lost}"
     return Like(row.name, known, fields, said)
 
 

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from engine.errors import BadPackage
 from engine.package.folder import Package
 from engine.package.stream import Deliver, Piece, stream
 
@@ -24,6 +25,7 @@ class PackageWeights:
         self.package = package
         self.device = device
         self._verified: set[str] = set()
+        self._seen: tuple[int, ...] | None = None  # what tells the file from another, once read
         self.read_bytes, self.read_s = 0, 0.0  # of all that was streamed to a GPU
 
     def visit(self, names: Iterable[str], take: Take) -> None:
@@ -71,10 +73,28 @@ class PackageWeights:
 
     def _stream(self, ordered: list[str], deliver: Deliver, *, direct: bool | None) -> None:
         pieces = [self._piece(name) for name in ordered]
+        self._require_same()
         report = stream(self.package.weights, pieces, deliver, direct=direct, buffers=pinned)
         self.read_bytes += report.nbytes
         self.read_s += report.seconds
         self._verified |= {*ordered}
+
+    def _require_same(self) -> None:
+        """Raises `BadPackage` if the file is another one by now: what was verified once is not
+        hashed again, though it is read for every forward where blocks are streamed.
+        """
+        path = self.package.weights
+        try:
+            found = path.stat()
+        except OSError:
+            return  # reading says what is wrong
+        seen = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+        self._seen = self._seen or seen
+        if seen != self._seen:
+            raise BadPackage(
+                f"{path} was changed while it was in use. Start again when it is complete, and "
+                "replace packages only while nobody runs them."
+            )
 
     def _piece(self, name: str) -> Piece:
         entry = self.package.entry(name)

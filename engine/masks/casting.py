@@ -114,10 +114,16 @@ def _shots(
     return shots, events
 
 
-def _check_count(wanted: int | None, most: int, frames: int) -> None:
+def check_persons(wanted: int | None) -> None:
+    """Raises `BadRequest` for a number of persons that nobody can be told apart by."""
     colours = LIMITS.max_identities
     if wanted is not None and not 0 < wanted <= colours:
         raise BadRequest(f"{wanted} persons are wanted; 1 to {colours} have colours.")
+
+
+def _check_count(wanted: int | None, most: int, frames: int) -> None:
+    colours = LIMITS.max_identities
+    check_persons(wanted)
     if not most:
         raise NobodyFound(
             f"Nobody was found in {frames} frames of the video who fills a hundredth of it. Use a "

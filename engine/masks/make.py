@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from engine.errors import BadRequest, NobodyFound
 from engine.flow import Check, Mode, go_on
-from engine.masks.casting import cast, is_alone, stretched
+from engine.masks.casting import cast, check_persons, is_alone, stretched
 from engine.masks.colours import PERSONS
 from engine.masks.corrections import Correction, check_corrections
 from engine.masks.cuts import is_cut
@@ -104,6 +104,7 @@ def look(
     count, height, width, _ = driving.frames.shape
     size = height, width
     check_corrections(wish.corrections, count, size)
+    check_persons(wish.persons)
     tell = progress or (lambda *_: None)
     pictured = None
     if picture is not None:
@@ -117,7 +118,7 @@ def look(
     alone = None
     if pictured is not None and is_alone(wish.mode, shown, wish.persons):
         alone = stretched(pictured.boxes[0], pictured.size, size)
-    wanted = wish.persons or shown
+    wanted = shown if wish.persons is None else wish.persons
     players = cast(boxes, _cuts(driving.frames), size, driving.fps, wanted, alone, wish.corrections)
     followed = Followed(count, events=list(players.events))
     total = sum(len(way) for shot in players.shots for _, way in ways(shot.frames, shot.prompts))

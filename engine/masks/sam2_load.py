@@ -29,6 +29,8 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _MODEL_TYPE = "sam2_video"
 _PLAIN = ("F32", "F16", "BF16")
+_KERNELS = ("eager", "sdpa")
+_ATTENTION = ("attn_implementation", "attn_implementation_internal")  # ends of names
 _MOST_CONFIG_BYTES = 1 << 20
 _SHOWN = 3  # names in a sentence
 
@@ -144,6 +146,11 @@ def _config(path: Path) -> "Sam2VideoConfig":
             known = f"{path.name} wants to run code that lies in it, which is not done."
         found = f"{path.name} is a model of type {str(model_type)[:40]!r}"
         raise BadCheckpoint(known or f"{found}; {_MODEL_TYPE} is expected.")
+    if (kernels := _kernels_of(said)) is not None:
+        raise BadCheckpoint(
+            f"{place} wants its attention to run by {kernels[:40]!r}, code that may lie elsewhere, "
+            f"which is not done: {' or '.join(_KERNELS)} is expected, or nothing."
+        )
     from huggingface_hub.errors import StrictDataclassError  # slow to import: only when used
     from transformers.models.sam2_video.configuration_sam2_video import Sam2VideoConfig
 
@@ -151,6 +158,23 @@ def _config(path: Path) -> "Sam2VideoConfig":
         return Sam2VideoConfig.from_dict(said)
     except (ValueError, TypeError, LookupError, AttributeError, StrictDataclassError) as error:
         raise BadCheckpoint(f"{place} describes no SAM 2: {_short(error)}.") from error
+
+
+def _kernels_of(said: object) -> str | None:
+    """Finds what a configuration wants attention to be computed by, if torch does not do that.
+
+    Transformers takes the name of a repository there, fetches it and runs what lies in it.
+    """
+    if isinstance(said, list):
+        return next((found for one in said if (found := _kernels_of(one)) is not None), None)
+    if not isinstance(said, dict):
+        return None
+    for name, value in said.items():
+        if name.endswith(_ATTENTION) and value is not None and value not in _KERNELS:
+            return str(value)
+        if (found := _kernels_of(value)) is not None:
+            return found
+    return None
 
 
 def _of_file(path: Path) -> tuple["Sam2VideoConfig", dict[str, Tensor], Sam2Kind | None]:

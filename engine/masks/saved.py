@@ -32,6 +32,7 @@ from engine.media.video import exact_rate
 from kernels.whole_file import whole_file
 
 _MOST_BYTES = 2**26  # of an array beside the labels: boxes of 2000 frames have 200 thousand
+_SHOWN_CHARS = 40
 _BESIDE = ("boxes", "scores", "fps", "source_sha256", "image_sha256", "order", "model", "warned")
 
 Save: TypeAlias = Callable[[Path, MadeMasks, int], None]
@@ -115,14 +116,14 @@ def sha256_of(path: Path) -> str:
 
 
 def made_of(path: Path) -> str:
-    """The hash of the picture whose mask lies in an .npz of `save_masks`; "" if it tells none."""
+    """The hash of the picture whose mask lies in an .npz of `save_masks`; "" if it tells none.
+
+    Raises `BadMedia`.
+    """
     if "image_sha256.npy" not in member_names(path):
         return ""
     with open_members(path, _MOST_BYTES) as unpack:
-        try:
-            return str(np.load(BytesIO(unpack("image_sha256.npy")), allow_pickle=False))
-        except ValueError as error:
-            raise BadMedia(f"{path.name} is damaged: image_sha256 cannot be read.") from error
+        return _text(_array(path, unpack, "image_sha256"), path, "image_sha256")
 
 
 def load_made(path: Path) -> MadeMasks:
@@ -132,34 +133,56 @@ def load_made(path: Path) -> MadeMasks:
     if labels is None or not {f"{name}.npy" for name in (*_BESIDE, "version")} <= set(names):
         raise BadMedia(f"{path.name} holds no masks that the engine made; make them anew.")
     with open_members(path, _MOST_BYTES) as unpack:
-
-        def array(name: str) -> np.ndarray:
-            try:
-                return np.load(BytesIO(unpack(f"{name}.npy")), allow_pickle=False)
-            except ValueError as error:
-                raise BadMedia(f"{path.name} is damaged: {name} cannot be read.") from error
-
-        if (version := int(array("version"))) != VERSION:
+        version = _array(path, unpack, "version")
+        if version.shape or version.dtype.kind not in "iu" or int(version) != VERSION:
             raise BadMedia(
-                f"{path.name} has masks of version {version}; {VERSION} is read. Make them anew."
+                f"{path.name} has masks of version {str(version)[:_SHOWN_CHARS]}; {VERSION} is "
+                "read. Make them anew."
             )
-        beside = {name: array(name) for name in _BESIDE}
+        beside = {name: _array(path, unpack, name) for name in _BESIDE}
     frames = torch.stack([*read_labels(labels, range(labels.shape[0]))])
-    persons = len(beside["order"])
-    shapes = (len(frames), persons, 4), (len(frames), persons)
-    if (beside["boxes"].shape, beside["scores"].shape) != shapes or persons > LIMITS.max_identities:
+    order, fps = beside["order"], beside["fps"]
+    shapes = (len(frames), order.size, 4), (len(frames), order.size)
+    if (
+        (beside["boxes"].shape, beside["scores"].shape) != shapes
+        or order.ndim != 1
+        or order.size > LIMITS.max_identities
+        or any(beside[name].dtype.kind not in "fiu" for name in ("boxes", "scores", "order"))
+    ):
         raise BadMedia(f"{path.name} is damaged: boxes and labels do not belong together.")
-    warned = json.loads(str(beside["warned"]))
+    if fps.shape or fps.dtype.kind not in "fiu" or not 0 < fps < np.inf:
+        raise BadMedia(f"{path.name} is damaged: fps is no number above 0.")
     return MadeMasks(
         labels=frames,
         reference=None if reference is None else next(read_labels(reference, [0])),
         boxes=torch.from_numpy(beside["boxes"].astype(np.float32)),
         scores=torch.from_numpy(beside["scores"].astype(np.float32)),
-        fps=float(beside["fps"]),
-        source_sha256=str(beside["source_sha256"]),
-        order=tuple(int(person) for person in beside["order"]),
-        model=str(beside["model"]),
-        image_sha256=str(beside["image_sha256"]),
-        warned=tuple(Warned(kind, said, frame) for kind, said, frame in warned),
-        version=version,
+        fps=float(fps),
+        source_sha256=_text(beside["source_sha256"], path, "source_sha256"),
+        order=tuple(int(person) for person in order),
+        model=_text(beside["model"], path, "model"),
+        image_sha256=_text(beside["image_sha256"], path, "image_sha256"),
+        warned=_warned(_text(beside["warned"], path, "warned"), path),
+        version=VERSION,
     )
+
+
+def _array(path: Path, unpack: Callable[[str], bytes], name: str) -> np.ndarray:
+    held = unpack(f"{name}.npy")
+    try:
+        return np.lib.format.read_array(BytesIO(held), allow_pickle=False)
+    except Exception as error:  # whatever numpy raises for it, it is the file's fault
+        raise BadMedia(f"{path.name} is damaged: {name} cannot be read.") from error
+
+
+def _text(held: np.ndarray, path: Path, name: str) -> str:
+    if held.shape or held.dtype.kind != "U":
+        raise BadMedia(f"{path.name} is damaged: {name} is {held.dtype}; text is expected.")
+    return str(held)
+
+
+def _warned(said: str, path: Path) -> tuple[Warned, ...]:
+    try:
+        return tuple(Warned(kind, text, frame) for kind, text, frame in json.loads(said))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BadMedia(f"{path.name} is damaged: warned cannot be read.") from error

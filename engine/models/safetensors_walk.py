@@ -56,7 +56,7 @@ def walk(path: Path) -> SafetensorsHeader:
         return _checked(told, 8 + length, size)
     except (ValueError, RecursionError, OSError) as error:
         raise BadCheckpoint(
-            f"{path.name} is damaged or cut short ({size} bytes): {error}"
+            f"{path.name} is damaged or cut short ({size} bytes): {error}. Fetch it again."
         ) from error
 
 

@@ -11,7 +11,7 @@ from engine.denoise.cuda_graphs import GraphedBlocks
 from engine.denoise.packaged import PackagedDenoiser
 from engine.denoise.packed import SPARE_BYTES, PinnedBlocks, StoredBlocks, kept_on_host, pack
 from engine.denoise.sampler import grid
-from engine.denoise.schedule import Streaming
+from engine.denoise.schedule import Streaming, streamed_blocks
 from engine.denoise.streamed import StreamedBlocks
 from engine.errors import BadPackage
 from engine.flow import Conditions, Recipe
@@ -155,6 +155,18 @@ def test_a_block_that_cannot_be_read_ends_the_step_with_the_sentence_that_says_s
         for held in blocks:
             got.append(held)
     assert len(got) == 4
+    blocks.close()
+
+
+def test_a_block_that_stays_and_did_not_arrive_is_used_in_no_later_step(package):
+    weights = Damaged(package, CPU)
+    stored = StoredBlocks(weights, [pack(weights, n) for n in range(NANO.layers)])
+    streaming = Streaming(NANO.layers - 1, 2)
+    assert 4 not in streamed_blocks(NANO.layers, streaming.resident)
+    blocks = StreamedBlocks(stored, streaming, HostTransfers(), CPU)
+    for _ in range(2):
+        with pytest.raises(BadPackage, match=r"damaged: blocks\.4"):
+            list(blocks)
     blocks.close()
 
 

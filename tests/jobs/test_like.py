@@ -175,3 +175,9 @@ def test_settings_of_another_model_are_refused_by_name(tmp_path):
     require_same_kind(found, SCAIL2)
     with pytest.raises(BadRequest, match="SCAIL-2"):
         require_same_kind(found, PREVIEW)
+
+
+def test_what_a_clip_says_of_itself_has_nothing_that_a_terminal_obeys(tmp_path):
+    comment = json.dumps({"model": "preview", "input": {}, "lost": "\x1b[2Jgone\n\ud800"})
+    found = like(clip_with(comment, tmp_path / "a.mp4"), "this clip")
+    assert found.told == ("this clip says of itself: ?[2Jgone??",)

@@ -10,6 +10,7 @@ import torch
 from engine.errors import BadPackage
 from engine.machine.upload import PackageWeights
 from engine.package.folder import open_folder
+from engine.package.stream import pages
 from tests.support.packages import build, tensors
 
 CPU = torch.device("cpu")
@@ -126,3 +127,18 @@ def test_tensors_that_nobody_holds_hold_no_file(package):
         weights.visit(package.names, lambda name, tensor: None)
     gc.collect()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_file_that_changes_while_blocks_are_streamed_is_told_and_not_used(package, monkeypatch):
+    monkeypatch.setattr("engine.machine.upload.pinned", pages)
+    weights = PackageWeights(package, torch.device("cuda"))  # and memory of this machine
+    name = package.names[0]
+    place = torch.zeros(package.entry(name).nbytes, dtype=torch.uint8)
+    for _ in range(2):
+        weights.fill({name: place})
+    want = package.read(name).flatten().view(torch.uint8)
+    assert torch.equal(place, want)
+    damage(package, name)
+    os.utime(package.weights, ns=(0, 0))
+    with pytest.raises(BadPackage, match=r"was changed while it was in use\. Start again when"):
+        weights.fill({name: place})

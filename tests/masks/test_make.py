@@ -200,7 +200,7 @@ def test_the_largest_are_followed_where_fewer_are_wanted():
     assert "the largest 1 are followed" in masks.warned[0].said
 
 
-@pytest.mark.parametrize("count", [-1, 7])
+@pytest.mark.parametrize("count", [-1, 0, 7])
 def test_more_persons_than_colours_are_refused(count):
     scene = draw(2, still(LEFT))
     with pytest.raises(BadRequest, match=f"{count} persons are wanted; 1 to 6 have colours"):

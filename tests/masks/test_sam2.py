@@ -311,6 +311,11 @@ def test_weights_in_half_precision_load(tmp_path, model):
         ({"model_type": "SegformerForSemanticSegmentation", "auto_map": {}}, "BiRefNet or RMBG 2"),
         ({"model_type": "strange", "auto_map": {}}, "wants to run code that lies in it"),
         ({"model_type": "sam2_video", "auto_map": {}}, "wants to run code that lies in it"),
+        ({"model_type": "sam2_video", "_attn_implementation": "evil/kernels"}, "by 'evil/kernels'"),
+        (
+            {"model_type": "sam2_video", "vision_config": {"attn_implementation": {"": "a/b"}}},
+            "code that may lie elsewhere",
+        ),
         ({"model_type": "sam2"}, "of type 'sam2'; sam2_video is expected"),
         ([], "cannot be read as a JSON object"),
         ({"model_type": "sam2_video", "num_maskmem": "many"}, "describes no SAM 2"),

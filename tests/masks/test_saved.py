@@ -1,5 +1,6 @@
 """Made masks as files: every form is read again to the pixel, the .npz with all that is known."""
 
+import io
 import zipfile
 
 import numpy as np
@@ -11,7 +12,7 @@ from engine.flow import Warned
 from engine.masks.colours import BLACK, PERSON_COLOURS, WHITE, numbers_of, paint
 from engine.masks.made import MadeMasks
 from engine.masks.reader import DRIVING, read_driving_mask, read_reference_mask
-from engine.masks.saved import coloured, load_made, save_masks, save_reference
+from engine.masks.saved import coloured, load_made, made_of, save_masks, save_reference
 from engine.masks.stored import open_reference
 from engine.media.video import frame_count, probe_video
 from tests.support.mask_scenes import labels, write_video
@@ -181,3 +182,40 @@ def test_a_person_who_is_not_there_is_told(tmp_path, video):
     np.savez(tmp_path / "masks.npz", masks=made().labels.numpy())
     with pytest.raises(Exception, match=r"who names person 3; masks.npz shows 1 \(blue\) and 2"):
         read(tmp_path / "masks.npz", video, who=(3,))
+
+
+def array(shape, kind):
+    """An array of numpy's form whose numbers are not there."""
+    head = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    return b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head
+
+
+@pytest.mark.parametrize("name", ["boxes", "fps", "image_sha256", "order", "version", "warned"])
+@pytest.mark.parametrize(
+    "held",
+    [
+        b"", b"PK\x03\x04", b"no array", array((10**11,), "<f8"), array((-1,), "<f4"),
+        np.array(1j), np.array([[1.0, 2.0]]), np.array(np.nan), np.array("[" * 100_000),
+        np.array('{"a": 1}'), np.array(b"bytes"),
+    ],
+    ids=range(11),
+)  # fmt: skip
+def test_an_array_that_was_swapped_beside_the_masks_ends_in_a_sentence(tmp_path, name, held):
+    if name == "image_sha256" and getattr(held, "dtype", np.dtype("f4")).kind == "U":
+        pytest.skip("any text may be the hash of another picture")
+    save_masks(tmp_path / "m.npz", made(), BLACK)
+    with zipfile.ZipFile(tmp_path / "m.npz") as archive:
+        kept = {one: archive.read(one) for one in archive.namelist()}
+    file = io.BytesIO()
+    if not isinstance(held, bytes):
+        np.lib.format.write_array(file, held)
+    kept[f"{name}.npy"] = held if isinstance(held, bytes) else file.getvalue()
+    with zipfile.ZipFile(tmp_path / "bad.npz", "w") as archive:
+        for one, data in kept.items():
+            archive.writestr(one, data)
+    for read in (load_made, made_of) if name == "image_sha256" else (load_made,):
+        with pytest.raises(
+            BadMedia, match=r"^bad\.npz (is damaged: |has masks of version )"
+        ) as told:
+            read(tmp_path / "bad.npz")
+        assert len(str(told.value)) < 200

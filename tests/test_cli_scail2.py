@@ -117,7 +117,8 @@ def test_options_of_scail2_are_refused_for_a_preview_model_by_name(files, capsys
     ):
         assert generate(files, *options, demo=False) == 2
         assert refusal(capsys) == (
-            f"{name} is for SCAIL-2; the demo model serves SCAIL-Preview. Leave it out."
+            f"{name} is for SCAIL-2; the demo model serves SCAIL-Preview. "
+            "Leave it out, or take a package of SCAIL-2."
         )
     assert generate(files, "--mode", "replacement", demo=False) == 2
     assert refusal(capsys) == (

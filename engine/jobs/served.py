@@ -53,7 +53,7 @@ def refuse_foreign(names: Iterable[str], served: Served) -> None:
         if kind is not None and kind != served.kind.name:
             raise BadRequest(
                 f"{name} is for {KINDS[kind].title}; {served.who} serves {served.kind.title}. "
-                "Leave it out."
+                f"Leave it out, or take a package of {KINDS[kind].title}."
             )
 
 

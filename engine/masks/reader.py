@@ -292,7 +292,7 @@ def _place_background(numbers: Tensor, ground: int, name: str) -> tuple[str, ...
 def _turned_note(name: str, share: float, was: int) -> str:
     is_now = _NAMES[WHITE if was == BLACK else BLACK]
     return (
-        f"{name} has {_NAMES[was]} background ({share:.0%} of it), where this mode has {is_now}: "
+        f"{name} has a {_NAMES[was]} background ({share:.0%} of it), where this mode has {is_now}: "
         "it was turned."
     )
 

@@ -190,12 +190,18 @@ def test_weights_that_were_made_to_relight_serve_replacement_only():
     ],
 )  # fmt: skip
 def test_fields_of_scail2_are_refused_by_a_worker_of_preview(fields, name):
-    want = f"{name} is for SCAIL-2; this worker serves SCAIL-Preview. Leave it out."
+    want = (
+        f"{name} is for SCAIL-2; this worker serves SCAIL-Preview. "
+        "Leave it out, or take a package of SCAIL-2."
+    )
     assert refused(**fields) == refused(**fields, action="validate") == want
 
 
 def test_fields_of_preview_are_refused_by_a_worker_of_scail2():
-    want = "align is for SCAIL-Preview; this worker serves SCAIL-2. Leave it out."
+    want = (
+        "align is for SCAIL-Preview; this worker serves SCAIL-2. "
+        "Leave it out, or take a package of SCAIL-Preview."
+    )
     assert scail2_refused(align="exact") == want
     assert refused(mode="replacement") == (
         "The mode replacement is for SCAIL-2; this worker serves SCAIL-Preview."

@@ -228,7 +228,7 @@ def test_a_background_that_is_the_wrong_way_round_is_turned_and_said(
     mask = read(path, video, mode=mode)
     assert torch.equal(mask.colours, paint(moving(20, right)))
     (note,) = mask.notes
-    assert note.startswith(f"mask.mkv has {'white' if wrong else 'black'} background (91% of it)")
+    assert note.startswith(f"mask.mkv has a {'white' if wrong else 'black'} background (91% of it)")
     path = write_video(tmp_path / "mask.mkv", paint(moving(20, right)))
     assert read(path, video, mode=mode).notes == ()
 

@@ -55,7 +55,7 @@ def test_a_black_reference_mask_shows_the_background_in_animation(tmp_path):
     assert torch.equal(mask.colours, wanted)
     (note,) = mask.notes
     assert note.startswith(
-        "ref_mask.png has black background (78% of it), where this mode has white"
+        "ref_mask.png has a black background (78% of it), where this mode has white"
     )
 
 
@@ -72,7 +72,7 @@ def test_a_white_background_is_turned_in_replacement(tmp_path):
     path = save_picture(tmp_path, person(WHITE))
     mask = read_reference_mask(path, None, PICTURE, SIZE, "replacement")
     assert torch.equal(mask.colours, cropped(person(BLACK)))
-    assert mask.notes[0].startswith("ref_mask.png has white background (78% of it)")
+    assert mask.notes[0].startswith("ref_mask.png has a white background (78% of it)")
 
 
 @pytest.mark.parametrize(("mode", "ground"), [("animation", WHITE), ("replacement", BLACK)])

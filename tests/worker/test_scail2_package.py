@@ -61,7 +61,8 @@ def test_a_worker_of_preview_refuses_masks_by_name(tmp_path):
     try:
         assert worker.health()["model"] == "SCAIL-Preview"
         assert ask(worker, body())["error"] == (
-            "mask_base64 is for SCAIL-2; this worker serves SCAIL-Preview. Leave it out."
+            "mask_base64 is for SCAIL-2; this worker serves SCAIL-Preview. "
+            "Leave it out, or take a package of SCAIL-2."
         )
     finally:
         worker.close()

@@ -104,7 +104,7 @@ def _generate(
     """Makes the clip that was asked for, whose masks are there."""
     request, demo = asked.request, asked.demo
     networks = Networks(args.models or models_dir(), device, state_dir())
-    check_source(request, networks.look)
+    source = check_source(request, networks.look)
     for note in asked.notes:
         log.warning("%s", note)
     stages = StageDump(args.stages)
@@ -120,7 +120,7 @@ def _generate(
     pipeline = _load(args, chosen, networks, settings, demo)
     origin = "SCAIL" if demo is None else "DEMO WEIGHTS"
     comment = comment_of(request.settings, asked.served.kind.name, origin)
-    clip = pipeline.run(request, args.out, comment, stages)
+    clip = pipeline.run(request, args.out, comment, stages, source=source)
     print(
         f"{clip.path}: {clip.frames} frames of {clip.width}x{clip.height} at {clip.fps:g} fps, "
         f"seed {clip.seed}, {sum(clip.timings_ms.values()) / 1000:.1f} s"

@@ -64,14 +64,16 @@ class Pipeline:
         comment: str,
         dump: StageDump,
         watch: Watch = unwatched,
+        source: Source | None = None,
     ) -> Clip:
         """Writes the clip to `out`, all of it or nothing. Raises an `EngineError`.
 
-        The settings of `request` are those that `recipes.check_settings` has seen.
+        The settings of `request` are those that `recipes.check_settings` has seen. `source` are its
+        media, if `check_source` has read them; else they are read now.
         """
         clock, told = Clock(), Retold(watch)
         with clock("media"):
-            source = self._source(request, lambda: told("media", 0.0))
+            source = source or self._source(request, lambda: told("media", 0.0))
             dump.keep_skeleton(source)
         told("media", 1.0)
         self.memory.prepare(request, source)

@@ -146,8 +146,9 @@ def with_masks(
     return replace(request, mask=kept, settings=settings), made.warned
 
 
-def check_source(request: Request, look: Look | None = None) -> None:
-    """Checks a request's files before anything is loaded, and logs what a clip will lack.
+def check_source(request: Request, look: Look | None = None) -> Source | None:
+    """Checks a request's files before anything is loaded, and logs what a clip will lack. Returns
+    the media where it had to read all of them: those of a model that takes masks.
 
     `look` is as in `load_source`. Raises `BadMedia`, and `BadRequest` for masks that do not go with
     the rest.
@@ -158,17 +159,18 @@ def check_source(request: Request, look: Look | None = None) -> None:
             log.warning("%s", note)
         for standing in source.standing:
             log.info("%s", told(standing))
-        return
+        return source
     picture = load_image(request.image)
     video = None if request.kind == "joints" else probe_video(request.motion)
     clip_size(request, picture, video)
     if video is None:
         joints = load_joints(request.motion)
         _joint_count(request, joints, request.settings.fps or joints.fps)
-        return
+        return None
     frame_count(video, request.settings.fps, request.settings.frames)
     for note in _look_at_sound(request, video, go_on)[1]:
         log.warning("%s", note)
+    return None
 
 
 def told(standing: Standing) -> str:

@@ -4,6 +4,7 @@ import base64
 
 import pytest
 
+from engine import source
 from engine.__main__ import _parser, main
 from engine.cli.generate import read_options
 from engine.config import state_dir
@@ -60,6 +61,19 @@ def test_a_video_drives_the_clip_itself_and_no_motion_is_captured(files, caplog,
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert any("The motion has no mask" in one for one in told)
     assert "9 frames of 96x64 at 16 fps" in capsys.readouterr().out
+
+
+def test_media_that_were_read_to_be_checked_are_not_read_again(files, monkeypatch, capsys):
+    read, times = source._read_frames, []
+
+    def counted(*given):
+        times.append(given)
+        return read(*given)
+
+    monkeypatch.setattr(source, "_read_frames", counted)
+    assert generate(files, *named(files, mask="mask.npz")) == 0
+    assert len(times) == 1
+    capsys.readouterr()
 
 
 def test_masks_further_pictures_and_modes_make_clips_of_their_own(files, capsys):

@@ -14,11 +14,11 @@ from engine.cli.masks import segmenter, with_own_masks
 from engine.errors import BadMedia
 from engine.flow import Recipe, Request, Settings, Warned
 from engine.masks.made import MadeMasks
-from engine.masks.saved import load_made
 from engine.media.video import probe_video
 from engine.pose.networks import Networks
 from engine.source import check_source, load_source
 from tests.support.drawn_joints import larger_trunk
+from tests.support.made_masks import load_made
 from tests.support.scail2 import FRAMES, SIZE, dance, labels, noise, npz, png, square
 
 SMALL = ("--width", "96", "--height", "64")

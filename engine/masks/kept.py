@@ -69,7 +69,7 @@ class MaskMaker:
     ) -> MadeMasks:
         """The masks of a clip. `read` gives its frames and is called only if they are not known.
 
-        `about_to_look` is called before that, and may refuse. Raises as `make.make_masks`,
+        `about_to_look` is called before that, and may refuse. Raises as `make.look`,
         `MissingModel`, `BadCheckpoint`, and what the functions given raise.
         """
         key = self._key(clip, picture, wish)

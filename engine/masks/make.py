@@ -74,23 +74,6 @@ class Looked:
     model: str
 
 
-def make_masks(
-    driving: Driving,
-    picture: Picture | None,
-    segmenter: Segmenter,
-    finder: BoxFinder,
-    wish: Wish,
-    check: Check = go_on,
-    progress: Progress | None = None,
-) -> MadeMasks:
-    """Makes the masks of a video and its picture. `check` is asked before each frame.
-
-    Raises `NobodyFound`, and `BadRequest` for persons that do not fit, and what `check` raises.
-    """
-    looked = look(driving, picture, segmenter, finder, wish, check, progress)
-    return colour(looked, driving, picture, wish)
-
-
 def look(
     driving: Driving,
     picture: Picture | None,
@@ -100,7 +83,10 @@ def look(
     check: Check = go_on,
     progress: Progress | None = None,
 ) -> Looked:
-    """Finds everybody of a clip; `who` has no part in it. Raises as `make_masks`."""
+    """Finds everybody of a clip; `who` has no part in it. `check` is asked before each frame.
+
+    Raises `NobodyFound`, `BadRequest` for persons that do not fit, and what `check` raises.
+    """
     count, height, width, _ = driving.frames.shape
     size = height, width
     check_corrections(wish.corrections, count, size)
@@ -140,7 +126,7 @@ def look(
 
 
 def colour(looked: Looked, driving: Driving, picture: Picture | None, wish: Wish) -> MadeMasks:
-    """Gives everybody the label of their partner in the picture. Raises as `make_masks`."""
+    """Gives everybody the label of their partner in the picture. Raises as `look`."""
     boxes = _boxes(looked)
     clip, persons = _in_order(looked, boxes)
     who, notes = _who(clip, looked.pictured, wish)

@@ -3,8 +3,9 @@
 .npz  labels and all that is known of them: what is cached, and what a program edits
 .mkv  colours as lossless video (FFV1, gbrp); .zip: colours as PNG, a picture a frame
 
-All of them are read again by `engine.masks.reader`, to the pixel. Source: docs/reference/masks.md
-6.2.
+All of them are read again by `engine.masks.reader`, to the pixel. Of what an .npz has beside labels
+the engine asks for the picture's hash alone; the rest is for whoever edits it. Source:
+docs/reference/masks.md 6.2.
 """
 
 import hashlib
@@ -21,19 +22,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from engine.config import LIMITS
 from engine.errors import BadMedia, OutputError
-from engine.flow import Warned
-from engine.masks.archive import find_labels, member_names, open_members, read_labels
+from engine.masks.archive import member_names, open_members
 from engine.masks.colours import PERSON_COLOURS, paint
-from engine.masks.made import VERSION, MadeMasks
+from engine.masks.made import MadeMasks
 from engine.media.ffmpeg import FfmpegFailed, ffmpeg, file_url, write_from
 from engine.media.video import exact_rate
 from kernels.whole_file import whole_file
 
-_MOST_BYTES = 2**26  # of an array beside the labels: boxes of 2000 frames have 200 thousand
-_SHOWN_CHARS = 40
-_BESIDE = ("boxes", "scores", "fps", "source_sha256", "image_sha256", "order", "model", "warned")
+_MOST_BYTES = 2**16  # of an array with a hash
 
 Save: TypeAlias = Callable[[Path, MadeMasks, int], None]
 
@@ -126,47 +123,6 @@ def made_of(path: Path) -> str:
         return _text(_array(path, unpack, "image_sha256"), path, "image_sha256")
 
 
-def load_made(path: Path) -> MadeMasks:
-    """Reads an .npz that `save_masks` wrote. Raises `BadMedia` for any other file."""
-    names = member_names(path)
-    labels, reference = find_labels(path, names), find_labels(path, names, array="reference")
-    if labels is None or not {f"{name}.npy" for name in (*_BESIDE, "version")} <= set(names):
-        raise BadMedia(f"{path.name} holds no masks that the engine made; make them anew.")
-    with open_members(path, _MOST_BYTES) as unpack:
-        version = _array(path, unpack, "version")
-        if version.shape or version.dtype.kind not in "iu" or int(version) != VERSION:
-            raise BadMedia(
-                f"{path.name} has masks of version {str(version)[:_SHOWN_CHARS]}; {VERSION} is "
-                "read. Make them anew."
-            )
-        beside = {name: _array(path, unpack, name) for name in _BESIDE}
-    frames = torch.stack([*read_labels(labels, range(labels.shape[0]))])
-    order, fps = beside["order"], beside["fps"]
-    shapes = (len(frames), order.size, 4), (len(frames), order.size)
-    if (
-        (beside["boxes"].shape, beside["scores"].shape) != shapes
-        or order.ndim != 1
-        or order.size > LIMITS.max_identities
-        or any(beside[name].dtype.kind not in "fiu" for name in ("boxes", "scores", "order"))
-    ):
-        raise BadMedia(f"{path.name} is damaged: boxes and labels do not belong together.")
-    if fps.shape or fps.dtype.kind not in "fiu" or not 0 < fps < np.inf:
-        raise BadMedia(f"{path.name} is damaged: fps is no number above 0.")
-    return MadeMasks(
-        labels=frames,
-        reference=None if reference is None else next(read_labels(reference, [0])),
-        boxes=torch.from_numpy(beside["boxes"].astype(np.float32)),
-        scores=torch.from_numpy(beside["scores"].astype(np.float32)),
-        fps=float(fps),
-        source_sha256=_text(beside["source_sha256"], path, "source_sha256"),
-        order=tuple(int(person) for person in order),
-        model=_text(beside["model"], path, "model"),
-        image_sha256=_text(beside["image_sha256"], path, "image_sha256"),
-        warned=_warned(_text(beside["warned"], path, "warned"), path),
-        version=VERSION,
-    )
-
-
 def _array(path: Path, unpack: Callable[[str], bytes], name: str) -> np.ndarray:
     held = unpack(f"{name}.npy")
     try:
@@ -179,10 +135,3 @@ def _text(held: np.ndarray, path: Path, name: str) -> str:
     if held.shape or held.dtype.kind != "U":
         raise BadMedia(f"{path.name} is damaged: {name} is {held.dtype}; text is expected.")
     return str(held)
-
-
-def _warned(said: str, path: Path) -> tuple[Warned, ...]:
-    try:
-        return tuple(Warned(kind, text, frame) for kind, text, frame in json.loads(said))
-    except (ValueError, TypeError, RecursionError) as error:
-        raise BadMedia(f"{path.name} is damaged: warned cannot be read.") from error

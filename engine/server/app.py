@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from engine.server.reply import Reply
 from engine.server.static import TYPES, page_file
 from engine.server.stream import follow
 from engine.server.submission import Places, read_submission
-from engine.server.uploads import BODY_BYTES, Uploads
+from engine.server.uploads import BODY_BYTES, Upload, Uploads
 
 _WAIT_MS, _LEAST_WAIT_MS, _MOST_WAIT_MS = 90_000, 1_000, 300_000
 _TIDY_S = 600.0
@@ -102,7 +102,9 @@ def make_app(service: Service, when_ready: Callable[[Queue], None] = lambda _: N
         title="SCAIL engine", docs_url=None, redoc_url=None, lifespan=living, redirect_slashes=False
     )
     _add_job_routes(app, service, queue)
-    _add_page_routes(app, service, queue)
+    _add_history_routes(app, service, queue)
+    _add_upload_routes(app, service.uploads)
+    _add_page_routes(app, service)  # at last: what no other route takes is a file of the page
     _add_errors(app, service.house)
     return Guard(app, service.house, lambda path: page_file(path, service.page) is not None)
 
@@ -204,45 +206,8 @@ def _add_job_routes(app: FastAPI, service: Service, queue: Queue) -> None:
         return Reply(shown)
 
 
-def _add_page_routes(app: FastAPI, service: Service, queue: Queue) -> None:
-    records, uploads = service.records, service.uploads
-
-    @app.get("/info")
-    async def tell() -> Response:
-        """Tells what can be asked for: models, presets, sizes, limits, examples."""
-        found = info(service.house, service.models, service.gpu, service.features)
-        return Reply(found)
-
-    @app.post("/uploads", openapi_extra=_FILE)
-    async def upload(request: Request) -> Response:
-        """Takes one file as multipart/form-data; a job names it as `upload:ID`."""
-        pieces = read_pieces(request.receive, request.headers, BODY_BYTES)
-        part = FilePart(pieces, boundary_of(request.headers))
-        await part.begin()
-        kept = await uploads.keep(part.name, part.contents())
-        return Reply(
-            {"id": kept.id, "medium": kept.medium, "name": kept.name, "bytes": kept.bytes,
-             "expires_at": kept.expires_at}, 201,
-        )  # fmt: skip
-
-    @app.post("/settings", openapi_extra=_FILE)
-    async def settings(request: Request) -> Response:
-        """Reads the settings that a clip of this engine carries, for another one like it."""
-        pieces = read_pieces(request.receive, request.headers, BODY_BYTES)
-        part = FilePart(pieces, boundary_of(request.headers))
-        await part.begin()
-        kept = await uploads.keep(part.name, part.contents())
-        try:
-            found = await asyncio.to_thread(like, uploads.path(kept.id), "This clip")
-        finally:
-            uploads.drop(kept.id)
-        return Reply({"input": dict(found.given), "model": found.kind, "warnings": [*found.told]})
-
-    @app.delete("/uploads/{upload}")
-    async def drop_upload(upload: str) -> Response:
-        """Removes an upload."""
-        uploads.drop(upload)
-        return Response(status_code=204)
+def _add_history_routes(app: FastAPI, service: Service, queue: Queue) -> None:
+    records = service.records
 
     @app.get("/jobs")
     async def jobs(request: Request) -> Response:
@@ -286,6 +251,45 @@ def _add_page_routes(app: FastAPI, service: Service, queue: Queue) -> None:
         if not is_id(job) or not path.is_file():
             raise unknown("preview of this job")
         return FileResponse(path, media_type="image/png", headers={"cache-control": "no-store"})
+
+
+def _add_upload_routes(app: FastAPI, uploads: Uploads) -> None:
+    async def received(request: Request) -> Upload:
+        part = FilePart(
+            read_pieces(request.receive, request.headers, BODY_BYTES),
+            boundary_of(request.headers),
+        )
+        await part.begin()
+        return await uploads.keep(part.name, part.contents())
+
+    @app.post("/uploads", openapi_extra=_FILE)
+    async def upload(request: Request) -> Response:
+        """Takes one file as multipart/form-data; a job names it as `upload:ID`."""
+        return Reply(asdict(await received(request)), 201)
+
+    @app.post("/settings", openapi_extra=_FILE)
+    async def settings(request: Request) -> Response:
+        """Reads the settings that a clip of this engine carries, for another one like it."""
+        kept = await received(request)
+        try:
+            found = await asyncio.to_thread(like, uploads.path(kept.id), "This clip")
+        finally:
+            uploads.drop(kept.id)
+        return Reply({"input": dict(found.given), "model": found.kind, "warnings": [*found.told]})
+
+    @app.delete("/uploads/{upload}")
+    async def drop_upload(upload: str) -> Response:
+        """Removes an upload."""
+        uploads.drop(upload)
+        return Response(status_code=204)
+
+
+def _add_page_routes(app: FastAPI, service: Service) -> None:
+    @app.get("/info")
+    async def tell() -> Response:
+        """Tells what can be asked for: models, presets, sizes, limits, examples."""
+        found = info(service.house, service.models, service.gpu, service.features)
+        return Reply(found)
 
     @app.get("/examples/{name:path}")
     async def example(name: str) -> Response:

@@ -13,7 +13,7 @@ import torch
 from engine.errors import BadMedia, BadRequest, Cancelled, NobodyFound
 from engine.masks.corrections import parse_corrections, read_corrections
 from engine.masks.kept import Clip, MaskMaker, MaskNetworks
-from engine.masks.make import Driving, Wish, make_masks
+from engine.masks.make import Driving, Wish, colour, look
 from engine.masks.still import Picture, look_at_picture
 from tests.support.drawn_segmenter import FPS, HEIGHT, WIDTH, draw, segmenter
 
@@ -30,6 +30,11 @@ def walk(start, speed):
 
 def while_(path, is_there):
     return lambda t: path(t) if is_there(t) else None
+
+
+def make_masks(driving, picture, model, finder, wish, *watched):
+    looked = look(driving, picture, model, finder, wish, *watched)
+    return colour(looked, driving, picture, wish)
 
 
 def made(scene, picture=None, takes=None, shift=0, **wish):

@@ -23,8 +23,7 @@ Sources: docs/reference/performance.md B and F7, docs/reference/encoders.md 1.7.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
-from math import prod
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -39,17 +38,15 @@ from engine.config import (
     ModelConfig,
 )
 from engine.denoise.activations import Course, Kind, Tokens, Width, allocator_gap, most_bytes
-from engine.denoise.block import BlockWeights, ContextWeights
 from engine.denoise.contexts import KEPT_TEXT_BYTES
 from engine.denoise.cuda_graphs import is_recorded
-from engine.denoise.packaged import TIME
-from engine.denoise.packed import packed_bytes
 from engine.denoise.schedule import Streaming
+from engine.denoise.weight_bytes import WeightBytes, weight_bytes
 from engine.denoise.windows import latent_frames
 from engine.errors import BadRequest, TooLarge
 from engine.machine.ladder import LADDER, UNKNOWN_EVALUATIONS, Rates, Rung, Traffic, seconds
 from engine.models.vae_decode import decode_bytes
-from engine.package.manifest import Entry, Manifest
+from engine.package.manifest import Manifest
 from kernels.cross_attention import KEY_TILE
 from kernels.layout import HEAD
 
@@ -60,7 +57,6 @@ SMALL_BYTES = 64 * 2**20  # modulations, conditions, biases: what is listed nowh
 ALLOWANCES = CUDA_BYTES + WORKSPACE_BYTES + GAP_BYTES + SMALL_BYTES
 RING, SMALLEST_RING = 3, 2  # blocks; with three no step waits for the order of copies
 LESS = 0.9  # of the memory that was not enough, for a stage that is tried again
-LARGE_BYTES, LARGE_ROUND, SMALL_ROUND = 2**20, 2 * 2**20, 512  # of PyTorch's allocator
 
 VISION_TOKENS = 257
 TABLE_BYTES = 2 * 4 * HEAD // 2  # a token's cos and sin
@@ -149,11 +145,7 @@ class Running:
 class Footprint:
     """Bytes by name."""
 
-    blocks: int  # weights of the blocks that every step needs
-    outside: int  # weights before and after the blocks, in FP32
-    context_weights: int  # those that the keys of text and picture are made with, rounded
-    rounding: int  # of these tensors by PyTorch's allocator
-    block: int  # one of the blocks in one piece, as streamed ones are
+    weights: WeightBytes  # of the transformer
     layers: int
     text: int  # encoders' weights
     vision: int
@@ -188,8 +180,10 @@ class MemoryPlan:
     @property
     def streamed_bytes(self) -> int:
         """Those that are copied to the GPU in every forward."""
+        if self.streaming is None:
+            return 0
         held = self.footprint
-        return 0 if self.streaming is None else held.block * (held.layers - self.streaming.resident)
+        return held.weights.block * (held.layers - self.streaming.resident)
 
     @property
     def seconds(self) -> float:
@@ -198,13 +192,13 @@ class MemoryPlan:
         counts = shape.evaluations or (UNKNOWN_EVALUATIONS, 0)
         told = max(kind.told.total for kind in held.course.kinds)
         moved = Traffic(
-            contexts=held.context_weights,
+            contexts=held.weights.contexts,
             encoders=held.vision + held.vae,
-            blocks=held.blocks,
+            blocks=held.weights.blocks,
             streamed=self.streamed_bytes,
             forwards=shape.contexts * sum(counts),
             # a product of 8 bits for each byte of a block, q k^T and p v
-            products=told * held.blocks + 2 * told**2 * held.course.width.dim * held.layers,
+            products=told * held.weights.blocks + 2 * told**2 * held.course.width.dim * held.layers,
         )
         return seconds(self.rung, moved, held.running.rates)
 
@@ -242,7 +236,7 @@ def plan(
 
     Raises `TooLarge` if none does, with the need and what would fit.
     """
-    bytes_of = _footprint(manifest, _held_weights(manifest), shape, encoders, running)
+    bytes_of = _footprint(manifest, weight_bytes(manifest.tensors), shape, encoders, running)
     plans = [_on(rung, shape, bytes_of, free_bytes) for rung in LADDER]
     fitting = [one for one in plans if one.peak_bytes <= free_bytes]
     if not fitting:
@@ -256,7 +250,9 @@ def has_room_for_blocks(manifest: Manifest, free_bytes: int, running: Running) -
     usual encoders.
     """
     smallest = ClipShape(416, 672, TRAINED_FRAMES)
-    bytes_of = _footprint(manifest, _held_weights(manifest), smallest, USUAL_ENCODERS, running)
+    bytes_of = _footprint(
+        manifest, weight_bytes(manifest.tensors), smallest, USUAL_ENCODERS, running
+    )
     rungs = [rung for rung in LADDER if rung.blocks_stay and not rung.streams]
     return any(_on(rung, smallest, bytes_of, 0).peak_bytes <= free_bytes for rung in rungs)
 
@@ -279,9 +275,9 @@ def _on(
 ) -> MemoryPlan:
     """Plans a clip on one rung. Blocks that could be streamed fill `room`, or what is free."""
     encoders = fp.vision + fp.vae
-    idle = ALLOWANCES + fp.outside + rung.encoders_stay * encoders
+    idle = ALLOWANCES + fp.weights.outside + rung.encoders_stay * encoders
     idle += fp.capture
-    idle += rung.contexts_stay * fp.context_weights + rung.texts_stay * KEPT_TEXT_BYTES
+    idle += rung.contexts_stay * fp.weights.contexts + rung.texts_stay * KEPT_TEXT_BYTES
     alone = not rung.encoders_stay
     course = fp.course if rung.graphs else fp.course.launched
     gap = allocator_gap(course, expandable=fp.running.expandable)
@@ -293,11 +289,11 @@ def _on(
         + max(0, gap - GAP_BYTES),
         "decode": idle + alone * fp.vae + fp.latents + fp.decode,
     }
-    streaming, blocks = None, fp.blocks + fp.rounding
+    streaming, blocks = None, fp.weights.blocks + fp.weights.rounding
     if rung.streams:
         left = (free_bytes if room is None else min(room, free_bytes)) - max(peaks.values())
-        streaming = _streaming(fp.layers, left // fp.block)
-        blocks = fp.block * (streaming.resident + streaming.depth)
+        streaming = _streaming(fp.layers, left // fp.weights.block)
+        blocks = fp.weights.block * (streaming.resident + streaming.depth)
     for stage in peaks:
         peaks[stage] += (rung.blocks_stay or stage == "denoise") * blocks
     idle += rung.blocks_stay * blocks
@@ -315,13 +311,12 @@ def _streaming(layers: int, places: int) -> Streaming:
 
 def _footprint(
     manifest: Manifest,
-    held: tuple[int, int, int, int, int],
+    weights: WeightBytes,
     shape: ClipShape,
     encoders: EncoderBytes,
     running: Running,
 ) -> Footprint:
     model, (time, area) = manifest.model, shape.grid
-    blocks, outside, contexts, rounding, block = held
     counts = (None, None) if shape.evaluations is None else shape.evaluations
     seen, unseen = (
         Kind(
@@ -347,11 +342,7 @@ def _footprint(
     pixels = shape.height * shape.width
     cells = pixels // (VAE_STRIDE[1] * VAE_STRIDE[2])
     return Footprint(
-        blocks=blocks,
-        outside=outside,
-        context_weights=contexts,
-        rounding=rounding,
-        block=block,
+        weights=weights,
         layers=model.layers,
         text=encoders.text,
         vision=encoders.vision,
@@ -382,37 +373,6 @@ def _roles_bytes(model: ModelConfig, shape: ClipShape, clip: int, cells: int) ->
                           * shape.references) * cells  # fmt: skip
 
 
-def _held_weights(manifest: Manifest) -> tuple[int, int, int, int, int]:
-    """Counts bytes: of the blocks, of what lies outside of them, of the contexts' weights with what
-    rounding adds, what it adds to the others, and of one block in one piece.
-    """
-    steps, once = ({one.name for one in fields(kind)} for kind in (BlockWeights, ContextWeights))
-    blocks = [entry.nbytes for entry in manifest.tensors if _part(entry) in steps]
-    pieces: dict[str, list[int]] = {}
-    for entry in manifest.tensors:
-        if _part(entry) in steps:
-            pieces.setdefault(entry.name.split(".")[1], []).append(entry.nbytes)
-    contexts = [_rounded(entry.nbytes) for entry in manifest.tensors if _part(entry) in once]
-    outside = [
-        4 * prod(entry.shape)
-        for entry in manifest.tensors
-        if _part(entry) is None and not entry.name.startswith(TIME)
-    ]
-    rounding = sum(_rounded(nbytes) - nbytes for nbytes in (*blocks, *outside))
-    block = _rounded(max(map(packed_bytes, pieces.values()), default=1))
-    return sum(blocks), sum(outside), sum(contexts), rounding, block
-
-
-def _part(entry: Entry) -> str | None:
-    """Names a tensor's part of its block: `qkv` of `blocks.3.qkv.q`. None: it is in none."""
-    place, *rest = entry.name.split(".")
-    return rest[1] if place == "blocks" and len(rest) > 1 else None
-
-
-def _rounded(nbytes: int) -> int:
-    return _up(nbytes, LARGE_ROUND if nbytes >= LARGE_BYTES else SMALL_ROUND)
-
-
 def _up(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
@@ -422,10 +382,9 @@ def _up(count: int, multiple: int) -> int:
 
 def _too_large(manifest: Manifest, encoders: EncoderBytes, last: MemoryPlan) -> str:
     shape, held = last.shape, last.footprint
-    weights = held.blocks, held.outside, held.context_weights, held.rounding, held.block
 
     def fits(other: ClipShape) -> bool:
-        bytes_of = _footprint(manifest, weights, other, encoders, held.running)
+        bytes_of = _footprint(manifest, held.weights, other, encoders, held.running)
         if most_bytes(bytes_of.course.launched) > last.free_bytes:
             return False  # whatever else it needs: most of a huge clip's offers end here
         return _on(last.rung, other, bytes_of, last.free_bytes).peak_bytes <= last.free_bytes

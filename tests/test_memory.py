@@ -70,7 +70,7 @@ def test_a_model_that_takes_masks_needs_their_embedding_and_the_masks():
     shape = shape_of("512x896", references=2)
     plain, masked = (plan(of, shape, ENCODERS, FREE[141]).footprint for of in (REAL, REAL_SCAIL2))
     embedding = 5120 * (28 * 4 + 1)
-    assert masked.outside - plain.outside == 4 * embedding
+    assert masked.weights.outside - plain.weights.outside == 4 * embedding
     height, width = 512 // 8, 896 // 8
     driving, further = 28 * 21 * height // 2 * width // 2, 28 * 3 + 16 * 2
     roles = 4 * (2 * driving + further * height * width)
@@ -82,14 +82,14 @@ def test_a_model_that_takes_masks_needs_their_embedding_and_the_masks():
 
 def test_the_weights_of_the_steps_are_those_of_the_specification():
     found = plan(REAL, shape_of("512x896"), ENCODERS, FREE[141]).footprint
-    assert found.blocks == pytest.approx(11.96e9, rel=2e-3)
+    assert found.weights.blocks == pytest.approx(11.96e9, rel=2e-3)
     # 40 blocks x (512 + 257 keys, in tiles of 64) x 2 x 5120 BF16, and a bias each
     assert found.contexts == 40 * (512 + 320) * (4 * 5120 + 4)
     guided = plan(REAL, shape_of("512x896", contexts=2), ENCODERS, FREE[141]).footprint
     assert guided.contexts == 40 * (2 * 512 + 320) * (4 * 5120 + 4)  # both see one picture
     # keys and values of both sides in 8 bits, with scales, biases and norms
-    assert found.context_weights == pytest.approx(40 * 4 * 5120**2, rel=3e-3)
-    assert found.context_weights >= 40 * 4 * 5120**2
+    assert found.weights.contexts == pytest.approx(40 * 4 * 5120**2, rel=3e-3)
+    assert found.weights.contexts >= 40 * 4 * 5120**2
 
 
 def test_names_and_shapes_are_those_that_a_denoiser_reads():
@@ -252,7 +252,7 @@ def test_what_prepares_text_and_picture_is_counted_wherever_it_stays():
         rungs.append(known)
         known = next_rung(known, "denoise")
     first, second, third, *rest = rungs
-    held = first.footprint.context_weights
+    held = first.footprint.weights.contexts
     for stage in first.peaks:
         assert first.peaks[stage] - second.peaks[stage] == held
         assert second.peaks[stage] - third.peaks[stage] == KEPT_TEXT_BYTES
@@ -379,8 +379,10 @@ def test_what_stays_and_what_comes_and_goes_add_up():
     shape = shape_of("512x896")
     everything = plan(REAL, shape, ENCODERS, FREE[141])
     bytes_of = everything.footprint
-    kept = ALLOWANCES + bytes_of.blocks + bytes_of.rounding + bytes_of.outside
-    kept += bytes_of.context_weights + KEPT_TEXT_BYTES
+    kept = (
+        ALLOWANCES + bytes_of.weights.blocks + bytes_of.weights.rounding + bytes_of.weights.outside
+    )
+    kept += bytes_of.weights.contexts + KEPT_TEXT_BYTES
     assert everything.resident_bytes == kept + bytes_of.vision + bytes_of.vae
     assert bytes_of.encode > ENCODERS.text
     assert everything.peaks["conditioning"] == everything.resident_bytes + bytes_of.encode
@@ -390,9 +392,9 @@ def test_what_stays_and_what_comes_and_goes_add_up():
     while (lower := next_rung(last, "decode")) is not None:
         last = lower
     assert not last.rung.blocks_stay
-    assert last.resident_bytes == ALLOWANCES + bytes_of.outside
+    assert last.resident_bytes == ALLOWANCES + bytes_of.weights.outside
     assert last.peaks["decode"] == last.resident_bytes + bytes_of.vae + decoding
-    assert last.peaks["denoise"] > last.resident_bytes + bytes_of.blocks
+    assert last.peaks["denoise"] > last.resident_bytes + bytes_of.weights.blocks
 
 
 def test_room_for_making_masks_is_asked_of_the_stage_before_the_clip_and_given_back():
@@ -553,7 +555,7 @@ def test_as_many_blocks_stay_as_fit():
     stay = []
     for free in range(DESKTOP[8], 15 * GB, GB // 4):
         found = plan(REAL, shape, ENCODERS, free)
-        one = found.footprint.block
+        one = found.footprint.weights.block
         assert found.rung.streams
         assert free - one < found.peak_bytes <= free
         held = found.streaming.resident + found.streaming.depth
@@ -567,7 +569,11 @@ def test_as_many_blocks_stay_as_fit():
 
 def test_a_block_in_one_piece_is_the_40th_part_of_all():
     found = plan(REAL, shape_of("512x896"), ENCODERS, FREE[141]).footprint
-    assert found.blocks <= 40 * found.block <= found.blocks + found.rounding
+    assert (
+        found.weights.blocks
+        <= 40 * found.weights.block
+        <= found.weights.blocks + found.weights.rounding
+    )
 
 
 def test_what_a_plan_costs_is_what_is_on_its_way_and_not_hidden():
@@ -578,7 +584,7 @@ def test_what_a_plan_costs_is_what_is_on_its_way_and_not_hidden():
         found = plan(REAL, shape, ENCODERS, free, Running(rates=rates))
         costs[found.rung] = found.seconds
     held = found.footprint
-    contexts = held.context_weights / rates.read
+    contexts = held.weights.contexts / rates.read
     assert costs[LADDER[0]] == 0
     assert costs[LADDER[4]] == pytest.approx(contexts + 2 * (held.vision + held.vae) / rates.copy)
     # a forward computes longer than copies take: only what is read for each clip costs time

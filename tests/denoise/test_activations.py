@@ -200,7 +200,7 @@ def assert_counted(layers, found, recorded, stay, bits):
     while found.rung.graphs is not recorded or found.rung.texts_stay is not stay:
         found = next_rung(found, "denoise")
     gap = max(0, gap_of(found) - GAP_BYTES)
-    got = found.peaks["denoise"] - ALLOWANCES - found.footprint.rounding - gap
+    got = found.peaks["denoise"] - ALLOWANCES - found.footprint.weights.rounding - gap
     if found.rung.texts_stay:
         got -= KEPT_TEXT_BYTES  # these texts are the clip's own, which is counted with it
     assert got == pytest.approx(count_denoising(layers, shape, found.rung, bits), rel=0.01)
@@ -224,8 +224,8 @@ def test_a_step_with_its_ring_is_what_the_denoiser_allocates(layers, name, chang
     room = plan(layers, shape, EncoderBytes(0, 0, 0), FREE[141])
     while not room.rung.streams:
         room = next_rung(room, "denoise")
-    rest = room.peaks["denoise"] - blocks_in(room) * room.footprint.block
-    free = rest + (3 + resident) * room.footprint.block
+    rest = room.peaks["denoise"] - blocks_in(room) * room.footprint.weights.block
+    free = rest + (3 + resident) * room.footprint.weights.block
     found = plan(layers, shape, EncoderBytes(0, 0, 0), free)
     assert found.rung.streams
     assert (found.streaming.resident, found.streaming.depth) == (resident, 3)
@@ -330,7 +330,13 @@ def test_the_plan_counts_the_gap_of_the_model_whatever_the_tokens(expandable):
             fp, gap = found.footprint, gap_of(found)
             gaps.append(gap)
             idle = (
-                ALLOWANCES - GAP_BYTES + fp.outside + fp.blocks + fp.rounding + fp.vision + fp.vae
+                ALLOWANCES
+                - GAP_BYTES
+                + fp.weights.outside
+                + fp.weights.blocks
+                + fp.weights.rounding
+                + fp.vision
+                + fp.vae
             )
             kept = fp.contexts + fp.tables + fp.latents
             denoise = found.peaks["denoise"]

@@ -65,8 +65,9 @@ def test_another_form_of_8_bits_is_refused_with_the_form_that_the_gpu_has(ampere
     for action in ("validate", "generate"):
         reply = ask(ampere, job(tmp_path, action=action, attention_mode=form))
         assert reply["code"] == "unavailable"
-        assert f"no attention {form} on this worker: its GPU has its own, int8, and sdpa" in (
-            reply["error"]
+        assert (
+            f"no attention {form} on this worker: its GPU has its own, int8, and sdpa"
+            in (reply["error"])
         )
     assert ask(ampere, job(tmp_path, action="validate", attention_mode="int8"))["valid"]
 

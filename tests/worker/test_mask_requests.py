@@ -55,6 +55,20 @@ def test_the_action_masks_shows_who_becomes_whom_and_renders_nothing(worker):
     json.dumps(told)
 
 
+def test_stills_of_noise_fit_the_reply_with_the_masks_beside_them(worker, monkeypatch):
+    """The platform drops a reply that is too large, and calls the job a success."""
+    usual = ask(worker, body(action="masks", return_masks=True))
+    stills, masks = (
+        sum(len(base64.b64decode(one)) for one in found)
+        for found in (usual["stills"], [usual["masks"]])
+    )
+    most = stills * 2 // 3 + masks
+    monkeypatch.setattr("engine.worker.masks.clip_limit", lambda name: most)
+    told = ask(worker, body(action="masks", return_masks=True))
+    assert (told["masks"], len(told["stills"])) == (usual["masks"], 3)
+    assert sum(len(base64.b64decode(one)) for one in told["stills"]) <= most - masks < stills
+
+
 def test_validate_tells_scale_foot_line_and_what_is_cropped(worker):
     tall = np.zeros((FRAMES, *SIZE), np.uint8)
     tall[:, 8:60, 30:60] = 1

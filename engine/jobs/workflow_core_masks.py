@@ -41,7 +41,7 @@ def told_of_masks(graph: Graph, node: WorkflowNode, made: Sequence[WorkflowNode]
         few = graph.plain(painter, "object_indices")
         if isinstance(few, Link) or (few not in ("", None) and not is_open(few)):
             said = f"comes from {few}" if isinstance(few, Link) else f"is {shown(few)}"
-            yield f"object_indices of {painter} {said}, done as all: who and persons say others"
+            yield f"object_indices of {painter} {said}, done as all; who and persons say others"
         if (masks := graph.link(painter, "reference_masks")) is not None:
             yield f"reference_masks of {painter} comes from {masks}, done without"
     yield from _told_of_sides(graph, node)
@@ -78,9 +78,9 @@ def _told_of_trackers(graph: Graph, made: Sequence[WorkflowNode]) -> Iterator[st
 def _told_of_tracker(graph: Graph, tracker: WorkflowNode, is_driving: bool) -> Iterator[str]:
     most = _most(graph, tracker)
     if most is None:
-        yield f"{_MOST} of {tracker} is no number, done as all whom the picture shows"
+        yield f"{_MOST} of {tracker} is no number, done as all in the picture"
     elif 0 < most < LIMITS.max_identities and (most > 1 or not is_driving):
-        yield f"{_MOST} of {tracker} is {most}, done as all whom the picture shows: persons says so"
+        yield f"{_MOST} of {tracker} is {most}, done as all in the picture; persons says another"
     for name, usual in _OWN.items():
         value = graph.plain(tracker, name)
         if value is not None and not is_open(value) and not is_equal(value, usual):

@@ -110,7 +110,7 @@ def test_nodes_that_make_masks_want_them_in_the_request():
 def test_what_nodes_say_of_the_masks_that_they_make_is_done_or_told():
     """Without it a graph that follows the second of two persons would follow both."""
     said = told(core())
-    assert "max_objects of node 42 (SAM3_VideoTrack) is 2, done as all whom the picture" in said
+    assert "max_objects of node 42 (SAM3_VideoTrack) is 2, done as all in the picture" in said
     for usual in ("sort_by", "object_indices", "detection", "text of", "images of", "track_data"):
         assert usual not in said
     changes = {
@@ -124,7 +124,7 @@ def test_what_nodes_say_of_the_masks_that_they_make_is_done_or_told():
                                    "comes from node 10 (LoadImage), done with what node 100"),
         "n42_detection_threshold": (0.3, "detection_threshold of node 42 (SAM3_VideoTrack) is"),
         "n42_max_objects": ("lots", "max_objects of node 42 (SAM3_VideoTrack) is no number"),
-        "n43_max_objects": (1, "max_objects of node 43 (SAM3_VideoTrack) is 1, done as all whom"),
+        "n43_max_objects": (1, "max_objects of node 43 (SAM3_VideoTrack) is 1, done as all in"),
         "n42_images": (["10", 0], "images of node 42 (SAM3_VideoTrack) comes from node 10 "
                        "(LoadImage), done with pose_video of node 100"),
         "n41_text": ("a dog", 'text of node 41 (CLIPTextEncode) is "a dog", done as person'),

@@ -14,6 +14,7 @@ from PIL import Image
 from engine.flow import Warned
 from engine.masks.made import MadeMasks
 from handler import respond
+from tests.support.core_workflows import core
 from tests.support.drawn_joints import larger_trunk
 from tests.support.scail2 import (
     FRAMES,
@@ -211,6 +212,10 @@ def test_a_worker_with_a_segmenter_makes_the_masks_that_are_not_sent(tmp_path):
         shown = ask(worker, body(action="masks", mode=None, mask_base64=None, persons=1, who="1"))
         assert len(shown["stills"]) == 3
         assert (maker.wanted.persons, maker.wanted.who) == (1, (1,))
+        graph = core(n42_max_objects=1)  # of whose nodes a tracker follows one person
+        given = {"mode": None, "mask_base64": None, "steps": None, "workflow": graph}
+        assert "stills" in ask(worker, body(action="masks", **given))
+        assert (maker.wanted.persons, maker.wanted.mode) == (1, "animation")
         told = ask(worker, body(mode=None, mask_base64=None))  # animation is not asked for masks
         assert any("The motion has no mask" in one for one in told["warnings"])
         assert left_in(worker) == []

@@ -9,7 +9,12 @@ from engine.__main__ import _parser, main
 from engine.cli.generate import read_options
 from engine.config import state_dir
 from engine.demo.presets import PRESETS
+from engine.flow import Settings
+from engine.jobs.like import comment_of
+from engine.media.mp4 import encode_mp4
 from engine.media.video import probe_video
+from engine.recipes import RECIPES
+from tests.support.clips import numbered
 from tests.support.scail2 import dance, labels, noise, npz, png, square
 
 SMALL = ("--width", "96", "--height", "64", "--steps", "1", "--cfg", "1")
@@ -172,3 +177,15 @@ def test_a_checkpoint_of_the_demos_shape_is_run_as_that_was_trained():
     assert asked.request.settings.recipe == demo.recipe
     assert (asked.request.settings.height, asked.request.settings.width) == demo.size
     assert asked.demo is None  # whose weights they are, nobody can say
+
+
+def test_a_clip_of_another_kind_of_model_is_named_and_not_options_that_nobody_gave(files, capsys):
+    """Its settings stand for options, and those of SCAIL-2 are no options of SCAIL-Preview."""
+    encode_mp4([numbered(9, 64, 96)], 16, files / "other.mp4", None, comment_of(
+        Settings(RECIPES["scail2"]["turbo"], segments="even", who=(2, 1)), "scail2", "SCAIL"
+    ))  # fmt: skip
+    like = ("--like", str(files / "other.mp4"))
+    assert generate(files, *like, motion="--pose", demo=False) == 2
+    assert refusal(capsys).startswith(
+        "The clip to be like was made by SCAIL-2, and the demo model is SCAIL-Preview: take a"
+    )

@@ -133,8 +133,6 @@ def weights_form(order: Order) -> WeightsForm:
         )
     asked = "tensorrt" in order.programs
     form: WeightsForm = order.weights or ("fp8" if asked else "int8")
-    if asked and order.weights is None:
-        log.info("TensorRT takes fp8 weights, which are less exact than int8: fp8 is built.")
     if asked and (reason := unavailable(order.arch, form)):
         raise BadRequest(f"There can be no TensorRT program: {reason}")
     if WEIGHT_FORMS[form].codes not in order.arch.codes:
@@ -142,6 +140,8 @@ def weights_form(order: Order) -> WeightsForm:
             f"--weights is {form}, and {order.arch.name} ({order.arch.gpus}) has no tensor cores "
             "that multiply them. Leave it out: int8 is built."
         )
+    if asked and order.weights is None:
+        log.info("TensorRT takes fp8 weights, which are less exact than int8: fp8 is built.")
     return form
 
 

@@ -26,7 +26,7 @@ from engine.flow import (
     Settings,
     override,
 )
-from engine.jobs.like import Like, like
+from engine.jobs.like import Like, like, require_same_kind
 from engine.jobs.served import (
     Served,
     check_mode,
@@ -75,7 +75,7 @@ def take_settings(args: argparse.Namespace) -> Like | None:
     """
     if args.like is None:
         return None
-    found = like(args.like, args.like.name)
+    args.alike = found = like(args.like, args.like.name)
     left = {name for name in found.given if _is_open(args, _CALLED.get(name, name))}
     if args.recipe is not None:
         left -= {*_OF_RECIPE}
@@ -108,10 +108,12 @@ def read_options(
 
     With `makes_masks` masks are made where replacement has none.
 
-    Raises `BadRequest` for options that the model does not understand, and what opening a
-    checkpoint raises.
+    Raises `BadRequest` for options that the model does not understand, for a clip to be like of
+    another kind of model, and what opening a checkpoint raises.
     """
     demo, shape, served, usual = _model(args, chosen)
+    if args.alike is not None:  # before its settings are taken for options of this model
+        require_same_kind(args.alike, served)
     served = dataclasses.replace(served, makes_masks=makes_masks)
     given = [name for name in _ROLES if getattr(args, name)]
     refuse_foreign((f"--{name.replace('_', '-')}" for name in given), served)
@@ -236,6 +238,7 @@ def check_models(args: argparse.Namespace) -> None:
 
 
 def add_generate_options(command: Parser) -> None:
+    command.set_defaults(alike=None)
     group = command.add_argument_group("input")
     group.add_argument("--image", type=path, required=True, help="the picture of the character")
     motion = group.add_mutually_exclusive_group(required=True)

@@ -74,6 +74,7 @@ class Draft:
     reference_mask: str | None = None
     references: tuple[tuple[str, str | None], ...] = ()  # further pictures, each with its mask
     makes_masks: bool = False  # a node of it does
+    mask_persons: int | None = None  # whom those masks tell apart; None: as many as the picture has
     warnings: tuple[str, ...] = ()
 
 

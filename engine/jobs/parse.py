@@ -79,7 +79,7 @@ def parse_job(given: object, defaults: Defaults, served: Served = PREVIEW) -> Jo
         cast=cast,
         returns_masks=fields.return_masks or False,
         wants_masks=settings.mode == "replacement" or bool(workflow and workflow.makes_masks),
-        persons=fields.persons,
+        persons=_persons(fields, workflow),
         warnings=bounded(told),
     )
 
@@ -159,6 +159,13 @@ def _frames(fields: Fields, workflow: Draft | None) -> int | None:
     if limits:
         return min(limits)
     return None if workflow is None or fields.frame_load_cap == 0 else workflow.frames
+
+
+def _persons(fields: Fields, workflow: Draft | None) -> int | None:
+    """Returns how many persons masks shall tell apart, as the fields or else the workflow say."""
+    if fields.persons is not None or workflow is None:
+        return fields.persons
+    return workflow.mask_persons
 
 
 def _speed(fields: Fields) -> list[str]:

@@ -2,7 +2,7 @@
 
 The noise levels have the shift of the model that the scheduler reads, as in ComfyUI: where it reads
 the model before the node that sets a shift, that is Wan's own of 8 (docs/reference/scail2.md 5, 8).
-Nodes that make masks are not done here: masks come with the request.
+Masks come with the request or are made here, whatever node makes them in the workflow.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from engine.flow import Recipe, RecipeName
 from engine.jobs.fields import flag, number, shown, text, whole, word
 from engine.jobs.job import Draft
 from engine.jobs.workflow_chain import Chain, Stretch, find_chain
+from engine.jobs.workflow_core_masks import persons_of, told_of_masks
 from engine.jobs.workflow_core_media import files_of, masks_of, told_of_media
 from engine.jobs.workflow_core_nodes import (
     COLOURS,
@@ -66,6 +67,7 @@ def read_core(graph: Graph) -> Draft:
     masks = [*masks_of(graph, node, "reference_image_mask"), *([None] * len(pictures))]
     width, height = _size(graph, node)
     replaces = _value(graph, node, "replacement_mode", flag, False)
+    made = graph.ancestors(chain.result)
     draft = Draft(
         like=_LIKE,
         recipe=_recipe(graph, chain.first),
@@ -80,7 +82,8 @@ def read_core(graph: Graph) -> Draft:
         frames=_frames(graph, chain, video),
         audio=graph.link(chain.result, "audio") is not None,
         mode=None if replaces is None else "replacement" if replaces else "animation",
-        makes_masks=any(one.kind == COLOURS for one in graph.ancestors(chain.result)),
+        makes_masks=any(one.kind == COLOURS for one in made),
+        mask_persons=persons_of(graph, made),
         mask=next(iter(masks_of(graph, node, "pose_video_mask")), None),
         reference_mask=masks[0],
         references=tuple(
@@ -210,6 +213,7 @@ def _told(graph: Graph, chain: Chain, made: list[WorkflowNode]) -> Iterator[str]
     if None in _size(graph, first.node):
         yield f"the size of {first.node}, done as the picture or the request has it"
     yield from told_of_media(graph, first.node)
+    yield from told_of_masks(graph, first.node, made)
     for before, later in pairwise(chain.stretches):
         yield from _told_of_later(graph, first, before, later)
     savers = [node for node in graph.nodes.values() if _saves(graph, node, chain)]

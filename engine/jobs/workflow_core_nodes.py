@@ -34,8 +34,8 @@ CORE_NODES: Settled = {
         {"batch_size": (1,), "previous_frame_count": (5,)},
     ),
     COLOURS: (
-        "driving_track_data ref_track_data object_indices sort_by replacement_mode reference_masks",
-        {},
+        "driving_track_data ref_track_data object_indices replacement_mode reference_masks",
+        {"sort_by": ("left_to_right",)},
     ),
     "SAM3_VideoTrack": (
         "images model conditioning detection_threshold max_objects detect_interval",

@@ -14,12 +14,18 @@ def in_order(names: Iterable[str], whole: str) -> list[str]:
     """Sorts names naturally: frame 2 before frame 10, whatever zeros stand in front.
 
     `whole` is what sentences call the sequence. Raises `BadMedia` if the last numbers of the names
-    do not follow each other. Names without numbers are sorted, and have no gaps.
+    do not follow each other, or if some have none. Where no name has one, they are sorted.
     """
     ordered = sorted(names, key=_natural)
     numbers = [_NUMBER.findall(name.rpartition("/")[2]) for name in ordered]
-    if not all(numbers):
+    if not any(numbers):
         return ordered
+    for name, found in zip(ordered, numbers):
+        if not found:
+            raise BadMedia(
+                f"{whole}: {name[-_SHOWN_CHARS:]!r} has no number, and others have: it has no "
+                "place among them. Leave it out, or number it too."
+            )
     last = [int(found[-1][:18]) for found in numbers]
     for place, (before, after) in enumerate(pairwise(last)):
         if after != before + 1:

@@ -204,5 +204,6 @@ def _video(info: VideoInfo, limits: Limits) -> Stored:
                     )
                 frame, place = found, place + 1
             yield frame
+        next(stored, None)  # which ends the reading, and tells if anything of it was damaged
 
     return Stored(info.path.name, info.height, info.width, info.frames, False, frames)

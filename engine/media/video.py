@@ -59,6 +59,7 @@ _GRID = Fraction(1, 4)  # a frame may be this share of the interval off its plac
 _NTSC = Fraction(1000, 1001)
 _CUT_SHORT = "File ended prematurely"  # said of a Matroska file, and not counted as a failure
 _NO_HEADER = "Could not write header"  # said of a track that is announced and never comes
+_CHANGED = "CRC mismatch"  # said of FFV1, which makes up what was there and goes on
 _KINDS = "MP4, MOV, MKV, WebM, AVI, MPEG-TS or GIF"
 
 
@@ -292,6 +293,11 @@ def read_video(
                 "single size is expected. Cut it at the change, or encode it again."
             ) from error
         raise _unreadable(info.path, "is a damaged", error) from error
+    if _CHANGED in said:
+        raise BadMedia(
+            f"{info.path.name} is a damaged video: what is stored and its checksum differ. Send "
+            "the file anew."
+        )
     if not delivered:
         raise BadMedia(f"{info.path.name} holds no frame that can be decoded: {said}.")
     if delivered < wanted or said:

@@ -357,4 +357,6 @@ def _read(kind: object, value: object, where: str) -> object:
         if kind is int and type(value) is int and value >= 0:  # True is no int
             return value
     wanted = kind.__name__ if isinstance(kind, type) else kind
+    if origin is Literal:
+        wanted = " or ".join(map(repr, inside))
     raise ValueError(f"{where} is {str(value)[:40]!r}, {wanted} is expected")

@@ -1,11 +1,13 @@
 """Masks of a job of the worker: made where none come, shown before a clip is made, and returned."""
 
 import base64
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
+from torch import Tensor
 
 from engine.errors import BadRequest
 from engine.flow import Request, Source
@@ -20,7 +22,7 @@ from engine.worker.delivery import clip_limit
 from engine.worker.progress import JobProgress
 
 _SHARE = 4  # of what a reply carries, the masks have at most this part
-_QUALITY = 88
+_QUALITIES = (88, 70, 50, 30)  # in the last one noise of the largest size fits any reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +76,18 @@ def returned(
     return Returned({"masks": base64.b64encode(data).decode()}, len(data))
 
 
-def shown_masks(source: Source) -> dict[str, object]:
+def shown_masks(source: Source, name: str, beside_bytes: int = 0) -> dict[str, object]:
     """Tells of the media of a job who becomes whom: three stills as base64 of JPEG, and warnings
     with their frames.
+
+    Stills of noise have less quality, as the reply to the job `name` can carry them beside other
+    files. Raises `BadRequest` for a model without masks.
     """
     if source.roles is None:
         raise BadRequest("This model takes no masks: there are none to show.")
     height, width = source.image.shape[1:]
     return {
-        "stills": [_packed(Image.fromarray(still.numpy())) for still in stills(source)],
+        "stills": _packed(stills(source), clip_limit(name) - beside_bytes),
         "width": width,
         "height": height,
         "num_frames": len(source.skeleton),
@@ -104,7 +109,17 @@ def framing_of(source: Source) -> list[dict[str, object]]:
     ]
 
 
-def _packed(picture: Image.Image) -> str:
+def _packed(pictures: Sequence[Tensor], most_bytes: int) -> list[str]:
+    """Packs pictures [h, w, 3] u8 as base64 of JPEG, in the first quality in which all fit."""
+    packed: list[bytes] = []
+    for quality in _QUALITIES:
+        packed = [_jpeg(Image.fromarray(picture.numpy()), quality) for picture in pictures]
+        if sum(map(len, packed)) <= most_bytes:
+            break
+    return [base64.b64encode(data).decode() for data in packed]
+
+
+def _jpeg(picture: Image.Image, quality: int) -> bytes:
     file = BytesIO()
-    picture.save(file, "JPEG", quality=_QUALITY)
-    return base64.b64encode(file.getvalue()).decode()
+    picture.save(file, "JPEG", quality=quality)
+    return file.getvalue()

@@ -14,7 +14,7 @@ from engine.clock import Clock
 from engine.config import defaults
 from engine.denoise.packaged import PackagedDenoiser
 from engine.denoise.windows import Watch
-from engine.errors import EngineError, UnsupportedGpu
+from engine.errors import EngineError, Unavailable, UnsupportedGpu
 from engine.flow import Clip, KindName, Recipe, Request, Settings
 from engine.jobs.like import comment_for
 from engine.jobs.served import Served
@@ -24,7 +24,7 @@ from engine.machine.device import find_device
 from engine.machine.heap import keep_freed_memory
 from engine.masks.segment import segment_with
 from engine.media.mp4 import encode_mp4
-from engine.models.attention import find_attention
+from engine.models.attention import ATTENTIONS, Attention, available, find_attention
 from engine.pipeline import Pipeline
 from engine.pose.networks import Networks
 from engine.program import (
@@ -104,13 +104,26 @@ def renderer_of(
         gpu="CPU" if gpu is None else gpu.name,
         attention=chosen.arch.attention,
         run=run,
-        attending=lambda name: denoiser.attending(find_attention(name)),
+        attending=lambda name: denoiser.attending(_plain(name, chosen.arch.attention)),
         plan=pipeline.memory.foresee,
         high_water=lambda: _high_water(device),
         served=served,
         segment=segment_with(endpoint.models, device, endpoint.state),
         see=lambda request, check: load_source(request, pipeline.capture, check, pipeline.look),
         look=networks.look,
+    )
+
+
+def _plain(name: str, own: str) -> Attention:
+    """Finds an attention of 16 bits, to be taken for a while in place of the worker's own.
+
+    Raises `Unavailable` for a name that is neither, another form of 8 bits among them.
+    """
+    if name in ATTENTIONS:
+        return find_attention(name)
+    raise Unavailable(
+        f"There is no attention {name} on this worker: its GPU has its own, {own}, and "
+        f"{' and '.join(available())} beside it. Ask for one of these, or for none by name."
     )
 
 

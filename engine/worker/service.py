@@ -302,7 +302,7 @@ class Worker:
             source = measure(request, progress.check, renderer.look)
             masks = returned(job, request, folder, name, progress)
             return (
-                shown_masks(source)
+                shown_masks(source, name, masks.nbytes)
                 | masks.reply
                 | {
                     "warnings": self._told(

@@ -107,6 +107,48 @@ def test_nodes_that_make_masks_want_them_in_the_request():
     assert not scail2_job(workflow=without).wants_masks
 
 
+def test_what_nodes_say_of_the_masks_that_they_make_is_done_or_told():
+    """Without it a graph that follows the second of two persons would follow both."""
+    said = told(core())
+    assert "max_objects of node 42 (SAM3_VideoTrack) is 2, done as all in the picture" in said
+    for usual in ("sort_by", "object_indices", "detection", "text of", "images of", "track_data"):
+        assert usual not in said
+    changes = {
+        "n44_sort_by": ("area", "sort_by of node 44 (SCAIL2ColoredMask) is \"area\", done as "
+                        "\"left_to_right\""),
+        "n44_object_indices": ("1", "object_indices of node 44 (SCAIL2ColoredMask) is \"1\", done"),
+        "n44_replacement_mode": (True, "replacement_mode of node 44 (SCAIL2ColoredMask) is not"),
+        "n44_reference_masks": (["10", 1], "reference_masks of node 44 (SCAIL2ColoredMask) comes "
+                                "from output 1 of node 10 (LoadImage), done without"),
+        "n44_driving_track_data": (["10", 0], "driving_track_data of node 44 (SCAIL2ColoredMask) "
+                                   "comes from node 10 (LoadImage), done with what node 100"),
+        "n42_detection_threshold": (0.3, "detection_threshold of node 42 (SAM3_VideoTrack) is"),
+        "n42_max_objects": ("lots", "max_objects of node 42 (SAM3_VideoTrack) is no number"),
+        "n43_max_objects": (1, "max_objects of node 43 (SAM3_VideoTrack) is 1, done as all in"),
+        "n42_images": (["10", 0], "images of node 42 (SAM3_VideoTrack) comes from node 10 "
+                       "(LoadImage), done with pose_video of node 100"),
+        "n41_text": ("a dog", 'text of node 41 (CLIPTextEncode) is "a dog", done as person'),
+        "n100_pose_video_mask": (["44", 1], "pose_video_mask of node 100 (WanSCAILToVideo) comes "
+                                 "from output 1 of node 44 (SCAIL2ColoredMask), done with its"),
+    }  # fmt: skip
+    for name, (value, sentence) in changes.items():
+        assert sentence in told(core(**{name: value})), name
+        assert sentence not in said, name
+
+
+def test_a_tracker_of_one_object_asks_for_one_person():
+    assert scail2_job(workflow=core()).persons is None
+    alone = core(n42_max_objects=1)
+    assert scail2_job(workflow=alone).persons == 1
+    assert scail2_job(workflow=alone, persons=3).persons == 3
+    assert "max_objects of node 42" not in told(alone)
+    assert scail2_job(workflow=core(n42_max_objects="1")).persons == 1
+    for unlimited in (0, 6, 64, "{{most}}"):
+        free = core(n42_max_objects=unlimited)
+        assert scail2_job(workflow=free).persons is None
+        assert "max_objects of node 42 (SAM3_VideoTrack) is" not in told(free)
+
+
 def test_a_batch_of_pictures_is_the_character_and_further_pictures():
     batch = {
         "70": ("ImageBatch", {"image1": ["10", 0], "image2": ["71", 0]}),

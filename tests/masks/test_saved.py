@@ -71,6 +71,30 @@ def test_npz_mkv_zip_and_npz_again_say_the_same(tmp_path, video, persons, mode):
     assert read(tmp_path / "two.mkv", video, mode).unique().tolist() == [*range(persons + 1)]
 
 
+def test_lossless_video_whose_bytes_were_changed_is_refused(tmp_path, video):
+    """FFV1 has checksums, and its decoder shows something else where they do not match."""
+    save_masks(tmp_path / "masks.mkv", made(), BLACK)
+    data = bytearray((tmp_path / "masks.mkv").read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 20] = bytes(byte ^ 0xFF for byte in data[middle : middle + 20])
+    (tmp_path / "masks.mkv").write_bytes(data)
+    with pytest.raises(BadMedia, match=r"masks\.mkv is a damaged video: what is stored and its"):
+        read(tmp_path / "masks.mkv", video)
+
+
+def test_a_picture_without_a_number_beside_numbered_ones_is_refused(tmp_path, video):
+    """It stood for one that was missing, and all that came behind were a frame late."""
+    save_masks(tmp_path / "masks.zip", made(), BLACK)
+    with zipfile.ZipFile(tmp_path / "masks.zip") as archive:
+        held = {name: archive.read(name) for name in archive.namelist()}
+    held["cover.png"] = held.pop("mask_00002.png")
+    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
+        for name, data in held.items():
+            archive.writestr(name, data)
+    with pytest.raises(BadMedia, match=r"other\.zip: 'cover\.png' has no number, and others have"):
+        read(tmp_path / "other.zip", video)
+
+
 def test_an_npz_keeps_all_that_is_known(tmp_path):
     wanted = made()
     save_masks(tmp_path / "masks.npz", wanted, BLACK)

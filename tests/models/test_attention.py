@@ -16,16 +16,24 @@ from engine.worker.renderer import load_renderer
 from engine.worker.scratch import Scratch
 from engine.worker.service import Worker
 from handler import respond
-from kernels.arch import SM89
+from kernels.arch import SM86, SM89
 from tests.support.built import tiny_package
 from tests.support.workers import endpoint, job, picture
 
 
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("worker")
+    yield from serving(SM89, tmp_path_factory.mktemp("worker"))
+
+
+@pytest.fixture(scope="module")
+def ampere(tmp_path_factory):
+    yield from serving(SM86, tmp_path_factory.mktemp("ampere"))
+
+
+def serving(arch, folder):
     models = demo_weights(state_dir()).models
-    given = endpoint(folder, package=tiny_package(SM89), models=models, state=state_dir())
+    given = endpoint(folder, package=tiny_package(arch), models=models, state=state_dir())
     made = Worker(given, Scratch(given.scratch))
     made.start(load_renderer)
     yield made
@@ -50,6 +58,18 @@ def test_exact_attention_makes_another_clip_and_only_that_one(worker, tmp_path):
 def test_attention_that_is_not_here_is_refused_before_rendering(worker, tmp_path):
     reply = ask(worker, job(tmp_path, action="validate", attention_mode="xformers"))
     assert reply["code"] == "unavailable"
+
+
+@pytest.mark.parametrize("form", ["int8fp8", "fp8"])
+def test_another_form_of_8_bits_is_refused_with_the_form_that_the_gpu_has(ampere, tmp_path, form):
+    for action in ("validate", "generate"):
+        reply = ask(ampere, job(tmp_path, action=action, attention_mode=form))
+        assert reply["code"] == "unavailable"
+        assert (
+            f"no attention {form} on this worker: its GPU has its own, int8, and sdpa"
+            in (reply["error"])
+        )
+    assert ask(ampere, job(tmp_path, action="validate", attention_mode="int8"))["valid"]
 
 
 def test_a_refusal_offers_what_is_here_alone(worker, tmp_path):

@@ -290,7 +290,10 @@ CONTRADICTIONS = {
     ),
     "a rotation of other fields": (edit("rotation", value={"size": 256}), r"rotation lacks"),
     "a rotation that is a word": (edit("rotation", value="hadamard"), r"rotation is 'hadamard'"),
-    "unknown weights": (edit("weights", value="int4"), r"weights is 'int4'"),
+    "unknown weights": (
+        edit("weights", value="int4"),
+        r"weights is 'int4', 'int8' or 'fp8' is",
+    ),
     "an unknown architecture": (edit("arch", value="sm75"), r"architecture is 'sm75'"),
     "a floor that is none": (edit("driver_floor", value="12"), r"driver floor is '12'"),
     "no tensors": (edit("tensors", value=[]), r"0 tensors end at byte 0"),

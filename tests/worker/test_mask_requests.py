@@ -14,6 +14,7 @@ from PIL import Image
 from engine.flow import Warned
 from engine.masks.made import MadeMasks
 from handler import respond
+from tests.support.core_workflows import core
 from tests.support.drawn_joints import larger_trunk
 from tests.support.scail2 import (
     FRAMES,
@@ -53,6 +54,20 @@ def test_the_action_masks_shows_who_becomes_whom_and_renders_nothing(worker):
     assert {one["kind"] for one in told["warned"]} <= {"small"}
     assert left_in(worker) == []
     json.dumps(told)
+
+
+def test_stills_of_noise_fit_the_reply_with_the_masks_beside_them(worker, monkeypatch):
+    """The platform drops a reply that is too large, and calls the job a success."""
+    usual = ask(worker, body(action="masks", return_masks=True))
+    stills, masks = (
+        sum(len(base64.b64decode(one)) for one in found)
+        for found in (usual["stills"], [usual["masks"]])
+    )
+    most = stills * 2 // 3 + masks
+    monkeypatch.setattr("engine.worker.masks.clip_limit", lambda name: most)
+    told = ask(worker, body(action="masks", return_masks=True))
+    assert (told["masks"], len(told["stills"])) == (usual["masks"], 3)
+    assert sum(len(base64.b64decode(one)) for one in told["stills"]) <= most - masks < stills
 
 
 def test_validate_tells_scale_foot_line_and_what_is_cropped(worker):
@@ -197,6 +212,10 @@ def test_a_worker_with_a_segmenter_makes_the_masks_that_are_not_sent(tmp_path):
         shown = ask(worker, body(action="masks", mode=None, mask_base64=None, persons=1, who="1"))
         assert len(shown["stills"]) == 3
         assert (maker.wanted.persons, maker.wanted.who) == (1, (1,))
+        graph = core(n42_max_objects=1)  # of whose nodes a tracker follows one person
+        given = {"mode": None, "mask_base64": None, "steps": None, "workflow": graph}
+        assert "stills" in ask(worker, body(action="masks", **given))
+        assert (maker.wanted.persons, maker.wanted.mode) == (1, "animation")
         told = ask(worker, body(mode=None, mask_base64=None))  # animation is not asked for masks
         assert any("The motion has no mask" in one for one in told["warnings"])
         assert left_in(worker) == []

@@ -34,7 +34,7 @@ from engine.demo.presets import Preset
 from engine.errors import BadRequest, EngineError
 from engine.flow import Settings, override
 from engine.golden.verify import recompute
-from engine.jobs.like import comment_of, require_same_kind
+from engine.jobs.like import comment_of
 from engine.load import load_exact, load_package
 from engine.machine.device import find_device
 from engine.machine.gpu import Gpu, arch_of, find_gpu, require_driver
@@ -90,7 +90,6 @@ def generate(args: argparse.Namespace) -> None:
     segment = segmenter(args.models or models_dir(), device)
     asked = read_options(args, chosen, makes_masks=segment is not None)
     if alike is not None:
-        require_same_kind(alike, asked.served)
         asked = dataclasses.replace(asked, notes=(*asked.notes, *alike.told))
     check_settings(asked.request.settings, asked.served.kind.name)
     with tempfile.TemporaryDirectory(prefix="masks-") as folder:

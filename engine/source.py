@@ -40,6 +40,7 @@ from engine.pose.skeleton import draw_skeleton
 MotionCapture = Callable[[Request, VideoInfo, Tensor, Size, Check], tuple[Tensor, float]]
 
 FASTEST = 30  # frames a second of what drives a clip
+MADE = "masks.npz"  # the name of masks that were made for a clip
 _SAID = 4  # of the warnings that a refusal repeats
 _SLACK = Fraction(1, 50)  # of that: clocks of cameras drift, and 30.02 is 30
 
@@ -134,13 +135,13 @@ def with_masks(
     persons: int | None = None,
     check: Check = go_on,
 ) -> tuple[Request, tuple[Warned, ...]]:
-    """Makes the masks of a request that has none, and keeps them in `folder`.
+    """Makes the masks of a request that has none, and keeps them in `folder` as `MADE`.
 
     Raises what `segment` and `save_masks` raise.
     """
     wanted = wanted_masks(request, persons)
     made = segment(wanted, check)
-    kept = folder / "masks.npz"
+    kept = folder / MADE
     save_masks(kept, made, DRIVING[wanted.mode])
     settings = replace(request.settings, who=())  # they have their places
     return replace(request, mask=kept, settings=settings), made.warned

@@ -17,7 +17,7 @@ from engine.masks.making import FILES, FOLDER, Segment, read_masks
 from engine.masks.preview import stills
 from engine.masks.reader import DRIVING
 from engine.masks.saved import save_masks
-from engine.source import wanted_masks, with_masks
+from engine.source import MADE, wanted_masks, with_masks
 from engine.worker.delivery import clip_limit
 from engine.worker.progress import JobProgress
 
@@ -63,9 +63,10 @@ def returned(
         return Returned()
     if request.mask is None:
         return Returned(warnings=("return_masks: there are no masks of this job to return.",))
-    wanted = wanted_masks(request)
-    kept = folder / "returned.npz"
-    save_masks(kept, read_masks(wanted, request.mask, progress.check), DRIVING[wanted.mode])
+    kept = request.mask
+    if kept != folder / MADE:  # they came in another form
+        wanted, kept = wanted_masks(request), folder / "returned.npz"
+        save_masks(kept, read_masks(wanted, request.mask, progress.check), DRIVING[wanted.mode])
     data = kept.read_bytes()
     if len(data) > clip_limit(name) // _SHARE:
         said = (

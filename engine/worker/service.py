@@ -53,6 +53,7 @@ log = logging.getLogger(__name__)
 EXACT = "sdpa"  # attention in 16 bits by PyTorch, for a clip that came out wrong with another
 LOOKED_AT = 13  # frames, from which a look ahead is drawn
 _SEND_S = 3.0  # for a reply to reach the platform
+_NONE_RETURNED = "return_masks: validate returns none; the action masks does."
 
 Response = dict[str, Any]  # JSON, as clients read it
 Work: TypeAlias = "Callable[[Job, str, Renderer, JobProgress], Response]"
@@ -275,6 +276,7 @@ class Worker:
         with _attending(job.attention or renderer.attention, renderer):
             plan = renderer.plan(seen.shape)  # as this attention needs it
         expected = None if self._last is None else seen.seconds(*self._last)
+        of_reply = (_NONE_RETURNED,) if job.returns_masks else ()
         return {
             "valid": True,
             "width": seen.shape.width,
@@ -288,7 +290,7 @@ class Worker:
             "estimate_s": None if expected is None else round(expected, 1),
             "settings": _settings(job, renderer),
             "framing": framing_of(source),
-            "warnings": self._told(*job.warnings, *of_masks, *source.notes),
+            "warnings": self._told(*job.warnings, *of_masks, *of_reply, *source.notes),
         }
 
     def _masks(self, job: Job, name: str, renderer: Renderer, progress: JobProgress) -> Response:

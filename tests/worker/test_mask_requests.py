@@ -106,6 +106,8 @@ def test_masks_are_returned_for_reuse_and_say_the_same(worker):
     held = np.load(io.BytesIO(base64.b64decode(shown["masks"])))
     assert np.array_equal(held["masks"], labels())
     assert np.array_equal(held["reference"][0], (square()[..., 2] > 0).astype(np.uint8))
+    planned = ask(worker, body(action="validate", return_masks=True))
+    assert any("validate returns none" in one for one in planned["warnings"])
     without = ask(worker, body(return_masks=True, mode=None, mask_base64=None))
     assert "masks" not in without
     assert any("there are no masks of this job" in one for one in without["warnings"])
@@ -204,9 +206,9 @@ def test_a_worker_with_a_segmenter_makes_the_masks_that_are_not_sent(tmp_path):
         sent = ask(worker, body())
         made = ask(worker, body(mask_base64=None, reference_mask_base64=None, return_masks=True))
         assert made["video"] == sent["video"]
-        assert np.array_equal(
-            np.load(io.BytesIO(base64.b64decode(made["masks"])))["masks"], labels()
-        )
+        held = np.load(io.BytesIO(base64.b64decode(made["masks"])))
+        assert np.array_equal(held["masks"], labels())
+        assert str(held["model"]) == "drawn"  # as they were made, with all that is known of them
         assert "The segmenter is not sure." in made["warnings"]
         assert (maker.wanted.persons, maker.wanted.mode) == (None, "replacement")
         shown = ask(worker, body(action="masks", mode=None, mask_base64=None, persons=1, who="1"))

@@ -84,6 +84,16 @@ class Rows:
         return self.q.float() * self.s[:, None]
 
 
+def multiply(rows: Rows, x: Tensor) -> Tensor:
+    """Returns W x [M] fp32, for the matrix W [M, D] that `rows` stand for and a vector x [D], any
+    float, which is not rounded. A part of W at a time is FP32: `CHUNK` values, or one row.
+    """
+    x = rotate(x) if rows.rotated else x.float()
+    step = max(1, CHUNK // len(x))
+    made = [part.float() @ x for part in rows.q.split(step)]
+    return torch.cat(made) * rows.s
+
+
 def rotate(x: Tensor, out: Tensor | None = None) -> Tensor:
     """Returns R x for each row of x [..., D], in FP64 if x is, else in FP32: in `out`, if that is
     given, which may be x. Additions have one order, so that every machine makes the same package.

@@ -8,7 +8,7 @@ on text and picture alone are made once a clip: `context_keys`.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import TypeVar
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engine.models.dit import EPS, Rope
 from kernels.cross_attention import CrossKeys, cross_keys
-from kernels.fp8 import E4M3, FORMS, INT8R, RowForm, Rows
+from kernels.fp8 import E4M3, FORMS, INT8R, RowForm, Rows, multiply
 from kernels.ops import Ops
 
 # Linears with one input are one product: a field of the weights, and the names in a checkpoint of
@@ -110,13 +110,13 @@ def assemble(kind: type[Weights], read: Callable[[str], Tensor]) -> Weights:
     `engine.package.contents` has checked.
     """
 
-    def part(field: Field) -> Tensor | Weight:
-        if field.type is Tensor:
-            return read(field.name)
-        codes, scales, bias = (read(f"{field.name}.{end}") for end in ENDS)
+    def part(one: Field) -> Tensor | Weight:
+        if one.type is Tensor:
+            return read(one.name)
+        codes, scales, bias = (read(f"{one.name}.{end}") for end in ENDS)
         return Weight(Rows(codes, scales, _FORM_OF[codes.dtype].rotated), bias)
 
-    parts = {field.name: part(field) for field in fields(kind)}
+    parts = {one.name: part(one) for one in fields(kind)}
     return kind(**parts)  # pyright: ignore[reportArgumentType] - each of its field's type
 
 
@@ -125,9 +125,9 @@ def tensor_names(
 ) -> list[str]:
     """The names of the tensors that `assemble` reads."""
     names: list[str] = []
-    for field in fields(kind):
-        is_plain = field.type is Tensor
-        names += [field.name] if is_plain else [f"{field.name}.{end}" for end in ENDS]
+    for one in fields(kind):
+        is_plain = one.type is Tensor
+        names += [one.name] if is_plain else [f"{one.name}.{end}" for end in ENDS]
     return names
 
 
@@ -137,6 +137,17 @@ class ContextKeys:
 
     text: CrossKeys
     vision: CrossKeys
+    _biases: list[Tensor] = field(default_factory=list, repr=False, compare=False)
+
+    def bias(self, projection: Weight) -> Tensor:
+        """The bias [D] fp32 of the block's `cross_o` with what it makes of the values' centres,
+        which its rows lack. It is computed once a clip: in the first step, as the weights of a
+        block may be elsewhere before it.
+        """
+        if not self._biases:
+            centre = self.text.centre.float() + self.vision.centre.float()
+            self._biases.append(projection.bias + multiply(projection.rows, centre))
+        return self._biases[0]
 
 
 def context_keys(
@@ -217,7 +228,7 @@ def run_block(
     del q
     rows = ops.quantize(seen, w.cross_o.form)
     del seen
-    ops.gemm_residual(rows, w.cross_o.rows, w.cross_o.bias, torch.ones_like(gate1), x)
+    ops.gemm_residual(rows, w.cross_o.rows, context.bias(w.cross_o), torch.ones_like(gate1), x)
     del rows
 
     rows = ops.modulate(x, shift2, scale2, w.up.form)

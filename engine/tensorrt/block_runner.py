@@ -133,13 +133,13 @@ class PlanKeys:
             "text_k": self._k[None],
             "text_v": self._v[None],
             "vision_k": vision.k[None, : self._vision],
-            "vision_v": vision.v[None, : self._vision],
+            "vision_v": vision.values[None, : self._vision],
         }
 
 
 def _spread(keys: CrossKeys, rows: Tensor, k: Tensor, v: Tensor) -> None:
     torch.index_select(keys.k, 0, rows, out=k)
-    torch.index_select(keys.v, 0, rows, out=v)
+    torch.index_select(keys.values, 0, rows, out=v)
 
 
 def count_keys(bias: Sequence[float]) -> int:

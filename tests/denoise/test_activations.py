@@ -79,7 +79,8 @@ def count_block(model, ffn, tokens, bits):
     ops, bf16 = ops_of(bits), {"dtype": torch.bfloat16}
     with Live() as live:
         weights = assemble(BlockWeights, lambda name: package.tensor(f"blocks.0.{name}"))
-        keys = CrossKeys(meta(512, model.dim, **bf16), meta(512, model.dim, **bf16), meta(512))
+        sides = meta(512, model.dim, **bf16), meta(512, model.dim, **bf16)
+        keys = CrossKeys(*sides, meta(512), meta(model.dim))
         rope = Rope(meta(tokens, 1, 64), meta(tokens, 1, 64))
         modulation, x = meta(6, model.dim), meta(tokens, model.dim)
         before = live.now

@@ -25,7 +25,7 @@ from engine.models.checkpoint import Checkpoint, load_transformer
 from engine.models.dit import Block, Context, patch_grid, rope_tables
 from kernels.arch import SM80, SM86, SM89, SM90, SM120
 from kernels.attention import ATTENTION
-from kernels.fp8 import E4M3, INT8R
+from kernels.fp8 import E4M3, INT8R, rotate
 from kernels.gemm import GEMM
 from kernels.ops import first_ways, native_ops, reference_ops
 from kernels.spec import KernelError
@@ -268,6 +268,39 @@ def test_quantised_weights_do_not_follow_the_block_they_came_from(drawn):
     for weight in block.parameters():
         weight.zero_()
     assert torch.equal(drawn.fused_block(reference_ops(), *weights, drawn.x.clone()), want)
+
+
+# --- what all tokens have in common
+
+
+@pytest.mark.parametrize("form", [INT8R, E4M3], ids=["int8", "e4m3"])
+def test_the_centres_of_the_values_join_the_bias_of_the_projection_after_them(drawn, form):
+    weights, context_weights = quantized(drawn.blocks[0], form)
+    keys = context_keys(reference_ops(), context_weights, drawn.text, drawn.context.vision, 8)
+    rows, centre = weights.cross_o.rows, keys.text.centre.double() + keys.vision.centre.double()
+    matrix = rows.q.double() * rows.s.double()[:, None]
+    want = weights.cross_o.bias + matrix @ (rotate(centre) if rows.rotated else centre)
+    got = keys.bias(weights.cross_o)
+    assert relative_error(got, want) < 1e-6
+    assert relative_error(got, weights.cross_o.bias) > 0.1
+    assert keys.bias(replace(weights.cross_o, bias=0 * got)) is got  # made in the first step alone
+
+
+def test_what_all_tokens_have_in_common_is_not_rounded(drawn):
+    """Where a context has but one value for all tokens, 8-bit rows of it are exact zeros."""
+    scene = copy(drawn)
+    scene.text = drawn.text[:1].expand(3, -1)
+    scene.context = Context(scene.text, drawn.context.vision[:1].expand(5, -1))
+    weights = quantized(drawn.blocks[0], INT8R)
+    made, ops = [], reference_ops()
+
+    def quantize(x, form):
+        made.append(ops.quantize(x, form))
+        return made[-1]
+
+    scene.fused_block(replace(ops, quantize=quantize), *weights, drawn.x.clone())
+    *_, cross, inner = made
+    assert cross.s.max() < 1e-2 * inner.s.min()
 
 
 # --- the choice of kernels

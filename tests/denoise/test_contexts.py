@@ -145,7 +145,7 @@ def test_texts_are_kept_within_their_bytes_and_the_last_used_stay(weights, denoi
     denoiser.kept.keep(weights=False, texts=True)
     denoiser.contexts([text(1)], picture(1))
     one = kept_bytes(denoiser.kept)
-    assert one == LAYERS * 64 * (2 * 2 * TINY.dim + 4)
+    assert one == LAYERS * (64 * (2 * 2 * TINY.dim + 4) + 2 * TINY.dim)
     monkeypatch.setattr(contexts, "KEPT_TEXT_BYTES", 3 * one)
     for seed in (2, 3, 1, 4):  # 1 is used once more, so 2 is the oldest when 4 comes
         denoiser.contexts([text(seed)], picture(1))

@@ -5,7 +5,12 @@
     k - mean ~ k8 * ks   one scale a head and `K_BLOCK` keys. The mean over tokens adds the same
                      number to all logits of a query, which softmax does not see: only the
                      differences between keys are worth their bits ("smooth K")
-    v ~ vt * vs      one scale a head and channel; transposed, as products of 8 bits need it
+    v - v_mean ~ vt * vs   one scale a head and channel; transposed, as products of 8 bits need it.
+                     Weights add up to one, so that attention adds the mean at the end: what
+                     rounding does to their sum then counts for differences between values alone
+
+INT8 queries and keys are mixed: R of kernels/fp8.py over each 64 neighbours. It leaves products as
+they are and lets no channel take more than its share of the steps: logits have half the error.
 
 Keys are padded with zeros to a multiple of `KEY_PADDING`, a multiple of every tile in use. The
 logits of padding are exactly 0 and its values too, so attention can take it back out. Since the
@@ -32,6 +37,8 @@ KEY_PADDING = 128  # padded keys are a multiple of it
 KEY_GROUP = 16
 KEY_ORDER = (0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15)  # place in V -> key in the group
 
+MIX_DIGITS = 3  # of base 4, of a place among the neighbours that `mix` mixes
+
 LOGIT_SCALE = math.log2(math.e) / math.sqrt(HEAD)  # a factor of qs
 
 # The largest |vt|. Where 128 products with P <= 448 are summed in FP16, 448 * 1.125 * 128 < 65504.
@@ -43,26 +50,44 @@ V_LIMIT_FP16 = 1.125
 class Qkv8:
     """The operands of self attention with N heads over S tokens. P is `padded_keys(S)`."""
 
-    q: Tensor  # [N, S, K] int8 or e4m3
+    q: Tensor  # [N, S, K] int8, mixed, or e4m3
     qs: Tensor  # [N, ceil(S / Q_BLOCK)] fp32
     k: Tensor  # [N, P, K], dtype of q; zero from S on
     ks: Tensor  # [N, P / K_BLOCK] fp32
     vt: Tensor  # [N, K, P] e4m3 or int8, keys in KEY_ORDER; zero for keys from S on
-    vs: Tensor  # [N, K] fp32
+    channels: Tensor  # [N, K, 2] fp32, vs and v_mean side by side
     tokens: int  # S
 
+    @property
+    def vs(self) -> Tensor:
+        """The scales of v, [N, K]."""
+        return self.channels[..., 0]
+
+    @property
+    def v_mean(self) -> Tensor:
+        """The mean of v over tokens, [N, K]."""
+        return self.channels[..., 1]
+
     def dequantize(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns q, k, v [N, S, K] fp32, keys in their own order; q is in the units of exp2, and
-        k without its mean.
+        """Returns q, k, v [N, S, K] fp32, keys in their own order; q is in the units of exp2, k
+        without its mean, and both are mixed if they are INT8.
         """
         q = self.q.float() * spread(self.qs, Q_BLOCK, self.q.shape[1])
         k = self.k[:, : self.tokens].float() * spread(self.ks, K_BLOCK, self.tokens)
-        v = unpermute_keys(self.vt).mT.float() * self.vs[:, None]
+        v = unpermute_keys(self.vt).mT.float() * self.vs[:, None] + self.v_mean[:, None]
         return q, k, v[:, : self.tokens]
 
 
 def padded_keys(tokens: int) -> int:
     return -(-tokens // KEY_PADDING) * KEY_PADDING
+
+
+def mix(x: Tensor) -> Tensor:
+    """Applies R to each 64 neighbours of the last axis: its own inverse."""
+    parts = x.unflatten(-1, (-1, *(MIX_DIGITS * (4,))))
+    for digit in range(1, MIX_DIGITS + 1):
+        parts = 0.5 * parts.sum(dim=-digit, keepdim=True) - parts
+    return parts.reshape(x.shape)
 
 
 def permute_keys(vt: Tensor) -> Tensor:
@@ -91,11 +116,17 @@ def quantize_qkv(
     tokens = len(q)
     q, k, v = (side.float().transpose(0, 1).contiguous() for side in (q, k, v))  # [N, S, K]
     keys = padded_keys(tokens)
+    k = k - k.mean(dim=1, keepdim=True)
+    if dtype == torch.int8:
+        q, k = mix(q), mix(k)
     q8, qs = _quantize_blocks(q, Q_BLOCK, dtype)
-    k8, ks = _quantize_blocks(_pad(k - k.mean(dim=1, keepdim=True), keys), K_BLOCK, dtype)
-    vs = v.abs().amax(dim=1).clamp_min(TINY) / (v_limit or LIMITS[v_dtype])  # [N, K]
+    k8, ks = _quantize_blocks(_pad(k, keys), K_BLOCK, dtype)
+    v_mean = v.mean(dim=1)  # [N, K]
+    v = v - v_mean[:, None]
+    vs = v.abs().amax(dim=1).clamp_min(TINY) / (v_limit or LIMITS[v_dtype])
     vt = permute_keys(_pad(v / vs[:, None], keys).mT.contiguous())
-    return Qkv8(q8, qs * LOGIT_SCALE, k8, ks, to_8bit(vt, v_dtype), vs, tokens)
+    channels = torch.stack([vs, v_mean], dim=-1)
+    return Qkv8(q8, qs * LOGIT_SCALE, k8, ks, to_8bit(vt, v_dtype), channels, tokens)
 
 
 def _quantize_blocks(x: Tensor, block: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

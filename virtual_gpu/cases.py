@@ -34,7 +34,16 @@ from kernels.gemm import (
     gemm_residual,
     gemm_residual_reference,
 )
-from kernels.layout import HEAD, K_BLOCK, LOGIT_SCALE, Q_BLOCK, Qkv8, quantize_qkv, unpermute_keys
+from kernels.layout import (
+    HEAD,
+    K_BLOCK,
+    LOGIT_SCALE,
+    Q_BLOCK,
+    Qkv8,
+    mix,
+    quantize_qkv,
+    unpermute_keys,
+)
 from kernels.modulate import (
     EPS,
     MODULATE,
@@ -173,7 +182,7 @@ def _rope(bank: Bank, arch: Arch, tokens: Sequence[int], wanted: Wanted) -> Iter
 def _exact_heads(
     qkv: Tensor, norm_q: Tensor, norm_k: Tensor, cos: Tensor, sin: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns q and k after norm and rotation, q in units of log2, k without its mean, and v:
+    """Returns q and k after norm and rotation, q in units of log2, k and v without their means:
     [N, S, K] fp64 each.
     """
     q, k, v = (part.unflatten(1, (-1, HEAD)).transpose(0, 1) for part in qkv.double().chunk(3, 1))
@@ -186,7 +195,8 @@ def _exact_heads(
         return torch.stack(turned, dim=-1).flatten(-2)
 
     k = rotated(k, norm_k)
-    return rotated(q, norm_q) * LOGIT_SCALE, k - k.mean(1, keepdim=True), v
+    k, v = (side - side.mean(1, keepdim=True) for side in (k, v))
+    return rotated(q, norm_q) * LOGIT_SCALE, k, v
 
 
 def _roped(
@@ -195,6 +205,8 @@ def _roped(
     specs, count = ROPE[qk, v_dtype], got.tokens
     case = f"{count} tokens"
     q, k, v = exact
+    if qk == torch.int8:
+        q, k = mix(q), mix(k)
     scales = [(specs.queries, got.qs, want.qs, 8), (specs.combine, got.vs, want.vs, 1)]
     if count > 1:  # of one key its mean is taken, and rounding is left
         scales.append((specs.keys, got.ks, want.ks, 32))

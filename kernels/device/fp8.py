@@ -33,11 +33,12 @@ def to_8bit(x, dtype: tl.constexpr):
 
 
 @triton.jit
-def rotated(x, SIZE: tl.constexpr):
-    """Returns R x, x [SIZE] of whole groups: over each base-4 digit of the place, half the sum of
-    the four minus the value. It stays in registers and shuffles where a warp owns whole groups.
+def rotated(x, SIZE: tl.constexpr, DIGITS: tl.constexpr = 4):
+    """Returns R x, x [SIZE] of whole groups of 4 ** DIGITS: over each base-4 digit of the place,
+    half the sum of the four minus the value. It stays in registers and shuffles where a warp owns
+    whole groups.
     """
-    for digit in tl.static_range(4):
+    for digit in tl.static_range(DIGITS):
         y = tl.reshape(x, [SIZE // (4 * 4**digit), 4, 4**digit])
         y = 0.5 * tl.sum(y, axis=1, keep_dims=True) - y
         x = tl.reshape(y, [SIZE])

@@ -7,7 +7,7 @@ stay in registers, and the next head is on its way while one is rotated.
 import triton
 import triton.language as tl
 
-from kernels.device.fp8 import to_8bit
+from kernels.device.fp8 import rotated, to_8bit
 
 
 @triton.jit
@@ -39,7 +39,7 @@ def load_table(table_ptr, t, live, HEAD: tl.constexpr):
 
 
 @triton.jit
-def rotated(x, inverse, weight, cos, sin):
+def placed(x, inverse, weight, cos, sin):
     """Applies RMSNorm and RoPE to a tile [BLOCK, HEAD]; pairs lie side by side."""
     x = x * inverse[:, None] * weight[None, :]
     even, odd = tl.split(tl.reshape(x, [x.shape[0], x.shape[1] // 2, 2]))
@@ -48,13 +48,25 @@ def rotated(x, inverse, weight, cos, sin):
 
 
 @triton.jit
+def mixed(x, DIGITS: tl.constexpr):
+    """Applies R to groups of 4 ** DIGITS neighbours of a tile [BLOCK, HEAD]; 0: none."""
+    if DIGITS:
+        flat = tl.reshape(x, [x.shape[0] * x.shape[1]])
+        x = tl.reshape(rotated(flat, x.shape[0] * x.shape[1], DIGITS), x.shape)
+    return x
+
+
+@triton.jit
 def statistics_kernel(
-    qkv_ptr, inverse_ptr, weight_ptr, cos_ptr, sin_ptr, sums_ptr, peaks_ptr, TOKENS,
+    qkv_ptr, inverse_ptr, weight_ptr, cos_ptr, sin_ptr, found_ptr, TOKENS,
     D: tl.constexpr, HEAD: tl.constexpr,
     BLOCK: tl.constexpr, HEADS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Writes the sum of the rotated k and the largest |v| of a block of tokens, per channel."""
+    """Writes, per channel of a block of tokens, the sums of k after RoPE and of v, the least and
+    the largest v: found [4, blocks, D].
+    """
     block = tl.program_id(0)
+    plane = tl.num_programs(0) * D
     t = block * BLOCK + tl.arange(0, BLOCK)
     live = t < TOKENS
     inverse = tl.load(inverse_ptr + TOKENS + t, mask=live, other=0.0)  # after those of q
@@ -64,37 +76,50 @@ def statistics_kernel(
         head = tl.program_id(1) * HEADS + number
         c = head * HEAD + tl.arange(0, HEAD)
         k = load_tile(qkv_ptr, t, D + c, live, D)
-        k = rotated(k, inverse, tl.load(weight_ptr + c), cos, sin)
+        k = placed(k, inverse, tl.load(weight_ptr + c), cos, sin)
         v = load_tile(qkv_ptr, t, 2 * D + c, live, D)
-        tl.store(sums_ptr + block * D + c, tl.sum(k, axis=0))
-        tl.store(peaks_ptr + block * D + c, tl.max(tl.abs(v), axis=0))
+        at = found_ptr + block * D + c
+        tl.store(at, tl.sum(k, axis=0))
+        tl.store(at + plane, tl.sum(v, axis=0))
+        tl.store(at + 2 * plane, tl.min(tl.where(live[:, None], v, float("inf")), axis=0))
+        tl.store(at + 3 * plane, tl.max(tl.where(live[:, None], v, float("-inf")), axis=0))
 
 
 @triton.jit
 def combine_kernel(
-    sums_ptr, peaks_ptr, mean_ptr, vs_ptr, BLOCKS, TOKENS, v_limit,
+    found_ptr, mean_ptr, channels_ptr, BLOCKS, TOKENS, v_limit,
     D: tl.constexpr, TINY: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Writes the mean of k and the scale of v, from what the blocks found."""
+    """Writes the mean of k [D], and scale and mean of v [D, 2], from what the blocks found."""
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    total = tl.zeros([ROWS, COLUMNS], tl.float32)
-    peak = tl.full([ROWS, COLUMNS], TINY, tl.float32)
+    plane = BLOCKS * D
+    keys = tl.zeros([ROWS, COLUMNS], tl.float32)
+    values = tl.zeros([ROWS, COLUMNS], tl.float32)
+    least = tl.full([ROWS, COLUMNS], float("inf"), tl.float32)
+    largest = tl.full([ROWS, COLUMNS], float("-inf"), tl.float32)
     for row in range(0, BLOCKS, ROWS):
         block = row + tl.arange(0, ROWS)[:, None]
         live = block < BLOCKS
-        total += tl.load(sums_ptr + block * D + c[None, :], mask=live, other=0.0)
-        found = tl.load(peaks_ptr + block * D + c[None, :], mask=live, other=0.0)
-        peak = tl.maximum(peak, found)
-    tl.store(mean_ptr + c, tl.sum(total, axis=0) / TOKENS)
-    tl.store(vs_ptr + c, tl.max(peak, axis=0) / v_limit)
+        at = found_ptr + block * D + c[None, :]
+        keys += tl.load(at, mask=live, other=0.0)
+        values += tl.load(at + plane, mask=live, other=0.0)
+        least = tl.minimum(least, tl.load(at + 2 * plane, mask=live, other=float("inf")))
+        largest = tl.maximum(largest, tl.load(at + 3 * plane, mask=live, other=float("-inf")))
+    mean = tl.sum(values, axis=0) / TOKENS
+    peak = tl.maximum(tl.max(largest, axis=0) - mean, mean - tl.min(least, axis=0))
+    tl.store(mean_ptr + c, tl.sum(keys, axis=0) / TOKENS)
+    tl.store(channels_ptr + 2 * c, tl.maximum(peak, TINY) / v_limit)
+    tl.store(channels_ptr + 2 * c + 1, mean)
 
 
 @triton.jit
 def queries_kernel(
     qkv_ptr, inverse_ptr, weight_ptr, cos_ptr, sin_ptr, q_ptr, s_ptr, TOKENS,
     D: tl.constexpr, HEAD: tl.constexpr, LIMIT: tl.constexpr, TINY: tl.constexpr,
-    FACTOR: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr, STAGES: tl.constexpr,
+    FACTOR: tl.constexpr, DIGITS: tl.constexpr,
+    BLOCK: tl.constexpr, HEADS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
+    """Writes codes and scales of a block of queries."""
     block = tl.program_id(0)
     t = block * BLOCK + tl.arange(0, BLOCK)
     live = t < TOKENS
@@ -105,7 +130,7 @@ def queries_kernel(
         head = tl.program_id(1) * HEADS + number
         c = head * HEAD + tl.arange(0, HEAD)
         q = load_tile(qkv_ptr, t, c, live, D)
-        q = rotated(q, inverse, tl.load(weight_ptr + c), cos, sin)
+        q = mixed(placed(q, inverse, tl.load(weight_ptr + c), cos, sin), DIGITS)
         peak = tl.maximum(tl.max(tl.abs(q)), TINY)  # dead tokens are 0
         codes = to_8bit(q * (LIMIT / peak), q_ptr.dtype.element_ty)
         rows = head.to(tl.int64) * TOKENS + t
@@ -120,7 +145,7 @@ def queries_kernel(
 def keys_kernel(
     qkv_ptr, inverse_ptr, weight_ptr, cos_ptr, sin_ptr, mean_ptr, k_ptr, s_ptr, TOKENS,
     D: tl.constexpr, HEAD: tl.constexpr, LIMIT: tl.constexpr, TINY: tl.constexpr,
-    BLOCK: tl.constexpr, HEADS: tl.constexpr, STAGES: tl.constexpr,
+    DIGITS: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Writes codes and scales of a block of keys; the blocks cover the padding, as codes of 0."""
     block = tl.program_id(0)
@@ -133,8 +158,8 @@ def keys_kernel(
         head = tl.program_id(1) * HEADS + number
         c = head * HEAD + tl.arange(0, HEAD)
         k = load_tile(qkv_ptr, t, D + c, live, D)
-        k = rotated(k, inverse, tl.load(weight_ptr + c), cos, sin)
-        k = tl.where(live[:, None], k - tl.load(mean_ptr + c)[None, :], 0.0)
+        k = placed(k, inverse, tl.load(weight_ptr + c), cos, sin)
+        k = mixed(tl.where(live[:, None], k - tl.load(mean_ptr + c)[None, :], 0.0), DIGITS)
         peak = tl.maximum(tl.max(tl.abs(k)), TINY)
         codes = to_8bit(k * (LIMIT / peak), k_ptr.dtype.element_ty)
         tile = head.to(tl.int64) * tl.num_programs(0) + block
@@ -145,7 +170,7 @@ def keys_kernel(
 
 @triton.jit
 def values_kernel(
-    qkv_ptr, vs_ptr, vt_ptr, TOKENS,
+    qkv_ptr, channels_ptr, vt_ptr, TOKENS,
     D: tl.constexpr, HEAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Writes a block of tokens of one head, transposed; loaded in `kernels.layout.KEY_ORDER`."""
@@ -155,8 +180,10 @@ def values_kernel(
     key = place // 16 * 16 + place // 2 % 2 * 8 + place // 4 % 4 * 2 + place % 2
     t = block * BLOCK + key
     c = head * HEAD + tl.arange(0, HEAD)
-    v = load_tile(qkv_ptr, t, 2 * D + c, t < TOKENS, D)
-    codes = to_8bit(v * (1.0 / tl.load(vs_ptr + c))[None, :], vt_ptr.dtype.element_ty)
+    live = t < TOKENS
+    v = load_tile(qkv_ptr, t, 2 * D + c, live, D)
+    v = tl.where(live[:, None], v - tl.load(channels_ptr + 2 * c + 1)[None, :], 0.0)
+    codes = to_8bit(v * (1.0 / tl.load(channels_ptr + 2 * c))[None, :], vt_ptr.dtype.element_ty)
     keys = tl.num_programs(0) * BLOCK
     at = c.to(tl.int64)[:, None] * keys + (block * BLOCK + place)[None, :]
     tl.store(vt_ptr + at, tl.trans(codes))

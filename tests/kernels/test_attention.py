@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kernels import layout
 from kernels.arch import ARCHS, SM89, SM90, SM120
 from kernels.attention import (
     ATTENTION,
@@ -18,13 +19,14 @@ from kernels.attention import (
     variant_reference,
     variants,
 )
-from kernels.fp8 import E4M3_MAX, LIMITS
+from kernels.fp8 import E4M3_MAX, LIMITS, rotate
 from kernels.layout import (
     HEAD,
     KEY_GROUP,
     KEY_ORDER,
     LOGIT_SCALE,
     V_LIMIT_FP16,
+    mix,
     padded_keys,
     permute_keys,
     quantize_qkv,
@@ -102,20 +104,54 @@ def test_quantised_operands_are_near_and_their_padding_is_zero(dtype, tokens):
     qkv = quantize_qkv(q, k, v, dtype, v_dtype=dtype)
     got = qkv.dequantize()
     want = (q * LOGIT_SCALE, k - k.mean(dim=0), v)
-    for mine, exact in zip(got, want):
-        error = (mine - exact.transpose(0, 1)).norm()
+    for name, mine, exact in zip("qkv", got, want):
+        exact = exact.transpose(0, 1)
+        if dtype == torch.int8 and name != "v":
+            exact = mix(exact)
+        error = (mine - exact).norm()
         assert error <= 0.03 * exact.norm() + 1e-5
     assert qkv.k.shape[1] == qkv.vt.shape[2] == padded_keys(tokens)
     assert not qkv.k[:, tokens:].float().any()
     assert not unpermute_keys(qkv.vt)[:, :, tokens:].float().any()
 
 
-def test_quantisation_does_not_see_what_all_keys_have_in_common():
+def test_quantisation_does_not_see_what_all_keys_or_all_values_have_in_common():
     q, k, v = inputs(200)
-    plain = quantize_qkv(q, k, v)
-    moved = quantize_qkv(q, k + 50 * torch.randn(1, 1, HEAD), v)
-    assert (plain.k.int() - moved.k.int()).abs().max() <= 1
-    assert (plain.k != moved.k).float().mean() < 0.01
+    plain = quantize_qkv(q, k, v, v_dtype=torch.int8)
+    far = 50 * torch.randn(2, 1, 1, HEAD)
+    moved = quantize_qkv(q, k + far[0], v + far[1], v_dtype=torch.int8)
+    for side in ("k", "vt"):
+        before, after = (getattr(one, side).int() for one in (plain, moved))
+        assert (before - after).abs().max() <= 1, side
+        assert (before != after).float().mean() < 0.01, side
+    torch.testing.assert_close(moved.v_mean, plain.v_mean + far[1, 0])
+
+
+def test_mixing_keeps_products_and_is_its_own_inverse():
+    q, k = torch.randn(2, 5, HEAD, dtype=torch.float64)
+    torch.testing.assert_close(mix(q) @ mix(k).T, q @ k.T)
+    torch.testing.assert_close(mix(mix(q)), q)
+    matrix = mix(torch.eye(HEAD, dtype=torch.float64))
+    one = rotate(torch.eye(256, dtype=torch.float64))[:64, :64] * -2  # by its first base-4 digit
+    assert torch.equal(matrix[:64, :64], one)
+    assert torch.equal(matrix[64:, 64:], one)
+    assert not matrix[:64, 64:].any() and not matrix[64:, :64].any()
+
+
+def test_a_channel_that_stands_out_costs_the_others_few_steps(monkeypatch):
+    """Without mixing the steps of its block would be as large as that channel wants them."""
+    q, k, v = inputs(256)
+    k[:, :, 5] *= 30
+    q[:, :, 5] /= 30
+    want = q[:, 0].double() @ (k[:, 0] - k[:, 0].mean(dim=0)).double().T * LOGIT_SCALE
+
+    def error():
+        q8, k8, _ = quantize_qkv(q, k, v).dequantize()
+        return (q8[0].double() @ k8[0].double().T - want).norm() / want.norm()
+
+    mixed = error()
+    monkeypatch.setattr(layout, "mix", lambda x: x)
+    assert mixed < 0.05 and 3 * mixed < error()
 
 
 # --- the kernel
@@ -235,7 +271,8 @@ def test_sums_in_fp16_cannot_overflow(spec, arch):
         ),
         ("ks", torch.zeros(1, 1), r"ks: expected torch.float32 \[1, 2\]"),
         ("vt", torch.zeros(1, HEAD, 128, dtype=torch.int8), "vt: expected torch.float8_e4m3fn"),
-        ("vs", torch.zeros(1, HEAD, dtype=torch.float16), "vs: expected torch.float32"),
+        ("channels", torch.zeros(1, HEAD, 2).half(), "channels: expected torch.float32"),
+        ("channels", torch.zeros(1, HEAD), r"channels: expected torch.float32 \[1, 128, 2\]"),
         ("tokens", 0, r"q: expected torch.int8 \[N, 0, 128\]"),
         ("tokens", 200, r"q: expected torch.int8 \[N, 200, 128\]"),
     ],

@@ -5,7 +5,8 @@
 Values are kept without their mean over the keys, `centre`, as weights add up to one: what the
 kernel gives is o without both centres. They are the same for all tokens, and most of o where
 attention is broad; rounding that to 8 bits would be one and the same error in every token, which
-guidance multiplies. The projection after it takes them in its bias, exactly.
+guidance multiplies. The projection after it takes them in its bias, exactly
+(docs/reference/rotation.md 4.2).
 
 q arrives as its projection left it. Its RMSNorm needs no pass of its own: 1 / rms is one number a
 token and scales its logits, and w lies in the keys, which are made once a clip.

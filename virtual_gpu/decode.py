@@ -88,6 +88,7 @@ class _Decoder:
         self._scopes: list[dict[str, tuple[str, int]]] = []  # registers: type and place
         self._constants: dict[tuple[str, int], int] = {}
         self._labels: dict[str, int] = {}
+        self._widened: list[tuple[int, int]] = []  # of the instruction at hand: to, from
         begin = entries[0].end() - 1  # the brace
         for line, statement in statements(text[begin:], text.count("\n", 0, begin) + 1):
             try:
@@ -154,10 +155,13 @@ class _Decoder:
         opcode, _, rest = text.partition(" ")
         opcode = plain(opcode)
         operation, operands = self._decode(opcode, split(rest))
-        if guard and operation not in _GUARDED:
+        if guard and (operation not in _GUARDED or self._widened):
             raise UnknownPtx(f"a guarded {opcode}")
         self.program.opcodes.add(opcode)
         self.program.code.append(Instruction(operation, guard, tuple(operands), line))
+        for places in self._widened:
+            self.program.code.append(Instruction("CVT_U64_U32", 0, places, line))
+        self._widened.clear()
 
     def _decode(self, opcode: str, given: list[str]) -> Decoded:
         if opcode in BARE and not given:
@@ -269,8 +273,24 @@ class _Decoder:
         size = int(rest[0][1:]) // 8
         where, values = given if which == "st" else given[::-1]
         address = self._address("l" if space == "global" else "w", where)
-        registers = self._vector("l" if size == 8 else "w", values, count)
+        if (which, size) == ("ld", 4):
+            registers = [self._narrow(part) for part in split(values.strip("{} "))]
+        else:
+            registers = self._vector("l" if size == 8 else "w", values, count)
+        if len(registers) != count:
+            raise UnknownPtx(f"{len(registers)} registers, not {count}")
         return f"{which}{space[0]}".upper(), [size, count, *address, *registers]
+
+    def _narrow(self, text: str) -> int:
+        """Returns the place that 32 bits are loaded to. A register of 64, which PTX allows, gets
+        them afterwards, with zeros above them.
+        """
+        type_, place = self._register(text)
+        if type_ != "b64":
+            return self._place("w", text)
+        loaded = self.program.reserve(WORDS["b32"])
+        self._widened.append((place, loaded))
+        return loaded
 
     def _copy(self, opcode: str, given: list[str]) -> Decoded:
         if opcode == "cp.async.wait_group":

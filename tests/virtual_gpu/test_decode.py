@@ -34,6 +34,8 @@ def code(body):
         "ld.global.v8.b32 {%r1,%r2,%r3,%r4,%r5,%r6,%r7,%r8}, [%rd0];",
         "ld.volatile.global.b32 %r1, [%rd0];",
         "ld.local.b32 %r1, [%rd0];",
+        "ld.global.b16 %rd1, [%rd0];",  # into a wider register
+        "@%p1 ld.global.b32 %rd1, [%rd0];",
         "st.global.v2.b32 [%rd0], {%r1};",
         "atom.global.add.u32 %r1, [%rd0], %r0;",
         "bar.sync 1;",

@@ -71,6 +71,18 @@ def test_warps_exchange_values_through_shared_memory():
     assert x.tolist() == [n ^ 32 for n in range(64)]
 
 
+def test_a_load_of_32_bits_into_64_puts_zeros_above_them():
+    """What the register held before is a number of all ones."""
+    x = words()
+    x[:] = torch.arange(64, dtype=torch.int32) - 32
+    run(
+        "\tmov.b64 %rd2, -1;\n\tld.global.b32 %rd2, [%rd1];\n\tshr.u64 %rd3, %rd2, 32;\n"
+        "\tcvt.u32.u64 %r1, %rd3;\n\tcvt.u32.u64 %r2, %rd2;\n\tadd.s32 %r9, %r1, %r2;\n" + STORE,
+        x,
+    )
+    assert x.tolist() == [n - 32 for n in range(64)]
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

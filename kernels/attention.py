@@ -1,30 +1,30 @@
 """Self attention of 8-bit queries, keys and values in one pass over the keys.
 
     x = (q8 . k8) * qs * ks               logits in units of log2; of padding exactly 0
-    w = limit * exp2(x - top)             top: each query's largest x so far, or of this iteration
+    w = limit * exp2(x - base)            base: each query's largest x so far, or of this iteration
     o = sum(round8(w) * vt) * vs / sum(w) + v_mean      both sums carried on over iterations
 
 Shapes    `kernels.layout.Qkv8` of N heads over S tokens -> o [S, N * K] bf16
 Numerics  logits INT32 or FP32, softmax FP32, weights 8 bits, o FP32. What padded keys add to the
-          sum of weights is known, limit * exp2(-top) each, and taken out at the end: no tile is
+          sum of weights is known, limit * exp2(-base) each, and taken out at the end: no tile is
           masked.
 
 Three forms, by the formats of q and k, and of w and v:
 
 `int8fp8`  The default where tensor cores know E4M3 (`Arch.attention`). That has the same relative
-           error at every size, so `top` is the maximum so far and iterations add up as they are.
-           Its three bits, in w and v, are what limits it.
-`int8`     The default elsewhere. Even steps of 1/127 of the largest weight, so `top` is that of the
-           iteration: scaled to the largest of all keys, small weights would vanish. Half the error
-           on normal values (more on such with rare outliers), exact sums at full rate on every
-           GPU, and more work on the sum of each iteration.
+           error at every size, so `base` is the maximum so far. Its three bits, in w and v, are
+           what limits it.
+`int8`     The default elsewhere. Even steps of 1/127 of the largest weight, so `base` is that of
+           the iteration, at least `REACH` below the largest so far: scaled to that of all keys,
+           small weights would vanish. Half the error on normal values (more on such with rare
+           outliers), exact sums at full rate on every GPU, and a conversion of each iteration's.
 `fp8`      Logits are three times less exact than with INT8, and need no conversion.
 
 What is summed in a tensor core (`SUM`):
 
 `fp32`     Ada and Hopper keep about 14 bits of a sum of FP8 products, too few for 50 000 keys. So
            each iteration's sum starts at zero and meets o outside, in the multiply-add that moves
-           o to its new `top` and has to be done anyway.
+           o to its new `base` and has to be done anyway.
 `fp16`     The same with sums in FP16, which a GeForce of Ada forms at twice the rate. v is scaled
            so that 128 keys cannot overflow (`kernels.layout.V_LIMIT_FP16`).
 `scaled`   Block-scaled products with scales of one sum in true FP32 at full rate: o is their
@@ -56,6 +56,7 @@ from kernels.layout import (
 from kernels.signature import Axis, require
 from kernels.spec import Bank, KernelError, KernelSpec, Loop, Tuning
 
+REACH = 30  # log2 of the largest step that `base` takes down: FP32 ends at 127
 MMA_KEYS = 32  # of one instruction that multiplies weights and values
 CODES = {torch.float8_e4m3fn: "fp8e4nv", torch.int8: "i8"}
 FORMS = {  # format of q and k, format of v
@@ -86,23 +87,22 @@ def attention8_reference(
     qs = spread(qkv.qs, Q_BLOCK, q.shape[1])
     k, ks = qkv.k[:, : qkv.tokens].float(), spread(qkv.ks, K_BLOCK, qkv.tokens).mT
     v = unpermute_keys(qkv.vt).mT[:, : qkv.tokens].float()
-    top = q.new_full((*q.shape[:2], 1), -math.inf)  # [N, S, 1]
+    top = last = q.new_full((*q.shape[:2], 1), -math.inf)  # [N, S, 1]
     total, out = torch.zeros_like(top), torch.zeros_like(q)
     for k_tile, ks_tile, v_tile in zip(k.split(keys, 1), ks.split(keys, 2), v.split(keys, 1)):
         logits, scale = q @ k_tile.mT, ks_tile * qs  # sums of INT8 codes are exact
         here = (logits * scale).amax(dim=-1, keepdim=True)
         if k_tile.shape[1] < keys:  # padding fills the iteration
             here = here.clamp_min(0)
-        new_top = torch.maximum(top, here)
-        base = here if qkv.vt.dtype == torch.int8 else new_top
+        top = torch.maximum(top, here)
+        base = torch.maximum(here, top - REACH) if qkv.vt.dtype == torch.int8 else top
         # the kernel's multiply-add rounds once, and its maximum has the limit in it
         x = logits.double() * scale - (base - math.log2(limit))
         p = torch.exp2(x.float())
-        shrink, grow = torch.exp2(top - new_top), torch.exp2(base - new_top)
-        total = total * shrink + grow * p.sum(dim=-1, keepdim=True)
-        part = _values(to_8bit(p, qkv.vt.dtype).float(), v_tile, halves)
-        out = out * shrink + grow * part
-        top = new_top
+        move = torch.exp2(last - base)
+        total = total * move + p.sum(dim=-1, keepdim=True)
+        out = out * move + _values(to_8bit(p, qkv.vt.dtype).float(), v_tile, halves)
+        last = base
     out = out * qkv.vs[:, None] / total + qkv.v_mean[:, None]
     return out.transpose(0, 1).flatten(1)
 
@@ -202,6 +202,7 @@ def _spec(
             "K_BLOCK": K_BLOCK,
             "KEY_GROUP": KEY_GROUP,
             "LOG2_P": math.log2(LIMITS[v]),
+            "REACH": REACH,
             "SUM": sums,
         },
         tuning=tuning,
@@ -270,7 +271,7 @@ ATTENTION: Mapping[str, KernelSpec] = {
             SM86: _tile(64, 1, 2, "12.6"),
             SM89: _tile(64, 1, 2, "12.6"),
             SM90: _tile(64, 2, 2, "12.6"),
-            SM120: _tile(64, 1, 2, "12.8"),
+            SM120: _tile(64, 1, 3, "12.8"),
         },
         {
             **dict.fromkeys((SM80, SM86, SM89, SM120), (_IMMA,)),

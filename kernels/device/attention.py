@@ -50,7 +50,7 @@ def _add_values(total, p, v, KEY_GROUP: tl.constexpr, SUM: tl.constexpr):
 def attention_kernel(
     q_ptr, qs_ptr, k_ptr, ks_ptr, vt_ptr, channels_ptr, out_ptr, TOKENS, KEYS, WIDTH,
     HEAD: tl.constexpr, Q_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr, KEY_GROUP: tl.constexpr,
-    LOG2_P: tl.constexpr, SUM: tl.constexpr,
+    LOG2_P: tl.constexpr, REACH: tl.constexpr, SUM: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_KEYS: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     tl.static_assert(Q_BLOCK % BLOCK_Q == 0 and K_BLOCK % BLOCK_KEYS == 0 and TILES <= 2)
@@ -68,6 +68,7 @@ def attention_kernel(
     ks_ptr += head * (KEYS // K_BLOCK)
 
     top = tl.full([BLOCK_Q], float("-inf"), tl.float32)  # largest logit so far
+    base = top  # of which the weights in `total` and `out` are powers
     total = tl.zeros([BLOCK_Q], tl.float32)
     out = tl.zeros([BLOCK_Q, HEAD], tl.float32)
     for start in tl.range(0, KEYS, BLOCK_KEYS * TILES):
@@ -78,17 +79,16 @@ def attention_kernel(
             scale_2 = tl.load(ks_ptr + (start + BLOCK_KEYS) // K_BLOCK) * qs
             logits_2 = _logits(q, tl.load(k_ptrs + BLOCK_KEYS * HEAD), SUM)
             here = tl.maximum(here, tl.max(logits_2, 1) * scale_2)
-        new_top = tl.maximum(top, here)
-        shrink = tl.exp2(top - new_top)
-        top = new_top
-        if SUM != "int32":  # E4M3 is as exact for small p as for large: all can have one scale
-            here = new_top
-        shift = (here - LOG2_P)[:, None]
+        top = tl.maximum(top, here)
+        last = base  # E4M3 is as exact for small p as for large: all can have one base
+        base = tl.maximum(here, top - REACH) if SUM == "int32" else top
+        move = tl.exp2(last - base)
+        shift = (base - LOG2_P)[:, None]
 
         p = tl.exp2(logits * scale - shift)
         p_sum = tl.sum(p, 1)
         if SUM == "scaled":
-            part = out * shrink[:, None]
+            part = out * move[:, None]
         elif SUM == "int32":
             part = tl.zeros([BLOCK_Q, HEAD], tl.int32)
         else:  # sums of a few keys leave the tensor core before they meet the sum of all
@@ -98,20 +98,15 @@ def attention_kernel(
             p_2 = tl.exp2(logits_2 * scale_2 - shift)
             p_sum += tl.sum(p_2, 1)
             part = _add_values(part, p_2, tl.load(vt_ptrs + BLOCK_KEYS), KEY_GROUP, SUM)
+        total = total * move + p_sum
         if SUM == "scaled":
-            total = total * shrink + p_sum
             out = part
-        elif SUM == "int32":
-            grow = tl.exp2(here - top)
-            total = total * shrink + p_sum * grow
-            out = out * shrink[:, None] + part.to(tl.float32) * grow[:, None]
         else:  # a plain sum would be folded into the product's accumulator
-            total = total * shrink + p_sum
-            out = tl.fma(out, tl.broadcast_to(shrink[:, None], out.shape), part.to(tl.float32))
+            out = tl.fma(out, tl.broadcast_to(move[:, None], out.shape), part.to(tl.float32))
         k_ptrs += BLOCK_KEYS * TILES * HEAD
         vt_ptrs += BLOCK_KEYS * TILES
 
-    total -= (KEYS - TOKENS).to(tl.float32) * tl.exp2(LOG2_P - top)  # padding has logit 0
+    total -= (KEYS - TOKENS).to(tl.float32) * tl.exp2(LOG2_P - base)  # padding has logit 0
     # one load and one turn through shared memory for both: two would not leave enough registers
     c = tl.program_id(1) * HEAD + d
     vs, mean = tl.split(tl.load(channels_ptr + 2 * c[:, None] + tl.arange(0, 2)[None, :]))

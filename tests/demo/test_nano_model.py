@@ -106,20 +106,23 @@ def test_clips_of_int8_weights_are_much_nearer_to_the_exact_ones(likenesses):
 
 
 def test_int8_weights_cost_a_velocity_a_third_of_what_fp8_costs(model, packages, tasks):
-    """With exact attention; that of 8 bits, alike for both, costs about 1 % itself."""
+    """With exact attention and with that of `int8`; E4M3 values cost about 0.7 % themselves."""
     pipeline = load_exact(model.checkpoint, [], model.models, networks(model), settings(None))
-    with recorded(model_of(pipeline)) as calls:
-        suite.dance(pipeline, tasks[0])
-    steps = [(calls[0], calls[len(calls) // 2], calls[-1])]
+    steps = []
+    for one in tasks:
+        with recorded(model_of(pipeline)) as calls:
+            suite.dance(pipeline, one)
+        steps.append((calls[0], calls[len(calls) // 2], calls[-1]))
     found = {
         weights: suite.velocity_errors(model_of(pipeline), package, SM89, steps)
         for weights, package in packages.items()
     }
-    int8, fp8 = (found[weights]["sdpa"] for weights in ("int8", "fp8"))
-    assert all(error <= most for error, most in zip(int8, MOST_VELOCITY, strict=True)), int8
-    assert all(mine <= 0.33 * other for mine, other in zip(int8, fp8, strict=True)), (int8, fp8)
-    both = zip(found["int8"]["int8fp8"], found["fp8"]["int8fp8"], strict=True)
-    assert all(mine <= 0.45 * other for mine, other in both)
+    for attention, share in (("sdpa", 0.33), ("int8", 0.35), ("int8fp8", 0.4)):
+        int8, fp8 = (found[weights][attention] for weights in ("int8", "fp8"))
+        assert all(mine <= share * other for mine, other in zip(int8, fp8, strict=True)), attention
+        if attention != "int8fp8":
+            pairs = zip(int8, MOST_VELOCITY, strict=True)
+            assert all(error <= most for error, most in pairs), attention
 
 
 def test_clips_that_do_not_differ_have_the_largest_likeness(exact):

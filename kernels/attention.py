@@ -56,7 +56,7 @@ from kernels.layout import (
 from kernels.signature import Axis, require
 from kernels.spec import Bank, KernelError, KernelSpec, Loop, Tuning
 
-REACH = 30  # log2 of the largest step that `base` takes down: FP32 ends at 127
+REACH = 30  # how far `base` may lie below the largest logit so far: FP32 ends at 2^127
 MMA_KEYS = 32  # of one instruction that multiplies weights and values
 CODES = {torch.float8_e4m3fn: "fp8e4nv", torch.int8: "i8"}
 FORMS = {  # format of q and k, format of v

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from engine.clock import over
 from engine.config import ROLE_CHANNELS
 from engine.errors import NotFinite
 from engine.flow import Conditions, Request, RoleFrames, Roles, Source
@@ -122,7 +122,7 @@ def _shown(source: Source, *, cuts: bool) -> Tensor:
 def _half_size(frames: Tensor, size: Sequence[int]) -> Iterator[Tensor]:
     """The frames as [3, n, H/2, W/2] in -1..1, a few at a time, for a clip of `size`."""
     is_half = frames.shape[1:3] != size
-    for some in tqdm(frames.split(PIECE), "encode motion", disable=None):
+    for some in over(frames.split(PIECE), "encode motion"):
         if is_half:
             yield (some.permute(3, 0, 1, 2).float() - 127.5) / 127.5
         else:

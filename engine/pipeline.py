@@ -6,9 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from torch import Tensor
-from tqdm import tqdm
 
-from engine.clock import Clock
+from engine.clock import Clock, Progress
 from engine.conditioning import Encoders, condition_motion, condition_pictures
 from engine.denoise.guidance import Denoiser
 from engine.denoise.preview import previewed
@@ -188,7 +187,7 @@ class Pipeline:
         noise = share_noise(noise, cut, generator)
         with (
             self.denoiser.home.present(),
-            tqdm(total=recipe.steps, desc="denoise", unit="step", disable=None) as bar,
+            Progress("denoise", recipe.steps, "step") as progress,
         ):
             total = evaluations(recipe, shape[1])
             velocity = reporting(self.denoiser.bind(conditions, recipe), total, watch)
@@ -197,7 +196,7 @@ class Pipeline:
                 noise.to(self.denoiser.device),
                 recipe,
                 draw=lambda: noise_like(tuple(noise.shape), generator),
-                progress=lambda done: _advance(bar, done),
+                progress=progress.reach,
                 history=conditions.history,
             )
 
@@ -217,12 +216,8 @@ class Pipeline:
     def decode(self, latents: Tensor, watch: Watch = unwatched) -> Iterator[Tensor]:
         """Frames [n, H, W, 3] u8, handed out as they are made."""
         total = latents.shape[1]
-        with tqdm(total=total, desc="decode", disable=None) as bar:
+        with Progress("decode", total) as progress:
             for done, frames in enumerate(self.encoders.decode(latents), start=1):
                 watch("decode", done / total)
                 yield frames
-                bar.update()
-
-
-def _advance(bar: tqdm, done: int) -> None:
-    bar.update(done - bar.n)
+                progress.advance()

@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from engine.build.calibration import load_activations
 from engine.build.native import build_native
@@ -20,6 +19,7 @@ from engine.build.provenance import engine_version, own_sources, toolchain, whee
 from engine.build.quantize import Made, Quantization, groups, package_bytes, padded_ffn
 from engine.build.report import TensorError, lines, report
 from engine.build.tensorrt import build_program, unavailable
+from engine.clock import over
 from engine.config import LIMITS, ModelConfig
 from engine.denoise.block import WEIGHT_FORMS
 from engine.diskcache import remembered_sha256
@@ -172,7 +172,7 @@ def write_weights(writer: PackageWriter, job: Quantization) -> list[TensorError]
             return tensors, {"errors": [asdict(error) for error in made]}
 
         try:
-            for n, group in enumerate(tqdm(order, "quantise", unit="group", disable=None)):
+            for n, group in enumerate(over(order, "quantise", "group")):
                 facts = writer.write(group.name, partial(make, n))
                 errors += [TensorError(**fact) for fact in facts["errors"]]  # pyright: ignore
         finally:

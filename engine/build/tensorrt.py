@@ -21,11 +21,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from engine.build.export import export
 from engine.build.plan_proofs import layer_table, prove, read_layers
 from engine.build.segments import DEPLOY, SEGMENTS, TWIN, Segment
+from engine.clock import over
 from engine.config import ModelConfig
 from engine.errors import BuildFailed
 from engine.tensorrt.plans import PlanRecord, ProgramRecord, TokenRange
@@ -76,7 +76,7 @@ def build_program(
     """
     tokens = next(found for widest, found in RANGES.items() if config.dim <= widest)
     plans, versions = {}, set()
-    for name in tqdm(SEGMENTS, "tensorrt", unit="plan", disable=None):
+    for name in over([*SEGMENTS], "tensorrt", "plan"):
         segment = Segment(name, config, DEPLOY)
         export(segment, folder / f"{name}.onnx")
         plans[name], version = build_plan(segment, arch, folder, tokens, timeout_s=timeout_s)

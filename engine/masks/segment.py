@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from engine.clock import Progress
 from engine.errors import TooLarge
 from engine.flow import Check, go_on
 from engine.machine.exhausted import ran_out
@@ -93,16 +93,15 @@ def _picture(wanted: Wanted, check: Check) -> Picture:
 
 
 class _Bars:
-    """A bar of progress for each kind of work; none where nobody looks."""
+    """The progress of each kind of work."""
 
     def __init__(self) -> None:
-        self._bars: dict[str, tqdm] = {}
+        self._bars: dict[str, Progress] = {}
 
     def tell(self, what: str, done: int, total: int) -> None:
         if what not in self._bars:
-            self._bars[what] = tqdm(total=total, desc=_DONE[what], disable=None)
-        bar = self._bars[what]
-        bar.update(done - bar.n)
+            self._bars[what] = Progress(_DONE[what], total, "frame")
+        self._bars[what].reach(done)
 
     def close(self) -> None:
         for bar in self._bars.values():

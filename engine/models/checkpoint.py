@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from engine.clock import over
 from engine.config import HEAD_SIZE, SCAIL2_14B, SCAIL_1_3B, SCAIL_14B, ModelConfig
 from engine.errors import BadCheckpoint
 from engine.models.attention import Attention, sdpa
@@ -312,7 +312,7 @@ def load_transformer(
     """
     with torch.device("meta"):
         model = Scail(checkpoint.config, attention)
-    for path, module in tqdm(list(model.named_modules()), "load transformer", disable=None):
+    for path, module in over([*model.named_modules()], "load transformer"):
         kept = dtype if isinstance(module, Linear) else torch.float32
         for key, parameter in module.named_parameters(path, recurse=False):
             weight = torch.empty(parameter.shape, dtype=kept, device=device)

@@ -16,8 +16,7 @@ from errno import EDQUOT, EFBIG, ENOSPC
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TypeAlias
 
-from tqdm import tqdm
-
+from engine.clock import Progress
 from engine.errors import BadPackage, BuildFailed
 from engine.flow import KindName
 from engine.package.contents import REPORT, check_contents
@@ -100,14 +99,14 @@ class Package:
     def verify(self) -> None:
         """Hashes every file. Raises `BadPackage` for the first one that was changed."""
         total = sum(part.bytes for part in self.manifest.files)
-        with tqdm(total=total, desc="verify", unit="B", unit_scale=True, disable=None) as bar:
+        with Progress("verify", total, "B", is_scaled=True) as progress:
             for part in self.manifest.files:
                 path, found = self.path / part.path, hashlib.sha256()
                 _check_size(self.path, part)
                 with reading(path), path.open("rb") as file:
                     while block := file.read(_BLOCK_BYTES):
                         found.update(block)
-                        bar.update(len(block))
+                        progress.advance(len(block))
                 _require_hash(path, found.hexdigest(), part)
 
 

@@ -14,8 +14,8 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from engine.clock import Progress, over
 from engine.diskcache import DiskCache
 from engine.flow import Check, go_on
 from engine.pose.align import Mode, fit, place
@@ -124,17 +124,15 @@ class PoseExtractor:
 
     def _capture(self, frames: NDArray[np.uint8], dance: Dance, check: Check) -> CapturedMotion:
         height, width = frames.shape[1:3]
-        with tqdm(total=len(frames), desc="joints", disable=None) as bar:
-            people = self._networks.locator().locate(
-                asking(frames, check), lambda done: _advance(bar, done)
-            )
+        with Progress("joints", len(frames), "frame") as progress:
+            people = self._networks.locator().locate(asking(frames, check), progress.reach)
         tracks = track(
             [each.joints for each in people], [each.boxes for each in people],
             height, width, dance.fps, persons=dance.persons,
         )  # fmt: skip
         # Somebody who was wanted and never seen would only change the colours of the others.
         joints = tracks.joints[:, tracks.joints.any(axis=(0, 2, 3))]
-        shown = tqdm(frames, "keypoints", disable=None)
+        shown = over([*frames], "keypoints", "frame")
         seen = self._networks.detector().detect(asking(shown, check))
         found = [detection.keypoints for detection in seen]
         return CapturedMotion(
@@ -175,10 +173,6 @@ def _without_absent(frame: Keypoints) -> Keypoints:
 
 def _persons(frame: Keypoints, rows: slice) -> Keypoints:
     return Keypoints(frame.body[rows], frame.visible[rows], frame.faces[rows], frame.hands[rows])
-
-
-def _advance(bar: tqdm, done: int) -> None:
-    bar.update(done - bar.n)
 
 
 def _packed(motion: CapturedMotion) -> bytes:

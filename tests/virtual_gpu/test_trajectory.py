@@ -20,7 +20,7 @@ archs = pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: arch.name)
 CLIPS = 24  # of each architecture
 
 # Of values in BF16 a few are tipped over by the last bit of an FP32 sum. Where cross attention is
-# broad its result is small, as the values have no mean, and a weight that is tipped over counts more.
+# broad its result is small, as values have no mean, and a weight that is tipped over counts more.
 LIMITS = {
     "modulate": 1e-6, "quantize": 1e-6, "rms_inverse": 1e-6, "rope": 1e-6, "attention": 5e-4,
     "cross_attention": 1e-3, "gemm": 2e-4, "gemm_gelu": 2e-4, "gemm_residual": 2e-6,

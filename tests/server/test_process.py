@@ -23,16 +23,16 @@ from engine.media.video import probe_video
 from kernels.arch import SM89
 from tests.support.built import tiny_package
 from tests.support.clips import clip
+from tests.support.in_use import grown, in_use, telling
 from tests.support.services import BROWSER
 from tests.support.workers import FPS, FRAMES, job, picture
 from tests.worker import test_process as of_worker
-from tests.worker.test_endurance import GROWTH, WINDOW, held
+from tests.worker.test_endurance import GROWTH, LEAK, PROMPTS, TEN, WINDOW, held
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
 JOBS = 200
 SETTLED = 40  # jobs after which the heap, from which nothing goes back, grows no more
-PROMPTS = 8  # in turns: keys of many more are kept for the next jobs (`KEPT_TEXT_BYTES`)
 
 
 class Client(of_worker.Process):
@@ -202,26 +202,31 @@ def test_beyond_loopback_it_does_not_start_without_a_token(tmp_path):
 
 
 def test_two_hundred_jobs_in_a_row_leave_their_clips_and_nothing_else(start, tmp_path):
-    worker = start(SCAIL_KEEP_GB="0.000050").wait_until_ready()
+    worker = start(SCAIL_KEEP_GB="0.000050", **telling(tmp_path)).wait_until_ready()
     motion = clip(tmp_path / "motion.mp4", 5)
     given = {
         "image_base64": picture(),
         "pose_video_base64": base64.b64encode(motion.read_bytes()).decode(),
         "width": 64, "height": 64, "fps": 16, "steps": 1, "output": "url",
     }  # fmt: skip
-    seen = []
+    seen, counts = [], []
     for number in range(JOBS):
         told = worker.ask(
             {"input": given | {"seed": number, "prompt": f"dance {number % PROMPTS}"}}
         )
         assert (told["status"], told["output"]["seed"]) == ("COMPLETED", number)
-        if number % 10 == 9:
+        if number % TEN == TEN - 1:
             assert worker.ask({"input": given | {"image_base64": "AAAA"}})["status"] == "FAILED"
+            counts.append(in_use(worker.process.pid, tmp_path))
         seen.append(held(worker))
     early, late = seen[SETTLED : SETTLED + WINDOW], seen[-WINDOW:]
     resident = [statistics.median(one[0] for one in part) for part in (early, late)]
     twenties = [seen[at : at + WINDOW] for at in range(0, JOBS, WINDOW)]
     print("MiB:", [round(statistics.median(o[0] for o in part) / 2**20, 1) for part in twenties])
+    print("in use by tens:", *map(tuple, counts))
+    growth = grown(counts[JOBS // TEN // 2 :])
+    assert growth.heap_bytes < TEN * LEAK.heap_bytes
+    assert growth.blocks < TEN * LEAK.blocks
     assert resident[1] <= GROWTH * resident[0]
     for what in (1, 2):
         assert min(one[what] for one in late) <= min(one[what] for one in early)

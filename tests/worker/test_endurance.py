@@ -30,8 +30,8 @@ GROWTH = 1.03
 PROMPTS = 8  # in turns: of each other one something is kept for the next jobs, as a test measures
 TEN = 10  # jobs between counts; one more, that fails, is among them
 LEAK = InUse(1024, 5)  # of a job: a frame has 12 KiB, and a request some dozens of objects
-# keys and values in BF16 and a bias of each layer, and less than 4 KiB of tensors' own objects
-KEYS_OF_A_PROMPT = TINY.layers * KEY_TILE * (2 * 2 * TINY.dim + 4)
+# keys, values and a centre in BF16 and a bias of each layer, and less than 4 KiB of objects
+KEYS_OF_A_PROMPT = TINY.layers * (KEY_TILE * (2 * 2 * TINY.dim + 4) + 2 * TINY.dim)
 AROUND_THEM = 4096
 
 

@@ -5,8 +5,8 @@
 Values are kept without their mean over the keys, `centre`, as weights add up to one: what the
 kernel gives is o without both centres. They are the same for all tokens, and most of o where
 attention is broad; rounding that to 8 bits would be one and the same error in every token, which
-guidance multiplies. The projection after it takes them in its bias, exactly
-(docs/reference/rotation.md 4.2).
+guidance multiplies. The projection after it takes them in its bias, times its 8-bit weights, but
+without being rounded to 8 bits themselves (docs/reference/rotation.md 4.2).
 
 q arrives as its projection left it. Its RMSNorm needs no pass of its own: 1 / rms is one number a
 token and scales its logits, and w lies in the keys, which are made once a clip.
@@ -67,7 +67,7 @@ def cross_keys(k: Tensor, v: Tensor, q_weight: Tensor, repeats: int = 1) -> Cros
     bias[-1] = math.log2(repeats)
     v = v.float()
     centre = (v.sum(dim=0) + (repeats - 1) * v[-1]) / (len(v) + repeats - 1)
-    centre = centre.bfloat16()  # lest it depend on the order of a sum
+    centre = centre.bfloat16()  # the order of a sum seldom shows in it
     return CrossKeys(
         F.pad(k.float() * q_weight.float(), (0, 0, 0, padding)).bfloat16(),
         F.pad(v - centre, (0, 0, 0, padding)).bfloat16(),

@@ -10,8 +10,8 @@
                      rounding does to their sum then counts for differences between values alone
 
 INT8 queries and keys are mixed: R of kernels/fp8.py over each 64 neighbours. It leaves products as
-they are and lets no channel take more than its share of the steps: logits have half the error
-(docs/reference/rotation.md 4.1).
+they are and lets no channel take more than its share of the steps: rounding both costs the nano
+model half as much (docs/reference/rotation.md 4.1).
 
 Keys are padded with zeros to a multiple of `KEY_PADDING`, a multiple of every tile in use. The
 logits of padding are exactly 0 and its values too, so attention can take it back out. Since the

@@ -137,12 +137,13 @@ class ContextKeys:
 
     text: CrossKeys
     vision: CrossKeys
-    _biases: list[Tensor] = field(default_factory=list, repr=False, compare=False)
+    # none or one; `dataclasses.replace` begins anew, as other keys have other centres
+    _biases: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def bias(self, projection: Weight) -> Tensor:
         """The bias [D] fp32 of the block's `cross_o` with what it makes of the values' centres,
-        which its rows lack. It is computed once a clip: in the first step, as the weights of a
-        block may be elsewhere before it.
+        which its rows lack. It is computed once a clip, for the projection that is given first: in
+        the first step, as the weights of a block may be elsewhere before it.
         """
         if not self._biases:
             centre = self.text.centre.float() + self.vision.centre.float()

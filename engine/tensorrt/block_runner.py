@@ -109,7 +109,8 @@ class PlanKeys:
     """Lays out `ContextKeys` as plans take them: every row of text, and no padding of tiles.
 
     Blocks differ in the values of their keys, not in how many there are. One copy of the text's is
-    enough, as blocks run one after another; those of the picture are used where they lie.
+    enough, as blocks run one after another; keys of the picture are used where they lie, and its
+    values are made anew with their centre.
     """
 
     def __init__(self, first: ContextKeys) -> None:

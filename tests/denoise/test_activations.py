@@ -16,6 +16,7 @@ from engine.denoise.activations import (
     allocator_gap,
     largest_moment,
     most_bytes,
+    walk_block,
     walk_clip,
     walk_embedding,
 )
@@ -77,15 +78,18 @@ def ops_of(bits):
 def count_block(model, ffn, tokens, bits):
     package = MetaPackage(manifest_of(replace(model, layers=1), ffn))
     ops, bf16 = ops_of(bits), {"dtype": torch.bfloat16}
-    with Live() as live:
+    with Recorder() as live:
         weights = assemble(BlockWeights, lambda name: package.tensor(f"blocks.0.{name}"))
         sides = meta(512, model.dim, **bf16), meta(512, model.dim, **bf16)
         keys = CrossKeys(*sides, meta(512), meta(model.dim))
         rope = Rope(meta(tokens, 1, 64), meta(tokens, 1, 64))
         modulation, x = meta(6, model.dim), meta(tokens, model.dim)
-        before = live.now
-        run_block(ops, weights, ContextKeys(keys, keys), x, modulation, rope)
-    return live.peak - before
+        before, context = live.now, ContextKeys(keys, keys)
+        run_block(ops, weights, context, x, modulation, rope)
+        first = live.peak - before
+        live.events.clear()
+        run_block(ops, weights, context, x, modulation, rope)
+    return first, [nbytes for sign, _, nbytes in live.events if sign > 0]
 
 
 @pytest.mark.parametrize("bits", [8, 16])
@@ -93,7 +97,8 @@ def count_block(model, ffn, tokens, bits):
 @pytest.mark.parametrize(("model", "ffn"), [(SCAIL_14B, 13824), (SCAIL_1_3B, 8960)])
 def test_the_largest_moment_of_a_block_is_what_its_launchers_allocate(model, ffn, tokens, bits):
     got = largest_moment(Width(model.dim, ffn, bits), tokens)
-    assert got == pytest.approx(count_block(model, ffn, tokens, bits), rel=0.01)
+    counted, _ = count_block(model, ffn, tokens, bits)
+    assert got == pytest.approx(counted, rel=0.01)
 
 
 def test_attention_in_16_bits_needs_no_more_than_that_in_8():
@@ -315,6 +320,27 @@ def test_an_allocator_with_the_planned_bytes_runs_what_the_code_does(
     planned = most_bytes(found.footprint.course) + max(GAP_BYTES, gap_of(found)) + SMALL_BYTES
     events = recorded_evaluations(model, shape, bits, (0, 25))
     replay(events, Card(planned), expandable)  # raises `Full` where it does not fit
+
+
+class Sizes(Counter):
+    """Writes down the bytes of each tensor that is walked through."""
+
+    def __init__(self):
+        super().__init__()
+        self.taken = []
+
+    def take(self, nbytes):
+        self.taken.append(nbytes)
+        return super().take(nbytes)
+
+
+@pytest.mark.parametrize("tokens", [300, 48832])
+def test_each_tensor_of_a_block_is_walked_through_in_its_size(tokens):
+    """All but those below a thousandth of the tokens, of a step after the first."""
+    walked, (_, taken) = Sizes(), count_block(SCAIL_14B, 13824, tokens, 8)
+    walk_block(walked, Width(5120, 13824), tokens, tokens)
+    least = max(4 * 5120 * tokens / 1000, 4 * 6 * 5120)
+    assert sorted(n for n in walked.taken if n > least) == sorted(n for n in taken if n > least)
 
 
 SWEEP = [(h, w, frames) for h, w in ((416, 672), (512, 896), (704, 1280), (96, 160))

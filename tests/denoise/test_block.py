@@ -284,6 +284,8 @@ def test_the_centres_of_the_values_join_the_bias_of_the_projection_after_them(dr
     assert relative_error(got, want) < 1e-6
     assert relative_error(got, weights.cross_o.bias) > 0.1
     assert keys.bias(replace(weights.cross_o, bias=0 * got)) is got  # made in the first step alone
+    other = replace(keys, vision=replace(keys.vision, centre=keys.vision.centre + 1))
+    assert relative_error(other.bias(weights.cross_o), got) > 0.1  # that of its own keys
 
 
 def test_what_all_tokens_have_in_common_is_not_rounded(drawn):

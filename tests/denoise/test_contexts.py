@@ -66,7 +66,7 @@ def tensors_of(found):
         tensor
         for keys in found
         for side in (keys.text, keys.vision)
-        for tensor in (side.k, side.v, side.bias)
+        for tensor in (side.k, side.v, side.bias, side.centre)
     ]
 
 
@@ -80,7 +80,7 @@ def fresh(package, *told):
 def assert_same(package, denoiser, *told):
     got = [tensors_of(found) for found in denoiser.contexts(*told)]
     for one, want in zip(got, fresh(package, *told), strict=True):
-        assert len(one) == LAYERS * 6
+        assert len(one) == LAYERS * 8
         assert all(map(torch.equal, one, want))
 
 

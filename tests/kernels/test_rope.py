@@ -196,6 +196,16 @@ def test_each_value_lies_where_its_key_belongs():
         assert torch.equal(got.vt[:, :, place].float(), want)
 
 
+@pytest.mark.parametrize("v_dtype", [INT8, E4M3], ids=str)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=str)
+def test_the_mean_tells_of_a_value_that_is_no_number(bad, v_dtype):
+    """INT8 codes cannot, and attention adds the mean to all tokens."""
+    given = inputs(70)
+    given[0][33, 2 * DIM + 5] = bad
+    found = rope(BANK, *given, INT8, v_dtype=v_dtype).v_mean.flatten().isfinite()
+    assert not found[5] and found.sum() == DIM - 1
+
+
 def test_tokens_that_are_all_alike_have_keys_and_values_of_nothing():
     """Only the differences between keys and between values count, and there are none."""
     qkv, norm_q, norm_k, cos, sin = inputs(70)

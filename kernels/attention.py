@@ -2,7 +2,7 @@
 
     x = (q8 . k8) * qs * ks               logits in units of log2; of padding exactly 0
     w = limit * exp2(x - base)            base: each query's largest x so far, or of this iteration
-    o = sum(round8(w) * vt) * vs / sum(w) + v_mean      both sums carried on over iterations
+    o = sum(round8(w) * vt) * vs / sum(w)       both sums carried on over iterations
 
 Shapes    `kernels.layout.Qkv8` of N heads over S tokens -> o [S, N * K] bf16
 Numerics  logits INT32 or FP32, softmax FP32, weights 8 bits, o FP32. What padded keys add to the
@@ -103,8 +103,7 @@ def attention8_reference(
         total = total * move + p.sum(dim=-1, keepdim=True)
         out = out * move + _values(to_8bit(p, qkv.vt.dtype).float(), v_tile, halves)
         last = base
-    out = out * qkv.vs[:, None] / total + qkv.v_mean[:, None]
-    return out.transpose(0, 1).flatten(1)
+    return (out * qkv.vs[:, None] / total).transpose(0, 1).flatten(1)
 
 
 def _values(p: Tensor, v: Tensor, halves: bool) -> Tensor:
@@ -143,7 +142,7 @@ def attention(bank: Bank, spec: KernelSpec, qkv: Qkv8, queries: int | None = Non
     # the last program may hold tokens that are no queries, and stores them too
     stored = min(grid[0] * rows, qkv.tokens)
     out = qkv.vs.new_empty(stored, heads * HEAD, dtype=torch.bfloat16)
-    operands = (qkv.q, qkv.qs, qkv.k, qkv.ks, qkv.vt, qkv.channels, out)
+    operands = (qkv.q, qkv.qs, qkv.k, qkv.ks, qkv.vt, qkv.vs, out)
     bank.launch(spec, grid, *operands, qkv.tokens, keys, heads * HEAD)
     return out[:queries]
 
@@ -180,7 +179,7 @@ def _check(spec: KernelSpec, qkv: Qkv8) -> None:
     require(spec.name, "k", qkv.k, (heads, keys, HEAD), qk)
     require(spec.name, "ks", qkv.ks, (heads, keys // K_BLOCK), torch.float32)
     require(spec.name, "vt", qkv.vt, (heads, HEAD, keys), v)
-    require(spec.name, "channels", qkv.channels, (heads, HEAD, 2), torch.float32)
+    require(spec.name, "vs", qkv.vs, (heads, HEAD), torch.float32)
 
 
 def _spec(

@@ -2,12 +2,6 @@
 
     o = softmax(q'. kt / sqrt(K)) vt + softmax(q'. ki / sqrt(K)) vi,    q' = RMSNorm(q) * w
 
-Values are kept without their mean over the keys, `centre`, as weights add up to one: what the
-kernel gives is o without both centres. They are the same for all tokens, and most of o where
-attention is broad; rounding that to 8 bits would be one and the same error in every token, which
-guidance multiplies. The projection after it takes them in its bias, times its 8-bit weights, but
-without being rounded to 8 bits themselves (docs/reference/rotation.md 4.2).
-
 q arrives as its projection left it. Its RMSNorm needs no pass of its own: 1 / rms is one number a
 token and scales its logits, and w lies in the keys, which are made once a clip.
 
@@ -42,14 +36,8 @@ class CrossKeys:
     """Keys and values of one context. P is their number, padded to a multiple of `KEY_TILE`."""
 
     k: Tensor  # [P, D] bf16, normalised, times the weight of q's RMSNorm
-    v: Tensor  # [P, D] bf16, less `centre`
+    v: Tensor  # [P, D] bf16
     bias: Tensor  # [P] fp32, added to logits in units of log2; -inf where there is no key
-    centre: Tensor  # [D] bf16, the mean of the values of all keys
-
-    @property
-    def values(self) -> Tensor:
-        """The values with their centre, [P, D] bf16. Those of padding mean nothing."""
-        return self.v + self.centre
 
 
 def cross_keys(k: Tensor, v: Tensor, q_weight: Tensor, repeats: int = 1) -> CrossKeys:
@@ -65,21 +53,17 @@ def cross_keys(k: Tensor, v: Tensor, q_weight: Tensor, repeats: int = 1) -> Cros
     padding = -len(k) % KEY_TILE
     bias = k.new_zeros(len(k), dtype=torch.float32)
     bias[-1] = math.log2(repeats)
-    v = v.float()
-    centre = (v.sum(dim=0) + (repeats - 1) * v[-1]) / (len(v) + repeats - 1)
-    centre = centre.bfloat16()  # the order of a sum seldom shows in it
     return CrossKeys(
         F.pad(k.float() * q_weight.float(), (0, 0, 0, padding)).bfloat16(),
-        F.pad(v - centre, (0, 0, 0, padding)).bfloat16(),
+        F.pad(v, (0, 0, 0, padding)).bfloat16(),
         F.pad(bias, (0, padding), value=-math.inf),
-        centre,
     )
 
 
 def cross_attention_reference(
     q: Tensor, rms_inv: Tensor, text: CrossKeys, vision: CrossKeys
 ) -> Tensor:
-    """The definition, in plain PyTorch: o without both centres, [S, D] fp32."""
+    """The definition, in plain PyTorch: [S, D] fp32."""
     q = q.float() * rms_inv[:, None] * LOGIT_SCALE
     return _attend(q, text) + _attend(q, vision)
 
@@ -123,7 +107,7 @@ def cross_attention(
     bank: Bank, q: Tensor, rms_inv: Tensor, text: CrossKeys, vision: CrossKeys
 ) -> Tensor:
     """Takes q [S, D] bf16 before its RMSNorm, rms_inv [S] fp32 = 1 / sqrt(mean(q^2) + eps), and
-    returns o without both centres, [S, D] bf16. Raises `KernelError` for other shapes and types.
+    returns [S, D] bf16. Raises `KernelError` for other shapes and types.
     """
     require(CROSS_ATTENTION.name, "q", q, (Axis("S"), Axis("D", HEAD)), torch.bfloat16)
     tokens, width = q.shape

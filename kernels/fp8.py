@@ -26,7 +26,6 @@ INT8_MAX = 127.0
 TINY = 1e-12  # the smallest row maximum: rows of zeros stay zeros
 
 CHUNK = 2**18  # values quantised at a time: they stay in the cache of a core
-FP32_PART = 2**20  # values of a matrix that `multiply` holds in FP32: 4 MB
 GROUP = 256  # neighbours that R mixes
 DIGITS = 4  # of base 4, of a place in a group
 
@@ -84,15 +83,9 @@ class Rows:
         """Returns q * s, [M, D] fp32: in the rotated basis, if the rows are."""
         return self.q.float() * self.s[:, None]
 
-
-def multiply(rows: Rows, x: Tensor) -> Tensor:
-    """Returns W x [M] fp32, for the matrix W [M, D] that `rows` stand for and a vector x [D], any
-    float, which is not rounded. A part of W at a time is FP32: `FP32_PART` values, or one row.
-    """
-    x = rotate(x) if rows.rotated else x.float()
-    step = max(1, FP32_PART // len(x))
-    made = [part.float() @ x for part in rows.q.split(step)]
-    return torch.cat(made) * rows.s
+    def restore(self) -> Tensor:
+        """Returns what the rows stand for, [M, D] fp32."""
+        return rotate(self.dequantize()) if self.rotated else self.dequantize()
 
 
 def rotate(x: Tensor, out: Tensor | None = None) -> Tensor:

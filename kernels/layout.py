@@ -5,13 +5,11 @@
     k - mean ~ k8 * ks   one scale a head and `K_BLOCK` keys. The mean over tokens adds the same
                      number to all logits of a query, which softmax does not see: only the
                      differences between keys are worth their bits ("smooth K")
-    v - v_mean ~ vt * vs   one scale a head and channel; transposed, as products of 8 bits need it.
-                     Weights add up to one, so that attention adds the mean at the end: what
-                     rounding does to their sum then counts for differences between values alone
+    v ~ vt * vs      one scale a head and channel; transposed, as products of 8 bits need it
 
 INT8 queries and keys are mixed: R of kernels/fp8.py over each 64 neighbours. It leaves products as
-they are and lets no channel take more than its share of the steps: rounding both costs the nano
-model half as much (docs/reference/rotation.md 4.1).
+they are and lets no channel take more than its share of the steps
+(docs/reference/rotation.md 4.1).
 
 Keys are padded with zeros to a multiple of `KEY_PADDING`, a multiple of every tile in use. The
 logits of padding are exactly 0 and its values too, so attention can take it back out. Since the
@@ -56,18 +54,8 @@ class Qkv8:
     k: Tensor  # [N, P, K], dtype of q; zero from S on
     ks: Tensor  # [N, P / K_BLOCK] fp32
     vt: Tensor  # [N, K, P] e4m3 or int8, keys in KEY_ORDER; zero for keys from S on
-    channels: Tensor  # [N, K, 2] fp32, vs and v_mean side by side
+    vs: Tensor  # [N, K] fp32
     tokens: int  # S
-
-    @property
-    def vs(self) -> Tensor:
-        """The scales of v, [N, K]."""
-        return self.channels[..., 0]
-
-    @property
-    def v_mean(self) -> Tensor:
-        """The mean of v over tokens, [N, K]."""
-        return self.channels[..., 1]
 
     def dequantize(self) -> tuple[Tensor, Tensor, Tensor]:
         """Returns q, k, v [N, S, K] fp32, keys in their own order; q is in the units of exp2, k
@@ -75,7 +63,7 @@ class Qkv8:
         """
         q = self.q.float() * spread(self.qs, Q_BLOCK, self.q.shape[1])
         k = self.k[:, : self.tokens].float() * spread(self.ks, K_BLOCK, self.tokens)
-        v = unpermute_keys(self.vt).mT.float() * self.vs[:, None] + self.v_mean[:, None]
+        v = unpermute_keys(self.vt).mT.float() * self.vs[:, None]
         return q, k, v[:, : self.tokens]
 
 
@@ -122,12 +110,9 @@ def quantize_qkv(
         q, k = mix(q), mix(k)
     q8, qs = _quantize_blocks(q, Q_BLOCK, dtype)
     k8, ks = _quantize_blocks(_pad(k, keys), K_BLOCK, dtype)
-    v_mean = v.mean(dim=1)  # [N, K]
-    v = v - v_mean[:, None]
-    vs = v.abs().amax(dim=1).clamp_min(TINY) / (v_limit or LIMITS[v_dtype])
+    vs = v.abs().amax(dim=1).clamp_min(TINY) / (v_limit or LIMITS[v_dtype])  # [N, K]
     vt = permute_keys(_pad(v / vs[:, None], keys).mT.contiguous())
-    channels = torch.stack([vs, v_mean], dim=-1)
-    return Qkv8(q8, qs * LOGIT_SCALE, k8, ks, to_8bit(vt, v_dtype), channels, tokens)
+    return Qkv8(q8, qs * LOGIT_SCALE, k8, ks, to_8bit(vt, v_dtype), vs, tokens)
 
 
 def _quantize_blocks(x: Tensor, block: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

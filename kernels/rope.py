@@ -2,15 +2,15 @@
 
     q = rotate(rmsnorm(q) * norm_q), k likewise     a norm over all D; a rotation of the pairs
                                                     (2j, 2j + 1) of every head by cos, sin
-    Qkv8 = quantize_qkv(q, k, v)    no means of k and v, INT8 mixed, V transposed (kernels.layout)
+    Qkv8 = quantize_qkv(q, k, v)      blocks, smooth K, INT8 mixed, V transposed (kernels.layout)
 
 Six small kernels, because each needs a number from all that the one before it saw:
     rms_inverse             1 / rms of q and of k, per token
-    statistics, combine     the means of k and v and the extremes of v over all tokens, per channel
+    statistics, combine     the mean of k and the largest |v| over all tokens, per channel
     queries, keys, values   codes and scales
 
 Shapes    qkv [S, 3 D] bf16, q | k | v;  norm_q, norm_k [D] fp32;  cos, sin [S, K / 2] fp32
-Numerics  fp32 from the load to the code; means are those of all tokens, though any would be exact
+Numerics  fp32 from the load to the code; the mean is that of all tokens, though any would be exact
 Traffic   17 D bytes a token: 4 D for 1 / rms, 4 D for the statistics, 9 D for the codes. A product
           that gave the sums of squares and the peaks of its tiles as well would save 6 D; the
           squares alone 4 D, 0.7 % of a forward (`benchmarks/results/README.md`).
@@ -154,14 +154,14 @@ def rope(
     specs = rope_specs(dim, dtype, v_dtype)
     tokens, heads, keys = len(qkv), dim // HEAD, padded_keys(len(qkv))
     inverse = rms_inverse(bank, qkv, dim, 2)  # that of q, that of k
-    k_mean, channels = _statistics(bank, specs, qkv, inverse, norm_k, cos, sin, v_limit)
+    mean, vs = _mean_and_peak(bank, specs, qkv, inverse, norm_k, cos, sin, v_limit)
     made = Qkv8(
         q=qkv.new_empty(heads, tokens, HEAD, dtype=dtype),
-        qs=k_mean.new_empty(heads, -(-tokens // Q_BLOCK)),
+        qs=mean.new_empty(heads, -(-tokens // Q_BLOCK)),
         k=qkv.new_empty(heads, keys, HEAD, dtype=dtype),
-        ks=k_mean.new_empty(heads, keys // K_BLOCK),
+        ks=mean.new_empty(heads, keys // K_BLOCK),
         vt=qkv.new_empty(heads, HEAD, keys, dtype=v_dtype),
-        channels=channels,
+        vs=vs.view(heads, HEAD),
         tokens=tokens,
     )
     bank.launch(
@@ -170,14 +170,14 @@ def rope(
     )  # fmt: skip
     bank.launch(
         specs.keys, (made.ks.shape[1], heads // _block(bank, specs.keys, "HEADS")),
-        qkv, inverse, norm_k, cos, sin, k_mean, made.k, made.ks, tokens,
+        qkv, inverse, norm_k, cos, sin, mean, made.k, made.ks, tokens,
     )  # fmt: skip
     grid = keys // _block(bank, specs.values, "BLOCK"), heads
-    bank.launch(specs.values, grid, qkv, channels, made.vt, tokens)
+    bank.launch(specs.values, grid, qkv, vs, made.vt, tokens)
     return made
 
 
-def _statistics(
+def _mean_and_peak(
     bank: Bank,
     specs: RopeSpecs,
     qkv: Tensor,
@@ -187,16 +187,16 @@ def _statistics(
     sin: Tensor,
     v_limit: float,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the mean of k [D] and `Qkv8.channels` of v [N, K, 2], fp32 each."""
+    """Returns the mean of k and the scales of v, [D] fp32 each."""
     tokens, dim = len(qkv), len(norm_k)
     blocks = -(-tokens // _block(bank, specs.statistics, "BLOCK"))
-    found = norm_k.new_empty(4, blocks, dim)
+    sums, peaks = norm_k.new_empty(2, blocks, dim)
     grid = blocks, dim // HEAD // _block(bank, specs.statistics, "HEADS")
-    bank.launch(specs.statistics, grid, qkv, inverse, norm_k, cos, sin, found, tokens)
-    k_mean, channels = norm_k.new_empty(dim), norm_k.new_empty(dim // HEAD, HEAD, 2)
+    bank.launch(specs.statistics, grid, qkv, inverse, norm_k, cos, sin, sums, peaks, tokens)
+    mean, vs = norm_k.new_empty(2, dim)
     grid = (dim // _block(bank, specs.combine, "COLUMNS"),)
-    bank.launch(specs.combine, grid, found, k_mean, channels, blocks, tokens, v_limit)
-    return k_mean, channels
+    bank.launch(specs.combine, grid, sums, peaks, mean, vs, blocks, tokens, v_limit)
+    return mean, vs
 
 
 def _block(bank: Bank, spec: KernelSpec, name: str) -> int:
@@ -245,10 +245,10 @@ def rope_specs(
     return RopeSpecs(
         rms_inverse_spec(dim, 3),
         _spec(
-            "statistics", both, f"{rotation} *fp32 i32", shape, _rotating(dim, 16, BLOCK=64)
+            "statistics", both, f"{rotation} *fp32 *fp32 i32", shape, _rotating(dim, 8, BLOCK=64)
         ),
         _spec(
-            "combine", both, "*fp32 *fp32 *fp32 i32 i32 fp32", {"D": dim, "TINY": TINY},
+            "combine", both, "*fp32 *fp32 *fp32 *fp32 i32 i32 fp32", {"D": dim, "TINY": TINY},
             _tuned(8, ROWS=64, COLUMNS=32),
         ),
         _spec(

@@ -152,7 +152,7 @@ def _attention_problem(bank: Bank, spec: KernelSpec, device: torch.device) -> La
         k=_codes(qk, LIMITS[qk], device, heads, tokens, HEAD),
         ks=_scales(device, heads, tokens // K_BLOCK),
         vt=_codes(v, v_limit, device, heads, HEAD, tokens),
-        channels=_scales(device, heads, HEAD, 2),
+        vs=_scales(device, heads, HEAD),
         tokens=tokens,
     )
 

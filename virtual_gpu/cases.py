@@ -182,7 +182,7 @@ def _rope(bank: Bank, arch: Arch, tokens: Sequence[int], wanted: Wanted) -> Iter
 def _exact_heads(
     qkv: Tensor, norm_q: Tensor, norm_k: Tensor, cos: Tensor, sin: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns q and k after norm and rotation, q in units of log2, k and v without their means:
+    """Returns q and k after norm and rotation, q in units of log2, k without its mean, and v:
     [N, S, K] fp64 each.
     """
     q, k, v = (part.unflatten(1, (-1, HEAD)).transpose(0, 1) for part in qkv.double().chunk(3, 1))
@@ -195,8 +195,7 @@ def _exact_heads(
         return torch.stack(turned, dim=-1).flatten(-2)
 
     k = rotated(k, norm_k)
-    k, v = (side - side.mean(1, keepdim=True) for side in (k, v))
-    return rotated(q, norm_q) * LOGIT_SCALE, k, v
+    return rotated(q, norm_q) * LOGIT_SCALE, k - k.mean(1, keepdim=True), v
 
 
 def _roped(

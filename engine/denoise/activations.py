@@ -10,6 +10,8 @@ Source: docs/reference/performance.md B and E.
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from engine.config import TEXT_TOKENS
+from engine.denoise.block import common_step
 from engine.machine.allocator import (
     CachingAllocator,
     Card,
@@ -24,7 +26,7 @@ from kernels.rope import ROTATED_AT_ONCE
 VELOCITY_VALUES = 64  # that a token becomes
 PATCH_VALUES = 80  # of latents and mask, that a token is made of
 ROLE_VALUES = 112  # of a mask that says who is who, where a model takes them
-STATISTICS_TOKENS = 64  # of which RoPE keeps four numbers a channel
+STATISTICS_TOKENS = 64  # whose sums and peaks RoPE keeps
 GAP_STEP = 8 * 2**20  # the gap is told in multiples of it
 LAYERS_WALKED = 2  # a usual block and the last one: more change nothing
 
@@ -81,7 +83,7 @@ def walk_block(heap: Heap, width: Width, tokens: int, kept: int) -> None:
         heads: tuple[object, ...] = (qkv,)
     else:
         inverse = heap.take(8 * tokens)
-        give(heap.take(16 * dim * -(-tokens // STATISTICS_TOKENS)))
+        give(heap.take(8 * dim * -(-tokens // STATISTICS_TOKENS)))
         keys, count = round_up(tokens, KEY_PADDING), dim // HEAD
         q, q_scales = heap.take(dim * tokens), heap.take(4 * count * -(-tokens // Q_BLOCK))
         k, k_scales = heap.take(dim * keys), heap.take(4 * count * keys // K_BLOCK)
@@ -94,9 +96,12 @@ def walk_block(heap: Heap, width: Width, tokens: int, kept: int) -> None:
     x = rows(kept, dim)
     q = heap.take(2 * dim * kept)
     give(*x)
-    inverse = heap.take(4 * kept)
+    inverse, some = heap.take(4 * kept), 2 * dim * -(-kept // common_step(kept))
+    few, common = heap.take(some), heap.take(some)
+    give(few, heap.take(2 * some))
+    values = heap.take(2 * dim * TEXT_TOKENS)
     seen = heap.take(2 * dim * kept)
-    give(inverse, q)
+    give(inverse, common, values, q)
     x = rows(kept, dim)
     give(seen, *x)
 

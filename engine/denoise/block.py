@@ -8,7 +8,7 @@ on text and picture alone are made once a clip: `context_keys`.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, fields, replace
 from typing import TypeVar
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engine.models.dit import EPS, Rope
 from kernels.cross_attention import CrossKeys, cross_keys
-from kernels.fp8 import E4M3, FORMS, INT8R, RowForm, Rows, multiply
+from kernels.fp8 import E4M3, FORMS, INT8R, RowForm, Rows
 from kernels.ops import Ops
 
 # Linears with one input are one product: a field of the weights, and the names in a checkpoint of
@@ -34,6 +34,7 @@ LINEARS: Mapping[str, tuple[str, ...]] = {
 }
 
 
+COMMON_TOKENS = 64  # whose mean is what all have in common, as far as rows of 8 bits go
 # The form of all linears, as --weights calls it. Calibration may keep some in E4M3.
 WEIGHT_FORMS: Mapping[str, RowForm] = {"int8": INT8R, "fp8": E4M3}
 _FORM_OF: Mapping[torch.dtype, RowForm] = {form.dtype: form for form in FORMS}
@@ -137,18 +138,6 @@ class ContextKeys:
 
     text: CrossKeys
     vision: CrossKeys
-    # none or one; `dataclasses.replace` begins anew, as other keys have other centres
-    _biases: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
-
-    def bias(self, projection: Weight) -> Tensor:
-        """The bias [D] fp32 of the block's `cross_o` with what it makes of the values' centres,
-        which its rows lack. It is computed once a clip, for the projection that is given first: in
-        the first step, as the weights of a block may be elsewhere before it.
-        """
-        if not self._biases:
-            centre = self.text.centre.float() + self.vision.centre.float()
-            self._biases.append(projection.bias + multiply(projection.rows, centre))
-        return self._biases[0]
 
 
 def context_keys(
@@ -225,11 +214,11 @@ def run_block(
     rows = ops.modulate(x, w.norm3_shift, w.norm3_scale, w.cross_q.form)
     q = ops.gemm(rows, w.cross_q.rows, w.cross_q.bias)  # [S, D]
     del rows
-    seen = ops.cross_attention(q, ops.rms_inverse(q), context.text, context.vision)
+    seen, bias = _see(ops, q, context, w.cross_o)
     del q
     rows = ops.quantize(seen, w.cross_o.form)
     del seen
-    ops.gemm_residual(rows, w.cross_o.rows, context.bias(w.cross_o), torch.ones_like(gate1), x)
+    ops.gemm_residual(rows, w.cross_o.rows, bias, torch.ones_like(gate1), x)
     del rows
 
     rows = ops.modulate(x, shift2, scale2, w.up.form)
@@ -239,3 +228,32 @@ def run_block(
     del inner
     ops.gemm_residual(rows, w.down.rows, w.down.bias, gate2, x)
     return x
+
+
+def _see(ops: Ops, q: Tensor, context: ContextKeys, projection: Weight) -> tuple[Tensor, Tensor]:
+    """Attends to text and picture: [S, D] bf16 without what all tokens have in common, and the bias
+    [D] of the projection, which has what it makes of that.
+
+    Where attention is broad most of the result is the same in all tokens. Its rounding to 8 bits
+    would be one and the same error in every token, other for each text, which guidance multiplies
+    (docs/reference/rotation.md 4.2). What is left out is the mean over some tokens, as 8 bits hold
+    it: so the bias has it exactly, whatever it is. It leaves the values of the text, whose weights
+    add up to one.
+    """
+    inverse, step = ops.rms_inverse(q), common_step(len(q))
+    some = ops.cross_attention(
+        q[::step].contiguous(), inverse[::step].contiguous(), context.text, context.vision
+    )
+    common = ops.quantize(some.float().mean(dim=0, keepdim=True).bfloat16(), projection.form)
+    bias = torch.zeros(1, len(projection.bias), device=q.device)
+    one = torch.ones_like(projection.bias)
+    ops.gemm_residual(common, projection.rows, projection.bias, one, bias)
+    values = context.text.v.clone()
+    values -= common.restore()
+    text = replace(context.text, v=values)
+    return ops.cross_attention(q, inverse, text, context.vision), bias[0]
+
+
+def common_step(tokens: int) -> int:
+    """Returns how far apart the tokens lie whose mean `run_block` takes out."""
+    return max(1, tokens // COMMON_TOKENS)

@@ -154,4 +154,4 @@ def _of_block(held: dict[str, Tensor], n: int) -> Read:
 
 
 def _nbytes(keys: Sequence[CrossKeys]) -> int:
-    return sum(side.nbytes for one in keys for side in (one.k, one.v, one.bias, one.centre))
+    return sum(side.nbytes for one in keys for side in (one.k, one.v, one.bias))

@@ -109,8 +109,7 @@ class PlanKeys:
     """Lays out `ContextKeys` as plans take them: every row of text, and no padding of tiles.
 
     Blocks differ in the values of their keys, not in how many there are. One copy of the text's is
-    enough, as blocks run one after another; keys of the picture are used where they lie, and its
-    values are made anew with their centre.
+    enough, as blocks run one after another; those of the picture are used where they lie.
     """
 
     def __init__(self, first: ContextKeys) -> None:
@@ -134,13 +133,13 @@ class PlanKeys:
             "text_k": self._k[None],
             "text_v": self._v[None],
             "vision_k": vision.k[None, : self._vision],
-            "vision_v": vision.values[None, : self._vision],
+            "vision_v": vision.v[None, : self._vision],
         }
 
 
 def _spread(keys: CrossKeys, rows: Tensor, k: Tensor, v: Tensor) -> None:
     torch.index_select(keys.k, 0, rows, out=k)
-    torch.index_select(keys.values, 0, rows, out=v)
+    torch.index_select(keys.v, 0, rows, out=v)
 
 
 def count_keys(bias: Sequence[float]) -> int:

@@ -48,7 +48,7 @@ def _add_values(total, p, v, KEY_GROUP: tl.constexpr, SUM: tl.constexpr):
 
 @triton.jit
 def attention_kernel(
-    q_ptr, qs_ptr, k_ptr, ks_ptr, vt_ptr, channels_ptr, out_ptr, TOKENS, KEYS, WIDTH,
+    q_ptr, qs_ptr, k_ptr, ks_ptr, vt_ptr, vs_ptr, out_ptr, TOKENS, KEYS, WIDTH,
     HEAD: tl.constexpr, Q_BLOCK: tl.constexpr, K_BLOCK: tl.constexpr, KEY_GROUP: tl.constexpr,
     LOG2_P: tl.constexpr, REACH: tl.constexpr, SUM: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_KEYS: tl.constexpr, TILES: tl.constexpr,
@@ -107,9 +107,7 @@ def attention_kernel(
         vt_ptrs += BLOCK_KEYS * TILES
 
     total -= (KEYS - TOKENS).to(tl.float32) * tl.exp2(LOG2_P - base)  # padding has logit 0
-    # one load and one turn through shared memory for both: two would not leave enough registers
-    c = tl.program_id(1) * HEAD + d
-    vs, mean = tl.split(tl.load(channels_ptr + 2 * c[:, None] + tl.arange(0, 2)[None, :]))
-    out = out * (1.0 / total)[:, None] * vs[None, :] + mean[None, :]
-    out_ptrs = out_ptr + rows[:, None].to(tl.int64) * WIDTH + c[None, :]
+    vs = tl.load(vs_ptr + head * HEAD + d)
+    out = out * vs[None, :] / total[:, None]
+    out_ptrs = out_ptr + rows[:, None].to(tl.int64) * WIDTH + head * HEAD + d[None, :]
     tl.store(out_ptrs, out.to(tl.bfloat16), live)

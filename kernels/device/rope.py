@@ -58,15 +58,12 @@ def mixed(x, DIGITS: tl.constexpr):
 
 @triton.jit
 def statistics_kernel(
-    qkv_ptr, inverse_ptr, weight_ptr, cos_ptr, sin_ptr, found_ptr, TOKENS,
+    qkv_ptr, inverse_ptr, weight_ptr, cos_ptr, sin_ptr, sums_ptr, peaks_ptr, TOKENS,
     D: tl.constexpr, HEAD: tl.constexpr,
     BLOCK: tl.constexpr, HEADS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Writes, per channel of a block of tokens, the sums of k after RoPE and of v, the least and
-    the largest v: found [4, blocks, D].
-    """
+    """Writes the sum of the rotated k and the largest |v| of a block of tokens, per channel."""
     block = tl.program_id(0)
-    plane = tl.num_programs(0) * D
     t = block * BLOCK + tl.arange(0, BLOCK)
     live = t < TOKENS
     inverse = tl.load(inverse_ptr + TOKENS + t, mask=live, other=0.0)  # after those of q
@@ -78,38 +75,27 @@ def statistics_kernel(
         k = load_tile(qkv_ptr, t, D + c, live, D)
         k = placed(k, inverse, tl.load(weight_ptr + c), cos, sin)
         v = load_tile(qkv_ptr, t, 2 * D + c, live, D)
-        at = found_ptr + block * D + c
-        tl.store(at, tl.sum(k, axis=0))
-        tl.store(at + plane, tl.sum(v, axis=0))
-        tl.store(at + 2 * plane, tl.min(tl.where(live[:, None], v, float("inf")), axis=0))
-        tl.store(at + 3 * plane, tl.max(tl.where(live[:, None], v, float("-inf")), axis=0))
+        tl.store(sums_ptr + block * D + c, tl.sum(k, axis=0))
+        tl.store(peaks_ptr + block * D + c, tl.max(tl.abs(v), axis=0))
 
 
 @triton.jit
 def combine_kernel(
-    found_ptr, mean_ptr, channels_ptr, BLOCKS, TOKENS, v_limit,
+    sums_ptr, peaks_ptr, mean_ptr, vs_ptr, BLOCKS, TOKENS, v_limit,
     D: tl.constexpr, TINY: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Writes the mean of k [D], and scale and mean of v [D, 2], from what the blocks found."""
+    """Writes the mean of k and the scale of v, from what the blocks found."""
     c = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    plane = BLOCKS * D
-    keys = tl.zeros([ROWS, COLUMNS], tl.float32)
-    values = tl.zeros([ROWS, COLUMNS], tl.float32)
-    least = tl.full([ROWS, COLUMNS], float("inf"), tl.float32)
-    largest = tl.full([ROWS, COLUMNS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    peak = tl.full([ROWS, COLUMNS], TINY, tl.float32)
     for row in range(0, BLOCKS, ROWS):
         block = row + tl.arange(0, ROWS)[:, None]
         live = block < BLOCKS
-        at = found_ptr + block * D + c[None, :]
-        keys += tl.load(at, mask=live, other=0.0)
-        values += tl.load(at + plane, mask=live, other=0.0)
-        least = tl.minimum(least, tl.load(at + 2 * plane, mask=live, other=float("inf")))
-        largest = tl.maximum(largest, tl.load(at + 3 * plane, mask=live, other=float("-inf")))
-    mean = tl.sum(values, axis=0) / TOKENS
-    peak = tl.maximum(tl.max(largest, axis=0) - mean, mean - tl.min(least, axis=0))
-    tl.store(mean_ptr + c, tl.sum(keys, axis=0) / TOKENS)
-    tl.store(channels_ptr + 2 * c, tl.maximum(peak, TINY) / v_limit)
-    tl.store(channels_ptr + 2 * c + 1, mean)
+        total += tl.load(sums_ptr + block * D + c[None, :], mask=live, other=0.0)
+        found = tl.load(peaks_ptr + block * D + c[None, :], mask=live, other=0.0)
+        peak = tl.maximum(peak, found)
+    tl.store(mean_ptr + c, tl.sum(total, axis=0) / TOKENS)
+    tl.store(vs_ptr + c, tl.max(peak, axis=0) / v_limit)
 
 
 @triton.jit
@@ -170,7 +156,7 @@ def keys_kernel(
 
 @triton.jit
 def values_kernel(
-    qkv_ptr, channels_ptr, vt_ptr, TOKENS,
+    qkv_ptr, vs_ptr, vt_ptr, TOKENS,
     D: tl.constexpr, HEAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Writes a block of tokens of one head, transposed; loaded in `kernels.layout.KEY_ORDER`."""
@@ -180,10 +166,8 @@ def values_kernel(
     key = place // 16 * 16 + place // 2 % 2 * 8 + place // 4 % 4 * 2 + place % 2
     t = block * BLOCK + key
     c = head * HEAD + tl.arange(0, HEAD)
-    live = t < TOKENS
-    v = load_tile(qkv_ptr, t, 2 * D + c, live, D)
-    v = tl.where(live[:, None], v - tl.load(channels_ptr + 2 * c + 1)[None, :], 0.0)
-    codes = to_8bit(v * (1.0 / tl.load(channels_ptr + 2 * c))[None, :], vt_ptr.dtype.element_ty)
+    v = load_tile(qkv_ptr, t, 2 * D + c, t < TOKENS, D)
+    codes = to_8bit(v * (1.0 / tl.load(vs_ptr + c))[None, :], vt_ptr.dtype.element_ty)
     keys = tl.num_programs(0) * BLOCK
     at = c.to(tl.int64)[:, None] * keys + (block * BLOCK + place)[None, :]
     tl.store(vt_ptr + at, tl.trans(codes))

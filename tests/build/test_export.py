@@ -218,9 +218,9 @@ def test_the_hybrid_with_our_attention_is_the_native_block():
 def test_the_context_segment_makes_the_keys_of_the_native_block():
     tensors, want = with_keys(DEPLOY), keys(reference_ops())
     for name, made in (("text", want.text), ("vision", want.vision)):
-        for side, held in (("k", made.k), ("v", made.values)):
-            got = tensors[f"{name}_{side}"][0]
-            assert relative_error(got, held[: len(got)]) < 2e-2
+        for field in "kv":
+            got = tensors[f"{name}_{field}"][0]
+            assert relative_error(got, getattr(made, field)[: len(got)]) < 2e-2
 
 
 def moved(tensor):

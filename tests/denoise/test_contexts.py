@@ -66,7 +66,7 @@ def tensors_of(found):
         tensor
         for keys in found
         for side in (keys.text, keys.vision)
-        for tensor in (side.k, side.v, side.bias, side.centre)
+        for tensor in (side.k, side.v, side.bias)
     ]
 
 
@@ -80,7 +80,7 @@ def fresh(package, *told):
 def assert_same(package, denoiser, *told):
     got = [tensors_of(found) for found in denoiser.contexts(*told)]
     for one, want in zip(got, fresh(package, *told), strict=True):
-        assert len(one) == LAYERS * 8
+        assert len(one) == LAYERS * 6
         assert all(map(torch.equal, one, want))
 
 
@@ -145,7 +145,7 @@ def test_texts_are_kept_within_their_bytes_and_the_last_used_stay(weights, denoi
     denoiser.kept.keep(weights=False, texts=True)
     denoiser.contexts([text(1)], picture(1))
     one = kept_bytes(denoiser.kept)
-    assert one == LAYERS * (64 * (2 * 2 * TINY.dim + 4) + 2 * TINY.dim)
+    assert one == LAYERS * 64 * (2 * 2 * TINY.dim + 4)
     monkeypatch.setattr(contexts, "KEPT_TEXT_BYTES", 3 * one)
     for seed in (2, 3, 1, 4):  # 1 is used once more, so 2 is the oldest when 4 comes
         denoiser.contexts([text(seed)], picture(1))

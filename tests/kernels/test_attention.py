@@ -115,16 +115,12 @@ def test_quantised_operands_are_near_and_their_padding_is_zero(dtype, tokens):
     assert not unpermute_keys(qkv.vt)[:, :, tokens:].float().any()
 
 
-def test_quantisation_does_not_see_what_all_keys_or_all_values_have_in_common():
+def test_quantisation_does_not_see_what_all_keys_have_in_common():
     q, k, v = inputs(200)
-    plain = quantize_qkv(q, k, v, v_dtype=torch.int8)
-    far = 50 * torch.randn(2, 1, 1, HEAD)
-    moved = quantize_qkv(q, k + far[0], v + far[1], v_dtype=torch.int8)
-    for side in ("k", "vt"):
-        before, after = (getattr(one, side).int() for one in (plain, moved))
-        assert (before - after).abs().max() <= 1, side
-        assert (before != after).float().mean() < 0.01, side
-    torch.testing.assert_close(moved.v_mean, plain.v_mean + far[1, 0])
+    plain = quantize_qkv(q, k, v)
+    moved = quantize_qkv(q, k + 50 * torch.randn(1, 1, HEAD), v)
+    assert (plain.k.int() - moved.k.int()).abs().max() <= 1
+    assert (plain.k != moved.k).float().mean() < 0.01
 
 
 def test_mixing_keeps_products_and_is_its_own_inverse():
@@ -211,17 +207,12 @@ def test_tiles_far_below_the_maximum_neither_count_nor_overflow(spec, arch):
 
 @pytest.mark.parametrize(("spec", "arch"), EVERY_WAY_TO_SUM)
 def test_equal_keys_give_the_mean_of_the_values(spec, arch):
-    """These are the largest sums that FP16 meets: every weight and, without their mean, every
-    value at its limit, those of a tile with one sign.
-    """
+    """These are the largest sums that FP16 meets: every weight and every value at its limit."""
     q, k, v = inputs(256)
     k[:] = k[0]
-    mean, far = v[:1].clone(), v[1:2].abs() + 1
-    v[:128], v[128:] = mean + far, mean - far
-    qkv = quantized(spec, q, k, v)
-    assert (qkv.vt.float().abs() == formats(spec)[2]).float().mean() > 0.95
-    got, _ = run(spec, arch, qkv)
-    assert (got.float() - mean.flatten()).abs().max() < 2**-7 * (mean.abs() + far).max()
+    v[:] = v[0].abs()
+    got, _ = run(spec, arch, quantized(spec, q, k, v))
+    assert relative_error(got, v.flatten(1).expand(256, -1)) < 2**-8
 
 
 @pytest.mark.parametrize(("spec", "arch"), EVERY_WAY_TO_SUM)
@@ -293,8 +284,7 @@ def test_sums_in_fp16_cannot_overflow(spec, arch):
         ),
         ("ks", torch.zeros(1, 1), r"ks: expected torch.float32 \[1, 2\]"),
         ("vt", torch.zeros(1, HEAD, 128, dtype=torch.int8), "vt: expected torch.float8_e4m3fn"),
-        ("channels", torch.zeros(1, HEAD, 2).half(), "channels: expected torch.float32"),
-        ("channels", torch.zeros(1, HEAD), r"channels: expected torch.float32 \[1, 128, 2\]"),
+        ("vs", torch.zeros(1, HEAD, dtype=torch.float16), "vs: expected torch.float32"),
         ("tokens", 0, r"q: expected torch.int8 \[N, 0, 128\]"),
         ("tokens", 200, r"q: expected torch.int8 \[N, 200, 128\]"),
     ],

@@ -57,7 +57,7 @@ def by_kernel(spec, arch, qkv):
     """Returns the result for the first queries, as a grid of all would make it."""
     bank = InterpretedBank(arch)
     out = torch.empty(KEYS, HEAD, dtype=torch.bfloat16)
-    operands = (qkv.q, qkv.qs, qkv.k, qkv.ks, qkv.vt, qkv.channels, out)
+    operands = (qkv.q, qkv.qs, qkv.k, qkv.ks, qkv.vt, qkv.vs, out)
     grid = (QUERIES // bank.tuning(spec).blocks["BLOCK_Q"], 1)
     bank.launch(spec, grid, *operands, KEYS, KEYS, HEAD)
     assert out[QUERIES:].isnan().all()

@@ -53,7 +53,7 @@ def test_a_kernel_is_compiled_as_it_was_asked_for(arch):
     assert made.toolkit == elf.toolkit == COMBINE.tuning[arch].toolkit
     assert f"sm{elf.capability}" == arch.name
     assert elf.target == (arch.target if arch == SM120 else None)
-    assert elf.parameter_bytes == (8,) * 3 + (4,) * 3 + (8,) * 2
+    assert elf.parameter_bytes == (8,) * 4 + (4,) * 3 + (8,) * 2
     assert (elf.threads, elf.frame_bytes, made.scratch_bytes) == (256, 0, 0)
     assert made.shared_bytes <= 4096
     assert made.registers <= 128  # two blocks of 256 threads on a multiprocessor

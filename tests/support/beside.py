@@ -64,7 +64,7 @@ class Beside:
         elif isinstance(got, Rows):
             values, codes = [(got.s, want.s)], [(got.q, want.q)]
         else:
-            values = [(got.qs, want.qs), (got.ks, want.ks), (got.channels, want.channels)]
+            values = [(got.qs, want.qs), (got.ks, want.ks), (got.vs, want.vs)]
             codes = [(got.q, want.q), (got.k, want.k), (got.vt, want.vt)]
         found.error = max(found.error, *(relative_error(*pair) for pair in values))
         for pair in codes:

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import pictures
 from benchmarks.denoiser.forward import DRY_SIZES, drawn_scene, our_block, prepared
-from benchmarks.denoiser.launches import KEYS, KINDS, STEPS, candidates
+from benchmarks.denoiser.launches import KEYS, KINDS, OF_FEW, STEPS, candidates
 from benchmarks.denoiser.suite import (
     denoiser_figures,
     denoiser_pictures,
@@ -86,7 +86,7 @@ def test_each_step_is_measured_as_a_case_of_the_same_work(arch):
 
 def test_a_block_calls_each_operation_as_often_as_its_steps_are_counted():
     """Counts what `run_block` really calls, on tokens of a tiny model."""
-    called, counted = Counter(), Counter()
+    called, counted = Counter(), Counter(OF_FEW)
     with prepared(None, STATE / "nothing-is-said", dry=True) as place:
 
         def counting(name):

@@ -1,6 +1,6 @@
 """Compiles all kernels of the 14B model, proves their machine code, runs them, and writes a report.
 
-    python -m virtual_gpu [--state DIR] [--out docs/proof.md] [--broken 400] [--processes 2]
+    python -m virtual_gpu [--state DIR] [--out docs/proof.md] [--broken 1000] [--processes 2]
 
 Exits with 1 if a kernel is wrong, or if less than 98 % of broken kernels are found out.
 """
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--state", type=Path, default=Path(sys.prefix) / "scail-build")
     parser.add_argument("--out", type=Path, default=Path("docs/proof.md"))
-    parser.add_argument("--broken", type=int, default=400, help="how many kernels to break")
+    parser.add_argument("--broken", type=int, default=1000, help="how many kernels to break")
     parser.add_argument("--processes", type=int, default=min(4, os.cpu_count() or 1))
     args = parser.parse_args(argv)
     began = time.monotonic()

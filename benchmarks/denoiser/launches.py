@@ -38,7 +38,7 @@ CROSS, ROWS, ROPE = "cross attention", "norms and rows", "RMSNorm and RoPE"
 KINDS = (ATTENTION, PRODUCTS, FEED_FORWARD, CROSS, ROPE, ROWS)
 
 # Operations of a block on 64 tokens and less (docs/reference/rotation.md 4.2).
-OF_FEW = ("cross_attention", "quantize", "gemm_residual")
+OF_FEW = ("cross_attention", "cross_attention", "quantize", "gemm_residual")
 
 STEPS = (
     LaunchStep("modulate", ROWS, "modulate.{form}", 3, rows(D, 5)),

@@ -26,6 +26,7 @@ from kernels.rope import ROTATED_AT_ONCE
 VELOCITY_VALUES = 64  # that a token becomes
 PATCH_VALUES = 80  # of latents and mask, that a token is made of
 ROLE_VALUES = 112  # of a mask that says who is who, where a model takes them
+VISION_ROWS = 320  # of the picture's keys: 257 in whole tiles
 STATISTICS_TOKENS = 64  # whose sums and peaks RoPE keeps
 GAP_STEP = 8 * 2**20  # the gap is told in multiples of it
 LAYERS_WALKED = 2  # a usual block and the last one: more change nothing
@@ -97,11 +98,13 @@ def walk_block(heap: Heap, width: Width, tokens: int, kept: int) -> None:
     q = heap.take(2 * dim * kept)
     give(*x)
     inverse, some = heap.take(4 * kept), 2 * dim * -(-kept // common_step(kept))
-    few, common = heap.take(some), heap.take(some)
-    give(few, heap.take(2 * some))
-    values = heap.take(2 * dim * TEXT_TOKENS)
+    few, unseen = heap.take(some), heap.take(2 * dim * VISION_ROWS)
+    for _ in range(2):
+        seen = heap.take(some)
+        give(seen, heap.take(2 * some))
+    values = heap.take(2 * dim * TEXT_TOKENS), heap.take(2 * dim * VISION_ROWS)
     seen = heap.take(2 * dim * kept)
-    give(inverse, common, values, q)
+    give(inverse, few, unseen, *values, q)
     x = rows(kept, dim)
     give(seen, *x)
 

@@ -237,21 +237,26 @@ def _see(ops: Ops, q: Tensor, context: ContextKeys, projection: Weight) -> tuple
     Where attention is broad most of the result is the same in all tokens. Its rounding to 8 bits
     would be one and the same error in every token, other for each text, which guidance multiplies
     (docs/reference/rotation.md 4.2). What is left out is the mean over some tokens, as 8 bits hold
-    it: so the bias has it exactly, whatever it is. It leaves the values of the text, whose weights
-    add up to one.
+    it: so the bias has it exactly, whatever it is. Text and picture each lose their own part of it
+    from their values, as the weights of each add up to one.
     """
     inverse, step = ops.rms_inverse(q), common_step(len(q))
-    some = ops.cross_attention(
-        q[::step].contiguous(), inverse[::step].contiguous(), context.text, context.vision
+    text, vision = context.text, context.vision
+    some = q[::step].contiguous(), inverse[::step].contiguous()
+    unseen = replace(vision, v=torch.zeros_like(vision.v))
+    told, both = (
+        ops.cross_attention(*some, text, picture).float().mean(dim=0)
+        for picture in (unseen, vision)
     )
-    common = ops.quantize(some.float().mean(dim=0, keepdim=True).bfloat16(), projection.form)
+    common = ops.quantize(both[None].bfloat16(), projection.form)
     bias = torch.zeros(1, len(projection.bias), device=q.device)
     one = torch.ones_like(projection.bias)
     ops.gemm_residual(common, projection.rows, projection.bias, one, bias)
-    values = context.text.v.clone()
-    values -= common.restore()
-    text = replace(context.text, v=values)
-    return ops.cross_attention(q, inverse, text, context.vision), bias[0]
+    seen = common.restore()[0] - told
+    less = (
+        replace(keys, v=keys.v.clone().sub_(part)) for keys, part in ((text, told), (vision, seen))
+    )
+    return ops.cross_attention(q, inverse, *less), bias[0]
 
 
 def common_step(tokens: int) -> int:

@@ -80,13 +80,15 @@ def count_block(model, ffn, tokens, bits):
     ops, bf16 = ops_of(bits), {"dtype": torch.bfloat16}
     with Recorder() as live:
         weights = assemble(BlockWeights, lambda name: package.tensor(f"blocks.0.{name}"))
-        sides = meta(512, model.dim, **bf16), meta(512, model.dim, **bf16)
-        keys = CrossKeys(*sides, meta(512))
+        text, vision = (
+            CrossKeys(meta(n, model.dim, **bf16), meta(n, model.dim, **bf16), meta(n))
+            for n in (512, 320)
+        )
         rope = Rope(meta(tokens, 1, 64), meta(tokens, 1, 64))
         modulation, x = meta(6, model.dim), meta(tokens, model.dim)
         before = live.now
         live.events.clear()
-        run_block(ops, weights, ContextKeys(keys, keys), x, modulation, rope)
+        run_block(ops, weights, ContextKeys(text, vision), x, modulation, rope)
     return live.peak - before, [nbytes for sign, _, nbytes in live.events if sign > 0]
 
 

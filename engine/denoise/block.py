@@ -35,6 +35,7 @@ LINEARS: Mapping[str, tuple[str, ...]] = {
 
 
 COMMON_TOKENS = 64  # whose mean is what all have in common, as far as rows of 8 bits go
+
 # The form of all linears, as --weights calls it. Calibration may keep some in E4M3.
 WEIGHT_FORMS: Mapping[str, RowForm] = {"int8": INT8R, "fp8": E4M3}
 _FORM_OF: Mapping[torch.dtype, RowForm] = {form.dtype: form for form in FORMS}
@@ -111,13 +112,13 @@ def assemble(kind: type[Weights], read: Callable[[str], Tensor]) -> Weights:
     `engine.package.contents` has checked.
     """
 
-    def part(one: Field) -> Tensor | Weight:
-        if one.type is Tensor:
-            return read(one.name)
-        codes, scales, bias = (read(f"{one.name}.{end}") for end in ENDS)
+    def part(field: Field) -> Tensor | Weight:
+        if field.type is Tensor:
+            return read(field.name)
+        codes, scales, bias = (read(f"{field.name}.{end}") for end in ENDS)
         return Weight(Rows(codes, scales, _FORM_OF[codes.dtype].rotated), bias)
 
-    parts = {one.name: part(one) for one in fields(kind)}
+    parts = {field.name: part(field) for field in fields(kind)}
     return kind(**parts)  # pyright: ignore[reportArgumentType] - each of its field's type
 
 
@@ -126,9 +127,9 @@ def tensor_names(
 ) -> list[str]:
     """The names of the tensors that `assemble` reads."""
     names: list[str] = []
-    for one in fields(kind):
-        is_plain = one.type is Tensor
-        names += [one.name] if is_plain else [f"{one.name}.{end}" for end in ENDS]
+    for field in fields(kind):
+        is_plain = field.type is Tensor
+        names += [field.name] if is_plain else [f"{field.name}.{end}" for end in ENDS]
     return names
 
 
